@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NightLab: dual-level semantic segmentation of night driving images."""
