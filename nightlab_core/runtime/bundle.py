@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundle: a folder with three ONNX networks and bundle.yaml, all that the vehicle knows of the training.
+
+A bundle is data: it holds no pickle and runs no code when it is loaded, and every file is checked against its SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Annotated, Literal
+
+import numpy as np
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from nightlab_core.config import ConfigError, Settings, load_yaml, read_yaml
+from nightlab_core.labels import CLASS_SETS, IGNORE_ID, ClassSet
+from nightlab_core.runtime.engine import Engine, TensorSpec
+
+FORMAT = 1
+MANIFEST_NAME = "bundle.yaml"
+EngineKind = Literal["image", "hardness", "region"]
+ENGINE_KINDS: tuple[EngineKind, ...] = ("image", "hardness", "region")
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+Side = Annotated[int, Field(ge=1)]
+
+
+class BundleError(Exception):
+    """A bundle that cannot be used; the message names the file, what was received, what is expected and the remedy."""
+
+
+class EngineFile(Settings):
+    """One network of the bundle."""
+
+    file: str  #: name inside the folder
+    sha256: str = ""  #: hexadecimal; `write_manifest` fills it in
+    input_hw: tuple[Side, Side]  #: the size it was trained for: its area is what the runtime spends on a frame
+    multiple: Side  #: both sides of an input must be multiples of this
+
+    @field_validator("file")
+    @classmethod
+    def _stays_inside(cls, file: str) -> str:
+        parts = [*PurePosixPath(file).parts, *PureWindowsPath(file).parts]
+        absolute = PurePosixPath(file).is_absolute() or PureWindowsPath(file).anchor
+        if not file or absolute or ".." in parts:
+            raise ValueError("expected a file name inside the bundle's folder, not absolute and without '..'")
+        return file
+
+    @model_validator(mode="after")
+    def _sides_are_multiples(self) -> EngineFile:
+        if any(side % self.multiple for side in self.input_hw):
+            raise ValueError(f"input_hw {self.input_hw} is not a multiple of {self.multiple}")
+        return self
+
+
+class RegionFile(EngineFile):
+    """The region network, which takes several crops in one batch."""
+
+    max_batch: Annotated[int, Field(ge=1, le=10)]
+
+
+class EngineFiles(Settings):
+    """The three networks."""
+
+    image: EngineFile
+    hardness: EngineFile
+    region: RegionFile
+
+
+class Classes(Settings):
+    """What the ids 0..C-1 mean."""
+
+    names: tuple[str, ...]
+    colors_rgb: tuple[tuple[Byte, Byte, Byte], ...]
+    ignore_id: Literal[255] = 255
+
+    @model_validator(mode="after")
+    def _one_colour_a_name(self) -> Classes:
+        if not 1 <= len(self.names) <= IGNORE_ID or len(set(self.names)) != len(self.names):
+            raise ValueError(f"expected 1 to {IGNORE_ID} distinct names, received {list(self.names)}")
+        if len(self.names) != len(self.colors_rgb):
+            raise ValueError(f"{len(self.names)} names but {len(self.colors_rgb)} colours")
+        return self
+
+
+class Manifest(Settings):
+    """bundle.yaml. See the fields' comments; every key is required unless it has a default."""
+
+    format: Literal[1] = 1
+    name: str
+    created: str  #: ISO date
+    classes: Classes
+    hard_classes: tuple[str, ...]  #: names of the classes that the hardness network was taught to find
+    engines: EngineFiles
+    preprocessing: str  #: in words; it is inside the graphs
+    deform: Literal["deform_conv", "grid_sample"]  #: ONNX form of the deformable convolutions
+    weights: Literal["float16", "float32"]  #: how they are stored
+    trained_on: tuple[str, ...]
+    accuracy: dict[str, float]  #: measured figures by name
+    licence: str
+
+    @model_validator(mode="after")
+    def _hard_classes_exist(self) -> Manifest:
+        unknown = set(self.hard_classes) - set(self.classes.names)
+        if unknown:
+            raise ValueError(f"hard_classes {sorted(unknown)} are not among the classes' names")
+        return self
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files were checked."""
+
+    dir: Path
+    manifest: Manifest
+
+    @cached_property
+    def class_set(self) -> ClassSet:
+        """The known class set with these names and colours, or one that carries the bundle's name."""
+        names, colors = self.manifest.classes.names, self.manifest.classes.colors_rgb
+        known = (s for s in CLASS_SETS.values() if s.names == names and s.colors_rgb == colors)
+        return next(known, ClassSet(self.manifest.name, names, colors))
+
+    @property
+    def hard_class_ids(self) -> tuple[int, ...]:
+        """Ids of the hard classes, in the manifest's order."""
+        return tuple(self.class_set.id_of(name) for name in self.manifest.hard_classes)
+
+    def path(self, kind: EngineKind) -> Path:
+        """The ONNX file of one network."""
+        return self.dir / getattr(self.manifest.engines, kind).file
+
+
+def default_bundle() -> Path:
+    """The folder of the bundle that is shipped inside this package."""
+    return Path(str(resources.files("nightlab_core") / "bundles" / "nightlab-lite"))
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def load_bundle(directory: str | Path) -> Bundle:
+    """Read and check a bundle: every file there, every key known, every SHA-256 right. Raises BundleError."""
+    folder = Path(directory)
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise BundleError(f"{path}: no such file; expected a bundle's folder, as the export command writes it")
+    try:
+        version = read_yaml(path).get("format")
+        if version != FORMAT:
+            raise BundleError(
+                f"{path}: received format {version!r}, expected {FORMAT}; export the bundle again, or update nightlab"
+            )
+        manifest = load_yaml(path, Manifest)
+    except ConfigError as error:
+        raise BundleError(f"{error}\nCorrect {MANIFEST_NAME}, or export the bundle again") from error
+    for kind, engine in _engine_files(manifest).items():
+        file = folder / engine.file
+        if not file.is_file():
+            raise BundleError(f"{file}: no such file; the {kind} network of {path} is expected there: copy it again")
+        received = sha256_of(file)
+        if received != engine.sha256:
+            raise BundleError(
+                f"{file}: received SHA-256 {received}, expected {engine.sha256 or 'one in ' + MANIFEST_NAME}; "
+                "the file was changed or cut short: copy or export the bundle again"
+            )
+    return Bundle(folder, manifest)
+
+
+def write_manifest(directory: str | Path, manifest: Manifest) -> Manifest:
+    """Write bundle.yaml beside the ONNX files, with their SHA-256, and return it as written.
+
+    The file appears whole or not at all, so that a reader never sees half of one. Raises FileNotFoundError.
+    """
+    folder = Path(directory)
+    data = manifest.model_dump(mode="json")
+    for engine in data["engines"].values():
+        engine["sha256"] = sha256_of(folder / engine["file"])
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    temporary = folder / f".{MANIFEST_NAME}.{os.getpid()}"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(folder / MANIFEST_NAME)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return load_yaml(folder / MANIFEST_NAME, Manifest)
+
+
+def _engine_files(manifest: Manifest) -> dict[EngineKind, EngineFile]:
+    engines = manifest.engines
+    return {"image": engines.image, "hardness": engines.hardness, "region": engines.region}
+
+
+# Shapes: a number is fixed, None must be free, ANY may be either.
+ANY = -1
+_Contract = Mapping[str, tuple[type[np.generic], tuple[int | None, ...]]]
+_LABELS: _Contract = {"labels": (np.uint8, (ANY, ANY, ANY)), "confidence": (np.uint8, (ANY, ANY, ANY))}
+_FRAME: _Contract = {"frame": (np.uint8, (1, None, None, 3))}
+_BOXES: _Contract = {"boxes": (np.float32, (ANY, ANY, 4)), "scores": (np.float32, (ANY, ANY))}
+CONTRACT: Mapping[EngineKind, tuple[_Contract, _Contract]] = {
+    "image": (_FRAME, _LABELS),
+    "hardness": (_FRAME, _BOXES),
+    "region": ({"crops": (np.uint8, (None, ANY, ANY, 3))}, _LABELS),
+}
+
+
+def check_contract(kind: EngineKind, engine: Engine) -> None:
+    """Raise BundleError unless the engine's inputs and outputs have the contract's names, dtypes and shapes."""
+    for side, received, expected in zip(
+        ("input", "output"), (engine.inputs, engine.outputs), CONTRACT[kind], strict=True
+    ):
+        if set(received) != set(expected):
+            raise BundleError(_breach(kind, f"{side}s", sorted(received), sorted(expected)))
+        for name, (dtype, shape) in expected.items():
+            spec = received[name]
+            if spec.dtype != dtype or len(spec.shape) != len(shape) or not all(map(_fits, spec.shape, shape)):
+                wanted = TensorSpec(np.dtype(dtype), tuple(None if s == ANY else s for s in shape))
+                raise BundleError(_breach(kind, f"{side} {name!r}", spec, wanted))
+
+
+def _fits(size: int | None, wanted: int | None) -> bool:
+    return wanted == ANY or (size is None if wanted is None else size in (None, wanted))
+
+
+def _breach(kind: str, what: str, received: object, expected: object) -> str:
+    return (
+        f"the {kind} network's {what}: received {received}, expected {expected} ('?' is a size free at run time); "
+        "export the bundle again with the exporter of this version"
+    )

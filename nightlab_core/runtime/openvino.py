@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenVINO engine: the default on a CPU."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import openvino
+from openvino import opset8
+from openvino.frontend.onnx import ConversionExtension
+
+from nightlab_core.runtime.engine import TensorSpec, check_inputs
+
+CACHED_SHAPES = 4
+
+
+class OpenVinoEngine:
+    """An ONNX network on OpenVINO's CPU device.
+
+    It is compiled for each distinct input shape, because static shapes run faster than dynamic ones; the last few
+    compiled forms are kept. `precision` "auto" is the CPU's own choice (bfloat16 where it has it), "float32" is exact;
+    `threads` 0 is one a core.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self, onnx_path: str | Path, *, precision: Literal["auto", "float32"] = "auto", threads: int = 0
+    ) -> None:
+        self._path = Path(onnx_path)
+        self._model: openvino.Model | None = _core().read_model(self._path)
+        self.inputs: Mapping[str, TensorSpec] = {port.any_name: _spec(port) for port in self._model.inputs}
+        self.outputs: Mapping[str, TensorSpec] = {port.any_name: _spec(port) for port in self._model.outputs}
+        self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+        if precision == "float32":
+            self._options["INFERENCE_PRECISION_HINT"] = "f32"
+        self._requests: OrderedDict[tuple[tuple[int, ...], ...], openvino.InferRequest] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def prepare(self, **shapes: tuple[int, ...]) -> None:
+        """Compile for these input shapes, unless that was done."""
+        with self._lock:
+            self._request(shapes)
+
+    def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Engine`. The inputs are read where they lie; the outputs are copied out of OpenVINO's memory."""
+        arrays = check_inputs(self._path, self.inputs, arrays)
+        with self._lock:
+            request = self._request({name: array.shape for name, array in arrays.items()})
+            request.infer(arrays, share_inputs=True, share_outputs=True)
+            return {name: request.get_tensor(name).data.copy() for name in self.outputs}
+
+    def close(self) -> None:
+        """See `Engine`."""
+        with self._lock:
+            self._requests.clear()
+            self._model = None
+
+    def _request(self, shapes: dict[str, tuple[int, ...]]) -> openvino.InferRequest:
+        if self._model is None:
+            raise RuntimeError(f"{self._path}: the engine is closed")
+        key = tuple(shapes[name] for name in self.inputs)
+        if key not in self._requests:
+            model = self._model.clone()
+            model.reshape({name: list(shape) for name, shape in shapes.items()})
+            self._requests[key] = _core().compile_model(model, "CPU", self._options).create_infer_request()
+            if len(self._requests) > CACHED_SHAPES:
+                self._requests.popitem(last=False)
+        self._requests.move_to_end(key)
+        return self._requests[key]
+
+
+@lru_cache(maxsize=1)
+def _core() -> openvino.Core:
+    core = openvino.Core()
+    core.add_extension(ConversionExtension("DeformConv", _convert_deform_conv))
+    return core
+
+
+def _spec(port: Any) -> TensorSpec:
+    shape = tuple(None if size.is_dynamic else size.get_length() for size in port.partial_shape)
+    return TensorSpec(np.dtype(port.element_type.to_dtype()), shape)
+
+
+def _convert_deform_conv(node: Any) -> list[openvino.Output]:
+    """ONNX DeformConv (opset 19 on), for which OpenVINO has no rule, as opset8's DeformableConvolution.
+
+    Both take offsets as (y, x) pairs by kernel place. `bilinear_interpolation_pad` makes samples that fall between the
+    border and one pixel outside blend with zero, as ONNX and torchvision do.
+    """
+    data, weights, offsets, *optional = (node.get_input(i) for i in range(node.get_input_size()))
+    pads = node.get_attribute("pads", [0, 0, 0, 0])
+    result = opset8.deformable_convolution(
+        data,
+        offsets,
+        weights,
+        node.get_attribute("strides", [1, 1]),
+        pads[:2],
+        pads[2:],
+        node.get_attribute("dilations", [1, 1]),
+        mask=optional[1] if len(optional) > 1 else None,
+        group=node.get_attribute("group", 1),
+        deformable_group=node.get_attribute("offset_group", 1),
+        bilinear_interpolation_pad=True,
+    )
+    if optional:
+        result = opset8.add(result, opset8.reshape(optional[0], np.array([1, -1, 1, 1]), special_zero=False))
+    return [result.output(0)]

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A frame goes in, a mask comes out. Read `Pipeline.__call__` first: it is the whole method.
+
+    frame -+- image engine ------------------------------------ labels, confidence -+
+           |                                                                        +- merge - mask
+           +- hardness engine - suppress - crop, enlarge - region engine -----------+
+
+Both paths start with the frame and run at the same time: latency is the longer of the two, and the merge.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from nightlab_core.config import Settings
+from nightlab_core.labels import IGNORE_ID
+from nightlab_core.runtime import regions as rg
+from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, check_contract, load_bundle
+from nightlab_core.runtime.engine import Engine, engine_maker
+from nightlab_core.runtime.light import light_level
+
+log = logging.getLogger(__name__)
+
+MAX_REGIONS = 10
+STAGES = ("resize", "image", "hardness", "crop", "region", "merge", "total")
+_MERGES = {"replace": rg.paste_replace, "confident": rg.paste_confident}
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class PipelineSettings(Settings):
+    """What may change between two frames."""
+
+    mode: Annotated[
+        Literal["image_level", "dual_level"],
+        Field(description="image_level runs the image network alone, dual_level also refines the hard regions"),
+    ] = "dual_level"
+    merge: Annotated[
+        Literal["replace", "confident"],
+        Field(description="replace pastes whole regions, confident keeps the more confident of the two at every pixel"),
+    ] = "confident"
+    max_regions: Annotated[
+        int, Field(ge=0, le=MAX_REGIONS, description="at most so many regions of a frame are refined")
+    ] = MAX_REGIONS
+    score_threshold: Annotated[Fraction, Field(description="regions with a lower hardness score are not refined")] = 0.0
+    confidence_threshold: Annotated[
+        Fraction, Field(description="pixels whose class is less probable are published as 255, unlabelled")
+    ] = 0.0
+    nms_iou: Annotated[
+        Fraction, Field(description="of boxes that overlap by more than this IoU only the best is kept")
+    ] = 0.5
+    region_margin: Annotated[
+        Fraction, Field(description="context cropped round a box on each side, as a part of the box's own side")
+    ] = 0.15
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of one frame of H x W pixels."""
+
+    labels: np.ndarray  #: uint8 (H, W): class ids after the merge, 255 = unlabelled or below the confidence threshold
+    confidence: np.ndarray  #: uint8 (H, W): 255 x probability of the label, also where the threshold hid it
+    image_labels: np.ndarray  #: uint8 (H, W): what `labels` would be in image_level mode (there it is the same array)
+    image_confidence: np.ndarray  #: uint8 (H, W): what `confidence` would be in image_level mode
+    boxes_xyxy: np.ndarray  #: float32 (N, 4), N <= 10: hard regions in frame pixels, in descending score
+    scores: np.ndarray  #: float32 (N,): hardness, 0..1
+    refined: np.ndarray  #: bool (N,): whether the region engine read the box
+    stages_ms: dict[str, float]  #: milliseconds by name in STAGES, 0 for one that did not run. The paths overlap, so
+    #: that `total` is less than the sum. `image` includes bringing the labels to the frame's size, `hardness` the
+    #: suppression.
+    light_level: float  #: mean linear-light luminance of the frame, 0..1
+
+
+class Pipeline:
+    """The two levels on three engines. One frame at a time: call it from one thread."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        image: Engine,
+        hardness: Engine,
+        region: Engine,
+        settings: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
+    ) -> None:
+        """Take over three engines, which `close` closes. Raises BundleError if one breaks the contract."""
+        check_contract("image", image)
+        check_contract("hardness", hardness)
+        check_contract("region", region)
+        self.bundle = bundle
+        self.settings = settings  #: assign a new object to change settings; it is read once per frame
+        self.engine_name = image.name
+        self._image, self._hardness, self._region = image, hardness, region
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="nightlab-regions")
+
+    @classmethod
+    def open(
+        cls,
+        bundle_dir: str | Path,
+        *,
+        engine: Literal["auto", "openvino", "onnxruntime"] = "auto",
+        precision: Literal["auto", "float32"] = "auto",
+        threads: int = 0,
+        settings: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
+    ) -> Pipeline:
+        """Load a bundle on an inference library: "auto" is OpenVINO, or ONNX Runtime where that is not installed.
+
+        Raises BundleError, and ImportError that names what to install.
+        """
+        bundle = load_bundle(bundle_dir)
+        make = engine_maker(engine, precision=precision, threads=threads)
+        image, hardness, region = (make(bundle.path(kind)) for kind in ENGINE_KINDS)
+        log.info("bundle %s runs on %s", bundle.manifest.name, image.name)
+        return cls(bundle, image, hardness, region, settings)
+
+    def __call__(self, frame_bgr: np.ndarray) -> Result:
+        """Segment a frame, uint8 (H, W, 3) BGR. Raises ValueError for any other array."""
+        settings, frame_hw, stages_ms = self.settings, _checked_size_hw(frame_bgr), dict.fromkeys(STAGES, 0.0)
+        with _timed(stages_ms, "total"):
+            with _timed(stages_ms, "resize"):
+                image_hw, hardness_hw = self._network_sizes_hw(frame_hw)
+                image_input = rg.resize_image(frame_bgr, image_hw)[None]
+
+            finding = None
+            if settings.mode == "dual_level":
+                hardness_input = (
+                    image_input if hardness_hw == image_hw else rg.resize_image(frame_bgr, hardness_hw)[None]
+                )
+                finding = self._worker.submit(self._refine, frame_bgr, hardness_input, settings, stages_ms)
+
+            with _timed(stages_ms, "image"):
+                output = self._image(frame=image_input)
+                image_labels = rg.resize_labels(output["labels"][0], frame_hw)
+                image_confidence = rg.resize_image(output["confidence"][0], frame_hw)
+            light = light_level(frame_bgr)
+            found = finding.result() if finding else _NOTHING_FOUND  # an error on the worker is raised here
+
+            with _timed(stages_ms, "merge"):
+                labels, confidence = image_labels, image_confidence
+                if found.regions is not None:
+                    labels, confidence = _MERGES[settings.merge](labels, confidence, found.regions)
+                labels = _hide_unsure(labels, confidence, settings.confidence_threshold)
+                image_labels = _hide_unsure(image_labels, image_confidence, settings.confidence_threshold)
+        return Result(
+            labels=labels,
+            confidence=confidence,
+            image_labels=image_labels,
+            image_confidence=image_confidence,
+            boxes_xyxy=found.boxes_xyxy,
+            scores=found.scores,
+            refined=found.refined,
+            stages_ms=stages_ms,
+            light_level=light,
+        )
+
+    def _refine(
+        self, frame_bgr: np.ndarray, hardness_input: np.ndarray, settings: PipelineSettings, stages_ms: dict[str, float]
+    ) -> _Found:
+        """The lower path: find the hard regions, and read the best of them enlarged."""
+        height, width = frame_bgr.shape[:2]
+        region_file = self.bundle.manifest.engines.region
+        with _timed(stages_ms, "hardness"):
+            output = self._hardness(frame=hardness_input)
+            boxes = output["boxes"][0].clip(0, 1) * np.array([width, height, width, height], np.float32)
+            kept = rg.non_maximum_suppression(boxes, output["scores"][0], settings.nms_iou, MAX_REGIONS)
+            boxes, scores = boxes[kept], output["scores"][0][kept]
+
+        refined = scores >= settings.score_threshold
+        refined[min(settings.max_regions, region_file.max_batch) :] = False
+        if not refined.any():
+            return _Found(boxes, scores, refined, None)
+
+        with _timed(stages_ms, "crop"):
+            region_hw = region_file.input_hw
+            windows = rg.context_boxes(
+                boxes[refined], (height, width), settings.region_margin, region_hw[1] / region_hw[0]
+            )
+            crops = rg.crop_and_enlarge(frame_bgr, windows, region_hw)
+        with _timed(stages_ms, "region"):
+            output = self._region(crops=crops)
+        regions = rg.Regions(boxes[refined], scores[refined], windows, output["labels"], output["confidence"])
+        return _Found(boxes, scores, refined, regions)
+
+    def prepare(self, frame_hw: tuple[int, int]) -> float:
+        """Compile for frames of this size and run one, so that the first real frame takes no longer than the others.
+
+        Returns the seconds it took.
+        """
+        start = perf_counter()
+        region_file = self.bundle.manifest.engines.region
+        image_hw, hardness_hw = self._network_sizes_hw(frame_hw)
+        self._image.prepare(frame=(1, *image_hw, 3))
+        self._hardness.prepare(frame=(1, *hardness_hw, 3))
+        self._region.prepare(crops=(region_file.max_batch, *region_file.input_hw, 3))
+        self(np.zeros((*frame_hw, 3), np.uint8))
+        return perf_counter() - start
+
+    def close(self) -> None:
+        """Wait for the worker and free the engines. Closing twice is harmless."""
+        self._worker.shutdown()
+        for engine in (self._image, self._hardness, self._region):
+            engine.close()
+
+    def _network_sizes_hw(self, frame_hw: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        files = self.bundle.manifest.engines
+        image_hw = rg.network_size_hw(frame_hw, files.image.input_hw, files.image.multiple)
+        hardness_hw = rg.network_size_hw(frame_hw, files.hardness.input_hw, files.hardness.multiple)
+        return image_hw, hardness_hw
+
+
+@dataclass(frozen=True)
+class _Found:
+    boxes_xyxy: np.ndarray
+    scores: np.ndarray
+    refined: np.ndarray
+    regions: rg.Regions | None  #: of the refined boxes
+
+
+_NOTHING_FOUND = _Found(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, bool), None)
+
+
+def _checked_size_hw(frame: np.ndarray) -> tuple[int, int]:
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        received = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+        raise ValueError(f"frame: received {received}, expected uint8 (H, W, 3) in BGR order; convert it first")
+    if 0 in frame.shape:
+        raise ValueError(f"frame: received an empty picture {frame.shape}, expected at least one pixel")
+    return frame.shape[0], frame.shape[1]
+
+
+def _hide_unsure(labels: np.ndarray, confidence: np.ndarray, threshold: float) -> np.ndarray:
+    """Labels with 255 where confidence / 255 is below the threshold."""
+    lowest = math.ceil(round(threshold * 255, 6))
+    return np.where(confidence < lowest, np.uint8(IGNORE_ID), labels) if lowest else labels
+
+
+@contextmanager
+def _timed(stages_ms: dict[str, float], stage: str) -> Iterator[None]:
+    start = perf_counter()
+    yield
+    stages_ms[stage] = (perf_counter() - start) * 1e3
