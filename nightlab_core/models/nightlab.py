@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NightLab in torch: the two levels together, the readable reference for the engines and the pipeline.
+
+    frame -> image level ----------------------------> labels, confidence --+
+    frame -> hardness -> boxes -> crops -> region level -> labels, confidence + merge -> mask
+
+The three methods `image_level`, `hardness` and `region_level` are what `nightlab_core.export` writes to a bundle.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nightlab_core.config import Settings
+from nightlab_core.models.deform import DeformForm, set_deform_form
+from nightlab_core.models.detector import RegionDetector
+from nightlab_core.models.relam import ReLAM
+from nightlab_core.models.segmenter import Segmenter
+from nightlab_core.models.uper import Place
+from nightlab_core.runtime import regions
+
+
+class ReLAMSettings(Settings):
+    """See `ReLAM`."""
+
+    channels: int = Field(8, ge=1)
+    blocks: int = Field(2, ge=1)
+    reduction: int = Field(4, ge=1)
+
+
+class SegmenterSettings(Settings):
+    """See `Segmenter`."""
+
+    backbone: str = "tf_efficientnet_lite0"
+    channels: int = Field(64, ge=8)
+    strides: tuple[int, ...] = (8, 16, 32)
+    deformable: tuple[Place, ...] = ("fpn", "head")
+
+
+class DetectorSettings(Settings):
+    """See `RegionDetector`."""
+
+    backbone: str = "tf_efficientnet_lite0"
+    channels: int = Field(64, ge=8)
+    strides: tuple[int, ...] = (8, 16)
+    anchor_sizes: tuple[tuple[int, ...], ...] = ((16, 32), (64, 128))
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    reduction: int = Field(2, ge=1)
+    max_boxes: int = Field(100, ge=1, le=300)
+
+
+class Level(nn.Module):
+    """One level: light adaptation, then segmentation. Image (B, 3, H, W) RGB float in 0..1 -> logits (B, C, h, w)."""
+
+    def __init__(self, num_classes: int, segmenter: SegmenterSettings, relam: ReLAMSettings | None) -> None:
+        super().__init__()
+        self.relam: nn.Module = ReLAM(relam.channels, relam.blocks, relam.reduction) if relam else nn.Identity()
+        self.segmenter = Segmenter(
+            segmenter.backbone, num_classes, segmenter.channels, segmenter.strides, segmenter.deformable
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.segmenter(self.relam(image))
+
+
+def to_image(frames: Tensor) -> Tensor:
+    """Camera bytes (B, H, W, 3) uint8 BGR -> image (B, 3, H, W) RGB float32 in 0..1."""
+    return frames.permute(0, 3, 1, 2).float().flip(1) / 255
+
+
+def to_labels(logits: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Logits (B, C, h, w) -> labels and confidence, uint8 (B, H, W) each; confidence is 255 x the top probability."""
+    logits = F.interpolate(logits.float(), size=size_hw, mode="bilinear", align_corners=False)
+    top, labels = logits.max(1)
+    # The softmax at its maximum alone: 1 / sum(exp(z - max)).
+    confidence = 1 / (logits - top[:, None]).exp().sum(1)
+    return labels.to(torch.uint8), (confidence * 255 + 0.5).to(torch.uint8)
+
+
+class NightLab(nn.Module):
+    """Both levels and the detector (paper, figure 2).
+
+    Args:
+        image, region: the two levels; the region level is started from the image level's weights.
+        detector: proposes where the region level should look.
+        region_hw: (h, w) of the enlarged crops.
+    """
+
+    def __init__(self, image: Level, detector: RegionDetector, region: Level, region_hw: tuple[int, int]) -> None:
+        super().__init__()
+        self.image, self.detector, self.region, self.region_hw = image, detector, region, region_hw
+
+    def image_level(self, frame: Tensor) -> tuple[Tensor, Tensor]:
+        """frame (1, H, W, 3) uint8 BGR -> labels, confidence uint8 (1, H, W)."""
+        return to_labels(self.image(to_image(frame)), frame.shape[1:3])
+
+    def hardness(self, frame: Tensor) -> tuple[Tensor, Tensor]:
+        """frame (1, H, W, 3) uint8 BGR -> boxes (1, N, 4) xyxy in 0..1 and scores (1, N), best first."""
+        return self.detector(to_image(frame))
+
+    def region_level(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """crops (K, h, w, 3) uint8 BGR -> labels, confidence uint8 (K, h, w)."""
+        return to_labels(self.region(to_image(crops)), crops.shape[1:3])
+
+    @torch.inference_mode()
+    def predict(
+        self, frame_bgr: np.ndarray, *, max_regions: int = 10, nms_iou: float = 0.5, margin: float = 0.15
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Segment one frame, uint8 (H, W, 3) BGR, whose sides are the network's multiples: labels and confidence,
+        uint8 (H, W) each, the region level's confident pixels over the image level's."""
+        device = next(self.parameters()).device
+        frame = torch.from_numpy(frame_bgr)[None].to(device)
+        labels, confidence = (t[0].cpu().numpy() for t in self.image_level(frame))
+
+        boxes, scores = (t[0].cpu().numpy() for t in self.hardness(frame))
+        height, width = frame_bgr.shape[:2]
+        boxes = boxes * np.asarray([width, height, width, height], np.float32)
+        keep = regions.non_maximum_suppression(boxes, scores, nms_iou, max_regions)
+        if not len(keep):
+            return labels, confidence
+        windows = regions.context_boxes(boxes[keep], (height, width), margin, self.region_hw[1] / self.region_hw[0])
+        crops = torch.from_numpy(regions.crop_and_enlarge(frame_bgr, windows, self.region_hw)).to(device)
+        found = (t.cpu().numpy() for t in self.region_level(crops))
+        return regions.paste_confident(labels, confidence, regions.Regions(boxes[keep], scores[keep], windows, *found))
+
+    def set_deform_form(self, form: DeformForm) -> None:
+        """Put every deformable convolution into one of its two exact forms."""
+        set_deform_form(self, form)
+
+
+class NightLabSettings(Settings):
+    """Everything that decides the shape of a NightLab; a checkpoint carries it."""
+
+    num_classes: int = Field(19, ge=2, le=254)
+    segmenter: SegmenterSettings = SegmenterSettings()
+    relam: ReLAMSettings | None = ReLAMSettings()
+    detector: DetectorSettings = DetectorSettings()
+    region_hw: tuple[int, int] = (256, 256)
+
+    def build_level(self) -> Level:
+        """A level with fresh weights."""
+        return Level(self.num_classes, self.segmenter, self.relam)
+
+    def build_detector(self) -> RegionDetector:
+        """A detector with fresh weights."""
+        d = self.detector
+        return RegionDetector(
+            d.backbone, d.channels, d.strides, d.anchor_sizes, d.aspect_ratios, reduction=d.reduction,
+            max_boxes=d.max_boxes,
+        )  # fmt: skip
+
+    def build(self) -> NightLab:
+        """A NightLab with fresh weights."""
+        return NightLab(self.build_level(), self.build_detector(), self.build_level(), self.region_hw)

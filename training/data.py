@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Endless training samples: sample i is decided by the seed and i alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from nightlab_core.config import Settings
+from nightlab_core.data import datasets, night, transforms
+from nightlab_core.data.datasets import Sample
+from nightlab_core.runtime import regions
+
+
+class SourceSettings(Settings):
+    """One source of labelled images and how often it is drawn."""
+
+    kind: Literal["camvid", "train_ids", "rendered"]
+    folder: str = ""  #: under the data folder
+    split: str = ""  #: of CamVid
+    count: int = Field(0, ge=0)  #: rendered scenes
+    weight: float = Field(gt=0)
+    darken: float = Field(0.0, ge=0, le=1)  #: share of samples that are darkened
+
+
+def load_source(source: SourceSettings, root: Path) -> list[Sample]:
+    """All samples of a source, decoded, in memory: a few hundred frames, read many times."""
+    if source.kind == "camvid":
+        return list(datasets.camvid(root / source.folder, source.split))
+    if source.kind == "train_ids":
+        return list(datasets.train_id_folder(root / source.folder))
+    scenes = track(range(source.count), f"rendering {source.count} scenes")
+    frames = ((seed, night.render_scene(seed, size_hw=(480, 854))) for seed in scenes)
+    return [Sample(f.image_bgr, f.labels, f"rendered_{seed}") for seed, f in frames]
+
+
+class _Stream(Dataset[tuple[Tensor, ...]]):
+    def __init__(self, sources: Sequence[SourceSettings], root: Path, seed: int) -> None:
+        self.sources, self.seed = list(sources), seed
+        self.samples = [load_source(s, root) for s in sources]
+        weights = np.asarray([s.weight for s in sources])
+        self.shares = weights / weights.sum()
+
+    def draw(self, index: int) -> tuple[Sample, np.ndarray, np.random.Generator]:
+        """The sample of an index, its image darkened and distorted, and the generator for what follows."""
+        rng = np.random.default_rng((self.seed, index))
+        source = rng.choice(len(self.sources), p=self.shares)
+        sample = self.samples[source][rng.integers(len(self.samples[source]))]
+        image = sample.image_bgr
+        if rng.random() < self.sources[source].darken:
+            image = transforms.darken(image, rng)
+        return sample, transforms.photometric(image, rng), rng
+
+
+def to_tensors(image: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+    """(3, H, W) float32 RGB in 0..1 and (H, W) int64."""
+    rgb = np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))
+    return torch.from_numpy(rgb).float() / 255, torch.from_numpy(labels.astype(np.int64))
+
+
+class FrameStream(_Stream):
+    """Random crops of whole frames, seen at about the image network's working scale."""
+
+    def __init__(
+        self,
+        sources: Sequence[SourceSettings],
+        root: Path,
+        seed: int,
+        crop_hw: tuple[int, int],
+        input_hw: tuple[int, int],
+        scale: tuple[float, float],
+    ) -> None:
+        super().__init__(sources, root, seed)
+        self.crop_hw, self.area, self.scale = crop_hw, input_hw[0] * input_hw[1], scale
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        sample, image, rng = self.draw(index)
+        working = math.sqrt(self.area / (image.shape[0] * image.shape[1]))
+        scale = working * math.exp(rng.uniform(math.log(self.scale[0]), math.log(self.scale[1])))
+        return to_tensors(*transforms.scale_crop_flip(image, sample.labels, self.crop_hw, scale, rng))
+
+
+class RegionStream(_Stream):
+    """Enlarged windows round instances of the hard classes, cut as the pipeline cuts them."""
+
+    def __init__(
+        self,
+        sources: Sequence[SourceSettings],
+        root: Path,
+        seed: int,
+        region_hw: tuple[int, int],
+        hard_ids: Sequence[int],
+        elsewhere: float = 0.15,
+    ) -> None:
+        super().__init__(sources, root, seed)
+        self.region_hw, self.hard_ids, self.elsewhere = region_hw, hard_ids, elsewhere
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        sample, image, rng = self.draw(index)
+        height, width = sample.labels.shape
+        boxes = datasets.label_instances(sample.labels, self.hard_ids)
+        if len(boxes) and rng.random() >= self.elsewhere:
+            x0, y0, x1, y1 = boxes[rng.integers(len(boxes))]
+        else:
+            x0, y0 = rng.uniform(0, 0.7 * width), rng.uniform(0, 0.7 * height)
+            x1, y1 = x0 + rng.uniform(0.08, 0.3) * width, y0 + rng.uniform(0.08, 0.3) * height
+        # A detector's box is never exact: shift and stretch it.
+        jitter = rng.uniform(-0.15, 0.15, 4) * [x1 - x0, y1 - y0, x1 - x0, y1 - y0]
+        box = np.asarray([x0, y0, x1, y1], np.float32) + jitter.astype(np.float32)
+        aspect = self.region_hw[1] / self.region_hw[0]
+        margin = float(rng.uniform(0.05, 0.6))
+        left, top, right, bottom = regions.context_boxes(box[None], (height, width), margin, aspect)[0]
+        window, labels = transforms.resize_pair(
+            image[top:bottom, left:right], sample.labels[top:bottom, left:right], self.region_hw
+        )
+        if rng.random() < 0.5:
+            window, labels = window[:, ::-1], labels[:, ::-1]
+        return to_tensors(window, labels)
+
+
+class BoxStream(FrameStream):
+    """Crops of frames with the boxes of their hard-class instances, for the detector."""
+
+    def __init__(self, *args: object, hard_ids: Sequence[int], **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.hard_ids = hard_ids
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, labels = super().__getitem__(index)
+        boxes = datasets.label_instances(labels.numpy().astype(np.uint8), self.hard_ids, min_area=24)
+        return image, torch.from_numpy(boxes)
