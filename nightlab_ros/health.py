@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts, rate, frame age and percentiles of every stage: what /diagnostics says. No ROS, so that it is tested without.
+
+Times come in from outside: stamps and ``now_s`` in seconds of the node's clock, which may be simulated; stage times in
+milliseconds of the wall clock. One lock, as the subscription's thread counts while the worker's thread records.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+OK, WARN, ERROR = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Report:
+    """One diagnostic status: level (0 ok, 1 warning, 2 error), a sentence, and values in the order to show them."""
+
+    level: int
+    message: str
+    values: dict[str, str] = field(default_factory=dict)
+
+
+class Health:
+    """Statistics over the last ``window`` processed frames, and counts since the node was configured."""
+
+    def __init__(self, window: int = 100) -> None:
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(("received", "processed", "dropped", "lost", "failed"), 0)
+        self._published_s: deque[float] = deque(maxlen=window)
+        self._ages_ms: deque[float] = deque(maxlen=window)
+        self._stages: dict[str, deque[float]] = {}
+        self._window = window
+        self._light_level = math.nan
+        self._failure: tuple[float, str] = (-math.inf, "")
+        self._last_received_s = -math.inf
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to one of received, processed, dropped (a newer frame came), lost (in the transport), failed."""
+        with self._lock:
+            self._counts[name] += number
+
+    def received(self, now_s: float) -> None:
+        """A message reached the node."""
+        with self._lock:
+            self._counts["received"] += 1
+            self._last_received_s = now_s
+
+    def failed(self, now_s: float, reason: str) -> None:
+        """A frame gave no mask."""
+        with self._lock:
+            self._counts["failed"] += 1
+            self._failure = (now_s, reason)
+
+    def processed(self, now_s: float, stamp_s: float, stages_ms: Mapping[str, float], light_level: float) -> None:
+        """A mask was published at ``now_s`` for a frame stamped ``stamp_s``; ``light_level`` is 0..1."""
+        with self._lock:
+            self._counts["processed"] += 1
+            self._published_s.append(now_s)
+            self._ages_ms.append(1e3 * (now_s - stamp_s))
+            for stage, milliseconds in stages_ms.items():
+                self._stages.setdefault(stage, deque(maxlen=self._window)).append(milliseconds)
+            self._light_level = light_level
+
+    def counts(self) -> dict[str, int]:
+        """A copy of the counts."""
+        with self._lock:
+            return dict(self._counts)
+
+    def rate_hz(self, now_s: float, over_s: float = 5.0) -> float:
+        """Masks per second of the node's clock, over the last ``over_s`` seconds; 0 when there was none."""
+        with self._lock:
+            times = [t for t in self._published_s if now_s - over_s <= t <= now_s]
+        if len(times) < 2 or times[-1] <= times[0]:
+            return 0.0
+        # To the last frame only, unless the next one is overdue: then the rate falls as the silence lasts.
+        period_s = (times[-1] - times[0]) / (len(times) - 1)
+        end_s = times[-1] if now_s - times[-1] <= 2 * period_s else now_s
+        return (len(times) - 1) / (end_s - times[0])
+
+    def report(self, now_s: float, active: bool) -> Report:
+        """What to publish now. Silence and failures count when they are less than 2 s old, by the node's clock."""
+        values = {name: str(number) for name, number in self.counts().items()}
+        values["rate_hz"] = f"{self.rate_hz(now_s):.2f}"
+        with self._lock:
+            ages = list(self._ages_ms)
+            values["light_level"] = "" if math.isnan(self._light_level) else f"{self._light_level:.4f}"
+            values.update(_percentiles("frame_age", ages))
+            for stage, times in self._stages.items():
+                values.update(_percentiles(stage, times))
+            silence_s, (failure_s, reason) = now_s - self._last_received_s, self._failure
+        if not active:
+            return Report(OK, "inactive", values)
+        if 0.0 <= now_s - failure_s < 2.0:  # simulated time may jump back
+            return Report(ERROR, f"a frame failed: {reason}", values)
+        if silence_s >= 2.0:
+            since = f"for {silence_s:.1f} s" if math.isfinite(silence_s) else "yet"
+            return Report(WARN, f"no images {since}", values)
+        if ages and ages[-1] < 0:
+            return Report(WARN, "images are stamped in the future: check the camera's clock and use_sim_time", values)
+        return Report(OK, "running", values)
+
+
+def _percentiles(name: str, milliseconds: list[float] | deque[float]) -> dict[str, str]:
+    if not milliseconds:
+        return {}
+    marks = np.percentile(np.fromiter(milliseconds, float), (50, 95, 99))
+    return {f"{name}_ms_p{p}": f"{mark:.2f}" for p, mark in zip((50, 95, 99), marks, strict=True)}

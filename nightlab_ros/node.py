@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lifecycle node ``nightlab``: camera images in, semantic masks out.
+
+The callback only keeps the newest image; a worker thread converts it, runs the pipeline and publishes. Configure loads
+the bundle, activate starts, deactivate stops, cleanup frees; each says in the log why it failed.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.exceptions import ParameterException
+from rclpy.executors import ExternalShutdownException
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image
+
+from nightlab_core.runtime.bundle import default_bundle
+from nightlab_core.runtime.pipeline import Pipeline
+from nightlab_ros.health import Health
+from nightlab_ros.images import ImageError, compressed_to_bgr, converter_name, image_to_bgr
+from nightlab_ros.latest import LatestWorker
+from nightlab_ros.params import ParameterError, changed, declare, unknown_parameters
+from nightlab_ros.publishers import RELIABLE, Publishers, diagnostics
+
+BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+
+class NightLabNode(LifecycleNode):
+    """Subscribes to ``image`` or ``image/compressed``; publishes what publishers.py lists, and /diagnostics."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("nightlab", **kwargs)
+        self.settings = declare(self)
+        for sentence in unknown_parameters(self._parameter_overrides, self._parameters):
+            self.get_logger().warning(sentence)
+        self.add_on_set_parameters_callback(self._on_parameters)
+        self._health = Health()
+        self._pipeline: Pipeline | None = None
+        self._outputs: Publishers | None = None
+        self._worker: LatestWorker[tuple[Any, float]] | None = None
+        self._subscription: Any = None
+        self._diagnostics: Any = None
+        self._timer: Any = None
+        self._prepared_hw: tuple[int, int] | None = None
+
+    # Lifecycle. rclpy swallows what these raise, hence _attempt.
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the bundle and create every publisher."""
+        return self._attempt("configure", self._configure, undo=self._free)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Start to listen and to work."""
+        super().on_activate(state)
+        return self._attempt("activate", self._start, undo=partial(self._stop, state))
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop listening, and wait for the frame at hand."""
+        return self._attempt("deactivate", partial(self._stop, state))
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free engines and publishers."""
+        return self._attempt("cleanup", self._free)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop and free everything, from any state."""
+        return self._attempt("shutdown", self._free)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free everything, so that the node can be configured anew."""
+        return self._attempt("error processing", self._free)
+
+    def _attempt(
+        self, name: str, action: Callable[[], None], undo: Callable[[], None] | None = None
+    ) -> TransitionCallbackReturn:
+        try:
+            action()
+        except Exception as error:
+            self.get_logger().error(f"{name} failed: {type(error).__name__}: {error}")
+            if undo is not None:
+                undo()
+            return TransitionCallbackReturn.FAILURE
+        return TransitionCallbackReturn.SUCCESS
+
+    def _configure(self) -> None:
+        settings = self.settings
+        self._pipeline = pipeline = Pipeline.open(
+            settings.bundle or default_bundle(),
+            engine=settings.engine,
+            precision=settings.precision,
+            threads=settings.threads,
+            settings=settings.pipeline(),
+        )
+        converter = "cv2.imdecode" if settings.transport == "compressed" else converter_name()
+        manifest = pipeline.bundle.manifest
+        self.get_logger().info(f"bundle {manifest.name}, engine {pipeline.engine_name}, images by {converter}")
+        self._health = Health()
+        self._outputs = Publishers(self, pipeline.bundle.class_set)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE)
+        self._timer = self.create_timer(1.0, self._report)
+        if settings.image_size != (0, 0):
+            self._prepare(pipeline, settings.image_size[::-1])
+
+    def _start(self) -> None:
+        assert self._outputs is not None
+        self._outputs.start()
+        self._worker = LatestWorker("pipeline", self._process, self._process_failed)
+        compressed = self.settings.transport == "compressed"
+        self._subscription = self.create_subscription(
+            CompressedImage if compressed else Image,
+            "image/compressed" if compressed else "image",
+            self._on_image,
+            BEST_EFFORT,
+            event_callbacks=SubscriptionEventCallbacks(message_lost=self._on_lost),
+        )
+
+    def _stop(self, state: LifecycleState) -> None:
+        if self._subscription is not None:
+            self.destroy_subscription(self._subscription)
+            self._subscription = None
+        if self._worker is not None:
+            self._health.count("dropped", int(self._worker.stop()))
+            self._worker = None
+        if self._outputs is not None:
+            self._outputs.stop()
+        super().on_deactivate(state)
+
+    def _free(self) -> None:
+        self._stop(LifecycleState("", 0))
+        if self._timer is not None:
+            self.destroy_timer(self._timer)
+            self.destroy_publisher(self._diagnostics)
+            self._timer = self._diagnostics = None
+        if self._outputs is not None:
+            self._outputs.destroy()
+            self._outputs = None
+        if self._pipeline is not None:
+            self._pipeline.close()
+            self._pipeline = None
+        self._prepared_hw = None
+
+    def close(self) -> None:
+        """Stop and free everything, whatever the state; for the end of the process."""
+        self._free()
+
+    # The executor's thread.
+
+    def _on_image(self, msg: Any) -> None:
+        self._health.received(self._now_s())
+        if self._worker is not None and self._worker.submit((msg, time.perf_counter())):
+            self._health.count("dropped")
+
+    def _on_lost(self, event: Any) -> None:
+        self._health.count("lost", event.total_count_change)
+
+    def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        try:
+            values = {parameter.name: parameter.value for parameter in parameters}
+            self.settings = changed(self.settings, values, configured=self._pipeline is not None)
+        except ParameterError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        if self._pipeline is not None:
+            self._pipeline.settings = self.settings.pipeline()
+        return SetParametersResult(successful=True)
+
+    def _report(self) -> None:
+        assert self._pipeline is not None
+        report = self._health.report(self._now_s(), active=self._worker is not None)
+        report.values["mode"] = self.settings.mode
+        report.values["engine"] = self._pipeline.engine_name
+        report.values["bundle"] = self._pipeline.bundle.manifest.name
+        stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(diagnostics(report, self.get_fully_qualified_name(), stamp))
+
+    # The worker's thread.
+
+    def _process(self, item: tuple[Any, float]) -> None:
+        assert self._pipeline is not None and self._outputs is not None
+        msg, received = item
+        settings = self.settings
+        begun = time.perf_counter()
+        frame_bgr = compressed_to_bgr(msg) if isinstance(msg, CompressedImage) else image_to_bgr(msg)
+        converted = time.perf_counter()
+        if frame_bgr.shape[:2] != self._prepared_hw:
+            self._prepare(self._pipeline, frame_bgr.shape[:2])
+        result = self._pipeline(frame_bgr)
+        self._outputs.result(result, msg.header)
+        now_s = self._now_s()
+        stages_ms = {"wait": 1e3 * (begun - received), "convert": 1e3 * (converted - begun)}
+        stages_ms |= {stage: ms for stage, ms in result.stages_ms.items() if ms > 0.0}  # 0: it did not run
+        stages_ms["latency"] = 1e3 * (time.perf_counter() - received)
+        if settings.overlay:
+            self._outputs.overlay(frame_bgr, result.labels, settings.overlay_opacity, msg.header)
+        stamp_s = msg.header.stamp.sec + 1e-9 * msg.header.stamp.nanosec
+        self._health.processed(now_s, stamp_s, stages_ms, result.light_level)
+        self._outputs.stages(stages_ms)
+
+    def _process_failed(self, error: Exception) -> None:
+        if not self.context.ok():  # the process is ending, and nothing can be published any more
+            return
+        reason = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
+        self._health.failed(self._now_s(), reason)
+        self.get_logger().error(f"no mask for this image: {reason}", throttle_duration_sec=5.0)
+
+    def _prepare(self, pipeline: Pipeline, frame_hw: tuple[int, int]) -> None:
+        size = f"{frame_hw[1]}x{frame_hw[0]}"
+        self.get_logger().info(f"preparing the engines for images of {size}")
+        seconds = pipeline.prepare(frame_hw)
+        self._prepared_hw = frame_hw
+        self.get_logger().info(f"prepared for {size} in {seconds:.1f} s")
+
+    def _now_s(self) -> float:
+        return 1e-9 * self.get_clock().now().nanoseconds
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until it is told to stop; 0, or 1 if it could not start."""
+    rclpy.init(args=args)
+    node = None
+    try:
+        node = NightLabNode()
+        success = TransitionCallbackReturn.SUCCESS
+        if node.settings.autostart and not (node.trigger_configure() == success == node.trigger_activate()):
+            return 1
+        rclpy.spin(node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass  # the usual way to end a node
+    except (ParameterError, ParameterException) as error:
+        rclpy.logging.get_logger("nightlab").fatal(str(error))
+        return 1
+    finally:
+        if node is not None:
+            node.close()
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
