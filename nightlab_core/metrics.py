@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segmentation accuracy: confusion matrices, intersection over union, and whether a difference is more than chance.
+
+Sum the matrices of all frames and take the IoU once, as Cityscapes' evaluation does; the mean of IoUs by frame is
+another number.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nightlab_core.labels import IGNORE_ID
+
+
+def confusion_matrix(
+    labels: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_id: int = IGNORE_ID
+) -> np.ndarray:
+    """Count pixels by true class (row) and predicted class (column): int64 (C, C + 1).
+
+    The last column counts predictions of `ignore_id`: they are wrong wherever the truth is known. Pixels whose truth is
+    `ignore_id` are not counted. Takes two label maps of the same shape. Raises ValueError for different shapes, and for
+    ids that are neither below `num_classes` nor `ignore_id`.
+    """
+    if labels.shape != prediction.shape:
+        raise ValueError(f"labels are {labels.shape}, the prediction is {prediction.shape}: expected the same shape")
+    known = labels != ignore_id
+    truth, guess = labels[known].astype(np.int64), prediction[known].astype(np.int64)
+    for name, ids in (("labels", truth), ("prediction", guess)):
+        strangers = ids[((ids < 0) | (ids >= num_classes)) & (ids != ignore_id)]
+        if strangers.size:
+            raise ValueError(
+                f"{name}: received ids {np.unique(strangers).tolist()}, expected 0 to {num_classes - 1} or {ignore_id}; "
+                "map both to one class set"
+            )
+    guess[guess == ignore_id] = num_classes
+    columns = num_classes + 1
+    return np.bincount(truth * columns + guess, minlength=num_classes * columns).reshape(num_classes, columns)
+
+
+def iou(matrix: np.ndarray) -> np.ndarray:
+    """Intersection over union by class, float64 (..., C), of confusion matrices (..., C, C) or (..., C, C + 1).
+
+    NaN for a class without a single true pixel: there is nothing to find, so nothing to score.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    true = matrix.sum(axis=-1)
+    predicted = matrix.sum(axis=-2)[..., : matrix.shape[-2]]
+    hit = np.diagonal(matrix, axis1=-2, axis2=-1)
+    with np.errstate(invalid="ignore"):
+        return np.where(true > 0, hit / (true + predicted - hit), np.nan)
+
+
+def mean_iou(matrix: np.ndarray) -> float:
+    """Mean IoU over the classes that the truth holds; NaN if it holds none."""
+    return float(_mean_over_present(iou(matrix)))
+
+
+def paired_bootstrap(
+    matrices_a: np.ndarray, matrices_b: np.ndarray, samples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """How much better b is than a: (difference, low, high) of mean IoU, with the 95 % interval of the percentile
+    bootstrap (Efron, 1979).
+
+    Takes the matrices of N frames, (N, C, C) or (N, C, C + 1), by two methods on the same frames. Frames are drawn in
+    pairs, so that what makes a frame hard for both cancels out. The interval covers the choice of frames alone:
+    consecutive frames of one drive are alike, and make it too narrow. Raises ValueError if the truths differ or there
+    is no frame.
+    """
+    matrices_a, matrices_b = np.asarray(matrices_a, np.float64), np.asarray(matrices_b, np.float64)
+    if matrices_a.shape != matrices_b.shape or matrices_a.ndim != 3 or not len(matrices_a):
+        raise ValueError(f"received {matrices_a.shape} and {matrices_b.shape}, expected the same (N, C, C) with N > 0")
+    if not np.array_equal(matrices_a.sum(axis=2), matrices_b.sum(axis=2)):
+        raise ValueError("the two lists count different true pixels; expected the same frames in the same order")
+    count = len(matrices_a)
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples).astype(np.float64)
+
+    def resampled(matrices: np.ndarray) -> np.ndarray:
+        return _mean_over_present(iou(np.tensordot(draws, matrices, axes=1)))
+
+    low, high = np.nanpercentile(resampled(matrices_b) - resampled(matrices_a), [2.5, 97.5])
+    return mean_iou(matrices_b.sum(axis=0)) - mean_iou(matrices_a.sum(axis=0)), float(low), float(high)
+
+
+def _mean_over_present(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis without its NaNs."""
+    present = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(present, values, 0).sum(axis=-1) / present.sum(axis=-1)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field, ValidationError
+
+from nightlab_core.config import ConfigError, Settings, load_yaml, read_yaml, replace
+
+
+class Inner(Settings):
+    rate: float = 1.0
+    names: tuple[str, ...] = ()
+
+
+class Outer(Settings):
+    inner: Inner = Inner()
+    merge: Literal["replace", "confident"] = "confident"
+    count: Annotated[int, Field(ge=0, le=10)] = 10
+    many: dict[str, Inner] = Field(default_factory=dict)
+
+
+class Needed(Settings):
+    size: int
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "settings.yaml"
+
+
+def test_a_file_fills_the_settings(file: Path) -> None:
+    file.write_text("inner: {rate: 1e-4, names: [a, b]}\ncount: 3\nmany:\n  left: {rate: 2}\n")
+    settings = load_yaml(file, Outer)
+    assert settings == Outer(inner=Inner(rate=0.0001, names=("a", "b")), count=3, many={"left": Inner(rate=2.0)})
+    assert settings.merge == "confident"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mergee: replace", "key 'mergee': received an unknown key; did you mean 'merge'?"),
+        ("inner: {rat: 1}", "key 'inner.rat': received an unknown key; did you mean 'rate'?"),
+        ("inner: {zzz: 1}", "key 'inner.zzz': received an unknown key; expected one of: rate, names"),
+        ("many: {left: {rat: 1}}", "key 'many.left.rat': received an unknown key; did you mean 'rate'?"),
+        ("merge: max", "key 'merge': received 'max' (str); Input should be 'replace' or 'confident'"),
+        ("count: 11", "key 'count': received 11 (int); Input should be less than or equal to 10"),
+        ("count: '3'", "key 'count': received '3' (str); Input should be a valid integer"),
+        ("count: 3.0", "key 'count': received 3.0 (float); Input should be a valid integer"),
+        ("count: yes", "key 'count': received True (bool); Input should be a valid integer"),
+        ("inner: {rate: .nan}", "key 'inner.rate': received nan (float); Input should be a finite number"),
+        ("inner: {names: [a, 1]}", "key 'inner.names.1': received 1 (int); Input should be a valid string"),
+        ("- 1", "received [1] (list), expected a mapping"),
+        ("", "received None (NoneType), expected a mapping"),
+        ("a: [1", "not readable as YAML"),
+        ("count: 1\ncount: 2", "key 'count' is written twice"),
+        ("inner: {rate: 1, rate: 2}", "key 'rate' is written twice"),
+    ],
+)
+def test_what_does_not_fit_is_an_error_that_names_file_key_and_value(file: Path, text: str, message: str) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_yaml(file, Outer)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert message in str(caught.value)
+
+
+def test_every_error_of_a_file_is_told_at_once(file: Path) -> None:
+    file.write_text("count: x\nmerge: y\nwhat: z\n")
+    with pytest.raises(ConfigError) as caught:
+        load_yaml(file, Outer)
+    assert all(f"key '{key}'" in str(caught.value) for key in ("count", "merge", "what"))
+
+
+def test_a_missing_key_and_a_missing_file(file: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"settings\.yaml"):
+        load_yaml(file, Needed)
+    file.write_text("{}")
+    with pytest.raises(ConfigError, match="key 'size': received nothing; add this key"):
+        load_yaml(file, Needed)
+
+
+def test_yaml_builds_no_objects(file: Path) -> None:
+    file.write_text("size: !!python/object/apply:os.getpid []")
+    with pytest.raises(ConfigError, match="not readable as YAML"):
+        read_yaml(file)
+
+
+def test_settings_are_frozen_and_replaced_with_a_check() -> None:
+    settings = Outer()
+    with pytest.raises(ValidationError):
+        settings.count = 3  # type: ignore[misc]
+    changed = replace(settings, count=3)
+    assert (changed.count, settings.count) == (3, 10)
+    assert changed.inner is settings.inner
+    with pytest.raises(ValidationError, match="less than or equal to 10"):
+        replace(settings, count=11)
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        replace(settings, counts=1)
