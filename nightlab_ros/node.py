@@ -16,13 +16,17 @@ from typing import Any
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
+
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
+except ImportError:  # its name in ROS 2 Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
 
 from nightlab_core.runtime.bundle import default_bundle
 from nightlab_core.runtime.pipeline import Pipeline
@@ -116,13 +120,18 @@ class NightLabNode(LifecycleNode):
         self._outputs.start()
         self._worker = LatestWorker("pipeline", self._process, self._process_failed)
         compressed = self.settings.transport == "compressed"
-        self._subscription = self.create_subscription(
+        subscribe = partial(
+            self.create_subscription,
             CompressedImage if compressed else Image,
             "image/compressed" if compressed else "image",
             self._on_image,
             BEST_EFFORT,
-            event_callbacks=SubscriptionEventCallbacks(message_lost=self._on_lost),
         )
+        try:
+            self._subscription = subscribe(event_callbacks=SubscriptionEventCallbacks(message_lost=self._on_lost))
+        except UnsupportedEventTypeError:
+            self.get_logger().info("this middleware does not tell which images it lost: 'lost' stays 0")
+            self._subscription = subscribe()
 
     def _stop(self, state: LifecycleState) -> None:
         if self._subscription is not None:

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Installs the node as an ament_python package, by colcon or by pip. Training and tests stay in the repository."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = ElementTree.parse(ROOT / "package.xml").getroot()
+NAME = PACKAGE.findtext("name")
+# ROS's own packages come with ROS. colcon leaves these as they are, pip installs them.
+REQUIREMENTS = [line for line in (ROOT / "requirements/vehicle.txt").read_text().splitlines() if line[:1] not in "#"]
+
+setup(
+    name=NAME,
+    version=PACKAGE.findtext("version"),
+    description=PACKAGE.findtext("description"),
+    license=PACKAGE.findtext("license"),
+    python_requires=">=3.10",
+    packages=find_packages(include=["nightlab_core", "nightlab_core.*", NAME]),
+    package_data={
+        "nightlab_core": ["bundles/*/*.onnx", "bundles/*/*.yaml", "bundles/*/*.md"],
+        NAME: ["templates/*"],
+    },
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        (f"share/{NAME}/launch", ["launch/nightlab.launch.py"]),
+        (f"share/{NAME}/config", ["config/nightlab.yaml"]),
+    ],
+    install_requires=REQUIREMENTS,
+    extras_require={"test": ["pytest"]},
+    zip_safe=False,
+    entry_points={
+        "console_scripts": [
+            "nightlab_node = nightlab_ros.node:main",
+            "nightlab_demo = nightlab_ros.demo:main",
+            "nightlab_player = nightlab_ros.player:main",
+        ],
+    },
+)
