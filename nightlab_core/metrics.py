@@ -29,7 +29,8 @@ def confusion_matrix(
         strangers = ids[((ids < 0) | (ids >= num_classes)) & (ids != ignore_id)]
         if strangers.size:
             raise ValueError(
-                f"{name}: received ids {np.unique(strangers).tolist()}, expected 0 to {num_classes - 1} or {ignore_id}; "
+                f"{name}: received ids {np.unique(strangers).tolist()}, "
+                f"expected 0 to {num_classes - 1} or {ignore_id}; "
                 "map both to one class set"
             )
     guess[guess == ignore_id] = num_classes
