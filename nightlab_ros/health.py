@@ -64,9 +64,14 @@ class Health:
             self._counts["processed"] += 1
             self._published_s.append(now_s)
             self._ages_ms.append(1e3 * (now_s - stamp_s))
+            self._light_level = light_level
+        self.stages(stages_ms)
+
+    def stages(self, stages_ms: Mapping[str, float]) -> None:
+        """Milliseconds of what was done for a frame."""
+        with self._lock:
             for stage, milliseconds in stages_ms.items():
                 self._stages.setdefault(stage, deque(maxlen=self._window)).append(milliseconds)
-            self._light_level = light_level
 
     def counts(self) -> dict[str, int]:
         """A copy of the counts."""

@@ -109,7 +109,7 @@ class NightLabNode(LifecycleNode):
         manifest = pipeline.bundle.manifest
         self.get_logger().info(f"bundle {manifest.name}, engine {pipeline.engine_name}, images by {converter}")
         self._health = Health()
-        self._outputs = Publishers(self, pipeline.bundle.class_set)
+        self._outputs = Publishers(self, pipeline.bundle.class_set, self._health.stages)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE)
         self._timer = self.create_timer(1.0, self._report)
         if settings.image_size != (0, 0):

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -23,8 +24,8 @@ from nightlab_ros.latest import LatestWorker
 
 #: The node's own stages beside the pipeline's; each has a topic ``~/debug/<stage>_ms``.
 #: wait: from the callback until the worker took the image; convert: message to array; latency: from the callback until
-#: mask and confidence were published.
-STAGES = ("wait", "convert", *PIPELINE_STAGES, "latency")
+#: mask and confidence were published; overlay: drawn on its own thread, after the mask.
+STAGES = ("wait", "convert", *PIPELINE_STAGES, "latency", "overlay")
 
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -33,8 +34,9 @@ LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability
 class Publishers:
     """Lifecycle publishers: silent until the node is active."""
 
-    def __init__(self, node: LifecycleNode, classes: ClassSet) -> None:
-        self._node, self._classes = node, classes
+    def __init__(self, node: LifecycleNode, classes: ClassSet, painted: Callable[[dict[str, float]], None]) -> None:
+        """``painted`` gets the milliseconds that an overlay took, as ``stages`` does."""
+        self._node, self._classes, self._painted = node, classes, painted
         self._all: list[Any] = []
         self._mask = self._create(Image, "~/mask")
         self._confidence = self._create(Image, "~/confidence")
@@ -98,7 +100,11 @@ class Publishers:
 
     def _paint(self, item: tuple[np.ndarray, np.ndarray, float, Any]) -> None:
         frame_bgr, labels, opacity, header = item
+        start = time.perf_counter()
         self._overlay.publish(image_message(overlay(frame_bgr, labels, self._classes, opacity), "bgr8", header))
+        stages_ms = {"overlay": 1e3 * (time.perf_counter() - start)}
+        self._painted(stages_ms)
+        self.stages(stages_ms)
 
     def _paint_failed(self, error: Exception) -> None:
         if self._node.context.ok():

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts, rate, age and percentiles, by a clock that the test moves."""
+
+from __future__ import annotations
+
+import pytest
+
+from nightlab_ros.health import ERROR, OK, WARN, Health
+
+
+def run(health: Health, times_s: list[float], age_s: float = 0.05, **stages_ms: float) -> None:
+    for now_s in times_s:
+        health.received(now_s)
+        health.processed(now_s, now_s - age_s, stages_ms, light_level=0.25)
+
+
+def test_percentiles_are_those_of_the_window() -> None:
+    health = Health(window=100)
+    for milliseconds in [1e6, *range(1, 101)]:  # the first falls out of the window
+        health.processed(0.0, 0.0, {"image": float(milliseconds)}, 0.5)
+    values = health.report(0.0, active=True).values
+    assert (values["image_ms_p50"], values["image_ms_p95"], values["image_ms_p99"]) == ("50.50", "95.05", "99.01")
+    assert values["processed"] == "101" and values["light_level"] == "0.5000"
+
+
+def test_a_stage_that_seldom_runs_keeps_its_own_percentiles() -> None:
+    health = Health()
+    run(health, [0.0, 0.1], image=10.0)
+    run(health, [0.2], image=10.0, region=30.0)
+    assert health.report(0.2, active=True).values["region_ms_p50"] == "30.00"
+
+
+def test_frame_age_is_in_milliseconds_of_the_clock() -> None:
+    health = Health()
+    run(health, [1e9, 1e9 + 1], age_s=0.125)
+    assert health.report(1e9 + 1, active=True).values["frame_age_ms_p50"] == "125.00"
+
+
+@pytest.mark.parametrize(("period_s", "rate"), [(0.1, 10.0), (0.5, 2.0), (2.0, 0.5)])
+def test_rate(period_s: float, rate: float) -> None:
+    health = Health()
+    run(health, [100 + i * period_s for i in range(8)])
+    assert health.rate_hz(100 + 7 * period_s) == pytest.approx(rate)
+
+
+def test_rate_falls_when_the_camera_stops() -> None:
+    health = Health()
+    run(health, [i * 0.1 for i in range(11)])
+    assert health.rate_hz(1.05) == pytest.approx(10.0)
+    assert health.rate_hz(4.0) == pytest.approx(10 / 4.0)
+    assert health.rate_hz(60.0) == 0.0
+
+
+def test_rate_after_simulated_time_jumped_back() -> None:
+    health = Health()
+    run(health, [50.0, 50.1, 50.2])
+    run(health, [1.0, 1.1])
+    assert health.rate_hz(1.1) == pytest.approx(10.0)
+
+
+def test_counts() -> None:
+    health = Health()
+    run(health, [0.0])
+    health.received(0.1)
+    health.count("dropped")
+    health.count("lost", 3)
+    assert health.counts() == {"received": 2, "processed": 1, "dropped": 1, "lost": 3, "failed": 0}
+    with pytest.raises(KeyError):
+        health.count("droped")
+
+
+def test_levels() -> None:
+    health = Health()
+    assert (health.report(0.0, active=False).level, health.report(0.0, active=False).message) == (OK, "inactive")
+    assert (health.report(9.0, active=True).level, health.report(9.0, active=True).message) == (WARN, "no images yet")
+    run(health, [10.0])
+    assert health.report(10.5, active=True).message == "running"
+    assert health.report(13.0, active=True).message == "no images for 3.0 s"
+    health.received(13.5)
+    health.failed(13.5, "71 bytes")
+    report = health.report(14.0, active=True)
+    assert (report.level, report.message, report.values["failed"]) == (ERROR, "a frame failed: 71 bytes", "1")
+    run(health, [16.0])
+    assert health.report(16.0, active=True).level == OK
+
+
+def test_images_from_the_future_are_told() -> None:
+    health = Health()
+    run(health, [10.0], age_s=-3.0)
+    report = health.report(10.0, active=True)
+    assert report.level == WARN and "use_sim_time" in report.message
+    assert report.values["frame_age_ms_p50"] == "-3000.00"
+
+
+def test_a_failure_does_not_last_when_simulated_time_jumps_back() -> None:
+    health = Health()
+    health.failed(100.0, "cut short")
+    run(health, [1.0])
+    assert health.report(1.0, active=True).level == OK

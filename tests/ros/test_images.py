@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every encoding against pixels worked out by hand, and messages that must be refused. Needs no ROS."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from nightlab_ros import images
+from nightlab_ros.images import ENCODINGS, ImageError, compressed_to_bgr, fill_image, image_to_bgr
+
+BLUE, GREEN, RED, ALPHA = 10, 120, 250, 77
+BGR = [BLUE, GREEN, RED]
+HEIGHT, WIDTH = 4, 6
+
+
+def message(encoding: str, rows: np.ndarray, padding: int = 0, is_bigendian: int = 0, **changes: Any) -> Any:
+    """An image message from uint8 rows (H, bytes), each followed by padding bytes of 0xEE."""
+    rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=0xEE)
+    fields = {"height": len(rows), "width": WIDTH, "encoding": encoding, "is_bigendian": is_bigendian}
+    fields |= {"step": rows.shape[1], "data": array("B", rows.tobytes())}
+    return SimpleNamespace(**{**fields, **changes})
+
+
+def of_pixels(*pixel: int) -> np.ndarray:
+    return np.tile(np.array(pixel, np.uint8), (HEIGHT, WIDTH))
+
+
+def mosaic(pattern: str) -> np.ndarray:
+    """A uniform colour as a colour filter sees it, uint8 (H, W); the pattern names the sites row by row."""
+    values = {"r": RED, "g": GREEN, "b": BLUE}
+    cell = np.array([values[site] for site in pattern], np.uint8).reshape(2, 2)
+    return np.tile(cell, (HEIGHT // 2, WIDTH // 2))
+
+
+def bytes_of_16_bits(values: np.ndarray, big: bool) -> np.ndarray:
+    """8-bit values spread over 16 bits (255 becomes 65535), as rows of bytes."""
+    return (values.astype(np.uint16) * 257).astype(">u2" if big else "<u2").view(np.uint8)
+
+
+EXACT = {
+    "bgr8": (of_pixels(BLUE, GREEN, RED), BGR),
+    "rgb8": (of_pixels(RED, GREEN, BLUE), BGR),
+    "bgra8": (of_pixels(BLUE, GREEN, RED, ALPHA), BGR),
+    "rgba8": (of_pixels(RED, GREEN, BLUE, ALPHA), BGR),
+    "mono8": (of_pixels(GREEN), [GREEN] * 3),
+    "mono16": (bytes_of_16_bits(of_pixels(GREEN), big=False), [GREEN] * 3),
+    **{f"bayer_{p}8": (mosaic(p), BGR) for p in ("rggb", "bggr", "gbrg", "grbg")},
+    **{f"bayer_{p}16": (bytes_of_16_bits(mosaic(p), big=False), BGR) for p in ("rggb", "bggr", "gbrg", "grbg")},
+}
+# Pure red in BT.601's studio range, as cameras send it: Y 81, U 90, V 240.
+RED_YUV = {
+    "yuv422": of_pixels(90, 81, 240, 81)[:, : WIDTH * 2],
+    "uyvy": of_pixels(90, 81, 240, 81)[:, : WIDTH * 2],
+    "yuv422_yuy2": of_pixels(81, 90, 81, 240)[:, : WIDTH * 2],
+    "yuyv": of_pixels(81, 90, 81, 240)[:, : WIDTH * 2],
+}
+
+
+@pytest.mark.parametrize("padding", [0, 10])
+@pytest.mark.parametrize("encoding", EXACT)
+def test_encodings(encoding: str, padding: int) -> None:
+    rows, expected = EXACT[encoding]
+    bgr = image_to_bgr(message(encoding, rows, padding))
+    assert bgr.dtype == np.uint8 and bgr.shape == (HEIGHT, WIDTH, 3)
+    assert (bgr == expected).all()
+
+
+@pytest.mark.parametrize("padding", [0, 10])
+@pytest.mark.parametrize("encoding", RED_YUV)
+def test_yuv_encodings(encoding: str, padding: int) -> None:
+    bgr = image_to_bgr(message(encoding, RED_YUV[encoding], padding))
+    assert bgr.shape == (HEIGHT, WIDTH, 3)
+    assert np.abs(bgr.astype(int) - [0, 0, 255]).max() <= 2
+
+
+def test_every_encoding_is_tested() -> None:
+    assert {*EXACT, *RED_YUV} == set(ENCODINGS)
+
+
+@pytest.mark.parametrize("encoding", ["mono16", "bayer_rggb16", "bayer_grbg16"])
+def test_bigendian_16_bits(encoding: str) -> None:
+    values = of_pixels(GREEN) if encoding == "mono16" else mosaic(encoding[6:10])
+    bgr = image_to_bgr(message(encoding, bytes_of_16_bits(values, big=True), padding=4, is_bigendian=1))
+    assert (bgr == ([GREEN] * 3 if encoding == "mono16" else BGR)).all()
+
+
+def test_16_bits_are_scaled_linearly_and_rounded() -> None:
+    values = np.array([[0, 128, 129, 32768, 65406, 65535]], "<u2")  # 257 steps of 16 bits are one of 8 bits
+    bgr = image_to_bgr(message("mono16", values.view(np.uint8)))
+    assert bgr[0, :, 0].tolist() == [0, 0, 1, 128, 254, 255]
+
+
+def test_rows_and_columns_are_in_place() -> None:
+    rows = np.arange(HEIGHT * WIDTH * 3, dtype=np.uint8).reshape(HEIGHT, WIDTH * 3)
+    expected = rows.reshape(HEIGHT, WIDTH, 3)
+    assert np.array_equal(image_to_bgr(message("bgr8", rows, padding=5)), expected)
+    assert np.array_equal(image_to_bgr(message("rgb8", rows, padding=5)), expected[..., ::-1])
+
+
+@pytest.mark.parametrize("padding", [0, 7])
+def test_bgr8_shares_the_message_s_memory(padding: int) -> None:
+    msg = message("bgr8", of_pixels(*BGR), padding)
+    bgr = image_to_bgr(msg)
+    msg.data[1] = 33
+    assert bgr[0, 0, 1] == 33
+    assert cv2.resize(bgr, (3, 2)).shape == (2, 3, 3)  # OpenCV takes the padded view as it is
+
+
+@pytest.mark.parametrize(
+    ("changes", "received", "expected"),
+    [
+        ({"encoding": "32FC1"}, "'32FC1'", "bgr8"),
+        ({"encoding": ""}, "''", "bgr8"),
+        ({"height": 0}, "6x0", "at least 1x1"),
+        ({"width": 0}, "0x4", "at least 1x1"),
+        ({"step": 17}, "step 17", "at least 18"),
+        ({"data": array("B", bytes(71))}, "71 bytes", "72"),
+        ({"data": array("B", bytes(73))}, "73 bytes", "72"),
+        ({"data": array("B")}, "0 bytes", "72"),
+    ],
+)
+def test_bad_images_are_refused(changes: dict[str, Any], received: str, expected: str) -> None:
+    with pytest.raises(ImageError) as error:
+        image_to_bgr(message(**{"encoding": "bgr8", "rows": of_pixels(*BGR), **changes}))
+    assert received in str(error.value) and expected in str(error.value)
+
+
+def test_yuv_of_an_odd_width_is_refused() -> None:
+    with pytest.raises(ImageError, match="width 5; expected an even width"):
+        image_to_bgr(message("yuv422", np.zeros((4, 10), np.uint8), width=5))
+
+
+def picture() -> np.ndarray:
+    """A smooth picture, uint8 (48, 64, 3), which JPEG keeps within a few grey levels."""
+    y, x = np.mgrid[0:48, 0:64]
+    return np.stack([x * 3, y * 4, 255 - x * 3], axis=-1).astype(np.uint8)
+
+
+def compressed(extension: str, pixels: np.ndarray) -> Any:
+    data = cv2.imencode(extension, pixels)[1].tobytes()
+    return SimpleNamespace(format=f"bgr8; {extension[1:]} compressed bgr8", data=array("B", data))
+
+
+def test_png_is_exact() -> None:
+    assert np.array_equal(compressed_to_bgr(compressed(".png", picture())), picture())
+
+
+def test_grey_png_becomes_bgr() -> None:
+    grey = np.ascontiguousarray(picture()[..., 0])
+    assert np.array_equal(compressed_to_bgr(compressed(".png", grey)), np.repeat(grey[..., None], 3, axis=-1))
+
+
+def test_jpeg_is_close() -> None:
+    decoded = compressed_to_bgr(compressed(".jpg", picture()))
+    assert decoded.shape == (48, 64, 3)
+    assert np.abs(decoded.astype(int) - picture()).mean() < 3
+
+
+def test_jpeg_with_zeros_behind_it_is_read() -> None:
+    msg = compressed(".jpg", picture())
+    msg.data.extend(bytes(500))
+    assert compressed_to_bgr(msg).shape == (48, 64, 3)
+
+
+def test_jpeg_is_not_turned_by_its_exif() -> None:
+    exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # orientation 6: on its side
+    data = cv2.imencode(".jpg", picture())[1].tobytes()
+    turned = data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:]
+    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (64, 48, 3)  # the trap is real
+    assert compressed_to_bgr(SimpleNamespace(format="jpeg", data=array("B", turned))).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png"])
+def test_compressed_images_that_are_cut_short_are_refused(extension: str) -> None:
+    msg = compressed(extension, picture())
+    with pytest.raises(ImageError, match="cut short"):
+        compressed_to_bgr(SimpleNamespace(format=msg.format, data=msg.data[: len(msg.data) // 2]))
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png"])
+def test_corrupt_compressed_images_are_refused(extension: str) -> None:
+    data = bytearray(compressed(extension, picture()).data)
+    data[12:-16] = b"\x55" * (len(data) - 28)
+    with pytest.raises(ImageError, match=r"corrupt|cannot decode"):
+        compressed_to_bgr(SimpleNamespace(format=extension, data=array("B", bytes(data))))
+
+
+@pytest.mark.parametrize("data", [b"", b"RIFF....WEBP", bytes(100)])
+def test_other_formats_are_refused(data: bytes) -> None:
+    with pytest.raises(ImageError, match=r"format 'webp'.*expected a JPEG or PNG"):
+        compressed_to_bgr(SimpleNamespace(format="webp", data=array("B", data)))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pixels"),
+    [
+        ("mono8", np.arange(24, dtype=np.uint8).reshape(4, 6)),
+        ("bgr8", np.arange(72, dtype=np.uint8).reshape(4, 6, 3)[:, ::-1]),  # not contiguous
+        ("bgra8", np.arange(96, dtype=np.uint8).reshape(4, 6, 4)),
+        ("mono16", (np.arange(24, dtype=np.uint16) * 257).reshape(4, 6)),
+    ],
+)
+def test_filled_messages_read_back(encoding: str, pixels: np.ndarray) -> None:
+    header = object()
+    msg = fill_image(SimpleNamespace(), pixels, encoding, header)
+    assert (msg.height, msg.width, msg.encoding, msg.header) == (4, 6, encoding, header)
+    assert len(msg.data) == msg.step * msg.height and msg.data.tobytes() == pixels.tobytes()
+    grey = (pixels // 257 if encoding == "mono16" else pixels).astype(np.uint8)
+    expected = grey[..., :3] if grey.ndim == 3 else np.repeat(grey[..., None], 3, axis=-1)
+    assert np.array_equal(image_to_bgr(msg), expected)
+
+
+def test_filling_checks_the_array() -> None:
+    with pytest.raises(ImageError, match=r"mono8 needs 1 channels of 1 bytes; received 3 of 1"):
+        fill_image(SimpleNamespace(), picture(), "mono8")
+    with pytest.raises(ImageError, match="'cmyk'"):
+        fill_image(SimpleNamespace(), picture(), "cmyk")
+
+
+@pytest.fixture
+def install_cv_bridge(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Puts a cv_bridge of the given source code on the path, here and for child processes."""
+
+    def install(source: str) -> None:
+        (tmp_path / "cv_bridge.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        images._converter.cache_clear()
+
+    yield install
+    sys.modules.pop("cv_bridge", None)
+    images._converter.cache_clear()
+
+
+def test_a_cv_bridge_that_aborts_is_passed_over(install_cv_bridge: Any) -> None:
+    install_cv_bridge("import os\nos.abort()\n")  # as one built for another NumPy does
+    assert (image_to_bgr(message("rgb8", of_pixels(RED, GREEN, BLUE))) == BGR).all()
+    assert images.converter_name() == "rosbags-image (cv_bridge does not work here: exit status -6)"
+
+
+def test_a_cv_bridge_that_raises_is_passed_over(install_cv_bridge: Any) -> None:
+    install_cv_bridge("raise ImportError('built for NumPy 1')\n")
+    assert "cv_bridge does not work here: ImportError: built for NumPy 1" in images.converter_name()
+
+
+def test_a_working_cv_bridge_is_used(install_cv_bridge: Any) -> None:
+    install_cv_bridge(
+        "import numpy as np\n"
+        "class CvBridge:\n"
+        "    def imgmsg_to_cv2(self, msg, desired):\n"
+        "        assert (msg.encoding, desired) == ('rgb8', 'bgr8')\n"
+        "        return np.frombuffer(msg.data, np.uint8).reshape(msg.height, msg.step // 3, 3)[..., ::-1]\n"
+    )
+    assert images.converter_name() == "cv_bridge"
+    assert (image_to_bgr(message("rgb8", of_pixels(RED, GREEN, BLUE), padding=6)) == BGR).all()
+
+
+def test_without_any_converter_bgr8_is_read_and_others_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rosbags.image", None)
+    monkeypatch.setattr(images.importlib.util, "find_spec", lambda name: None)
+    images._converter.cache_clear()
+    try:
+        assert (image_to_bgr(message("bgr8", of_pixels(*BGR))) == BGR).all()
+        with pytest.raises(ImageError, match=r"cv_bridge is not installed.*rosbags-image.*install either"):
+            image_to_bgr(message("rgb8", of_pixels(*BGR)))
+    finally:
+        images._converter.cache_clear()

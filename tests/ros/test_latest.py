@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The newest item only, counted overwriting, errors that do not end the thread, and a stop that waits."""
+
+from __future__ import annotations
+
+import threading
+
+from nightlab_ros.latest import LatestWorker
+
+
+class Gate:
+    """A handler that holds every item until the test lets it go."""
+
+    def __init__(self) -> None:
+        self.begun, self.go = threading.Semaphore(0), threading.Semaphore(0)
+        self.items: list[int] = []
+        self.errors: list[Exception] = []
+
+    def __call__(self, item: int) -> None:
+        self.items.append(item)
+        self.begun.release()
+        assert self.go.acquire(timeout=10)
+        if item < 0:
+            raise ValueError(item)
+
+    def begins(self) -> None:
+        assert self.begun.acquire(timeout=10)
+
+
+def test_only_the_newest_is_handled_and_the_others_are_counted() -> None:
+    gate = Gate()
+    worker = LatestWorker("test", gate, gate.errors.append)
+    assert worker.submit(1) is False
+    gate.begins()
+    assert [worker.submit(item) for item in (2, 3, 4)] == [False, True, True]
+    gate.go.release()
+    gate.begins()
+    gate.go.release()
+    worker.stop()
+    assert gate.items == [1, 4]
+
+
+def test_an_error_is_told_and_the_thread_goes_on() -> None:
+    gate = Gate()
+    worker = LatestWorker("test", gate, gate.errors.append)
+    gate.go.release(2)
+    worker.submit(-1)
+    gate.begins()
+    worker.submit(2)
+    gate.begins()
+    worker.stop()
+    assert gate.items == [-1, 2]
+    assert [str(error) for error in gate.errors] == ["-1"]
+
+
+def test_stop_finishes_the_item_at_hand_and_leaves_the_next() -> None:
+    gate = Gate()
+    worker = LatestWorker("test", gate, gate.errors.append)
+    worker.submit(1)
+    gate.begins()
+    worker.submit(2)
+    threading.Timer(0.05, gate.go.release).start()
+    assert worker.stop() is True
+    assert gate.items == [1] and "test" not in {thread.name for thread in threading.enumerate()}

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parameters' model, their descriptors, the shipped file and the README's table."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nightlab_core.runtime.pipeline import PipelineSettings
+from nightlab_ros.params import NodeSettings, ParameterError, _descriptor, changed, markdown_table, unknown_parameters
+
+ROOT = Path(__file__).parents[2]
+FIELDS = NodeSettings.model_fields
+AT_CONFIGURE = {"bundle": "/b", "engine": "openvino", "precision": "float32", "threads": 2, "transport": "compressed"}
+AT_CONFIGURE |= {"image_size": [640, 480]}  # type: ignore[dict-item]
+AT_ANY_TIME = {"mode": "image_level", "merge": "replace", "max_regions": 3, "score_threshold": 0.2, "nms_iou": 0.4}
+AT_ANY_TIME |= {"confidence_threshold": 0.5, "region_margin": 0.3, "overlay": False, "overlay_opacity": 0.7}
+
+
+def test_every_parameter_is_described() -> None:
+    assert [name for name, field in FIELDS.items() if not field.description] == []
+
+
+def test_the_pipeline_gets_its_part() -> None:
+    settings = changed(NodeSettings(), {"max_regions": 3, "overlay": False, "mode": "image_level"}, configured=True)
+    assert settings.pipeline() == PipelineSettings(max_regions=3, mode="image_level")
+    assert not settings.overlay
+
+
+@pytest.mark.parametrize("name", AT_ANY_TIME)
+def test_what_changes_at_any_time(name: str) -> None:
+    value = AT_ANY_TIME[name]
+    assert getattr(changed(NodeSettings(), {name: value}, configured=True), name) == value != FIELDS[name].default
+
+
+@pytest.mark.parametrize("name", AT_CONFIGURE)
+def test_what_changes_at_configure_only(name: str) -> None:
+    values = {name: AT_CONFIGURE[name]}
+    with pytest.raises(
+        ParameterError, match=f"{name} takes effect at the next configure: deactivate and cleanup first"
+    ):
+        changed(NodeSettings(), values, configured=True)
+    settings = changed(NodeSettings(), values, configured=False)
+    assert getattr(settings, name) != FIELDS[name].default
+    assert changed(settings, values, configured=True) == settings  # setting what it is already changes nothing
+
+
+def test_no_parameter_is_left_out_above() -> None:
+    assert {*AT_ANY_TIME, *AT_CONFIGURE, "autostart"} == set(FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("mode", "both", "mode: received 'both'; input should be 'image_level' or 'dual_level'"),
+        ("max_regions", 11, "max_regions: received 11; input should be less than or equal to 10"),
+        ("max_regions", 2.5, "max_regions: received 2.5; input should be a valid integer"),
+        ("score_threshold", -0.1, "score_threshold: received -0.1; input should be greater than or equal to 0"),
+        ("overlay_opacity", float("nan"), "overlay_opacity: received nan"),
+        ("overlay", 1, "overlay: received 1; input should be a valid boolean"),
+        ("image_size", [640], "image_size"),
+        ("image_size", [640, 0], "expected both sides, or 0 and 0"),
+        ("transport", "theora", "transport: received 'theora'; input should be 'raw' or 'compressed'"),
+    ],
+)
+def test_bad_values_are_refused_with_a_reason(name: str, value: Any, reason: str) -> None:
+    with pytest.raises(ParameterError, match=re.escape(reason)):
+        changed(NodeSettings(), {name: value}, configured=False)
+
+
+def test_a_refused_set_names_every_bad_value() -> None:
+    with pytest.raises(ParameterError, match=r"mode: .*; max_regions: "):
+        changed(NodeSettings(), {"mode": "x", "max_regions": -1, "overlay": False}, configured=False)
+
+
+def test_arrays_come_as_ros_gives_them() -> None:
+    assert changed(NodeSettings(), {"image_size": array("q", [640, 480])}, configured=False).image_size == (640, 480)
+
+
+def test_the_node_s_other_parameters_are_passed_over() -> None:
+    assert changed(NodeSettings(), {"use_sim_time": True}, configured=True) == NodeSettings()
+
+
+def test_misspelt_parameters_are_named() -> None:
+    declared = [*FIELDS, "use_sim_time"]
+    assert unknown_parameters(["mode", "use_sim_time", "qos_overrides./tf.depth"], declared) == []
+    (sentence,) = unknown_parameters(["max_region"], declared)
+    assert "'max_region'" in sentence and "did you mean 'max_regions'?" in sentence
+    (sentence,) = unknown_parameters(["camera_name"], declared)
+    assert "it has autostart, bundle," in sentence
+
+
+@pytest.mark.ros
+def test_descriptors_hold_ranges_choices_and_when_they_change() -> None:
+    pytest.importorskip("rclpy")
+    regions = _descriptor(FIELDS["max_regions"])
+    assert [(r.from_value, r.to_value) for r in regions.integer_range] == [(0, 10)]
+    opacity = _descriptor(FIELDS["overlay_opacity"])
+    assert [(r.from_value, r.to_value) for r in opacity.floating_point_range] == [(0.0, 1.0)]
+    assert _descriptor(FIELDS["merge"]).additional_constraints == "One of: replace, confident. Changes: at any time."
+    assert "at configure" in _descriptor(FIELDS["bundle"]).additional_constraints
+    assert _descriptor(FIELDS["autostart"]).read_only and not regions.read_only
+    assert all(_descriptor(field).description == field.description for field in FIELDS.values())
+
+
+def test_the_shipped_file_is_valid() -> None:
+    content = yaml.safe_load((ROOT / "config/nightlab.yaml").read_text(encoding="utf-8"))
+    assert list(content) == ["/**"] and list(content["/**"]) == ["ros__parameters"]
+    values = content["/**"]["ros__parameters"]
+    assert unknown_parameters(values, FIELDS) == []
+    settings = changed(NodeSettings(), values, configured=False)
+    for name, value in values.items():
+        assert type(value) is type(FIELDS[name].default) or isinstance(value, list), f"{name}: rclpy refuses this type"
+        assert getattr(settings, name) == (tuple(value) if isinstance(value, list) else value)
+
+
+def test_the_table_has_every_parameter() -> None:
+    rows = markdown_table().splitlines()[2:]
+    assert [row.split("`")[1] for row in rows] == list(FIELDS)
+    assert "| `overlay` | bool | `true` |  | at any time | draw `~/overlay` while someone listens |" in rows
+
+
+def test_the_readme_s_table_is_the_code_s() -> None:
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        pytest.skip("there is no README.md")
+    parts = readme.read_text(encoding="utf-8").split("<!-- parameters -->")
+    assert len(parts) == 3, "README.md needs two lines <!-- parameters --> with the table between them"
+    assert parts[1].strip() == markdown_table(), "put the output of python -m nightlab_ros.params there"
