@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from nightlab_core.labels import CITYSCAPES19
+from nightlab_core.runtime.bundle import (
+    Bundle,
+    BundleError,
+    EngineFile,
+    EngineKind,
+    Manifest,
+    check_contract,
+    default_bundle,
+    load_bundle,
+    sha256_of,
+    write_manifest,
+)
+from nightlab_core.runtime.engine import TensorSpec, engine_maker
+
+
+@pytest.fixture
+def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "bundle.yaml"
+    data = yaml.safe_load(path.read_text())
+    change(data)
+    path.write_text(yaml.safe_dump(data))
+
+
+def test_a_bundle_is_read_whole(tiny_bundle: Path) -> None:
+    bundle = load_bundle(tiny_bundle)
+    assert bundle.class_set is CITYSCAPES19
+    assert bundle.hard_class_ids == (5, 6)  # pole, traffic light
+    assert bundle.path("region") == tiny_bundle / "region.onnx"
+    assert bundle.manifest.engines.image.input_hw == (64, 96)
+    assert bundle.manifest.engines.image.sha256 == sha256_of(tiny_bundle / "image.onnx")
+
+
+def test_other_classes_make_a_set_of_the_bundles_name(copy: Path) -> None:
+    edit(copy, lambda m: m["classes"].update(names=["pole", "rest"], colors_rgb=[[1, 2, 3], [4, 5, 6]]))
+    edit(copy, lambda m: m.update(hard_classes=["pole"]))
+    bundle = load_bundle(copy)
+    assert bundle.class_set.key == "tiny"
+    assert bundle.class_set.names == ("pole", "rest")
+    assert bundle.hard_class_ids == (0,)
+
+
+def test_sha256_is_the_published_function(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_the_manifest_survives_being_written_and_leaves_nothing_beside(copy: Path) -> None:
+    before = sorted(p.name for p in copy.iterdir())
+    manifest = load_bundle(copy).manifest
+    assert write_manifest(copy, manifest) == manifest
+    assert load_bundle(copy).manifest == manifest
+    assert sorted(p.name for p in copy.iterdir()) == before
+
+
+def test_a_manifest_is_not_written_without_its_files(copy: Path) -> None:
+    manifest = load_bundle(copy).manifest
+    (copy / "region.onnx").unlink()
+    text = (copy / "bundle.yaml").read_text()
+    with pytest.raises(FileNotFoundError, match=r"region\.onnx"):
+        write_manifest(copy, manifest)
+    assert (copy / "bundle.yaml").read_text() == text
+
+
+def test_no_bundle_there(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"bundle\.yaml: no such file; expected a bundle's folder"):
+        load_bundle(tmp_path / "nowhere")
+
+
+def test_a_changed_file_is_noticed(copy: Path) -> None:
+    with (copy / "image.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(
+        BundleError, match=r"image\.onnx: received SHA-256 [0-9a-f]{64}, expected [0-9a-f]{64}; .* again"
+    ):
+        load_bundle(copy)
+
+
+def test_a_lost_file_is_noticed(copy: Path) -> None:
+    (copy / "hardness.onnx").unlink()
+    with pytest.raises(BundleError, match=r"hardness\.onnx: no such file; the hardness network"):
+        load_bundle(copy)
+
+
+def test_a_link_out_of_the_folder_is_held_by_its_sha(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.onnx").write_bytes(b"other")
+    (copy / "image.onnx").unlink()
+    (copy / "image.onnx").symlink_to(tmp_path / "other.onnx")
+    with pytest.raises(BundleError, match="SHA-256"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(format=2), "received format 2, expected 1; export the bundle again, or update"),
+        (lambda m: m.pop("format"), "received format None, expected 1"),
+        (lambda m: m.update(colour="red"), "key 'colour': received an unknown key"),
+        (lambda m: m["engines"]["image"].update(widht=3), "key 'engines.image.widht': received an unknown key"),
+        (lambda m: m["engines"]["image"].update(sha256=""), "expected one in bundle.yaml"),
+        (lambda m: m["engines"]["image"].update(input_hw=[481, 640]), r"input_hw \(481, 640\) is not a multiple of 32"),
+        (lambda m: m["engines"]["image"].update(input_hw=[0, 640]), "greater than or equal to 1"),
+        (lambda m: m["engines"]["region"].update(max_batch=11), "less than or equal to 10"),
+        (lambda m: m["engines"].pop("region"), "key 'engines.region': received nothing"),
+        (lambda m: m["classes"].update(names=["pole"]), "1 names but 19 colours"),
+        (lambda m: m["classes"].update(names=["road"] * 19), "distinct names"),
+        (lambda m: m["classes"].update(ignore_id=254), "key 'classes.ignore_id'"),
+        (lambda m: m["classes"]["colors_rgb"].__setitem__(3, [0, 0, 256]), "less than or equal to 255"),
+        (lambda m: m.update(hard_classes=["pole", "unicorn"]), r"\['unicorn'\] are not among the classes"),
+        (lambda m: m.update(accuracy={"miou": "good"}), "key 'accuracy.miou': received 'good'"),
+        (lambda m: m.update(weights="int8"), "key 'weights': received 'int8'"),
+    ],
+)
+def test_a_wrong_manifest_is_refused(copy: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    edit(copy, change)
+    with pytest.raises(BundleError, match=message) as caught:
+        load_bundle(copy)
+    assert str(copy) in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["../image.onnx", "/etc/passwd", "a/../../b.onnx", "C:\\b.onnx", "..\\b.onnx", ""])
+def test_file_names_stay_inside_the_folder(file: str) -> None:
+    with pytest.raises(ValidationError, match="inside the bundle's folder"):
+        EngineFile(file=file, input_hw=(32, 32), multiple=32)
+
+
+def test_a_file_in_a_folder_of_the_bundle_is_fine() -> None:
+    assert EngineFile(file="v1/image..onnx", input_hw=(32, 32), multiple=32).file == "v1/image..onnx"
+
+
+def test_a_manifest_that_cannot_be_parsed_is_a_bundle_error(copy: Path) -> None:
+    (copy / "bundle.yaml").write_text("a: [")
+    with pytest.raises(BundleError, match="not readable as YAML"):
+        load_bundle(copy)
+
+
+def spec(dtype: str, *shape: int | None) -> TensorSpec:
+    return TensorSpec(np.dtype(dtype), shape)
+
+
+GOOD = {
+    "image": (
+        {"frame": spec("uint8", 1, None, None, 3)},
+        {"labels": spec("uint8", 1, None, None), "confidence": spec("uint8", None, None, None)},
+    ),
+    "hardness": (
+        {"frame": spec("uint8", 1, None, None, 3)},
+        {"boxes": spec("float32", 1, 300, 4), "scores": spec("float32", 1, None)},
+    ),
+    "region": (
+        {"crops": spec("uint8", None, 256, 256, 3)},
+        {"labels": spec("uint8", None, 256, 256), "confidence": spec("uint8", None, 256, 256)},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_what_keeps_the_contract_passes(kind: EngineKind) -> None:
+    inputs, outputs = GOOD[kind]
+    check_contract(kind, SimpleNamespace(inputs=inputs, outputs=outputs))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "change", "message"),
+    [
+        ("image", 0, {"frame": spec("float32", 1, None, None, 3)}, r"input 'frame': received float32 \(1, \?, \?, 3\)"),
+        ("image", 0, {"frame": spec("uint8", 1, 3, None, None)}, r"expected uint8 \(1, \?, \?, 3\)"),
+        (
+            "image",
+            0,
+            {"frame": spec("uint8", 1, 480, 640, 3)},
+            r"received uint8 \(1, 480, 640, 3\), expected uint8 \(1, \?",
+        ),
+        ("image", 0, {"extra": spec("uint8", 1)}, r"inputs: received \['extra', 'frame'\], expected \['frame'\]"),
+        ("image", 1, {"labels": spec("int64", 1, None, None)}, r"output 'labels': received int64"),
+        (
+            "hardness",
+            1,
+            {"boxes": spec("float32", 300, 4)},
+            r"output 'boxes': received float32 \(300, 4\), expected float32",
+        ),
+        ("hardness", 1, {"boxes": spec("float32", 1, 300, 5)}, r"expected float32 \(\?, \?, 4\)"),
+        (
+            "region",
+            0,
+            {"crops": spec("uint8", 4, 256, 256, 3)},
+            r"received uint8 \(4, 256, 256, 3\), expected uint8 \(\?",
+        ),
+    ],
+)
+def test_what_breaks_the_contract_is_named(
+    kind: EngineKind, side: int, change: dict[str, TensorSpec], message: str
+) -> None:
+    sides = list(GOOD[kind])
+    sides[side] = {**sides[side], **change}
+    with pytest.raises(BundleError, match=f"the {kind} network's .*{message}.*export the bundle again"):
+        check_contract(kind, SimpleNamespace(inputs=sides[0], outputs=sides[1]))  # type: ignore[arg-type]
+
+
+def test_real_engines_keep_the_contract(tiny_bundle: Path) -> None:
+    bundle, make = load_bundle(tiny_bundle), engine_maker()
+    check_contract("image", make(bundle.path("image")))
+    with pytest.raises(BundleError, match=r"the image network's inputs: received \['crops'\]"):
+        check_contract("image", make(bundle.path("region")))
+
+
+def test_a_bundle_is_frozen_data(tiny_bundle: Path) -> None:
+    bundle = load_bundle(tiny_bundle)
+    with pytest.raises(AttributeError):
+        bundle.dir = Path()  # type: ignore[misc]
+    assert isinstance(bundle, Bundle)
+    assert isinstance(bundle.manifest, Manifest)
+
+
+def test_the_shipped_bundle_loads() -> None:
+    folder = default_bundle()
+    assert folder.parts[-3:] == ("nightlab_core", "bundles", "nightlab-lite")
+    assert load_bundle(folder).hard_class_ids

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from nightlab_core.runtime.light import light_level
+
+
+def plain(blue: int, green: int, red: int, size_hw: tuple[int, int] = (40, 60)) -> np.ndarray:
+    return np.full((*size_hw, 3), (blue, green, red), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("bgr", "level"),
+    [
+        ((0, 0, 0), 0.0),
+        ((255, 255, 255), 1.0),
+        ((188, 188, 188), 0.5029),  # sRGB's code for half the light
+        ((10, 10, 10), 10 / 255 / 12.92),  # the straight part of the curve
+        ((255, 0, 0), 0.0722),  # pure blue, green, red: Rec. 709's weights
+        ((0, 255, 0), 0.7152),
+        ((0, 0, 255), 0.2126),
+    ],
+)
+def test_known_colours(bgr: tuple[int, int, int], level: float) -> None:
+    assert light_level(plain(*bgr)) == pytest.approx(level, abs=1e-4)
+
+
+def test_light_is_averaged_not_codes() -> None:
+    frame = plain(0, 0, 0, (128, 128))
+    frame[:64] = 255
+    assert light_level(frame) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (3, 1000), (1000, 3), (63, 65), (1080, 1920)])
+def test_the_grid_covers_every_size(size_hw: tuple[int, int]) -> None:
+    frame = plain(255, 255, 255, size_hw)
+    assert light_level(frame) == pytest.approx(1.0)
+    ramp = np.broadcast_to(np.linspace(0, 255, size_hw[1])[None, :, None], (*size_hw, 3)).astype(np.uint8)
+    whole = np.array([light_level(ramp[:, i : i + 1]) for i in range(size_hw[1])]).mean()
+    assert light_level(ramp) == pytest.approx(whole, abs=0.02)
+
+
+def test_it_costs_next_to_nothing() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (1024, 2048, 3), np.uint8)
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        light_level(frame)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 2e-3  # a tenth of this on an idle machine; the whole frame takes 50 ms
