@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from nightlab_core.runtime import regions as rg
+from nightlab_core.runtime.bundle import BundleError, EngineKind, load_bundle
+from nightlab_core.runtime.engine import TensorSpec
+from nightlab_core.runtime.light import light_level
+from nightlab_core.runtime.pipeline import STAGES, Pipeline, PipelineSettings
+
+pytest.importorskip("onnx")
+from tiny_bundle import BOXES, SCORES, image_level, region_level
+
+UINT8, FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
+MAPS = {name: TensorSpec(UINT8, (None, None, None)) for name in ("labels", "confidence")}
+FRAME = {"frame": TensorSpec(UINT8, (1, None, None, 3))}
+SPECS: dict[EngineKind, tuple[Mapping[str, TensorSpec], Mapping[str, TensorSpec]]] = {
+    "image": (FRAME, MAPS),
+    "hardness": (FRAME, {"boxes": TensorSpec(FLOAT32, (1, None, 4)), "scores": TensorSpec(FLOAT32, (1, None))}),
+    "region": ({"crops": TensorSpec(UINT8, (None, 32, 48, 3))}, MAPS),
+}
+
+
+class FakeEngine:
+    """An engine whose answer is a Python function. It remembers the shapes it was given."""
+
+    name = "fake"
+
+    def __init__(self, kind: EngineKind, answer: Callable[[np.ndarray], dict[str, np.ndarray]]) -> None:
+        self.inputs, self.outputs = SPECS[kind]
+        self.answer = answer
+        self.received: list[tuple[int, ...]] = []
+        self.prepared: list[tuple[int, ...]] = []
+        self.closed = 0
+
+    def prepare(self, **shapes: tuple[int, ...]) -> None:
+        self.prepared.append(*shapes.values())
+
+    def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+        (array,) = arrays.values()
+        self.received.append(array.shape)
+        return self.answer(array)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def plain_maps(label: int, confidence: int) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    def answer(array: np.ndarray) -> dict[str, np.ndarray]:
+        shape = array.shape[:3]
+        return {"labels": np.full(shape, label, np.uint8), "confidence": np.full(shape, confidence, np.uint8)}
+
+    return answer
+
+
+def known_boxes(
+    boxes: np.ndarray = BOXES, scores: np.ndarray = SCORES
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    return lambda _: {"boxes": boxes[None].astype(np.float32), "scores": scores[None].astype(np.float32)}
+
+
+@pytest.fixture
+def make(tiny_bundle: Path) -> Iterator[Callable[..., Pipeline]]:
+    """Makes pipelines of fake engines: label 1 on the image level, 2 in regions, known boxes."""
+    made = []
+
+    def build(settings: PipelineSettings = PipelineSettings(), **answers: Any) -> Pipeline:  # noqa: B008 - frozen
+        defaults = {"image": plain_maps(1, 100), "hardness": known_boxes(), "region": plain_maps(2, 200)}
+        engines = {kind: FakeEngine(kind, answers.get(kind, answer)) for kind, answer in defaults.items()}  # type: ignore[arg-type]
+        made.append(Pipeline(load_bundle(tiny_bundle), **engines, settings=settings))
+        return made[-1]
+
+    yield build
+    for pipeline in made:
+        pipeline.close()
+
+
+def black(height: int = 64, width: int = 96) -> np.ndarray:
+    return np.zeros((height, width, 3), np.uint8)
+
+
+def random_frame(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_the_whole_path_on_real_engines_equals_the_path_in_numpy(tiny_bundle: Path, engine: Any) -> None:
+    pytest.importorskip(engine)
+    frame = random_frame(96, 144)
+    frame[:6, :6, 0] = 255  # the brightest blue, also when made smaller, so that the scores are SCORES
+    pipeline = Pipeline.open(tiny_bundle, engine=engine, settings=PipelineSettings(merge="replace"))
+    result = pipeline(frame)
+    pipeline.close()
+    assert pipeline.engine_name == engine
+
+    labels, confidence = image_level(rg.resize_image(frame, (64, 96)))
+    labels, confidence = rg.resize_labels(labels, (96, 144)), rg.resize_image(confidence, (96, 144))
+    np.testing.assert_array_equal(result.image_labels, labels)
+    np.testing.assert_array_equal(result.image_confidence, confidence)
+    boxes = BOXES[[0, 2, 3]] * np.array([144, 96, 144, 96], np.float32)  # the second is suppressed
+    np.testing.assert_allclose(result.boxes_xyxy, boxes)
+    np.testing.assert_allclose(result.scores, SCORES[[0, 2, 3]], rtol=1e-6)
+    assert result.refined.tolist() == [True, True, True]
+    windows = rg.context_boxes(boxes, (96, 144), 0.15, 48 / 32)
+    region_labels, region_confidence = region_level(rg.crop_and_enlarge(frame, windows, (32, 48)))
+    regions = rg.Regions(boxes, SCORES[[0, 2, 3]], windows, region_labels, region_confidence)
+    labels, confidence = rg.paste_replace(labels, confidence, regions)
+    np.testing.assert_array_equal(result.labels, labels)
+    np.testing.assert_array_equal(result.confidence, confidence)
+    assert result.light_level == light_level(frame)
+
+
+@pytest.mark.parametrize("size_hw", [(64, 96), (1, 1), (7, 300), (333, 211), (721, 1281), (2, 3)])
+def test_every_frame_size_comes_back_at_its_size(tiny_bundle: Path, size_hw: tuple[int, int]) -> None:
+    pipeline = Pipeline.open(tiny_bundle)
+    result = pipeline(random_frame(*size_hw))
+    for array in (result.labels, result.confidence, result.image_labels, result.image_confidence):
+        assert array.shape == size_hw
+        assert array.dtype == np.uint8
+    assert (result.boxes_xyxy >= 0).all()
+    assert (result.boxes_xyxy[:, [2, 3]] <= [size_hw[1], size_hw[0]]).all()
+    pipeline.close()
+
+
+def test_frames_that_are_not_contiguous(tiny_bundle: Path) -> None:
+    frame = random_frame(96, 144)
+    pipeline = Pipeline.open(tiny_bundle)
+    for view in (frame[::2, ::2], frame[..., ::-1], frame[:, ::-1], np.asfortranarray(frame)):
+        np.testing.assert_array_equal(pipeline(view).labels, pipeline(np.ascontiguousarray(view)).labels)
+    pipeline.close()
+
+
+def test_both_paths_run_at_the_same_time(make: Callable[..., Pipeline]) -> None:
+    """Each engine waits for the other: one after the other, neither would ever answer."""
+    meeting = threading.Barrier(2)
+
+    def meet_then(
+        answer: Callable[[np.ndarray], dict[str, np.ndarray]],
+    ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+        def wait(array: np.ndarray) -> dict[str, np.ndarray]:
+            meeting.wait(timeout=10)
+            return answer(array)
+
+        return wait
+
+    for kind in ("hardness", "region"):
+        answers = {kind: meet_then(known_boxes() if kind == "hardness" else plain_maps(2, 200))}
+        pipeline = make(image=meet_then(plain_maps(1, 100)), **answers)
+        for _ in range(2):
+            assert pipeline(black()).refined.any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "inside", "refined"),
+    [
+        ({}, (2, 200), [True, True, True]),
+        ({"merge": "replace"}, (2, 200), [True, True, True]),
+        ({"mode": "image_level"}, (1, 100), []),
+        ({"max_regions": 0}, (1, 100), [False, False, False]),
+        ({"max_regions": 1}, (2, 200), [True, False, False]),
+        ({"score_threshold": 0.5}, (2, 200), [True, True, False]),
+        ({"score_threshold": 1.0}, (1, 100), [False, False, False]),
+        ({"nms_iou": 1.0}, (2, 200), [True, True, True, True]),
+        ({"nms_iou": 0.0}, (2, 200), [True, True]),
+        ({"confidence_threshold": 0.5}, (2, 200), [True, True, True]),
+        ({"confidence_threshold": 0.9}, (255, 200), [True, True, True]),
+    ],
+)
+def test_settings_take_effect_on_the_next_frame(
+    make: Callable[..., Pipeline], settings: dict[str, Any], inside: tuple[int, int], refined: list[bool]
+) -> None:
+    pipeline = make()
+    pipeline(black())
+    pipeline.settings = PipelineSettings(**settings)
+    result = pipeline(black())
+    y, x = 20, 20  # inside the best box
+    assert (result.labels[y, x], result.confidence[y, x]) == inside
+    assert result.refined.tolist() == refined
+    assert len(result.boxes_xyxy) == len(result.scores) == len(refined)
+    pipeline.settings = PipelineSettings()
+    assert pipeline(black()).labels[y, x] == 2
+
+
+def test_the_two_merges_differ_where_the_image_level_is_surer(make: Callable[..., Pipeline]) -> None:
+    pipeline = make(image=plain_maps(1, 250))
+    assert (pipeline(black()).labels == 1).all()
+    pipeline.settings = PipelineSettings(merge="replace")
+    result = pipeline(black())
+    assert result.labels[20, 20] == 2
+    assert result.confidence[20, 20] == 200
+    assert (result.image_labels == 1).all()
+    assert (result.image_confidence == 250).all()
+
+
+@pytest.mark.parametrize(("threshold", "hidden"), [(0.0, []), (0.4, []), (0.41, [1]), (0.79, [1, 2]), (1.0, [1, 2])])
+def test_unsure_pixels_are_hidden_on_both_levels(
+    make: Callable[..., Pipeline], threshold: float, hidden: list[int]
+) -> None:
+    pipeline = make(PipelineSettings(confidence_threshold=threshold), image=plain_maps(1, 102))  # 102 / 255 = 0.4
+    result = pipeline(black())
+    expected = {label for label in (1, 2) if label not in hidden} | ({255} if hidden else set())
+    assert set(np.unique(result.labels)) == expected
+    assert set(np.unique(result.image_labels)) == ({255} if 1 in hidden else {1})
+    assert set(np.unique(result.confidence)) == {102, 200}  # what was hidden still tells how sure it was
+
+
+def test_image_level_mode_leaves_the_others_alone(make: Callable[..., Pipeline]) -> None:
+    pipeline = make(PipelineSettings(mode="image_level"))
+    result = pipeline(black())
+    assert pipeline._hardness.received == pipeline._region.received == []  # type: ignore[attr-defined]
+    assert result.boxes_xyxy.shape == (0, 4)
+    assert result.stages_ms["hardness"] == result.stages_ms["region"] == 0
+    np.testing.assert_array_equal(result.labels, result.image_labels)
+
+
+def test_no_boxes_is_an_answer_too(make: Callable[..., Pipeline]) -> None:
+    pipeline = make(hardness=known_boxes(np.zeros((0, 4)), np.zeros(0)))
+    result = pipeline(black())
+    assert (result.labels == 1).all()
+    assert result.boxes_xyxy.shape == (0, 4)
+    assert result.scores.shape == result.refined.shape == (0,)
+    assert pipeline._region.received == []  # type: ignore[attr-defined]
+
+
+def test_at_most_ten_boxes_and_only_inside_the_frame(make: Callable[..., Pipeline]) -> None:
+    x0 = np.linspace(-0.1, 0.95, 30)
+    boxes = np.stack([x0, np.full(30, 0.1), x0 + 0.01, np.full(30, 2.0)], axis=1)
+    pipeline = make(hardness=known_boxes(boxes, np.linspace(1, 0, 30)))
+    result = pipeline(black(64, 200))
+    assert len(result.boxes_xyxy) == 10
+    assert (result.boxes_xyxy >= 0).all()
+    assert (result.boxes_xyxy[:, 3] == 64).all()
+    assert (np.diff(result.scores) < 0).all()
+    assert pipeline._region.received == [(10, 32, 48, 3)]  # type: ignore[attr-defined]
+
+
+def test_every_stage_is_timed(make: Callable[..., Pipeline]) -> None:
+    pause = threading.Event()
+
+    def slow(array: np.ndarray) -> dict[str, np.ndarray]:
+        pause.wait(0.05)
+        return plain_maps(2, 200)(array)
+
+    stages = make(region=slow)(black()).stages_ms
+    assert tuple(stages) == STAGES
+    assert all(ms > 0 for ms in stages.values())
+    assert 50 <= stages["region"] <= stages["total"] < 1000
+    assert stages["image"] < 50
+
+
+@pytest.mark.parametrize("kind", ["image", "hardness", "region"])
+def test_an_engines_error_reaches_the_caller_and_the_next_frame_works(make: Callable[..., Pipeline], kind: str) -> None:
+    answers: list[Any] = [RuntimeError("out of memory")]
+    good = {"image": plain_maps(1, 100), "hardness": known_boxes(), "region": plain_maps(2, 200)}[kind]
+
+    def answer(array: np.ndarray) -> dict[str, np.ndarray]:
+        if answers:
+            raise answers.pop()
+        return good(array)
+
+    pipeline = make(**{kind: answer})
+    with pytest.raises(RuntimeError, match="out of memory"):
+        pipeline(black())
+    assert pipeline(black()).labels[20, 20] == 2
+
+
+@pytest.mark.parametrize(
+    ("frame", "received"),
+    [
+        (np.zeros((64, 96), np.uint8), r"uint8 \(64, 96\)"),
+        (np.zeros((64, 96, 1), np.uint8), r"uint8 \(64, 96, 1\)"),
+        (np.zeros((64, 96, 4), np.uint8), r"uint8 \(64, 96, 4\)"),
+        (np.zeros((64, 96, 3), np.float32), r"float32 \(64, 96, 3\)"),
+        (np.zeros((64, 96, 3), np.uint16), r"uint16 \(64, 96, 3\)"),
+        (np.zeros((1, 64, 96, 3), np.uint8), r"uint8 \(1, 64, 96, 3\)"),
+        ([[1, 2, 3]], "list"),
+    ],
+)
+def test_other_frames_are_refused(make: Callable[..., Pipeline], frame: Any, received: str) -> None:
+    with pytest.raises(ValueError, match=rf"received {received}, expected uint8 \(H, W, 3\) in BGR order"):
+        make()(frame)
+    with pytest.raises(ValueError, match="empty picture"):
+        make()(np.zeros((0, 96, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_regions": 11}, {"mode": "both"}, {"nms_iou": 1.5}, {"margin": 1}, {"max_regions": "3"}]
+)
+def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        PipelineSettings(**wrong)
+
+
+def test_every_setting_is_described() -> None:
+    assert all(field.description for field in PipelineSettings.model_fields.values())
+
+
+def test_prepare_asks_for_the_shapes_that_frames_will_have(make: Callable[..., Pipeline]) -> None:
+    pipeline = make()
+    seconds = pipeline.prepare((720, 1280))
+    assert 0 < seconds < 60
+    image, hardness, region = pipeline._image, pipeline._hardness, pipeline._region
+    pipeline(black(720, 1280))
+    for engine in (image, hardness):
+        assert set(engine.received) == set(engine.prepared) == {(1, 64, 96, 3)}  # type: ignore[attr-defined]
+    assert region.prepared == [(10, 32, 48, 3)]  # type: ignore[attr-defined]
+
+
+def test_closing_closes_the_engines(make: Callable[..., Pipeline]) -> None:
+    pipeline = make()
+    pipeline.close()
+    assert [e.closed for e in (pipeline._image, pipeline._hardness, pipeline._region)] == [1, 1, 1]  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError):
+        pipeline(black())
+
+
+def test_an_engine_that_breaks_the_contract_is_refused(tiny_bundle: Path) -> None:
+    image, hardness = FakeEngine("image", plain_maps(1, 1)), FakeEngine("hardness", known_boxes())
+    with pytest.raises(BundleError, match="the region network's inputs"):
+        Pipeline(load_bundle(tiny_bundle), image, hardness, region=image)
+
+
+BLOCKED = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "torchvision", "timm", "lightning", "rclpy"}:
+            raise AssertionError(f"{name} was imported")
+
+sys.meta_path.insert(0, Block())
+import pkgutil
+import nightlab_core.config, nightlab_core.labels, nightlab_core.metrics
+import nightlab_core.runtime, nightlab_core.data
+for package in (nightlab_core.runtime, nightlab_core.data):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        __import__(module.name)
+from nightlab_core.runtime.pipeline import Pipeline
+import numpy as np
+pipeline = Pipeline.open(sys.argv[1])
+print(pipeline(np.zeros((64, 96, 3), np.uint8)).labels.shape)
+pipeline.close()
+assert "torch" not in sys.modules
+"""
+
+
+def test_the_vehicle_needs_no_torch(tiny_bundle: Path) -> None:
+    """Every module of the runtime and the data half is imported where an attempt to import torch is an error."""
+    command = [sys.executable, "-c", BLOCKED, str(tiny_bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(64, 96)"
