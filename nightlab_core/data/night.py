@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendered street scenes at night with exact labels: for tests, the demo, light-level curves and pre-training.
+"""Rendered street scenes at night with exact labels: for tests, the demo, light-level curves and training's start.
 
-They never stand in for real data in a claim of accuracy. Labels are painted with the very polygons of the picture, in the
-painter's order; halos, haze and noise change none. Everything follows from the seed.
+They never stand in for real data in a claim of accuracy. Labels are painted with the very polygons of the picture, in
+the painter's order; halos, haze and noise change none. Everything follows from the seed.
 """
 
 from __future__ import annotations
@@ -13,17 +13,24 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from nightlab_core.data.night_camera import Camera, Faces, add_glare, expose, light_on, paint, road_texture
-from nightlab_core.data.night_scene import BLOCK_M, SIGHT_M, Street, Thing
+from nightlab_core.data import night_lens as lens
+from nightlab_core.data.night_camera import Camera, Faces, Placement, light_on, paint
+from nightlab_core.data.night_scene import BLOCK_M, Street
 from nightlab_core.data.night_shapes import IDS
+from nightlab_core.data.night_stock import SIGHT_M, Thing
 from nightlab_core.labels import IGNORE_ID
 
 _NEAREST_LAMPS = 28
+_GROUND = ("road", "sidewalk", "terrain")
+_UPRIGHT = ("building", "wall", "fence", "vegetation")
 
 
 @dataclass(frozen=True)
 class NightFrame:
-    """A picture, uint8 (H, W, 3) BGR; Cityscapes train ids, uint8 (H, W), 0-18 or 255 (own bonnet); seconds from the start."""
+    """A picture, uint8 (H, W, 3) BGR, its Cityscapes train ids, uint8 (H, W), and seconds since the clip's start.
+
+    Ids are 0-18, or 255 on the vehicle's own bonnet.
+    """
 
     image_bgr: np.ndarray
     labels: np.ndarray
@@ -40,8 +47,8 @@ def render_clip(
 ) -> Iterator[NightFrame]:
     """A drive through one night street, frame by frame.
 
-    `exposure` scales the light that reaches the sensor; 1 is the camera's own choice. The seed (0 or more) fixes street, traffic
-    and camera, whatever the size. ValueError for a size below 32 x 32, or numbers that are not positive.
+    `exposure` scales the light that reaches the sensor; 1 is the camera's own choice. The seed (0 or more) fixes
+    street, traffic and camera. ValueError for a size below 32 x 32 or a number out of range.
     """
     if num_frames < 0 or seed < 0:
         raise ValueError(f"received num_frames={num_frames}, seed={seed}; expected both to be 0 or more")
@@ -49,21 +56,16 @@ def render_clip(
         raise ValueError(f"received size_hw={tuple(size_hw)}; expected (height, width) of at least 32 pixels each")
     if not (fps > 0 and exposure > 0):
         raise ValueError(f"received fps={fps}, exposure={exposure}; expected both above 0")
-    return _frames(num_frames, (int(size_hw[0]), int(size_hw[1])), seed, fps, exposure)
+    drive = NightDrive(seed, (int(size_hw[0]), int(size_hw[1])))
+    return (drive.frame(index, index / fps, exposure) for index in range(num_frames))
 
 
-def _frames(num_frames: int, size_hw: tuple[int, int], seed: int, fps: float, exposure: float) -> Iterator[NightFrame]:
-    view = _View(seed, size_hw)
-    for index in range(num_frames):
-        yield view.frame(index / fps, exposure, np.random.default_rng([seed, 9, index]))
-
-
-class _View:
-    """A street, the camera that drives through it, and the weather."""
+class NightDrive:
+    """A street, the camera that drives through it, and the weather of the night."""
 
     def __init__(self, seed: int, size_hw: tuple[int, int]) -> None:
         rng = np.random.default_rng([seed, 0])
-        self.street = Street(seed)
+        self.seed, self.street = seed, Street(seed)
         self.camera = Camera(
             size_hw=size_hw,
             focal_px=rng.uniform(0.75, 1.0) * max(size_hw),
@@ -71,93 +73,122 @@ class _View:
             yaw_rad=rng.normal(0, 0.03),
             height_m=rng.uniform(1.25, 1.6),
             bend_per_m=rng.normal(0, 0.0009),
-            gain=rng.lognormal(0.5, 0.35),
+            gain=rng.lognormal(0.0, 0.4),
             cast_bgr=(rng.uniform(0.75, 1.1), 1.0, rng.uniform(0.95, 1.25)),
-            noise=rng.uniform(0.008, 0.028),
+            noise=rng.uniform(0.006, 0.026),
             glare=rng.lognormal(0, 0.5),
-            shake_px=tuple(np.abs(rng.normal(0, 1, 2)) * (1.6, 0.8)),
-            blur_m=self.street.speed / 60,
+            shake_px=(abs(rng.normal(0, 1.6)), rng.normal(0, 0.8)),
         )
-        self.haze, self.wet = rng.exponential(0.35), max(0.0, rng.uniform(-0.5, 1.0))
-        self.ambient = (np.array((1.15, 1.0, 0.95)) * rng.lognormal(-3.4, 0.5)).astype(np.float32)
-        self.dusk = rng.random() < 0.15
-        self.sky_bgr = np.array((1.6, 1.0, 0.7) if self.dusk else (0.8, 0.9, 1.1)) * rng.lognormal(
-            -6.0 + 1.6 * self.dusk, 0.5
-        )
+        self.haze, self.wet = rng.exponential(0.4), max(0.06, rng.uniform(-1.0, 1.3))
+        self.ambient = (np.array((1.15, 1.0, 0.95)) * rng.lognormal(-3.1, 0.5)).astype(np.float32)
         self.bonnet = rng.uniform(0.06, 0.12) if rng.random() < 0.35 else 0.0
-        self.clouds = cv2.resize(rng.random((6, 9), dtype=np.float32), (64, 32), interpolation=cv2.INTER_CUBIC)
+        dusk = rng.random() < 0.15
+        tone = np.array((1.6, 1.0, 0.7) if dusk else (0.8, 0.9, 1.1)) * rng.lognormal(-4.0 if dusk else -5.9, 0.5)
+        self._sky = self._make_sky(rng, tone)
+        self._scale = lens.sensitivity(self.camera)
+        self._grounds = self._texture_maps()
 
-    def frame(self, time_s: float, exposure: float, rng: np.random.Generator) -> NightFrame:
+    def frame(self, index: int, time_s: float, exposure: float = 1.0) -> NightFrame:
+        """The picture at a time in seconds; `index` numbers it, and with the seed fixes its noise."""
         camera, ego = self.camera, self.street.speed * time_s
-        h, w = camera.size_hw
         first = int(np.floor((ego - 8) / BLOCK_M))
         blocks = [self.street.block(i) for i in range(first, int((ego + SIGHT_M) // BLOCK_M) + 1)]
-        backs = _in_order([t for b in blocks for t in b[1]], time_s, ego)
-        things = _in_order([t for b in blocks for t in b[2]] + self.street.train, time_s, ego)
-        faces = Faces.join([self.street.far, *backs, *things])
-        lamps = self._lamps(faces.lamps)
-        radiance, labels = self._sky(), np.full((h, w), IDS["sky"], np.uint8)
-        ground = Faces.join([b[0] for b in reversed(blocks)]).at(0.0, -ego)
-        paint(camera, ground, None, self.ambient, radiance, labels)
-        self._light_ground(radiance, labels, lamps, ego)
-        paint(camera, faces, lamps, self.ambient, radiance, labels)
-        add_glare(radiance, camera.glare, self._haze(faces.lamps))
+        things = [t for b in blocks for t in b.things] + self.street.train
+        faces = Faces.placed([(self.street.far, Placement(0.0, SIGHT_M + 20)), *self._in_order(things, time_s, ego)])
+        lamps = faces.lamps[np.argsort(np.abs(faces.lamps[:, 2] - 12.0), kind="stable")[:_NEAREST_LAMPS]]
+        lamps[:, :3] = camera.bent(lamps[:, :3])
+        canvas = self._sky.copy()
+        ground = Faces.placed([(b.ground, Placement(0.0, -ego)) for b in reversed(blocks)])
+        paint(camera, ground, None, self.ambient, canvas)
+        self._light_ground(canvas, lamps, faces)
+        paint(camera, faces, lamps, self.ambient, canvas)
+        labels = cv2.extractChannel(canvas, 3).astype(np.uint8)
+        radiance = cv2.cvtColor(canvas, cv2.COLOR_BGRA2BGR)
+        self._wear(radiance, labels, ego)
+        lens.add_glare(radiance, camera.glare, lens.cones(camera, lamps, self.haze))
         self._own_bonnet(radiance, labels)
-        return NightFrame(expose(camera, radiance, exposure, rng), labels, time_s)
+        rng = np.random.default_rng([self.seed, 9, index])
+        return NightFrame(lens.expose(camera, radiance, self._scale * np.float32(exposure), rng), labels, time_s)
 
-    def _lamps(self, lamps: np.ndarray) -> np.ndarray:
-        """The lamps nearest to what the camera sees, along the bend."""
-        lamps = lamps[np.argsort(np.abs(lamps[:, 2] - 12.0), kind="stable")[:_NEAREST_LAMPS]].copy()
-        lamps[:, :3] = self.camera.bent(lamps[:, :3])
-        return lamps
+    def _in_order(self, things: list[Thing], time_s: float, ego_m: float) -> list[tuple[Faces, Placement]]:
+        """Meshes of what is in sight, in the painter's order.
 
-    def _horizon(self) -> float:
-        """The row of the horizon."""
-        return self.camera.size_hw[0] / 2 - 0.5 + self.camera.focal_px * np.tan(self.camera.pitch_rad)
+        What lies on the houses' line or behind it can only be hidden by what lies before that line, so it comes first;
+        within each layer the furthest far end comes first, for the houses run along the street.
+        """
+        left, right = self.street.line(-1), self.street.line(1)
+        placed = [(t, *t.place(time_s, ego_m)) for t in things]
+        placed = [p for p in placed if -20.0 < p[2] < SIGHT_M]
+        placed.sort(key=lambda p: (left < p[1] < right, -(p[2] + p[0].behind)))
+        return [t.faces(time_s, x, z) for t, x, z in placed]
 
-    def _sky(self) -> np.ndarray:
-        """Dark above, aglow with the town's light near the horizon, cloudy: radiance, float32 (H, W, 3)."""
+    def _make_sky(self, rng: np.random.Generator, tone: np.ndarray) -> np.ndarray:
+        """A canvas of sky: aglow with the town's light near the horizon, dark above, cloudy."""
         h, w = self.camera.size_hw
-        rows = np.clip((self._horizon() - np.arange(64) * h / 64) / self.camera.focal_px, 0, 1)
+        rows = np.clip((self.camera.horizon - np.arange(64) * h / 64) / self.camera.focal_px, 0, 1)
         glow = np.exp(-rows / 0.18)[:, None, None] * 1.5 + 0.4
-        clouds = 0.7 + 0.6 * cv2.resize(self.clouds, (32, 64))[..., None]
-        return cv2.resize((glow * clouds * self.sky_bgr).astype(np.float32), (w, h))
+        clouds = 0.7 + 0.6 * cv2.resize(rng.random((6, 9), dtype=np.float32), (32, 64), interpolation=cv2.INTER_CUBIC)
+        sky = cv2.resize((glow * clouds[..., None] * tone).astype(np.float32), (w, h))
+        canvas = cv2.cvtColor(sky, cv2.COLOR_BGR2BGRA)
+        canvas[..., 3] = IDS["sky"]
+        return canvas
 
-    def _light_ground(self, radiance: np.ndarray, labels: np.ndarray, lamps: np.ndarray, ego: float) -> None:
-        """Turn the ground's albedo to radiance, in place: light by position, and the texture of asphalt."""
+    def _light_ground(self, canvas: np.ndarray, lamps: np.ndarray, faces: Faces) -> None:
+        """Turn the ground's albedo into radiance, in place: light by position, and what the wet film mirrors."""
         h, w = self.camera.size_hw
-        top = int(np.clip(np.floor(self._horizon()) - 1, 0, h - 2))
+        top = int(np.clip(np.ceil(self.camera.horizon), 0, h - 1))
         rows, columns = max(8, (h - top) // 5), max(16, w // 16)
-        us = (np.arange(columns) + 0.5) * w / columns - 0.5
-        vs = top + (np.arange(rows) + 0.5) * (h - top) / rows - 0.5
+        us, vs = (np.arange(columns) + 0.5) * w / columns - 0.5, top + (np.arange(rows) + 0.5) * (h - top) / rows - 0.5
         at = self.camera.ground(us, vs).reshape(-1, 3)
-        up = np.broadcast_to(np.float32((0, 1, 0)), at.shape)
-        light = (light_on(at, up, lamps, self.ambient) / np.pi).reshape(rows, columns, 3)
-        light = cv2.resize(light, (w, h - top), interpolation=cv2.INTER_LINEAR)
-        light[labels[top:] == IDS["sky"]] = 1.0
-        radiance[top:] *= light
+        light = light_on(at, np.broadcast_to(np.array((0, 1, 0), np.float32), at.shape), lamps, self.ambient)
+        light = cv2.cvtColor(light.reshape(rows, columns, 3), cv2.COLOR_BGR2BGRA)  # alpha 1 keeps the labels
+        canvas[top:] *= cv2.resize(light, (w, h - top), interpolation=cv2.INTER_LINEAR)
+        film = cv2.cvtColor(lens.wet_reflection(self.camera, faces, self.wet, top), cv2.COLOR_BGR2BGRA)
+        film[..., 3] = 0.0
+        canvas[top:] += cv2.resize(film, (w, h - top), interpolation=cv2.INTER_LINEAR)
 
-    def _haze(self, lamps: np.ndarray) -> np.ndarray:
-        """Cones of light below the lamps, at a quarter of the size: radiance, float32 (h, w, 3)."""
-        h, w = self.camera.size_hw
-        air = np.zeros((max(16, h // 4), max(16, w // 4), 3), np.float32)
-        return air
+    def _texture_maps(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Texels that half-size pixels see on the ground and on the street's sides, and how much shows so far away."""
+        full_h, full_w = self.camera.size_hw
+        h, w = max(16, full_h // 2), max(16, full_w // 2)
+        rays = self.camera.rays((np.arange(w) + 0.5) * full_w / w - 0.5, (np.arange(h) + 0.5) * full_h / h - 0.5)
+        x, y, z = (np.ascontiguousarray(rays[..., i]) for i in range(3))
+        far = self.street.walk + self.street.verge
+        sides = np.where(x < 0, x / np.float32(self.street.left - far), x / np.float32(self.street.right + far))
+        maps = []
+        for inverse, across, depth in ((y / np.float32(-self.camera.height_m), x, 1.0), (sides, y, 0.6)):
+            way = 1.0 / np.maximum(inverse, np.float32(1 / 400))
+            along, across = (np.int32(m * way * np.float32(1 / lens.TEXEL_M)) for m in (z, across))
+            maps.append(
+                (along, (across & (lens.TEXELS - 1)) * lens.TEXELS, depth / (127 + 127 * (z * way / 25.0) ** 2))
+            )
+        return maps
+
+    def _wear(self, radiance: np.ndarray, labels: np.ndarray, ego: float) -> None:
+        """Put grain and stains on the ground and on what lines the street, in place; fast in the world."""
+        h, w = labels.shape
+        grain = np.ones((h, w), np.float32)
+        for names, (along, across, show) in zip((_GROUND, _UPRIGHT), self._grounds, strict=True):
+            texel = ((along + round(ego / lens.TEXEL_M)) & (lens.TEXELS - 1)) + across
+            tile = lens.texture().ravel()[texel] * show + 1.0
+            tile = cv2.resize(tile, (w, h), interpolation=cv2.INTER_LINEAR)
+            table = np.zeros(256, np.uint8)
+            table[[IDS[n] for n in names]] = 255
+            cv2.copyTo(tile, cv2.LUT(labels, table), grain)
+        cv2.multiply(radiance, cv2.merge([grain] * 3), radiance)
 
     def _own_bonnet(self, radiance: np.ndarray, labels: np.ndarray) -> None:
-        """The vehicle's own bonnet along the lower edge, mirroring a little of the street; unlabelled."""
-        if self.bonnet:
-            h, w = labels.shape
-            x = np.linspace(-1, 1, 33)
-            y = h * (1 - self.bonnet * (1.0 - 0.5 * x**4))
-            outline = np.append(np.stack([(x + 1) * w / 2, y], 1), ((w, h), (0, h)), axis=0)
-            polygon = [np.rint(outline).astype(np.int32)]
-            cv2.fillPoly(radiance, polygon, (0.004, 0.004, 0.004))
-            cv2.fillPoly(labels, polygon, IGNORE_ID)
-
-
-def _in_order(things: list[Thing], time_s: float, ego_m: float) -> list[Faces]:
-    """Faces of what is in sight, the furthest first."""
-    placed = [(t, *t.place(time_s, ego_m)) for t in things]
-    placed = [p for p in placed if -20.0 < p[2] < SIGHT_M]
-    placed.sort(key=lambda p: -(p[2] + p[0].behind))
-    return [t.faces(time_s).at(x, z, t.yaw_rad) for t, x, z in placed]
+        """The vehicle's own bonnet along the lower edge, mirroring the street dimly; unlabelled."""
+        if not self.bonnet:
+            return
+        h, w = labels.shape
+        x = np.linspace(-1, 1, 33)
+        outline = np.stack([(x + 1) * w / 2, h * (1 - self.bonnet * (1.0 - 0.5 * x**4))], 1)
+        outline = np.append(outline, ((w, h), (0, h)), axis=0)
+        cv2.fillPoly(labels, [np.rint(outline).astype(np.int32)], IGNORE_ID)
+        top, middle = int(outline[:, 1].min()), int(np.clip(self.camera.horizon, 8, h - 8))
+        scene = cv2.flip(radiance[max(0, middle - h // 3) : middle + h // 20], 0)
+        scene = cv2.resize(scene, (max(8, w // 8), h - top), interpolation=cv2.INTER_AREA)
+        mirrored = cv2.resize(cv2.GaussianBlur(scene, (0, 0), 1.0), (w, h - top)) * 0.07 + 0.0012
+        band = radiance[top:]
+        cv2.copyTo(mirrored, (labels[top:] == IGNORE_ID).astype(np.uint8), band)
