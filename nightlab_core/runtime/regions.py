@@ -136,6 +136,7 @@ def _paste(
         wins = new_labels != IGNORE_ID
         if only_more_confident:
             wins &= new_confidence > confidence[y0:y1, x0:x1]
-        np.copyto(labels[y0:y1, x0:x1], new_labels, where=wins)
-        np.copyto(confidence[y0:y1, x0:x1], new_confidence, where=wins)
+        # cv2.copyTo writes through the view; it is several times faster than numpy's where on a ragged mask.
+        cv2.copyTo(new_labels, wins.view(np.uint8), labels[y0:y1, x0:x1])
+        cv2.copyTo(new_confidence, wins.view(np.uint8), confidence[y0:y1, x0:x1])
     return labels, confidence

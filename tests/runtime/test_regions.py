@@ -285,3 +285,18 @@ def test_no_region_changes_nothing() -> None:
     labels, confidence = paste_confident(IMAGE_LABELS, IMAGE_CONFIDENCE, none)
     np.testing.assert_array_equal(labels, IMAGE_LABELS)
     np.testing.assert_array_equal(confidence, IMAGE_CONFIDENCE)
+
+
+@pytest.mark.parametrize("paste", [paste_replace, paste_confident])
+@pytest.mark.parametrize(
+    ("box", "pasted"),
+    [((2, 3, 3, 6), 3), ((1, 4, 5, 5), 4), ((5, 5, 6, 6), 1), ((2, 2, 2.0005, 4), 0), ((6, 6, 9, 9), 0)],
+    ids=["one wide", "one high", "one pixel", "none wide", "outside"],
+)
+def test_the_thinnest_boxes(paste, box: tuple[float, ...], pasted: int) -> None:  # type: ignore[no-untyped-def]
+    boxes = np.array([box], np.float32)
+    windows = context_boxes(boxes, (6, 6), 0.15, 1.0)
+    maps = np.full((2, 1, 16, 16), 255, np.uint8)
+    regions = Regions(boxes, np.ones(1, np.float32), windows, maps[0] - 250, maps[1])
+    labels, confidence = paste(IMAGE_LABELS, IMAGE_CONFIDENCE, regions)
+    assert (labels == 5).sum() == (confidence == 255).sum() == pasted
