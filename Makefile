@@ -62,6 +62,7 @@ define make_environment
 	@$(PYTHON) -c '$(USABLE)' || { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.10 to 3.13 with its venv module is needed." >&2; exit 1; }
 	@echo "Making $(1) with $$($(PYTHON) --version), once"
 	@$(PYTHON) -m venv --clear $(1)
+	@$(1)/bin/python -m pip install --quiet --upgrade pip
 	@$(1)/bin/python -m pip install --quiet $(foreach f,$(2),-r $(f))
 	@touch $@
 endef

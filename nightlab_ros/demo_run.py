@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's processes, the environment that they share, and its line of progress."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nightlab_ros.demo_report import Recording, Sent
+
+STOP_TIMEOUT_S = 10.0
+#: Where the output is no terminal, a plain line so often.
+PLAIN_EVERY_S = 5.0
+
+
+class DemoError(Exception):
+    """What keeps the demo from going on, in words for the user."""
+
+
+def ros_environment(out: Path) -> dict[str, str]:
+    """What the demo and its children need of ROS; no sourced ROS is needed, and none is disturbed.
+
+    A domain of its own, and not the usual 0, so that a running robot neither hears nor disturbs the demo. Fast DDS's
+    transport for large data: with its default one most images of 640x480 and more are lost between processes. Discovery
+    must not be limited to this host: rmw_fastrtps then sets up its default transport whatever was asked for.
+    """
+    return {
+        "ROS_DOMAIN_ID": str(random.randrange(1, 102)),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "SUBNET",
+        "ROS_LOCALHOST_ONLY": "0",
+        "FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA",
+        "ROS_LOG_DIR": str((out / "ros_log").resolve()),
+    }
+
+
+class Child:
+    """A Python module run as a process of its own; as a context manager it ends with the block.
+
+    Its output goes to `log`; with `piped`, standard output is read here instead: the player's lines, into `sent`.
+    """
+
+    def __init__(self, module: str, arguments: list[str], log: Path, piped: bool = False) -> None:
+        self.module, self.log, self.sent = module, log, list[Sent]()
+        self._piped = piped
+        self._command = [sys.executable, "-m", module, *arguments]
+
+    def __enter__(self) -> Child:
+        with self.log.open("wb") as log:
+            stdout = subprocess.PIPE if self._piped else log
+            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=log)
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._reader.join()
+
+    def ended(self) -> bool:
+        """True when the process has ended and all its lines are read."""
+        return self._process.poll() is not None and not self._reader.is_alive()
+
+    def check(self) -> None:
+        """DemoError, with the end of the log, if the process has failed."""
+        status = self._process.poll()
+        if status not in (None, 0):
+            raise DemoError(f"{self.module} ended with status {status}. The end of {self.log}:\n{self.tail()}")
+
+    def tail(self, lines: int = 20) -> str:
+        """The end of the log."""
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+    def _read(self) -> None:
+        if self._process.stdout is not None:
+            with self._process.stdout as lines:
+                for line in lines:
+                    values = json.loads(line)
+                    self.sent.append(Sent(**{**values, "size_hw": tuple(values["size_hw"])}))
+
+
+class LiveLine:
+    """One line that follows what happens; where the output is no terminal, a plain line now and then."""
+
+    def __init__(self, console: Console, title: str, total: int | None) -> None:
+        self._console, self._title, self._total = console, title, total
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[done]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[state]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(title, total=total, done="", state="")
+        self._said = time.monotonic()
+
+    def __enter__(self) -> LiveLine:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, done: int, recording: Recording | None = None) -> None:
+        """`done` of the total; what came back of it, where there is a recording."""
+        counted = f"{done}/{self._total}" if self._total else str(done)
+        state = live_state(recording) if recording else ""
+        self._progress.update(self._task, completed=done, done=counted, state=state)
+        if not self._console.is_terminal and time.monotonic() - self._said > PLAIN_EVERY_S:
+            self._said = time.monotonic()
+            self._console.print(f"{self._title}: {counted}  {state}".rstrip(), soft_wrap=True)
+
+
+def live_state(recording: Recording) -> str:
+    """Masks, drops, rate and latency so far. A frame counts as dropped once a later one's mask is here."""
+    answered = recording.answered
+    if not answered:
+        return "no mask yet"
+    dropped = sum(s.index < answered[-1].index for s in recording.sent) - (len(answered) - 1)
+    recent = [s.stamp_ns for s in answered[-20:]]
+    rate = (len(recent) - 1) / max(1e-9, (recent[-1] - recent[0]) / 1e9) if len(recent) > 1 else 0.0
+    latency = np.median([recording.masks[s.stamp_ns].latency_ms for s in answered])
+    return f"masks {len(answered)}  dropped {dropped}  {rate:.1f} Hz  p50 {latency:.0f} ms"

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Play frames to a camera topic at a fixed rate, from a process of its own, as a camera's driver would.
+
+    python -m nightlab_ros.player --input drive.mcap --rate 10
+
+Writes one line of JSON to standard output for each frame when it is sent, and nothing else: index, name, stamp_ns,
+size_hw, late_ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import sys
+import threading
+import time
+from typing import Any
+
+import rclpy
+from rclpy.duration import Duration
+from rclpy.executors import ExternalShutdownException
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from nightlab_core.data.frames import Frame, FrameSource, open_frames
+from nightlab_core.labels import CLASS_SETS
+from nightlab_ros.images import image_message
+
+FRAME_ID = "camera"
+#: Frames are decoded ahead up to this much memory, and before the first one is sent: decoding then takes no time from
+#: the node's processor, and a slow disk does not bend the rate.
+AHEAD_BYTES = 512 * 2**20
+#: Between the match of the two ends and the first frame: a subscription may learn of its publisher a little later than
+#: the publisher of it, and what is sent in between is lost.
+SETTLE_S = 0.5
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that `source_from` reads."""
+    parser.add_argument("--input", help="rosbag, folder of images or video; without it the rendered night clip")
+    parser.add_argument(
+        "--labels", help="folder of label maps, PNG, for a folder of images (default: labels beside it)"
+    )
+    parser.add_argument("--classes", choices=sorted(CLASS_SETS), help="class set of the labels (default: by the path)")
+    parser.add_argument("--glob", default="*", help="which images of a folder, by name")
+    parser.add_argument("--topic", help="image topic of a rosbag that has several")
+    parser.add_argument("--frames", type=int, help="play no more than so many frames")
+    parser.add_argument("--rate", type=float, default=10.0, help="frames a second (default 10)")
+
+
+def source_from(args: argparse.Namespace) -> FrameSource:
+    """The frames that the arguments name. FileNotFoundError or ValueError says what is wrong with them."""
+    if not args.rate > 0:
+        raise ValueError(f"rate is {args.rate}; expected frames a second, above 0")
+    return open_frames(
+        args.input,
+        labels=args.labels,
+        classes=args.classes,
+        pattern=args.glob,
+        topic=args.topic,
+        max_frames=args.frames,
+        fps=args.rate,
+    )
+
+
+class Ahead:
+    """Iterate a source while a thread decodes ahead; `wait` returns when as much as fits is there."""
+
+    def __init__(self, source: FrameSource) -> None:
+        self._frames: queue.Queue[Frame | Exception | None] = queue.Queue()
+        self._room = threading.Condition()
+        self._bytes = 0
+        self._full = threading.Event()
+        threading.Thread(target=self._decode, args=(source,), daemon=True).start()
+
+    def wait(self) -> None:
+        """Block until the memory is used up or the source has ended."""
+        self._full.wait()
+
+    def __iter__(self) -> Ahead:
+        return self
+
+    def __next__(self) -> Frame:
+        item = self._frames.get()
+        if item is None:
+            raise StopIteration
+        if isinstance(item, Exception):
+            raise item
+        with self._room:
+            self._bytes -= item.image_bgr.nbytes
+            self._room.notify()
+        return item
+
+    def _decode(self, source: FrameSource) -> None:
+        end: Exception | None = None
+        try:
+            for frame in source:
+                with self._room:
+                    if self._bytes >= AHEAD_BYTES:
+                        self._full.set()
+                        self._room.wait_for(lambda: self._bytes < AHEAD_BYTES)
+                    self._bytes += frame.image_bgr.nbytes
+                self._frames.put(frame)
+        except Exception as error:  # raised again where the frames are taken
+            end = error
+        self._frames.put(end)
+        self._full.set()
+
+
+def play(node: Any, source: FrameSource, rate: float) -> int:
+    """Publish every frame on `image`, once someone listens, and return how many there were."""
+    # Reliable serves best-effort and reliable subscriptions alike. Keep-last 5 is what a reliable one may lag behind
+    # before it loses a frame; with best-effort ones each frame goes out at once, and the node keeps the newest.
+    publisher = node.create_publisher(Image, "image", QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE))
+    ahead = Ahead(source)
+    ahead.wait()
+    while publisher.get_subscription_count() == 0:
+        rclpy.spin_once(node, timeout_sec=0.05)
+    time.sleep(SETTLE_S)
+    begin = time.perf_counter()
+    sent = 0
+    for frame in ahead:
+        due = begin + sent / rate
+        time.sleep(max(0.0, due - time.perf_counter()))
+        late_ms = 1e3 * (time.perf_counter() - due)
+        now = node.get_clock().now()
+        publisher.publish(image_message(frame.image_bgr, "bgr8", Header(stamp=now.to_msg(), frame_id=FRAME_ID)))
+        line = {"index": sent, "name": frame.name, "stamp_ns": now.nanoseconds, "size_hw": frame.image_bgr.shape[:2]}
+        print(json.dumps({**line, "late_ms": round(late_ms, 2)}), flush=True)
+        sent += 1
+    publisher.wait_for_all_acked(Duration(seconds=2.0))
+    return sent
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: 0 when all frames were sent, 1 with a reason on standard error, 130 when interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_source_arguments(parser)
+    args = parser.parse_args(argv)
+    rclpy.init(args=[])
+    node = rclpy.create_node("player")
+    try:
+        play(node, source_from(args), args.rate)
+    except (ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException, BrokenPipeError):
+        return 130
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
