@@ -73,17 +73,17 @@ class NightDrive:
             yaw_rad=rng.normal(0, 0.03),
             height_m=rng.uniform(1.25, 1.6),
             bend_per_m=rng.normal(0, 0.0009),
-            gain=rng.lognormal(0.0, 0.4),
+            gain=rng.lognormal(0.2, 0.4),
             cast_bgr=(rng.uniform(0.75, 1.1), 1.0, rng.uniform(0.95, 1.25)),
             noise=rng.uniform(0.006, 0.026),
             glare=rng.lognormal(0, 0.5),
             shake_px=(abs(rng.normal(0, 1.6)), rng.normal(0, 0.8)),
         )
         self.haze, self.wet = rng.exponential(0.4), max(0.06, rng.uniform(-1.0, 1.3))
-        self.ambient = (np.array((1.15, 1.0, 0.95)) * rng.lognormal(-3.1, 0.5)).astype(np.float32)
+        self.ambient = (np.array((1.15, 1.0, 0.95)) * rng.lognormal(-3.5, 0.6)).astype(np.float32)
         self.bonnet = rng.uniform(0.06, 0.12) if rng.random() < 0.35 else 0.0
         dusk = rng.random() < 0.15
-        tone = np.array((1.6, 1.0, 0.7) if dusk else (0.8, 0.9, 1.1)) * rng.lognormal(-4.0 if dusk else -5.9, 0.5)
+        tone = np.array((1.6, 1.0, 0.7) if dusk else (0.8, 0.9, 1.1)) * rng.lognormal(-4.0 if dusk else -6.2, 0.5)
         self._sky = self._make_sky(rng, tone)
         self._scale = lens.sensitivity(self.camera)
         self._grounds = self._texture_maps()
@@ -91,8 +91,7 @@ class NightDrive:
     def frame(self, index: int, time_s: float, exposure: float = 1.0) -> NightFrame:
         """The picture at a time in seconds; `index` numbers it, and with the seed fixes its noise."""
         camera, ego = self.camera, self.street.speed * time_s
-        first = int(np.floor((ego - 8) / BLOCK_M))
-        blocks = [self.street.block(i) for i in range(first, int((ego + SIGHT_M) // BLOCK_M) + 1)]
+        blocks = [self.street.block(i) for i in range(int(ego // BLOCK_M), int((ego + SIGHT_M) // BLOCK_M) + 1)]
         things = [t for b in blocks for t in b.things] + self.street.train
         faces = Faces.placed([(self.street.far, Placement(0.0, SIGHT_M + 20)), *self._in_order(things, time_s, ego)])
         lamps = faces.lamps[np.argsort(np.abs(faces.lamps[:, 2] - 12.0), kind="stable")[:_NEAREST_LAMPS]]
@@ -158,10 +157,9 @@ class NightDrive:
         maps = []
         for inverse, across, depth in ((y / np.float32(-self.camera.height_m), x, 1.0), (sides, y, 0.6)):
             way = 1.0 / np.maximum(inverse, np.float32(1 / 400))
-            along, across = (np.int32(m * way * np.float32(1 / lens.TEXEL_M)) for m in (z, across))
-            maps.append(
-                (along, (across & (lens.TEXELS - 1)) * lens.TEXELS, depth / (127 + 127 * (z * way / 25.0) ** 2))
-            )
+            along, row = ((m * way / np.float32(lens.TEXEL_M)).astype(np.int32) for m in (z, across))
+            show = depth / (127 + 127 * (z * way / 25.0) ** 2)
+            maps.append((along, (row & (lens.TEXELS - 1)) * lens.TEXELS, show))
         return maps
 
     def _wear(self, radiance: np.ndarray, labels: np.ndarray, ego: float) -> None:

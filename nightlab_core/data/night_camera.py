@@ -197,11 +197,13 @@ def paint(
     middle = np.add.reduceat(points, starts) / (faces.ends - starts)[:, None].astype(np.float32)
     to_eye = np.array((0, camera.height_m, 0), np.float32) - middle
     solid = np.abs(faces.normals).max(1) > 0
-    large = np.where(solid, extent.prod(1) > 0.5, extent.max(1) > 0.5)  # boards are posts and people: kept when thin
+    large = np.where(solid, extent.prod(1) > 0.8, extent.max(1) > 0.5)  # boards are posts and people: kept when thin
     seen = (furthest > NEAR_M) & large & (~solid | (np.einsum("fc,fc->f", faces.normals, to_eye) > 0))
-    inside = (high > -1).all(1) & (low[:, 0] < w + 1) & (low[:, 1] < h + 1)
+    # A face whose points all lie beyond one side of the view's pyramid is unseen, even where it reaches behind us.
+    reach = viewed[:, 2:] * (np.array([w / 2 + 1, h / 2 + 1], np.float32) / np.float32(camera.focal_px))
+    beyond = np.minimum.reduceat(np.concatenate([viewed[:, :2] - reach, -viewed[:, :2] - reach], 1), starts)
     cut = nearest < NEAR_M
-    index = np.flatnonzero(seen & (inside | cut))
+    index = np.flatnonzero(seen & (beyond < 0).all(1))
     colour = faces.albedo[index]
     if lamps is not None:
         normals = np.where(solid[index, None], faces.normals[index], to_eye[index] * np.array((1, 0, 1), np.float32))

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from nightlab_core.data import night_shapes as shapes
 from nightlab_core.data.night_camera import Faces
 from nightlab_core.data.night_shapes import IDS, Mesh
-from nightlab_core.data.night_stock import SIGHT_M, Thing, any_of
+from nightlab_core.data.night_stock import SIGHT_M, Thing, any_of, stock
 from nightlab_core.data.night_walls import LONG_M
 
 BLOCK_M = 48.0
@@ -52,7 +52,7 @@ class Street:
         self.lamp = Faces.of(shapes.street_lamp(rng, high, -reach, colour))
         self.lamp_step, self.lamp_sides = rng.uniform(18, 36), int(rng.integers(1, 4))
         self.crowd, self.traffic = rng.uniform(0.4, 1.7), rng.uniform(0.4, 1.3)
-        self.signal_reach = -rng.uniform(3.5, 5.5) if rng.random() < 0.6 else 0.0
+        self.signal_arm = int(rng.integers(1, 4)) if rng.random() < 0.6 else 0
         self.asphalt = np.array((0.1, 0.1, 0.1)) * rng.uniform(0.6, 1.3)
         self.paving = np.array((0.17, 0.19, 0.2)) * rng.uniform(0.6, 1.3)
         self.far = any_of("woods" if self.kind == "park" else "far", rng)
@@ -90,8 +90,8 @@ class Street:
         middle_paint = paint * (0.25, 0.8, 1.0) if self.seed % 2 else paint
 
         def strip(x0: float, x1: float, za: float, zb: float, albedo: ArrayLike, label: str) -> None:
-            cuts = np.linspace(za, zb, max(2, int(np.ceil((zb - za) / 8)) + 1)).tolist()
-            for a, b in pairwise(cuts):
+            count = int((zb - za) // 8) + 1
+            for a, b in pairwise([za + (zb - za) * i / count for i in range(count + 1)]):
                 mesh.face(((x0, 0, a), (x1, 0, a), (x1, 0, b), (x0, 0, b)), albedo, IDS[label])
 
         for side in (-1, 1):
@@ -166,8 +166,9 @@ class Street:
         if junction is not None:
             # One state for all signals of a junction.
             state = int(np.random.default_rng([self.seed, 3, int(z0)]).choice(3, p=(0.45, 0.1, 0.45)))
-            for z, reach in ((junction - 1.0, 0.0), (junction + JUNCTION_M + 0.8, self.signal_reach * (side > 0))):
-                things.append(Thing(Faces.of(shapes.traffic_light(state, reach)), kerb + side * 0.7, z))
+            for z, arm in ((junction - 1.0, 0), (junction + JUNCTION_M + 0.8, self.signal_arm * (side > 0))):
+                what = stock("signal", 3 * arm + state)
+                things.append(Thing(what, kerb + side * 0.7, z, scale=(float(side), 1.0, 1.0)))
         if rng.random() < (0.3 if self.kind == "city" else 0.7):
             for z in np.arange(z0 + rng.uniform(0, 8), end, rng.uniform(8, 16)):
                 if free(z, 2.5):

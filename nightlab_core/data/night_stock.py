@@ -18,7 +18,8 @@ _GAITS = 8
 #: How many of each kind there are; making one takes milliseconds, so that every street takes from the same stock.
 _STOCK = {
     "car": 72, "parked": 72, "truck": 12, "bus": 12, "person": 40, "along": 24, "oncoming": 24, "across": 24,
-    "tree": 48, "sign": 48, "town house": 56, "house": 28, "fence": 12, "wall": 12, "hedge": 12, "far": 12, "woods": 8,
+    "tree": 48, "sign": 48, "town house": 56, "house": 28, "fence": 12, "wall": 12, "hedge": 12, "signal": 12,
+    "far": 12, "woods": 8,
 }  # fmt: skip
 
 
@@ -41,6 +42,8 @@ def stock(kind: str, variant: int, gait: int = 0) -> Faces:
     elif kind in ("town house", "house"):
         town = kind == "town house"
         mesh = walls.building(rng, int(rng.integers(3, 9) if town else rng.integers(1, 4)), town)
+    elif kind == "signal":
+        mesh = shapes.traffic_light(variant % 3, (0.0, -3.5, -4.5, -5.5)[variant // 3])
     elif kind == "fence":
         mesh = walls.fence(rng)
     elif kind in ("wall", "hedge"):
