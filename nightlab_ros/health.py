@@ -16,6 +16,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 OK, WARN, ERROR = 0, 1, 2
+LOSS_ADVICE = (
+    "images are lost in the transport: with Fast DDS set FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA for camera and node, "
+    "and ROS_AUTOMATIC_DISCOVERY_RANGE to SUBNET, as LOCALHOST overrides it"
+)
 
 
 @dataclass(frozen=True)
@@ -32,25 +36,44 @@ class Health:
 
     def __init__(self, window: int = 100) -> None:
         self._lock = threading.Lock()
-        self._counts = dict.fromkeys(("received", "processed", "dropped", "lost", "failed"), 0)
+        self._counts = dict.fromkeys(("received", "processed", "failed", "overwritten", "skipped", "lost"), 0)
+        self._sequence: tuple[object, int] | None = None
         self._published_s: deque[float] = deque(maxlen=window)
         self._ages_ms: deque[float] = deque(maxlen=window)
         self._stages: dict[str, deque[float]] = {}
         self._window = window
         self._light_level = math.nan
         self._failure: tuple[float, str] = (-math.inf, "")
-        self._last_received_s = -math.inf
+        self._last_received_s = self._last_lost_s = -math.inf
 
-    def count(self, name: str, number: int = 1) -> None:
-        """Add to one of received, processed, dropped (a newer frame came), lost (in the transport), failed."""
-        with self._lock:
-            self._counts[name] += number
+    def received(self, now_s: float, publisher: object = None, number: int | None = None) -> None:
+        """A message reached the node: the ``number``-th of its publisher, if the middleware tells.
 
-    def received(self, now_s: float) -> None:
-        """A message reached the node."""
+        A gap in the numbers is what never reached the callback: lost in the transport, or overwritten in the reader's
+        history of one. A lower number is a publisher that started anew.
+        """
         with self._lock:
             self._counts["received"] += 1
             self._last_received_s = now_s
+            if number is not None and self._sequence is not None and self._sequence[0] == publisher:
+                self._counts["skipped"] += max(0, number - self._sequence[1] - 1)
+            self._sequence = None if number is None else (publisher, number)
+
+    def resubscribed(self) -> None:
+        """What was published while the node did not listen is no gap."""
+        with self._lock:
+            self._sequence = None
+
+    def overwritten(self) -> None:
+        """A newer message came before the worker began this one."""
+        with self._lock:
+            self._counts["overwritten"] += 1
+
+    def lost(self, now_s: float, number: int) -> None:
+        """The middleware says that so many messages were lost on the way."""
+        with self._lock:
+            self._counts["lost"] += number
+            self._last_lost_s = now_s
 
     def failed(self, now_s: float, reason: str) -> None:
         """A frame gave no mask."""
@@ -74,9 +97,15 @@ class Health:
                 self._stages.setdefault(stage, deque(maxlen=self._window)).append(milliseconds)
 
     def counts(self) -> dict[str, int]:
-        """A copy of the counts."""
+        """received, processed, failed; dropped: published, but never begun; and of these lost, in the transport.
+
+        Where the middleware numbers its messages, processed + failed + dropped is the number that was published.
+        """
         with self._lock:
-            return dict(self._counts)
+            counts = dict(self._counts)
+        # The reader knows of a loss before the next message shows the gap, and not every middleware numbers messages.
+        counts["dropped"] = counts.pop("overwritten") + max(counts.pop("skipped"), counts["lost"])
+        return counts
 
     def rate_hz(self, now_s: float, over_s: float = 5.0) -> float:
         """Masks per second of the node's clock, over the last ``over_s`` seconds; 0 when there was none."""
@@ -100,10 +129,13 @@ class Health:
             for stage, times in self._stages.items():
                 values.update(_percentiles(stage, times))
             silence_s, (failure_s, reason) = now_s - self._last_received_s, self._failure
+            loss_age_s = now_s - self._last_lost_s
         if not active:
             return Report(OK, "inactive", values)
         if 0.0 <= now_s - failure_s < 2.0:  # simulated time may jump back
             return Report(ERROR, f"a frame failed: {reason}", values)
+        if 0.0 <= loss_age_s < 2.0:
+            return Report(WARN, LOSS_ADVICE, values)
         if silence_s >= 2.0:
             since = f"for {silence_s:.1f} s" if math.isfinite(silence_s) else "yet"
             return Report(WARN, f"no images {since}", values)

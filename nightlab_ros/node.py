@@ -30,7 +30,7 @@ except ImportError:  # its name in ROS 2 Humble
 
 from nightlab_core.runtime.bundle import default_bundle
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_ros.health import Health
+from nightlab_ros.health import LOSS_ADVICE, Health
 from nightlab_ros.images import ImageError, compressed_to_bgr, converter_name, image_to_bgr
 from nightlab_ros.latest import LatestWorker
 from nightlab_ros.params import ParameterError, changed, declare, unknown_parameters
@@ -119,6 +119,7 @@ class NightLabNode(LifecycleNode):
         assert self._outputs is not None
         self._outputs.start()
         self._worker = LatestWorker("pipeline", self._process, self._process_failed)
+        self._health.resubscribed()
         compressed = self.settings.transport == "compressed"
         subscribe = partial(
             self.create_subscription,
@@ -138,7 +139,8 @@ class NightLabNode(LifecycleNode):
             self.destroy_subscription(self._subscription)
             self._subscription = None
         if self._worker is not None:
-            self._health.count("dropped", int(self._worker.stop()))
+            if self._worker.stop():
+                self._health.overwritten()
             self._worker = None
         if self._outputs is not None:
             self._outputs.stop()
@@ -164,13 +166,20 @@ class NightLabNode(LifecycleNode):
 
     # The executor's thread.
 
-    def _on_image(self, msg: Any) -> None:
-        self._health.received(self._now_s())
-        if self._worker is not None and self._worker.submit((msg, time.perf_counter())):
-            self._health.count("dropped")
+    def _on_image(self, msg: Any, info: Any) -> None:
+        if self._worker is None:
+            return
+        overwrote = self._worker.submit((msg, time.perf_counter()))
+        # Not every distribution names the publisher; without the name, the numbers of several would be mixed up.
+        alone = "publisher_gid" in info or self.count_publishers(self._subscription.topic_name) == 1
+        number = info.get("publication_sequence_number") if alone else None
+        self._health.received(self._now_s(), str(info.get("publisher_gid")), number)
+        if overwrote:
+            self._health.overwritten()
 
     def _on_lost(self, event: Any) -> None:
-        self._health.count("lost", event.total_count_change)
+        self._health.lost(self._now_s(), event.total_count_change)
+        self.get_logger().warning(LOSS_ADVICE, throttle_duration_sec=60.0)
 
     def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
         try:

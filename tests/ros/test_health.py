@@ -60,13 +60,35 @@ def test_rate_after_simulated_time_jumped_back() -> None:
 
 def test_counts() -> None:
     health = Health()
-    run(health, [0.0])
-    health.received(0.1)
-    health.count("dropped")
-    health.count("lost", 3)
-    assert health.counts() == {"received": 2, "processed": 1, "dropped": 1, "lost": 3, "failed": 0}
-    with pytest.raises(KeyError):
-        health.count("droped")
+    run(health, [0.0, 0.1])
+    health.received(0.2)
+    health.failed(0.2, "cut short")
+    health.received(0.3)
+    health.overwritten()
+    assert health.counts() == {"received": 4, "processed": 2, "failed": 1, "dropped": 1, "lost": 0}
+
+
+def test_gaps_in_the_publisher_s_numbers_are_drops() -> None:
+    health = Health()
+    for number in (7, 8, 12):  # what came before the node listened is none
+        health.received(0.0, "camera", number)
+    assert health.counts()["dropped"] == 3
+    health.received(0.0, "camera", 1)  # it started anew
+    health.received(0.0, "another camera", 90)
+    health.received(0.0, "another camera", 91)
+    assert health.counts()["dropped"] == 3
+    health.resubscribed()
+    health.received(0.0, "another camera", 200)
+    assert (health.counts()["dropped"], health.counts()["received"]) == (3, 7)
+
+
+def test_losses_are_drops_once_only() -> None:
+    health = Health()
+    health.received(0.0, "camera", 1)
+    health.lost(0.1, 2)  # told before the gap is seen
+    assert (health.counts()["dropped"], health.counts()["lost"]) == (2, 2)
+    health.received(0.2, "camera", 5)  # one more was overwritten in the reader
+    assert (health.counts()["dropped"], health.counts()["lost"]) == (3, 2)
 
 
 def test_levels() -> None:
@@ -97,3 +119,12 @@ def test_a_failure_does_not_last_when_simulated_time_jumps_back() -> None:
     health.failed(100.0, "cut short")
     run(health, [1.0])
     assert health.report(1.0, active=True).level == OK
+
+
+def test_losses_are_told_with_a_remedy() -> None:
+    health = Health()
+    run(health, [10.0])
+    health.lost(10.1, 1)
+    report = health.report(10.5, active=True)
+    assert report.level == WARN and "FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA" in report.message
+    assert health.report(12.2, active=True).message == "no images for 2.2 s"

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the active node answers, in two processes over real DDS, with the tiny bundle whose answers are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+pytest.importorskip("onnxruntime")
+
+from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
+from ros_harness import Client, NodeProcess, pixels_of, wait_until
+from sensor_msgs.msg import Image
+from std_msgs.msg import Float64
+
+from nightlab_core.labels import CITYSCAPES19, overlay
+from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
+
+pytestmark = pytest.mark.ros
+SIZE_HW = (120, 160)
+
+
+def flat(blue: int, green: int, red: int, size_hw: tuple[int, int] = SIZE_HW) -> np.ndarray:
+    return np.full((*size_hw, 3), (blue, green, red), np.uint8)
+
+
+class System:
+    """A running node and a client that is connected to it."""
+
+    def __init__(self, bundle: Path, namespace: str = "", **parameters: Any) -> None:
+        self.process = NodeProcess(namespace, bundle=str(bundle), autostart=True, engine="onnxruntime", **parameters)
+        self.client = Client(namespace)
+
+    def close(self) -> None:
+        self.client.close()
+        assert self.process.stop() == 0, "".join(self.process.log)
+
+
+@pytest.fixture(scope="module")
+def start(tiny_bundle: Path) -> Iterator[Callable[..., System]]:
+    systems: list[System] = []
+
+    def begin(namespace: str = "", **parameters: Any) -> System:
+        systems.append(System(tiny_bundle, namespace, **parameters))
+        return systems[-1]
+
+    yield begin
+    for system in systems:
+        system.close()
+
+
+@pytest.fixture(scope="module")
+def system(start: Callable[..., System]) -> System:
+    return start(overlay_opacity=0.25)
+
+
+@pytest.fixture(scope="module")
+def client(system: System) -> Client:
+    return system.client
+
+
+@pytest.fixture(scope="module")
+def camera(client: Client) -> Any:
+    client.listen(Image, "nightlab/confidence")
+    return client.connect(client.image(flat(0, 20, 200)))
+
+
+def picture(seed: int = 0, size_hw: tuple[int, int] = SIZE_HW) -> np.ndarray:
+    """Blocks of random colours: boxes with all scores, and regions both more and less confident than the frame."""
+    blocks = np.random.default_rng(seed).integers(0, 240, (6, 8, 3), np.uint8)
+    return cv2.resize(blocks, size_hw[::-1], interpolation=cv2.INTER_NEAREST)
+
+
+def test_masks_keep_stamp_frame_and_size(client: Client, camera: Any) -> None:
+    message = client.image(flat(0, 75, 201))  # no blue: the regions are less confident than the frame
+    mask = client.ask(camera, message)
+    confidence = client.wait_for("nightlab/confidence", lambda m: m.header == message.header)
+    assert mask.header == message.header and mask.header.frame_id == "front_camera"
+    assert (mask.encoding, confidence.encoding, mask.step) == ("mono8", "mono8", SIZE_HW[1])
+    assert pixels_of(mask).shape == SIZE_HW and (pixels_of(mask) == 75 // 14).all()
+    assert (pixels_of(confidence) == 201).all()
+
+
+def test_the_mask_is_the_pipeline_s(client: Client, camera: Any, tiny_bundle: Path) -> None:
+    client.listen(Image, "nightlab/debug/image_level_mask")
+    wait_until(lambda: client.node.count_publishers("nightlab/debug/image_level_mask"), "the image level's mask")
+    pipeline = Pipeline.open(tiny_bundle, engine="onnxruntime")
+    expected = pipeline(picture())
+    pipeline.close()
+    assert expected.refined.any() and (expected.labels != expected.image_labels).any()
+    message = client.image(picture())
+    assert np.array_equal(pixels_of(client.ask(camera, message)), expected.labels)
+    confidence = client.wait_for("nightlab/confidence", lambda m: m.header == message.header)
+    assert np.array_equal(pixels_of(confidence), expected.confidence)
+    image_level = client.ask(camera, client.image(picture()), "nightlab/debug/image_level_mask")
+    assert np.array_equal(pixels_of(image_level), expected.image_labels)
+
+
+@pytest.mark.parametrize("encoding", ["rgb8", "rgba8"])
+def test_other_encodings_give_the_same_mask(client: Client, camera: Any, encoding: str) -> None:
+    code = {"rgb8": cv2.COLOR_BGR2RGB, "rgba8": cv2.COLOR_BGR2RGBA}[encoding]
+    expected = client.ask(camera, client.image(picture()))
+    converted = client.ask(camera, client.image(cv2.cvtColor(picture(), code), encoding))
+    assert np.array_equal(pixels_of(converted), pixels_of(expected))
+
+
+def test_a_bad_image_is_counted_and_the_next_one_answered(client: Client, camera: Any, system: System) -> None:
+    before = int(client.diagnostics()["failed"])
+    bad = client.image(flat(0, 20, 200))
+    bad.data = bad.data[:-1]
+    camera.publish(bad)
+    values = client.diagnostics(lambda values: int(values["failed"]) > before)
+    reason = f"received {bad.step * bad.height - 1} bytes for 160x120 bgr8"
+    assert reason in values["message"] and values["level"] == "2"
+    assert system.process.wait_for_log(f"no mask for this image: {reason}")
+    assert (pixels_of(client.ask(camera, client.image(flat(0, 40, 200)))) == 40 // 14).all()
+    assert not [m for m in client.messages["nightlab/mask"] if m.header.stamp == bad.header.stamp]
+
+
+def test_parameters_change_the_next_frame(client: Client, camera: Any, tiny_bundle: Path) -> None:
+    changes = {"mode": "image_level", "merge": "replace", "max_regions": 1, "confidence_threshold": 0.6}
+    pipeline = Pipeline.open(tiny_bundle, engine="onnxruntime")
+    for name, value in changes.items():
+        default = PipelineSettings.model_fields[name].default
+        assert client.set_parameter(name, value).successful
+        pipeline.settings = PipelineSettings(**{name: value})
+        expected = pipeline(picture()).labels
+        assert np.array_equal(pixels_of(client.ask(camera, client.image(picture()))), expected), name
+        assert client.set_parameter(name, default).successful
+        pipeline.settings = PipelineSettings()
+        assert not np.array_equal(pipeline(picture()).labels, expected), name
+    pipeline.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("mode", "both", "mode: received 'both'; input should be 'image_level' or 'dual_level'"),
+        ("max_regions", 11, "max_regions"),
+        ("confidence_threshold", -0.5, "confidence_threshold"),
+        ("max_regions", "three", "Wrong parameter type"),
+        ("threads", 2, "threads takes effect at the next configure: deactivate and cleanup first"),
+        ("transport", "compressed", "transport takes effect at the next configure"),
+        ("autostart", False, "read-only"),
+    ],
+)
+def test_refused_parameters(client: Client, system: System, name: str, value: Any, reason: str) -> None:
+    result = client.set_parameter(name, value)
+    assert not result.successful
+    assert reason in result.reason
+
+
+def test_the_overlay_is_made_only_while_someone_listens(client: Client, camera: Any) -> None:
+    client.ask(camera, client.image(picture()))
+    assert "overlay_ms_p50" not in client.diagnostics()
+    subscription = client.listen(Image, "nightlab/overlay")
+    wait_until(
+        lambda: client.ask(camera, client.image(picture())) and client.messages["nightlab/overlay"], "an overlay"
+    )
+    message = client.image(picture(1))
+    drawn = client.ask(camera, message, "nightlab/overlay")
+    mask = client.wait_for("nightlab/mask", lambda m: m.header == message.header)
+    assert drawn.header == message.header and drawn.encoding == "bgr8"
+    assert np.array_equal(pixels_of(drawn), overlay(picture(1), pixels_of(mask), CITYSCAPES19, 0.25))
+    assert float(client.diagnostics()["overlay_ms_p50"]) > 0
+
+    client.set_parameter("overlay", False)
+    unwanted = client.image(picture())
+    client.ask(camera, unwanted)
+    client.set_parameter("overlay", True)
+    client.ask(camera, client.image(picture()), "nightlab/overlay")
+    assert not [m for m in client.messages["nightlab/overlay"] if m.header.stamp == unwanted.header.stamp]
+    client.node.destroy_subscription(subscription)
+
+
+def test_latency_topics(client: Client, camera: Any) -> None:
+    topics = [f"nightlab/debug/{stage}_ms" for stage in ("latency", "total", "image", "hardness", "region", "convert")]
+    for topic in topics:
+        client.listen(Float64, topic)
+    wait_until(
+        lambda: client.ask(camera, client.image(picture())) and all(client.messages[topic] for topic in topics),
+        "every latency topic",
+    )
+    latency, total, image, *_ = (client.messages[topic][-1].data for topic in topics)
+    assert 0 < image < total < latency < 5000
+
+
+def test_quality_of_service(client: Client, camera: Any) -> None:
+    (image,) = client.node.get_subscriptions_info_by_topic("/image")
+    assert image.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
+    for topic in ("mask", "confidence", "overlay"):
+        (mask,) = client.node.get_publishers_info_by_topic(f"/nightlab/{topic}")
+        assert mask.qos_profile.reliability == ReliabilityPolicy.RELIABLE
+        assert mask.qos_profile.durability == DurabilityPolicy.VOLATILE
+
+
+def test_diagnostics_name_what_runs(client: Client, camera: Any) -> None:
+    client.ask(camera, client.image(picture()))
+    values = client.diagnostics()
+    assert values["name"] == "/nightlab: segmentation"
+    assert (values["engine"], values["bundle"], values["mode"]) == ("onnxruntime", "tiny", "dual_level")
+    for stage in (
+        "frame_age",
+        "latency",
+        "wait",
+        "convert",
+        *("resize", "image", "hardness", "crop", "region", "merge"),
+    ):
+        assert {f"{stage}_ms_p50", f"{stage}_ms_p95", f"{stage}_ms_p99"} <= set(values)
+    assert 0 < float(values["light_level"]) < 1
+
+
+def test_one_line_tells_that_vision_msgs_is_missing(system: System, camera: Any) -> None:
+    try:
+        import vision_msgs.msg  # noqa: F401
+    except ImportError:
+        assert len(system.process.logged("vision_msgs is not installed")) == 1
+
+
+def test_large_frames_between_two_processes(client: Client, camera: Any) -> None:
+    """1024x2048, as in Cityscapes: 6 MB go there and 2 x 2 MB come back, ten times without a loss."""
+    for green in range(0, 140, 14):
+        message = client.image(flat(0, green, 200, (1024, 2048)))
+        mask = client.ask(camera, message)
+        assert mask.header == message.header
+        assert pixels_of(mask).shape == (1024, 2048) and (pixels_of(mask) == green // 14).all()
+
+
+def test_a_burst_is_worked_on_newest_first_and_every_frame_is_counted(client: Client, camera: Any) -> None:
+    def counts() -> dict[str, int]:
+        values = client.diagnostics()
+        return {name: int(values[name]) for name in ("received", "processed", "dropped", "lost", "failed")}
+
+    before, masks = counts(), len(client.messages["nightlab/mask"])
+    messages = [client.image(flat(0, 20, 200, (1024, 2048))) for _ in range(30)]
+    for message in messages:
+        camera.publish(message)
+    client.wait_for("nightlab/mask", lambda m: m.header == messages[-1].header)
+    change = {name: count - before[name] for name, count in counts().items()}
+    stamps = [m.header.stamp.sec for m in client.messages["nightlab/mask"][masks:]]
+    assert stamps == sorted(stamps) and len(stamps) == change["processed"]
+    assert change["dropped"] > 0 and change["failed"] == 0
+    assert change["processed"] + change["dropped"] == len(messages)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node in a process of its own, and a client in this one that talks to it over real DDS."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from array import array
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.msg import SetParametersResult
+from rcl_interfaces.srv import SetParameters
+from rclpy.context import Context
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import CompressedImage, Image
+
+from nightlab_ros.images import image_message
+
+ROOT = Path(__file__).parents[2]
+#: A domain that no other test session on this machine is likely to use, and the transport that carries large images.
+#: The discovery range LOCALHOST would replace that transport by one that loses them.
+ENVIRONMENT = {
+    "ROS_DOMAIN_ID": str(os.getpid() % 102),
+    "ROS_AUTOMATIC_DISCOVERY_RANGE": "SUBNET",
+    "ROS_LOCALHOST_ONLY": "0",
+    "FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA",
+    "OMP_NUM_THREADS": "1",
+}
+PATIENCE_S = 30.0
+
+
+def wait_until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
+    """The condition's first true value. AssertionError, with what was waited for, when patience ends."""
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.005)
+    raise AssertionError(f"waited {patience_s} s for {what}")
+
+
+class NodeProcess:
+    """``python -m nightlab_ros.node`` with parameters, its log read line by line."""
+
+    def __init__(self, namespace: str = "", **parameters: Any) -> None:
+        command = [sys.executable, "-m", "nightlab_ros.node", "--ros-args", "-r", f"__ns:=/{namespace}"]
+        for name, value in parameters.items():
+            command += ["-p", f"{name}:={json.dumps(value)}"]
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        self._process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.log: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        self.log.extend(iter(self._process.stdout.readline, ""))
+
+    def logged(self, pattern: str) -> list[str]:
+        """The lines of the log that match."""
+        return [line for line in list(self.log) if re.search(pattern, line)]
+
+    def wait_for_log(self, pattern: str) -> str:
+        """The first line of the log that matches, as soon as there is one."""
+        try:
+            return wait_until(lambda: self.logged(pattern), f"{pattern!r} in the log")[0]
+        except AssertionError as error:
+            raise AssertionError(f"{error}:\n{''.join(self.log)}") from None
+
+    def end(self) -> int:
+        """The exit status, when the process ends by itself."""
+        status = self._process.wait(PATIENCE_S)
+        self._reader.join()
+        return status
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def stop(self, by: signal.Signals = signal.SIGINT) -> int:
+        """Send a signal and return the exit status."""
+        if self.is_running():
+            self._process.send_signal(by)
+        try:
+            return self.end()
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise
+
+
+class Client:
+    """Publishes images, collects what the node publishes, and calls its services; its executor has its own thread."""
+
+    def __init__(self, namespace: str = "") -> None:
+        os.environ.update(ENVIRONMENT)
+        self.context = Context()
+        rclpy.init(context=self.context)
+        self.node = rclpy.create_node("client", namespace=namespace, context=self.context)
+        self.messages: dict[str, list[Any]] = defaultdict(list)
+        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._spin)
+        self._thread.start()
+        self._stamp_s = 1000
+
+    def _spin(self) -> None:
+        with contextlib.suppress(ExternalShutdownException):
+            self._executor.spin()
+
+    def close(self) -> None:
+        rclpy.shutdown(context=self.context)
+        self._thread.join()
+        self.node.destroy_node()
+
+    def listen(self, message_type: Any, topic: str, qos: Any = 10) -> Any:
+        """Collect messages under ``messages[topic]``; returns the subscription."""
+        return self.node.create_subscription(message_type, topic, self.messages[topic].append, qos)
+
+    def wait_for(self, topic: str, condition: Callable[[Any], Any] = lambda message: True) -> Any:
+        """The first message collected on a topic for which the condition holds."""
+        return wait_until(
+            lambda: next((m for m in list(self.messages[topic]) if condition(m)), None), f"such a message on {topic}"
+        )
+
+    def call(self, service_type: Any, name: str, request: Any) -> Any:
+        client = self.node.create_client(service_type, name)
+        assert client.wait_for_service(PATIENCE_S), f"no service {name}"
+        future = client.call_async(request)
+        wait_until(future.done, f"an answer of {name}")
+        self.node.destroy_client(client)
+        return future.result()
+
+    def change_state(self, transition: int) -> bool:
+        request = ChangeState.Request()
+        request.transition.id = transition
+        return self.call(ChangeState, "nightlab/change_state", request).success
+
+    def state(self) -> str:
+        return self.call(GetState, "nightlab/get_state", GetState.Request()).current_state.label
+
+    def set_parameter(self, name: str, value: Any) -> SetParametersResult:
+        request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
+        return self.call(SetParameters, "nightlab/set_parameters", request).results[0]
+
+    def next_header(self) -> Any:
+        """A header whose stamp no other message has."""
+        self._stamp_s += 1
+        header = Image().header
+        header.stamp.sec, header.stamp.nanosec, header.frame_id = self._stamp_s, 123456789, "front_camera"
+        return header
+
+    def image(self, pixels: np.ndarray, encoding: str = "bgr8") -> Image:
+        return image_message(pixels, encoding, self.next_header())
+
+    def compressed(self, data: bytes, image_format: str) -> CompressedImage:
+        return CompressedImage(header=self.next_header(), format=image_format, data=array("B", data))
+
+    def connect(self, message: Any, topic: str = "image", answer: str = "nightlab/mask") -> Any:
+        """Publish a message until its answer comes, which shows that both ways are open; returns the publisher."""
+        publisher = self.node.create_publisher(type(message), topic, 1)
+        self.listen(Image, answer)
+
+        def asked() -> bool:
+            publisher.publish(message)
+            time.sleep(0.1)
+            return bool(self.messages[answer])
+
+        wait_until(asked, f"the first message on {answer}")
+        time.sleep(0.2)  # answers to what was asked more than once
+        return publisher
+
+    def ask(self, publisher: Any, message: Any, answer: str = "nightlab/mask") -> Any:
+        """Publish an image and return the message on the answer's topic that has the same stamp."""
+        publisher.publish(message)
+        return self.wait_for(answer, lambda m: m.header.stamp == message.header.stamp)
+
+    def diagnostics(self, condition: Callable[[dict[str, str]], Any] = lambda values: True) -> dict[str, str]:
+        """Values, with "level" and "message", of the next diagnostics for which the condition holds."""
+        if "/diagnostics" not in self.messages:
+            self.listen(DiagnosticArray, "/diagnostics")
+        self.messages["/diagnostics"].clear()
+        message = self.wait_for("/diagnostics", lambda m: condition(diagnostic_values(m)))
+        return diagnostic_values(message)
+
+
+def diagnostic_values(message: DiagnosticArray) -> dict[str, str]:
+    (status,) = message.status
+    values = {pair.key: pair.value for pair in status.values}
+    return {**values, "level": str(status.level[0]), "message": status.message, "name": status.name}
+
+
+def pixels_of(message: Image) -> np.ndarray:
+    """mono8 as uint8 (H, W), bgr8 as uint8 (H, W, 3)."""
+    return np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, -1).squeeze()
