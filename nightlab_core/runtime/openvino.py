@@ -23,9 +23,10 @@ CACHED_SHAPES = 4
 class OpenVinoEngine:
     """An ONNX network on OpenVINO's CPU device.
 
-    It is compiled for each distinct input shape, because static shapes run faster than dynamic ones; the last few
-    compiled forms are kept. `precision` "auto" is the CPU's own choice (bfloat16 where it has it), "float32" is exact;
-    `threads` 0 is one a core.
+    It is compiled for each distinct size of input, because static sizes run faster than free ones, and the last few
+    compiled forms are kept. Only a free batch stays free: it costs next to nothing (padding to a few fixed batches cost
+    more), and the number of regions changes with every frame. `precision` "auto" is the CPU's own choice (bfloat16
+    where it has it), "float32" is exact; `threads` 0 is one a core.
     """
 
     name = "openvino"
@@ -44,9 +45,8 @@ class OpenVinoEngine:
         self._lock = threading.Lock()
 
     def prepare(self, **shapes: tuple[int, ...]) -> None:
-        """Compile for these input shapes, unless that was done."""
-        with self._lock:
-            self._request(shapes)
+        """Compile for these input shapes, unless that was done, and run once: the first run of a batch is slower."""
+        self(**{name: np.zeros(shape, self.inputs[name].dtype) for name, shape in shapes.items()})
 
     def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
         """See `Engine`. The inputs are read where they lie; the outputs are copied out of OpenVINO's memory."""
@@ -65,10 +65,11 @@ class OpenVinoEngine:
     def _request(self, shapes: dict[str, tuple[int, ...]]) -> openvino.InferRequest:
         if self._model is None:
             raise RuntimeError(f"{self._path}: the engine is closed")
-        key = tuple(shapes[name] for name in self.inputs)
+        key = tuple(shapes[name][1:] for name in self.inputs)
         if key not in self._requests:
             model = self._model.clone()
-            model.reshape({name: list(shape) for name, shape in shapes.items()})
+            batch = {name: -1 if spec.shape[0] is None else spec.shape[0] for name, spec in self.inputs.items()}
+            model.reshape({name: [batch[name], *shape[1:]] for name, shape in shapes.items()})
             self._requests[key] = _core().compile_model(model, "CPU", self._options).create_infer_request()
             if len(self._requests) > CACHED_SHAPES:
                 self._requests.popitem(last=False)

@@ -202,7 +202,8 @@ class Pipeline:
         image_hw, hardness_hw = self._network_sizes_hw(frame_hw)
         self._image.prepare(frame=(1, *image_hw, 3))
         self._hardness.prepare(frame=(1, *hardness_hw, 3))
-        self._region.prepare(crops=(region_file.max_batch, *region_file.input_hw, 3))
+        for batch in range(1, region_file.max_batch + 1):
+            self._region.prepare(crops=(batch, *region_file.input_hw, 3))
         self(np.zeros((*frame_hw, 3), np.uint8))
         return perf_counter() - start
 

@@ -131,6 +131,17 @@ def test_prepare_leaves_nothing_to_compile(tiny_bundle: Path) -> None:
     assert len(engine._requests) == CACHED_SHAPES
 
 
+def test_one_compiled_form_serves_every_batch(tiny_bundle: Path) -> None:
+    pytest.importorskip("openvino")
+    from nightlab_core.runtime.openvino import OpenVinoEngine
+
+    engine = OpenVinoEngine(tiny_bundle / "region.onnx")
+    for batch in (10, 1, 7, 2, 10):
+        crops = random_frame(batch, 32, 48, seed=batch)
+        np.testing.assert_array_equal(engine(crops=crops)["labels"], region_level(crops)[0])
+    assert len(engine._requests) == 1
+
+
 def deform_model(
     batch: int | str, *, groups: int, offset_groups: int, stride: int, dilation: int, extras: int
 ) -> bytes:

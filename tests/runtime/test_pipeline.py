@@ -313,7 +313,7 @@ def test_prepare_asks_for_the_shapes_that_frames_will_have(make: Callable[..., P
     pipeline(black(720, 1280))
     for engine in (image, hardness):
         assert set(engine.received) == set(engine.prepared) == {(1, 64, 96, 3)}  # type: ignore[attr-defined]
-    assert region.prepared == [(10, 32, 48, 3)]  # type: ignore[attr-defined]
+    assert region.prepared == [(batch, 32, 48, 3) for batch in range(1, 11)]  # type: ignore[attr-defined]
 
 
 def test_closing_closes_the_engines(make: Callable[..., Pipeline]) -> None:
