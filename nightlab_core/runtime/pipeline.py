@@ -242,7 +242,7 @@ def _checked_size_hw(frame: np.ndarray) -> tuple[int, int]:
 
 def _hide_unsure(labels: np.ndarray, confidence: np.ndarray, threshold: float) -> np.ndarray:
     """Labels with 255 where confidence / 255 is below the threshold."""
-    lowest = math.ceil(round(threshold * 255, 6))
+    lowest = math.ceil(threshold * 255)
     return np.where(confidence < lowest, np.uint8(IGNORE_ID), labels) if lowest else labels
 
 

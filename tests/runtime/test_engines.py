@@ -227,6 +227,20 @@ def test_the_same_input_gives_the_same_bits(tmp_path: Path) -> None:
             np.testing.assert_array_equal(engine(**arrays)["Y"], first)
 
 
+def test_float32_is_what_is_compiled(tiny_bundle: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    from nightlab_core.runtime.openvino import OpenVinoEngine
+
+    compiled = {}
+    for precision in ("auto", "float32"):
+        engine = OpenVinoEngine(tiny_bundle / "image.onnx", precision=precision)
+        engine.prepare(frame=(1, 32, 32, 3))
+        (request,) = engine._requests.values()
+        compiled[precision] = request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT")
+    default = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT")
+    assert compiled == {"auto": default, "float32": openvino.Type.f32}
+
+
 @pytest.mark.parametrize(
     ("missing", "engine", "expected"),
     [
