@@ -7,6 +7,7 @@ the painter's order; halos, haze and noise change none. Everything follows from 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from nightlab_core.data.night_stock import SIGHT_M, Thing
 from nightlab_core.labels import IGNORE_ID
 
 _NEAREST_LAMPS = 28
+#: The painter's layers from left to right: houses, pavement, road, pavement, houses.
+_LAYERS = (0, 1, 2, 1, 0)
 _GROUND = ("road", "sidewalk", "terrain")
 _UPRIGHT = ("building", "wall", "fence", "vegetation")
 
@@ -73,7 +76,7 @@ class NightDrive:
             yaw_rad=rng.normal(0, 0.03),
             height_m=rng.uniform(1.25, 1.6),
             bend_per_m=rng.normal(0, 0.0009),
-            gain=rng.lognormal(0.2, 0.4),
+            gain=rng.lognormal(0.4, 0.4),
             cast_bgr=(rng.uniform(0.75, 1.1), 1.0, rng.uniform(0.95, 1.25)),
             noise=rng.uniform(0.006, 0.026),
             glare=rng.lognormal(0, 0.5),
@@ -112,13 +115,14 @@ class NightDrive:
     def _in_order(self, things: list[Thing], time_s: float, ego_m: float) -> list[tuple[Faces, Placement]]:
         """Meshes of what is in sight, in the painter's order.
 
-        What lies on the houses' line or behind it can only be hidden by what lies before that line, so it comes first;
-        within each layer the furthest far end comes first, for the houses run along the street.
+        Seen from the road, what stands on it hides what stands on the pavements, and that hides the houses, never the
+        other way round: so these three layers follow each other. Within a layer the furthest far end comes first.
         """
-        left, right = self.street.line(-1), self.street.line(1)
+        street = self.street
+        bounds = (street.line(-1), street.left, street.right, street.line(1))
         placed = [(t, *t.place(time_s, ego_m)) for t in things]
         placed = [p for p in placed if -20.0 < p[2] < SIGHT_M]
-        placed.sort(key=lambda p: (left < p[1] < right, -(p[2] + p[0].behind)))
+        placed.sort(key=lambda p: (_LAYERS[bisect_right(bounds, p[1])], -(p[2] + p[0].behind)))
         return [t.faces(time_s, x, z) for t, x, z in placed]
 
     def _make_sky(self, rng: np.random.Generator, tone: np.ndarray) -> np.ndarray:

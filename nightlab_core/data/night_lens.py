@@ -17,6 +17,7 @@ from nightlab_core.data.night_shapes import DOWNWARD
 
 TEXELS = 1024
 TEXEL_M = 0.015
+ROOT_SHARE = 0.7
 
 
 @functools.lru_cache(maxsize=8)
@@ -108,9 +109,10 @@ def sensitivity(camera: Camera) -> np.ndarray:
 
 
 def expose(camera: Camera, radiance: np.ndarray, scale: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Radiance times scale to the picture, uint8 (H, W, 3): blur, shot and read noise, square-root coding.
+    """Radiance times scale to the picture, uint8 (H, W, 3): blur, shot and read noise, coding.
 
-    After a square root shot noise is the same at every level, so one sheet of noise serves (Anscombe's transform).
+    After a square root shot noise is the same at every level, so one sheet of noise serves (Anscombe's transform). A
+    share of the linear signal gives the coding the darker shadows of a dash camera's.
     """
     h, w = camera.size_hw
     unit = max(h, w) / 1280.0
@@ -122,7 +124,7 @@ def expose(camera: Camera, radiance: np.ndarray, scale: np.ndarray, rng: np.rand
     spread = cv2.GaussianBlur(kernel, (0, 0), max(0.35, 0.7 * unit), borderType=cv2.BORDER_CONSTANT)
     image = cv2.filter2D(radiance, -1, spread / spread.sum(), borderType=cv2.BORDER_REPLICATE)
     cv2.multiply(image, scale, image)
-    cv2.sqrt(image, image)
+    coded = cv2.sqrt(image)
     dy, dx = rng.integers(64, size=2)
-    cv2.scaleAdd(_grain(h + 64, w + 64)[dy : dy + h, dx : dx + w], camera.noise, image, image)
-    return cv2.convertScaleAbs(np.maximum(image, 0.0), alpha=255.0)
+    cv2.scaleAdd(_grain(h + 64, w + 64)[dy : dy + h, dx : dx + w], camera.noise, coded, coded)
+    return cv2.addWeighted(coded, 255 * ROOT_SHARE, image, 255 * (1 - ROOT_SHARE), 0.0, dtype=cv2.CV_8U)
