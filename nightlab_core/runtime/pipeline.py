@@ -68,11 +68,11 @@ class PipelineSettings(Settings):
 
 @dataclass(frozen=True)
 class Result:
-    """What is known of one frame of H x W pixels."""
+    """What is known of one frame of H x W pixels. Read the arrays, do not write: two of them may be one."""
 
     labels: np.ndarray  #: uint8 (H, W): class ids after the merge, 255 = unlabelled or below the confidence threshold
     confidence: np.ndarray  #: uint8 (H, W): 255 x probability of the label, also where the threshold hid it
-    image_labels: np.ndarray  #: uint8 (H, W): what `labels` would be in image_level mode (there it is the same array)
+    image_labels: np.ndarray  #: uint8 (H, W): what `labels` would be in image_level mode
     image_confidence: np.ndarray  #: uint8 (H, W): what `confidence` would be in image_level mode
     boxes_xyxy: np.ndarray  #: float32 (N, 4), N <= 10: hard regions in frame pixels, in descending score
     scores: np.ndarray  #: float32 (N,): hardness, 0..1
