@@ -27,7 +27,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/launch", ["launch/nightlab.launch.py"]),
-        (f"share/{NAME}/config", ["config/nightlab.yaml"]),
+        (f"share/{NAME}/config", ["config/nightlab.yaml", "config/fastdds.xml"]),
     ],
     install_requires=REQUIREMENTS,
     extras_require={"test": ["pytest"]},

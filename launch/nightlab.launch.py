@@ -14,12 +14,14 @@ from lifecycle_msgs.msg import Transition
 
 from launch import LaunchDescription
 
-TRANSPORTS = "FASTDDS_BUILTIN_TRANSPORTS"
+# The name up to Jazzy, and from Kilted on.
+FASTDDS_PROFILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 
 
 def generate_launch_description() -> LaunchDescription:
     """Arguments only; what they do is the node's."""
     default_params = PathJoinSubstitution([FindPackageShare("nightlab_ros"), "config", "nightlab.yaml"])
+    large_images = PathJoinSubstitution([FindPackageShare("nightlab_ros"), "config", "fastdds.xml"])
     image = LaunchConfiguration("image")
     activate = IfCondition(LaunchConfiguration("activate"))
     node = LifecycleNode(
@@ -61,8 +63,8 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument("params_file", default_value=default_params, description="YAML file of parameters."),
             DeclareLaunchArgument("use_sim_time", default_value="false", description="Follow /clock, as with a bag."),
             DeclareLaunchArgument("activate", default_value="true", description="Configure and activate at start."),
-            # Fast DDS's default transport loses most images of 640x480 or more between processes.
-            SetEnvironmentVariable(TRANSPORTS, EnvironmentVariable(TRANSPORTS, default_value="LARGE_DATA")),
+            # Fast DDS's default transport loses most images of 640x480 or more. A value that is set already is kept.
+            *(SetEnvironmentVariable(p, EnvironmentVariable(p, default_value=large_images)) for p in FASTDDS_PROFILES),
             activate_when_configured,
             node,
             configure,

@@ -17,8 +17,8 @@ import numpy as np
 
 OK, WARN, ERROR = 0, 1, 2
 LOSS_ADVICE = (
-    "images are lost in the transport: with Fast DDS set FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA for camera and node, "
-    "and ROS_AUTOMATIC_DISCOVERY_RANGE to SUBNET, as LOCALHOST overrides it"
+    "images are lost in the transport: with Fast DDS, start camera and node with FASTRTPS_DEFAULT_PROFILES_FILE "
+    "(from Kilted on FASTDDS_DEFAULT_PROFILES_FILE) set to share/nightlab_ros/config/fastdds.xml"
 )
 
 

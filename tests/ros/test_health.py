@@ -126,5 +126,5 @@ def test_losses_are_told_with_a_remedy() -> None:
     run(health, [10.0])
     health.lost(10.1, 1)
     report = health.report(10.5, active=True)
-    assert report.level == WARN and "FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA" in report.message
+    assert report.level == WARN and "config/fastdds.xml" in report.message
     assert health.report(12.2, active=True).message == "no images for 2.2 s"

@@ -244,6 +244,7 @@ def test_a_burst_is_worked_on_newest_first_and_every_frame_is_counted(client: Cl
     client.wait_for("nightlab/mask", lambda m: m.header == messages[-1].header)
     change = {name: count - before[name] for name, count in counts().items()}
     stamps = [m.header.stamp.sec for m in client.messages["nightlab/mask"][masks:]]
-    assert stamps == sorted(stamps) and len(stamps) == change["processed"]
+    # Fewer may come than were published: a reader too slow for a history of one misses the older of two masks.
+    assert stamps == sorted(stamps) and 0 < len(stamps) <= change["processed"]
     assert change["dropped"] > 0 and change["failed"] == 0
     assert change["processed"] + change["dropped"] == len(messages)

@@ -32,13 +32,13 @@ from sensor_msgs.msg import CompressedImage, Image
 from nightlab_ros.images import image_message
 
 ROOT = Path(__file__).parents[2]
+PROFILE = str(ROOT / "config/fastdds.xml")
 #: A domain that no other test session on this machine is likely to use, and the transport that carries large images.
-#: The discovery range LOCALHOST would replace that transport by one that loses them.
 ENVIRONMENT = {
     "ROS_DOMAIN_ID": str(os.getpid() % 102),
-    "ROS_AUTOMATIC_DISCOVERY_RANGE": "SUBNET",
-    "ROS_LOCALHOST_ONLY": "0",
-    "FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA",
+    "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+    "FASTRTPS_DEFAULT_PROFILES_FILE": PROFILE,
+    "FASTDDS_DEFAULT_PROFILES_FILE": PROFILE,
     "OMP_NUM_THREADS": "1",
 }
 PATIENCE_S = 30.0
