@@ -41,7 +41,7 @@ def sample_conv2d(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None
     grid = grid.reshape(batch, kernel * kernel * height, width, 2)
     taps = F.grid_sample(x.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     taps = taps.to(x.dtype).reshape(batch, channels * kernel * kernel, height, width)
-    return F.conv2d(taps, weight.reshape(weight.shape[0], channels * kernel * kernel, 1, 1), bias)
+    return F.conv2d(taps, weight.flatten(1)[:, :, None, None], bias)
 
 
 class DeformConv2d(nn.Module):

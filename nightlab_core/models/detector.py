@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
-from torchvision.ops import clip_boxes_to_image
+
+from nightlab_core.models.backbone import Backbone
 
 
 class RegionDetector(nn.Module):
@@ -22,7 +22,7 @@ class RegionDetector(nn.Module):
     The anchors, the box coder, the matching and the losses are torchvision's.
 
     Args:
-        backbone: a timm model name; its features at `strides` are used, later stages are dropped.
+        backbone, strides, stages, pretrained: see `Backbone`.
         channels: width of the proposal head.
         anchor_sizes: side of the anchors in pixels of the reduced image, one tuple a stride.
         aspect_ratios: height / width of the anchors: poles are tall, cars are wide.
@@ -37,31 +37,18 @@ class RegionDetector(nn.Module):
         anchor_sizes: Sequence[Sequence[int]] = ((16, 32), (64, 128)),
         aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0, 4.0),
         *,
+        stages: int = 0,
         reduction: int = 2,
         max_boxes: int = 100,
         pretrained: bool = False,
-        backbone_options: dict[str, object] | None = None,
     ) -> None:
         super().__init__()
         if len(strides) != len(anchor_sizes):
             raise ValueError(f"{len(strides)} strides but {len(anchor_sizes)} groups of anchor sizes; expected as many")
-        reductions = list(
-            timm.create_model(backbone, features_only=True, **(backbone_options or {})).feature_info.reduction()
-        )
-        if missing := [s for s in strides if s not in reductions]:
-            raise ValueError(f"{backbone} has no features at strides {missing}; it has {reductions}")
-        self.backbone = timm.create_model(
-            backbone,
-            features_only=True,
-            out_indices=[reductions.index(s) for s in strides],
-            pretrained=pretrained,
-            **(backbone_options or {}),
-        )
-        info = self.backbone.feature_info
+        self.backbone = Backbone(backbone, strides, stages=stages, pretrained=pretrained)
         self.reduction, self.max_boxes = reduction, max_boxes
         self.multiple = reduction * max(strides)
-        self.channels_last_features = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
-        self.laterals = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in info.channels())
+        self.laterals = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in self.backbone.channels)
         anchors = AnchorGenerator(tuple(map(tuple, anchor_sizes)), (tuple(aspect_ratios),) * len(strides))
         head = RPNHead(channels, anchors.num_anchors_per_location()[0])
         # Only the parts are used; the four numbers of proposals and suppression are for its own forward pass.
@@ -69,18 +56,11 @@ class RegionDetector(nn.Module):
             anchors, head, fg_iou_thresh=0.6, bg_iou_thresh=0.3, batch_size_per_image=256, positive_fraction=0.5,
             pre_nms_top_n={}, post_nms_top_n={}, nms_thresh=0.5,
         )  # fmt: skip
-        config = getattr(self.backbone, "pretrained_cfg", None) or {}
-        mean, std = config.get("mean", (0.485, 0.456, 0.406)), config.get("std", (0.229, 0.224, 0.225))
-        self.register_buffer("mean", torch.tensor(mean).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(1, 3, 1, 1), persistent=False)
 
     def _predict(self, image: Tensor) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
         """Objectness (B * A, 1), deltas (B * A, 4), anchors [(A, 4)] * B in reduced pixels, the reduced image."""
         small = F.avg_pool2d(image, self.reduction) if self.reduction > 1 else image
-        features = self.backbone((small - self.mean) / self.std)
-        if self.channels_last_features:
-            features = [f.permute(0, 3, 1, 2).contiguous() for f in features]
-        features = [lateral(f) for lateral, f in zip(self.laterals, features, strict=True)]
+        features = [lateral(f) for lateral, f in zip(self.laterals, self.backbone(small), strict=True)]
         objectness, deltas = self.rpn.head(features)
         sizes = [(small.shape[-2], small.shape[-1])] * small.shape[0]
         anchors = self.rpn.anchor_generator(ImageList(small, sizes), features)
@@ -97,8 +77,10 @@ class RegionDetector(nn.Module):
         count = self.max_boxes if torch.jit.is_tracing() else min(self.max_boxes, scores.shape[1])
         scores, order = scores.topk(count, dim=1)
         boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
-        boxes = clip_boxes_to_image(boxes, (height, width))
-        return boxes / boxes.new_tensor([width, height, width, height]), scores
+        # Divided side by side: a size put into a constant tensor would be fixed by tracing.
+        left, top, right, bottom = boxes.unbind(-1)
+        boxes = torch.stack([left / width, top / height, right / width, bottom / height], -1).clamp(0, 1)
+        return boxes, scores
 
     def loss(self, image: Tensor, boxes: list[Tensor]) -> dict[str, Tensor]:
         """Training losses of proposals against the true boxes, one (n, 4) xyxy tensor an image, in image pixels.

@@ -36,6 +36,7 @@ class SegmenterSettings(Settings):
     """See `Segmenter`."""
 
     backbone: str = "tf_efficientnet_lite0"
+    stages: int = Field(6, ge=0)
     channels: int = Field(64, ge=8)
     strides: tuple[int, ...] = (8, 16, 32)
     deformable: tuple[Place, ...] = ("fpn", "head")
@@ -45,6 +46,7 @@ class DetectorSettings(Settings):
     """See `RegionDetector`."""
 
     backbone: str = "tf_efficientnet_lite0"
+    stages: int = Field(5, ge=0)
     channels: int = Field(64, ge=8)
     strides: tuple[int, ...] = (8, 16)
     anchor_sizes: tuple[tuple[int, ...], ...] = ((16, 32), (64, 128))
@@ -59,9 +61,8 @@ class Level(nn.Module):
     def __init__(self, num_classes: int, segmenter: SegmenterSettings, relam: ReLAMSettings | None) -> None:
         super().__init__()
         self.relam: nn.Module = ReLAM(relam.channels, relam.blocks, relam.reduction) if relam else nn.Identity()
-        self.segmenter = Segmenter(
-            segmenter.backbone, num_classes, segmenter.channels, segmenter.strides, segmenter.deformable
-        )
+        s = segmenter
+        self.segmenter = Segmenter(s.backbone, num_classes, s.channels, s.strides, s.deformable, stages=s.stages)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.segmenter(self.relam(image))
@@ -74,11 +75,13 @@ def to_image(frames: Tensor) -> Tensor:
 
 def to_labels(logits: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Logits (B, C, h, w) -> labels and confidence, uint8 (B, H, W) each; confidence is 255 x the top probability."""
-    logits = F.interpolate(logits.float(), size=size_hw, mode="bilinear", align_corners=False)
-    top, labels = logits.max(1)
-    # The softmax at its maximum alone: 1 / sum(exp(z - max)).
-    confidence = 1 / (logits - top[:, None]).exp().sum(1)
-    return labels.to(torch.uint8), (confidence * 255 + 0.5).to(torch.uint8)
+    logits = logits.float()
+    # A shift of all of a pixel's logits changes no softmax; made before enlarging, it keeps exp() from overflowing.
+    logits = logits - logits.amax(1, keepdim=True)
+    odds = F.interpolate(logits, size=size_hw, mode="bilinear", align_corners=False).exp()
+    top, labels = odds.topk(1, dim=1)  # one operator for both: max() exports two
+    confidence = top[:, 0] / odds.sum(1)
+    return labels[:, 0].to(torch.uint8), (confidence * 255 + 0.5).to(torch.uint8)
 
 
 class NightLab(nn.Module):
@@ -149,8 +152,8 @@ class NightLabSettings(Settings):
         """A detector with fresh weights."""
         d = self.detector
         return RegionDetector(
-            d.backbone, d.channels, d.strides, d.anchor_sizes, d.aspect_ratios, reduction=d.reduction,
-            max_boxes=d.max_boxes,
+            d.backbone, d.channels, d.strides, d.anchor_sizes, d.aspect_ratios,
+            stages=d.stages, reduction=d.reduction, max_boxes=d.max_boxes,
         )  # fmt: skip
 
     def build(self) -> NightLab:

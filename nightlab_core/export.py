@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoint to bundle, and the parity check that the command and the tests share.
+
+    python -m nightlab_core.export CHECKPOINT BUNDLE --frames FOLDER
+
+writes image.onnx, hardness.onnx, region.onnx and bundle.yaml, then holds every engine against torch on the frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import cv2
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from nightlab_core.config import Settings
+from nightlab_core.labels import CITYSCAPES19
+from nightlab_core.models.deform import DeformConv2d, DeformForm
+from nightlab_core.models.nightlab import NightLab, NightLabSettings
+from nightlab_core.runtime import regions
+from nightlab_core.runtime.bundle import (
+    ENGINE_KINDS,
+    Classes,
+    EngineFile,
+    EngineFiles,
+    EngineKind,
+    Manifest,
+    RegionFile,
+    load_bundle,
+    write_manifest,
+)
+from nightlab_core.runtime.engine import engine_maker
+
+OPSET = 20  #: the first with GridSample over any rank that also has DeformConv
+MIN_AGREEMENT = 0.999  #: of labels, engine against torch in float32
+WeightStorage = Literal["float16", "float32"]
+
+
+class ModelCard(Settings):
+    """What a checkpoint says of itself and hands on to the bundle."""
+
+    name: str
+    hard_classes: tuple[str, ...]
+    trained_on: tuple[str, ...]
+    accuracy: dict[str, float] = Field(default_factory=dict)
+    licence: str
+    input_hw: tuple[int, int] = (480, 640)
+
+
+def save_checkpoint(path: Path, model: NightLab, settings: NightLabSettings, card: ModelCard) -> None:
+    """Write a NightLab with its configuration, weights in half precision."""
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    state = {"settings": settings.model_dump(mode="json"), "card": card.model_dump(mode="json"), "weights": weights}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path)
+
+
+def load_checkpoint(path: Path) -> tuple[NightLab, NightLabSettings, ModelCard]:
+    """Read what `save_checkpoint` wrote: the model in evaluation mode, float32, with half precision's values."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or set(state) != {"settings", "card", "weights"}:
+        raise ValueError(f"{path} is not a NightLab checkpoint; expected one that training.bundle wrote")
+    settings = _revive(NightLabSettings, state["settings"])
+    model = settings.build()
+    model.load_state_dict(state["weights"])
+    return model.eval(), settings, _revive(ModelCard, state["card"])
+
+
+def _revive(cls: type[Any], data: dict[str, Any]) -> Any:
+    return cls.model_validate(data, strict=False)
+
+
+class _Method(nn.Module):
+    """One method of NightLab as a module, which is what tracing needs."""
+
+    def __init__(self, model: NightLab, method: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.model, self.method = model, method
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.method(x)
+
+
+def export_bundle(
+    model: NightLab,
+    settings: NightLabSettings,
+    card: ModelCard,
+    folder: Path,
+    *,
+    deform: DeformForm = "deform_conv",
+    weights: WeightStorage = "float16",
+) -> Manifest:
+    """Write a bundle. With float16 weights the model's own are rounded in place, so that it stays the reference."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.eval()
+    if weights == "float16":
+        for module in model.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear, DeformConv2d)):
+                module.weight.data = module.weight.data.half().float()
+    frame = torch.zeros(1, *card.input_hw, 3, dtype=torch.uint8)
+    crops = torch.zeros(2, *settings.region_hw, 3, dtype=torch.uint8)
+    free, batch = {1: "height", 2: "width"}, {0: "regions"}
+    model.set_deform_form(deform)
+    axes: dict[str, dict[int, str]] = {"frame": free, "labels": free, "confidence": free}
+    _write(_Method(model, model.image_level), frame, folder / "image.onnx", axes, weights)
+    axes = {"frame": free, "boxes": {}, "scores": {}}
+    _write(_Method(model, model.hardness), frame, folder / "hardness.onnx", axes, weights)
+    axes = {"crops": batch, "labels": batch, "confidence": batch}
+    _write(_Method(model, model.region_level), crops, folder / "region.onnx", axes, weights)
+
+    multiple = model.image.segmenter.multiple
+    hardness_multiple = int(np.lcm(model.detector.multiple, multiple))
+    manifest = Manifest(
+        name=card.name,
+        created=datetime.date.today().isoformat(),
+        classes=Classes(names=CITYSCAPES19.names, colors_rgb=CITYSCAPES19.colors_rgb),
+        hard_classes=card.hard_classes,
+        engines=EngineFiles(
+            image=EngineFile(file="image.onnx", input_hw=card.input_hw, multiple=multiple),
+            hardness=EngineFile(file="hardness.onnx", input_hw=card.input_hw, multiple=hardness_multiple),
+            region=RegionFile(file="region.onnx", input_hw=settings.region_hw, multiple=1, max_batch=10),
+        ),
+        preprocessing="inside the graphs: bytes to 0..1, BGR to RGB, light adaptation, mean and deviation",
+        deform=deform,
+        weights=weights,
+        trained_on=card.trained_on,
+        accuracy=card.accuracy,
+        licence=card.licence,
+    )
+    return write_manifest(folder, manifest)
+
+
+def _write(
+    module: nn.Module, example: Tensor, path: Path, axes: dict[str, dict[int, str]], weights: WeightStorage
+) -> None:
+    """Export one network. `axes` names its input and outputs, in order, and the sizes of each that are free."""
+    names = list(axes)
+    torch.onnx.register_custom_op_symbolic("torchvision::deform_conv2d", _deform_conv_symbol, OPSET)
+    with warnings.catch_warnings(), torch.inference_mode():
+        # The tracer warns of every shape it turns to a number; the parity check at other sizes is what counts.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            (example,),
+            str(path),
+            input_names=names[:1],
+            output_names=names[1:],
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,
+            # Normalisation stays a node of its own, so that rounded weights are the model's; engines fold it.
+            training=torch.onnx.TrainingMode.PRESERVE,
+        )
+    graph = onnx.load(path)
+    if weights == "float16":
+        store_half(graph)
+    onnx.checker.check_model(graph, full_check=True)
+    onnx.save(graph, path)
+
+
+def _deform_conv_symbol(g: Any, x: Any, weight: Any, offset: Any, mask: Any, bias: Any, *rest: Any) -> Any:
+    """torchvision::deform_conv2d with stride, padding, dilation, groups, offset groups and use_mask as ONNX."""
+    from torch.onnx import symbolic_helper as sh
+
+    numbers = [sh._get_const(value, "i", "") for value in rest[:8]]
+    stride, pad, dilation, (group, offset_group) = numbers[0:2], numbers[2:4], numbers[4:6], numbers[6:8]
+    return g.op(
+        "DeformConv", x, weight, offset, bias, strides_i=stride, pads_i=[*pad, *pad], dilations_i=dilation,
+        group_i=group, offset_group_i=offset_group, kernel_shape_i=sh._get_tensor_sizes(weight)[2:],
+    ).setType(x.type().with_sizes([None, sh._get_tensor_sizes(weight)[0], None, None]))  # fmt: skip
+
+
+def store_half(model: onnx.ModelProto, min_size: int = 256) -> None:
+    """Keep the large float32 constants of a graph as float16 with a cast behind each, in place.
+
+    Computation stays float32: engines fold the casts when they load the graph. A constant whose value float16 does not
+    hold exactly stays as it is.
+    """
+    graph = model.graph
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(tensor)
+        half = values.astype(np.float16)
+        if values.size < min_size or not np.array_equal(half.astype(np.float32), values):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+        casts.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
+    for cast_node in reversed(casts):
+        graph.node.insert(0, cast_node)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One engine against torch on some frames, both in float32."""
+
+    kind: EngineKind
+    library: str
+    frames: int
+    agreement: float  #: share of labels that are equal; for hardness, of boxes within half a pixel and 1e-3 of score
+    worst_confidence: int  #: largest difference of confidence, in 1/255; for hardness, of score
+
+    @property
+    def passed(self) -> bool:
+        """Whether the agreement is high enough."""
+        return self.agreement >= MIN_AGREEMENT
+
+
+def check_parity(
+    model: NightLab, folder: Path, frames: Sequence[np.ndarray], libraries: Iterable[str] = ("openvino", "onnxruntime")
+) -> list[Parity]:
+    """Hold every engine of a bundle against torch on frames, uint8 (H, W, 3) BGR of any size, all in float32.
+
+    The region level sees the windows that the hardness level proposes on those frames.
+    """
+    bundle = load_bundle(folder)
+    model.eval().set_deform_form("deform_conv")
+    inputs: dict[EngineKind, list[np.ndarray]] = {kind: [] for kind in ENGINE_KINDS}
+    expected: dict[EngineKind, list[tuple[np.ndarray, ...]]] = {kind: [] for kind in ENGINE_KINDS}
+    image = bundle.manifest.engines.image
+    for frame in frames:
+        size_hw = regions.network_size_hw(frame.shape[:2], image.input_hw, image.multiple)
+        network_frame = regions.resize_image(frame, size_hw)[None]
+        boxes = _in_torch(model.hardness, network_frame)
+        pixels = boxes[0][0] * np.asarray([*frame.shape[1::-1]] * 2, np.float32)
+        best = pixels[regions.non_maximum_suppression(pixels, boxes[1][0], 0.5, 10)]
+        windows = regions.context_boxes(best, frame.shape[:2], 0.15, model.region_hw[1] / model.region_hw[0])
+        crops = regions.crop_and_enlarge(frame, windows, model.region_hw)
+        for kind, x, y in (
+            ("image", network_frame, _in_torch(model.image_level, network_frame)),
+            ("hardness", network_frame, boxes),
+            ("region", crops, _in_torch(model.region_level, crops)),
+        ):
+            inputs[cast(EngineKind, kind)].append(x)
+            expected[cast(EngineKind, kind)].append(y)
+
+    rows = []
+    for library in libraries:
+        make = engine_maker(cast(Any, library), precision="float32")
+        for kind in ENGINE_KINDS:
+            engine = make(bundle.path(kind))
+            (name,) = engine.inputs
+            outputs = [tuple(engine(**{name: x}).values()) for x in inputs[kind]]
+            engine.close()
+            compare = _compare_boxes if kind == "hardness" else _compare_labels
+            rows.append(Parity(kind, library, len(frames), *compare(expected[kind], outputs)))
+    return rows
+
+
+@torch.inference_mode()
+def _in_torch(method: Callable[[Tensor], tuple[Tensor, Tensor]], x: np.ndarray) -> tuple[np.ndarray, ...]:
+    return tuple(t.numpy() for t in method(torch.from_numpy(x)))
+
+
+def _compare_labels(expected: list[tuple[np.ndarray, ...]], got: list[tuple[np.ndarray, ...]]) -> tuple[float, int]:
+    equal = [e[0].ravel() == g[0].ravel() for e, g in zip(expected, got, strict=True)]
+    worst = [np.abs(e[1].astype(int) - g[1]).max() for e, g in zip(expected, got, strict=True)]
+    return float(np.concatenate(equal).mean()), int(max(worst))
+
+
+def _compare_boxes(expected: list[tuple[np.ndarray, ...]], got: list[tuple[np.ndarray, ...]]) -> tuple[float, int]:
+    """Boxes are matched by the nearest, since two of equal score may change places."""
+    matched, worst = [], 0.0
+    for (boxes, scores), (boxes_got, scores_got) in zip(expected, got, strict=True):
+        distance = np.abs(boxes[0][:, None] - boxes_got[0][None]).max(2)
+        nearest = distance.argmin(1)
+        difference = np.abs(scores[0] - scores_got[0][nearest])
+        matched.append((distance.min(1) < 0.5 / 640) & (difference < 1e-3))
+        worst = max(worst, float(difference.max()))
+    return float(np.concatenate(matched).mean()), round(worst * 255)
+
+
+def read_frames(folder: Path, count: int) -> list[np.ndarray]:
+    """`count` pictures spread evenly over a folder's, uint8 (H, W, 3) BGR. Raises ValueError where there is none."""
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
+    if not paths:
+        raise ValueError(f"{folder} holds no .jpg, .png or .webp picture; give --frames a folder of camera frames")
+    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)]
+    return [cv2.imread(str(p), cv2.IMREAD_COLOR) for p in chosen]
+
+
+def print_parity(rows: Sequence[Parity]) -> bool:
+    """Show the rows as a table; True if all passed."""
+    table = Table(title=f"Engines against torch, float32, at least {MIN_AGREEMENT:.1%} equal")
+    for column in ("network", "library", "frames", "equal", "largest difference / 255", ""):
+        table.add_column(column)
+    for row in rows:
+        verdict = "ok" if row.passed else "FAILED"
+        table.add_row(
+            row.kind, row.library, str(row.frames), f"{row.agreement:.4%}", str(row.worst_confidence), verdict
+        )
+    Console().print(table)
+    return all(row.passed for row in rows)
+
+
+def main() -> None:
+    """Command line. Exit status 1 if an engine disagrees with torch."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("bundle", type=Path, help="folder to write")
+    parser.add_argument("--frames", type=Path, required=True, help="folder of real camera frames for the parity check")
+    parser.add_argument("--count", type=int, default=8, help="frames used (default: %(default)s)")
+    parser.add_argument("--deform", choices=("deform_conv", "grid_sample"), default="deform_conv")
+    parser.add_argument("--weights", choices=("float16", "float32"), default="float16")
+    arguments = parser.parse_args()
+    model, settings, card = load_checkpoint(arguments.checkpoint)
+    export_bundle(model, settings, card, arguments.bundle, deform=arguments.deform, weights=arguments.weights)
+    rows = check_parity(model, arguments.bundle, read_frames(arguments.frames, arguments.count))
+    sys.exit(0 if print_parity(rows) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any timm backbone as a feature extractor that takes images in 0..1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import timm
+import torch
+from timm.models.efficientnet import EfficientNetFeatures
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module):
+    """Image (B, 3, H, W) RGB float in 0..1 -> features [(B, Ci, H / si, W / si)] at the given strides, in their order.
+
+    Args:
+        name: a timm model that supports `features_only`, for example "tf_efficientnet_lite0" or
+            "swin_base_patch4_window7_224".
+        strides: which features are returned.
+        stages: keep only this many stages of an EfficientNet; the last ones hold most of its weights. The feature of a
+            stride is then that of the last stage kept. 0 keeps all.
+        pretrained: ask timm for ImageNet weights, for which a hub must be reachable; `models.pretrained` reads them
+            from an installed package instead.
+
+    The image is brought to the mean and deviation that the backbone was trained with.
+    """
+
+    def __init__(self, name: str, strides: Sequence[int], *, stages: int = 0, pretrained: bool = False) -> None:
+        super().__init__()
+        self.net = timm.create_model(name, features_only=True, pretrained=pretrained)
+        channels = dict(zip(self.net.feature_info.reduction(), self.net.feature_info.channels(), strict=True))
+        if missing := [s for s in strides if s not in channels]:
+            raise ValueError(f"{name} has no features at strides {missing}; it has {list(channels)}")
+        self.indices = [list(channels).index(s) for s in strides]
+        self.multiple = max(channels)
+        if stages:
+            channels[self.multiple] = self._keep_stages(name, stages)
+        self.channels = [channels[s] for s in strides]
+        self.features_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
+        statistics = getattr(self.net, "pretrained_cfg", None) or {}
+        for key, default in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
+            value = torch.tensor(statistics.get(key, default)).reshape(1, 3, 1, 1)
+            self.register_buffer(key, value, persistent=False)
+
+    def _keep_stages(self, name: str, stages: int) -> int:
+        """Drop later stages; return the channels at the coarsest stride that is left."""
+        net = self.net
+        if not isinstance(net, EfficientNetFeatures) or not 1 <= stages <= len(net.blocks):
+            raise ValueError(f"stages is {stages} for {name}; expected 0, or 1 to the stages of an EfficientNet")
+        del net.blocks[stages:]
+        wanted = {min(stage, stages): index for stage, index in net._stage_out_idx.items()}
+        net._stage_out_idx = wanted
+        return net.blocks[-1][-1].conv_pwl.out_channels
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        features = self.net((image - self.mean) / self.std)
+        features = [features[i] for i in self.indices]
+        return [f.permute(0, 3, 1, 2).contiguous() for f in features] if self.features_last else features

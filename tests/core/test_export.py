@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoint to bundle: the contract, parity with torch at several sizes, half-precision storage, the command."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+
+from nightlab_core import export  # noqa: E402
+from nightlab_core.data import night  # noqa: E402
+from nightlab_core.export import ModelCard, check_parity, export_bundle, load_checkpoint, save_checkpoint  # noqa: E402
+from nightlab_core.models.nightlab import DetectorSettings, NightLab, NightLabSettings, SegmenterSettings  # noqa: E402
+from nightlab_core.runtime.bundle import load_bundle  # noqa: E402
+from nightlab_core.runtime.pipeline import Pipeline  # noqa: E402
+
+SETTINGS = NightLabSettings(
+    segmenter=SegmenterSettings(channels=16), detector=DetectorSettings(channels=16, max_boxes=40), region_hw=(96, 96)
+)
+CARD = ModelCard(
+    name="random", hard_classes=("pole", "person"), trained_on=("nothing",), licence="none", input_hw=(192, 256)
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights that are far from their gentle beginnings: offsets of pixels, a light map, sure classes."""
+    torch.manual_seed(0)
+    model = SETTINGS.build()
+    for name, parameter in model.named_parameters():
+        if "offset" in name or "relam.light" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+        if "classifier" in name and parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=1.0)
+    path = tmp_path_factory.mktemp("checkpoint") / "random.pt"
+    save_checkpoint(path, model, SETTINGS, CARD)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> NightLab:
+    return load_checkpoint(checkpoint)[0]
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[np.ndarray]:
+    """A 4:3, a 16:9 and a tall frame."""
+    return [night.render_scene(i, size_hw=size).image_bgr for i, size in enumerate([(240, 320), (270, 480), (320, 240)])]
+
+
+@pytest.mark.parametrize("deform", ["deform_conv", "grid_sample"])
+def test_engines_agree_with_torch_at_several_sizes(
+    model: NightLab, frames: list[np.ndarray], tmp_path: Path, deform: str
+) -> None:
+    export_bundle(model, SETTINGS, CARD, tmp_path, deform=deform)  # type: ignore[arg-type]
+    operators = {node.op_type for node in onnx.load(tmp_path / "image.onnx").graph.node}
+    assert ("DeformConv" in operators) == (deform == "deform_conv")
+    assert ("GridSample" in operators) == (deform == "grid_sample")
+    rows = check_parity(model, tmp_path, frames)
+    assert {(r.kind, r.library) for r in rows} == {
+        (kind, library) for kind in ("image", "hardness", "region") for library in ("openvino", "onnxruntime")
+    }
+    assert all(r.passed for r in rows), rows
+
+
+def test_parity_sees_a_wrong_network(model: NightLab, frames: list[np.ndarray], tmp_path: Path) -> None:
+    export_bundle(model, SETTINGS, CARD, tmp_path)
+    other = SETTINGS.build().eval()
+    assert not any(r.passed for r in check_parity(other, tmp_path, frames[:1], ["onnxruntime"]))
+
+
+def test_half_precision_storage_halves_the_files_and_changes_nothing(
+    checkpoint: Path, frames: list[np.ndarray], tmp_path: Path
+) -> None:
+    model, settings, card = load_checkpoint(checkpoint)
+    export_bundle(model, settings, card, tmp_path / "half", weights="float16")
+    export_bundle(model, settings, card, tmp_path / "full", weights="float32")
+    size = {k: (tmp_path / k / "image.onnx").stat().st_size for k in ("half", "full")}
+    assert size["half"] < 0.6 * size["full"]
+    outputs = []
+    for k in ("half", "full"):
+        pipeline = Pipeline.open(tmp_path / k, engine="onnxruntime")
+        outputs.append(pipeline(frames[0]))
+        pipeline.close()
+    assert (outputs[0].image_labels == outputs[1].image_labels).mean() > 0.9999
+
+
+def test_the_manifest_carries_the_card(model: NightLab, tmp_path: Path) -> None:
+    export_bundle(model, SETTINGS, CARD, tmp_path)
+    manifest = load_bundle(tmp_path).manifest
+    assert manifest.name == "random" and manifest.hard_classes == ("pole", "person")
+    assert manifest.engines.image.input_hw == (192, 256) and manifest.engines.image.multiple == 32
+    assert manifest.engines.region.input_hw == (96, 96) and manifest.weights == "float16"
+
+
+def test_the_pipeline_agrees_with_the_torch_reference(model: NightLab, tmp_path: Path) -> None:
+    export_bundle(model, SETTINGS, CARD, tmp_path)
+    frame = night.render_scene(3, size_hw=(192, 256)).image_bgr
+    pipeline = Pipeline.open(tmp_path, precision="float32")
+    result = pipeline(frame)
+    pipeline.close()
+    model.set_deform_form("deform_conv")
+    labels, confidence = model.predict(frame)
+    assert result.refined.any()
+    assert (result.labels == labels).mean() > 0.995
+    assert np.abs(result.confidence.astype(int) - confidence).mean() < 0.5
+
+
+def test_a_checkpoint_carries_its_configuration(checkpoint: Path) -> None:
+    model, settings, card = load_checkpoint(checkpoint)
+    assert settings == SETTINGS and card == CARD
+    assert not model.training and next(model.parameters()).dtype == torch.float32
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": {}}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="not a NightLab checkpoint"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+def test_frames_are_spread_over_the_folder_and_missing_ones_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no .jpg"):
+        export.read_frames(tmp_path, 3)
+    for i in range(5):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((4, 4, 3), i, np.uint8))
+    assert [int(f[0, 0, 0]) for f in export.read_frames(tmp_path, 3)] == [0, 2, 4]
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_parity_and_fails_below(checkpoint: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "frame.png"), night.render_scene(0, size_hw=(192, 256)).image_bgr)
+    command = [sys.executable, "-m", "nightlab_core.export", str(checkpoint), str(tmp_path / "bundle")]
+    done = subprocess.run([*command, "--frames", str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "openvino" in done.stdout and "onnxruntime" in done.stdout and "FAILED" not in done.stdout
+
+
+def test_failure_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    row = export.Parity("image", "openvino", 1, 0.998, 3)
+    assert not export.print_parity([row])
+    assert "FAILED" in capsys.readouterr().out

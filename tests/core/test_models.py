@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks: shapes, switches, costs, and errors that say what to do."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from nightlab_core.models.deform import DeformConv2d  # noqa: E402
+from nightlab_core.models.detector import RegionDetector  # noqa: E402
+from nightlab_core.models.nightlab import (  # noqa: E402
+    DetectorSettings,
+    NightLab,
+    NightLabSettings,
+    ReLAMSettings,
+    SegmenterSettings,
+    to_image,
+    to_labels,
+)
+from nightlab_core.models.relam import ReLAM  # noqa: E402
+from nightlab_core.models.segmenter import Segmenter  # noqa: E402
+
+SMALL = NightLabSettings(
+    segmenter=SegmenterSettings(channels=16),
+    detector=DetectorSettings(channels=16),
+    region_hw=(64, 64),
+)
+
+
+def _flops(model: torch.nn.Module, image: torch.Tensor) -> int:
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.eval()(image)
+    return counter.get_total_flops()
+
+
+class TestReLAM:
+    def test_starts_as_identity_and_keeps_size_and_range(self) -> None:
+        image = torch.rand(2, 3, 37, 50)
+        module = ReLAM()
+        assert torch.equal(module(image), image)
+        torch.nn.init.normal_(module.light.weight, std=5.0)
+        adapted = module(image)
+        assert adapted.shape == image.shape and adapted.min() >= 0 and adapted.max() <= 1
+        assert not torch.equal(adapted, image)
+
+    def test_is_residual(self) -> None:
+        module, image = ReLAM(), torch.rand(1, 3, 32, 32) * 0.2 + 0.4
+        torch.nn.init.normal_(module.light.weight, std=0.01)
+        assert torch.allclose(module(image), image + module.light_map(image))
+
+    def test_light_map_is_smooth(self) -> None:
+        # A reduced light map cannot draw edges: between two neighbours it moves by less than a step of its own grid.
+        module = ReLAM(reduction=8)
+        torch.nn.init.normal_(module.light.weight, std=1.0)
+        light = module.light_map(torch.rand(1, 3, 64, 64))
+        assert (light[..., 1:] - light[..., :-1]).abs().max() < 2 / 8
+
+    def test_costs_less_than_a_quarter_of_the_segmenter(self) -> None:
+        level, image = NightLabSettings().build_level(), torch.rand(1, 3, 128, 256)
+        assert _flops(level.relam, image) < 0.25 * _flops(level.segmenter, image)
+
+    def test_full_size_builds(self) -> None:
+        assert ReLAM(channels=64, blocks=9, reduction=1)(torch.rand(1, 3, 32, 32)).shape == (1, 3, 32, 32)
+
+
+class TestSegmenter:
+    @pytest.mark.parametrize("size_hw", [(64, 64), (96, 160)])
+    def test_logits_lie_on_the_finest_stride(self, size_hw: tuple[int, int]) -> None:
+        model = Segmenter("tf_efficientnet_lite0", 19, 16, stages=6).eval()
+        logits = model(torch.rand(2, 3, *size_hw))
+        assert logits.shape == (2, 19, size_hw[0] // 8, size_hw[1] // 8)
+
+    @pytest.mark.parametrize(("places", "count"), [((), 0), (("head",), 1), (("fpn",), 2), (("fpn", "head"), 3)])
+    def test_the_ablation_switches_each_place(self, places: tuple, count: int) -> None:
+        model = Segmenter("tf_efficientnet_lite0", 19, 16, deformable=places)
+        assert sum(isinstance(m, DeformConv2d) for m in model.modules()) == count
+
+    @pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "resnet18", "swin_tiny_patch4_window7_224"])
+    def test_other_backbones(self, backbone: str) -> None:
+        strides = (4, 8, 16, 32)
+        model = Segmenter(backbone, 5, 16, strides).eval()
+        if backbone.startswith("swin"):
+            size_hw = (224, 224)
+        else:
+            size_hw = (64, 96)
+        assert model(torch.rand(1, 3, *size_hw)).shape == (1, 5, size_hw[0] // 4, size_hw[1] // 4)
+
+    def test_gradients_reach_every_weight(self) -> None:
+        model = Segmenter("tf_efficientnet_lite0", 4, 16, stages=6)
+        # One image at 64x64 has 2x2 pixels at stride 32: enough for the pyramid's normalisation.
+        model(torch.rand(2, 3, 64, 64)).square().sum().backward()
+        assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+    def test_a_wrong_size_names_the_size_to_pad_to(self) -> None:
+        with pytest.raises(ValueError, match=r"100x130.*multiples of 32.*128x160"):
+            Segmenter("tf_efficientnet_lite0", 19, 16)(torch.rand(1, 3, 100, 130))
+
+    def test_a_missing_stride_names_those_there_are(self) -> None:
+        with pytest.raises(ValueError, match=r"\[64\].*\[2, 4, 8, 16, 32\]"):
+            Segmenter("tf_efficientnet_lite0", 19, 16, (8, 64))
+
+    def test_stages_are_for_efficientnets(self) -> None:
+        with pytest.raises(ValueError, match="resnet18"):
+            Segmenter("resnet18", 19, 16, stages=3)
+
+
+class TestRegionDetector:
+    def test_boxes_are_normalised_sorted_and_limited(self) -> None:
+        torch.manual_seed(0)
+        model = RegionDetector("tf_efficientnet_lite0", 16, stages=5, max_boxes=50).eval()
+        boxes, scores = model(torch.rand(2, 3, 128, 192))
+        assert boxes.shape == (2, 50, 4) and scores.shape == (2, 50)
+        assert boxes.min() >= 0 and boxes.max() <= 1
+        assert (boxes[..., 2:] >= boxes[..., :2]).all()
+        assert (scores[:, :-1] >= scores[:, 1:]).all()
+
+    def test_small_images_give_as_many_boxes_as_anchors(self) -> None:
+        model = RegionDetector("tf_efficientnet_lite0", 16, (16,), ((32,),), (1.0,), stages=5, max_boxes=300).eval()
+        assert model(torch.rand(1, 3, 64, 64))[0].shape[1] == 4  # 2x2 places at half size and stride 16, one anchor each
+
+    def test_learns_one_box(self) -> None:
+        torch.manual_seed(0)
+        model = RegionDetector("tf_efficientnet_lite0", 16, stages=5)
+        model.backbone.eval()
+        image = torch.full((1, 3, 128, 128), 0.2)
+        image[:, :, 40:104, 32:64] = 0.9
+        truth = torch.tensor([[32.0, 40.0, 64.0, 104.0]])
+        optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+        for _ in range(40):
+            losses = model.loss(image, [truth])
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+        boxes, scores = model.eval()(image)
+        assert scores[0, 0] > 0.5
+        assert torch.allclose(boxes[0, 0] * 128, truth[0], atol=8)
+
+    def test_images_without_boxes_have_a_loss_too(self) -> None:
+        model = RegionDetector("tf_efficientnet_lite0", 16, stages=5)
+        losses = model.loss(torch.rand(2, 3, 64, 64), [torch.zeros(0, 4), torch.tensor([[4.0, 4.0, 40.0, 60.0]])])
+        assert set(losses) == {"objectness", "box"} and all(torch.isfinite(v) for v in losses.values())
+
+
+@pytest.fixture(scope="module")
+def model() -> NightLab:
+    torch.manual_seed(0)
+    return SMALL.build().eval()
+
+
+class TestNightLab:
+    def test_bytes_become_rgb(self) -> None:
+        frame = torch.tensor([[[[255, 51, 0]]]], dtype=torch.uint8)  # BGR: blue
+        assert to_image(frame).flatten().tolist() == pytest.approx([0.0, 0.2, 1.0])
+
+    def test_confidence_is_the_softmax_at_its_maximum(self) -> None:
+        logits = torch.randn(1, 5, 4, 6)
+        labels, confidence = to_labels(logits, (4, 6))
+        top, index = logits.softmax(1).max(1)
+        assert torch.equal(labels.long(), index)
+        assert ((top * 255).round() - confidence).abs().max() <= 1
+        assert labels.dtype == confidence.dtype == torch.uint8
+
+    def test_predict_covers_the_frame_and_changes_only_boxes(self, model: NightLab) -> None:
+        frame = np.random.default_rng(0).integers(0, 256, (128, 192, 3), np.uint8)
+        image_level, _ = model.predict(frame, max_regions=0)
+        labels, confidence = model.predict(frame)
+        assert labels.shape == confidence.shape == (128, 192) and labels.max() < 19
+        with torch.inference_mode():
+            expected, _ = model.image_level(torch.from_numpy(frame)[None])
+        assert np.array_equal(image_level, expected[0].numpy())
+
+    def test_settings_without_light_adaptation(self) -> None:
+        level = NightLabSettings(relam=None, segmenter=SegmenterSettings(channels=16)).build_level()
+        assert isinstance(level.relam, torch.nn.Identity)
+
+    def test_paper_sizes_build(self) -> None:
+        settings = NightLabSettings(
+            segmenter=SegmenterSettings(
+                backbone="swin_base_patch4_window7_224", stages=0, channels=512, strides=(4, 8, 16, 32)
+            ),
+            relam=ReLAMSettings(channels=64, blocks=9, reduction=1),
+        )
+        with torch.device("meta"):
+            level = settings.build_level()
+        assert 100e6 < sum(p.numel() for p in level.parameters()) < 250e6

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Put the stages' checkpoints together into one NightLab checkpoint, which `nightlab_core.export` turns to a bundle.
+
+python -m training.bundle config/train/lite_bundle.yaml --out checkpoints/nightlab-lite.pt
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from nightlab_core.config import Settings, load_yaml
+from nightlab_core.export import ModelCard, save_checkpoint
+from nightlab_core.models.nightlab import NightLabSettings
+
+
+class BundleRecipe(Settings):
+    """Where the stages' checkpoints are, and what the bundle says of itself."""
+
+    model: NightLabSettings
+    image: str
+    region: str
+    detector: str
+    card: ModelCard
+
+
+def assemble(recipe: BundleRecipe, out: Path) -> None:
+    """Write the checkpoint. A stage without a checkpoint of its own yet is an error that names the file."""
+    model = recipe.model.build()
+    model.image.load_state_dict(_weights(recipe.image))
+    model.region.load_state_dict(_weights(recipe.region))
+    detector = {k.removeprefix("detector."): v for k, v in _weights(recipe.detector).items()}
+    model.detector.load_state_dict(detector)
+    save_checkpoint(out, model, recipe.model, recipe.card)
+
+
+def _weights(path: str) -> dict[str, torch.Tensor]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint; train that stage first, see docs/training.md")
+    return torch.load(path, map_location="cpu", weights_only=True)["model"]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
+    arguments = parser.parse_args()
+    assemble(load_yaml(arguments.recipe, BundleRecipe), arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train the region detector on boxes of the hard classes (RDN, paper, section 3.2).
+
+python -m training.detector config/train/lite_detector.yaml --data DATA --out OUT
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nightlab_core.config import Settings, load_yaml
+from nightlab_core.labels import CITYSCAPES19
+from nightlab_core.models.nightlab import NightLabSettings
+from nightlab_core.models.pretrained import load_packaged_weights
+from training.data import BoxStream, SourceSettings
+from training.loop import LoopSettings, Losses, fit
+from training.segmenter import freeze
+
+
+class DetectorRecipe(Settings):
+    """A recipe of this stage, one YAML file."""
+
+    model: NightLabSettings
+    loop: LoopSettings
+    sources: tuple[SourceSettings, ...]
+    hard_classes: tuple[str, ...]
+    input_hw: tuple[int, int] = (480, 640)
+    crop_hw: tuple[int, int] = (384, 512)
+    scale: tuple[float, float] = (0.8, 1.25)
+    frozen_stages: int = 1
+
+
+class _Losses(nn.Module):
+    """The detector's losses as a forward pass, so that a wrapper of it sees every call."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, image: Tensor, boxes: list[Tensor]) -> Losses:
+        return self.detector.loss(image, boxes)
+
+
+def collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+    """Images stacked, boxes as a list, since each image has its own number of them."""
+    images, boxes = zip(*samples, strict=True)
+    return torch.stack(images), list(boxes)
+
+
+def detection_loss(model: nn.Module, batch: tuple[Tensor, list[Tensor]]) -> Losses:
+    """torchvision's losses of proposals, with the boxes' weighted up to the size of the objectness."""
+    losses = model(*batch)
+    return {"objectness": losses["objectness"], "box": 5 * losses["box"]}
+
+
+def train(recipe: DetectorRecipe, data: Path, out: Path) -> None:
+    """Run the stage, or go on with it where `out` holds its checkpoint."""
+    torch.manual_seed(recipe.loop.seed)
+    detector = recipe.model.build_detector()
+    load_packaged_weights(detector.backbone.net, recipe.model.detector.backbone)
+    detector.to(memory_format=torch.channels_last).train()
+    freeze(detector.backbone, recipe.frozen_stages)
+    hard = [CITYSCAPES19.id_of(name) for name in recipe.hard_classes]
+    stream = BoxStream(
+        recipe.sources, data, recipe.loop.seed, recipe.crop_hw, recipe.input_hw, recipe.scale, hard_ids=hard
+    )
+    model, checkpoint = _Losses(detector), out / "checkpoint.pt"
+    fit(model, detection_loss, stream, recipe.loop, checkpoint, recipe.model_dump(mode="json"), collate)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="YAML recipe, see config/train")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint; an unfinished run goes on")
+    arguments = parser.parse_args()
+    train(load_yaml(arguments.recipe, DetectorRecipe), arguments.data, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
