@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every transition with its reasons, simulated time, the compressed transport and the ways a process ends."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+pytest.importorskip("onnxruntime")
+
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
+from ros_harness import Client, NodeProcess, diagnostic_values, pixels_of, wait_until
+from rosgraph_msgs.msg import Clock
+
+pytestmark = pytest.mark.ros
+
+
+def flat(green: int, size_hw: tuple[int, int] = (48, 64)) -> np.ndarray:
+    return np.full((*size_hw, 3), (0, green, 200), np.uint8)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., tuple[NodeProcess, Client]]]:
+    begun: list[Any] = []
+
+    def begin(namespace: str = "", **parameters: Any) -> tuple[NodeProcess, Client]:
+        begun.append(NodeProcess(namespace, engine="onnxruntime", **parameters))
+        begun.append(Client(namespace))
+        return begun[-2], begun[-1]
+
+    yield begin
+    for one in reversed(begun):
+        one.close() if isinstance(one, Client) else one.stop()
+
+
+def test_a_whole_life(start: Callable[..., Any], tiny_bundle: Path, tmp_path: Path) -> None:
+    process, client = start(bundle=str(tmp_path), image_size=[64, 48])
+    assert client.state() == "unconfigured"
+
+    # Configure says why it fails, and works once that is put right.
+    assert not client.change_state(Transition.TRANSITION_CONFIGURE)
+    assert client.state() == "unconfigured"
+    assert process.wait_for_log(f"configure failed: BundleError: {tmp_path}/bundle.yaml: no such file")
+    assert client.set_parameter("bundle", str(tiny_bundle)).successful
+    assert client.change_state(Transition.TRANSITION_CONFIGURE)
+    assert client.state() == "inactive"
+    assert process.wait_for_log(r"prepared for 64x48 in \d+\.\d s")
+    assert client.diagnostics()["message"] == "inactive"
+    refused = client.set_parameter("bundle", str(tmp_path))
+    assert refused.reason == "bundle takes effect at the next configure: deactivate and cleanup first"
+
+    # Only an active node answers.
+    assert client.node.count_subscribers("image") == 0
+    assert client.change_state(Transition.TRANSITION_ACTIVATE)
+    camera = client.connect(client.image(flat(20)))
+    assert client.diagnostics(lambda values: values["message"] == "running")["level"] == "0"
+    assert client.change_state(Transition.TRANSITION_DEACTIVATE)
+    assert client.state() == "inactive"
+    wait_until(lambda: client.node.count_subscribers("image") == 0, "the end of the subscription")
+    masks = len(client.messages["nightlab/mask"])
+    camera.publish(client.image(flat(20)))
+    time.sleep(0.2)
+    assert len(client.messages["nightlab/mask"]) == masks
+
+    # It starts again, and what was published meanwhile is no drop.
+    assert client.change_state(Transition.TRANSITION_ACTIVATE)
+    wait_until(camera.get_subscription_count, "the subscription")
+    wait_until(
+        lambda: camera.publish(client.image(flat(40))) or len(client.messages["nightlab/mask"]) > masks, "a mask"
+    )
+    assert (pixels_of(client.messages["nightlab/mask"][-1]) == 40 // 14).all()
+    assert client.diagnostics()["lost"] == "0"
+
+    # Cleanup frees everything, so that another configuration can follow.
+    assert client.change_state(Transition.TRANSITION_DEACTIVATE)
+    assert client.change_state(Transition.TRANSITION_CLEANUP)
+    assert client.state() == "unconfigured"
+    wait_until(lambda: client.node.count_publishers("nightlab/mask") == 0, "the end of the publishers")
+    assert client.set_parameter("transport", "compressed").successful
+    assert client.change_state(Transition.TRANSITION_CONFIGURE)
+    assert client.change_state(Transition.TRANSITION_ACTIVATE)
+    wait_until(lambda: client.node.count_subscribers("image/compressed") == 1, "the compressed subscription")
+    assert client.change_state(Transition.TRANSITION_ACTIVE_SHUTDOWN)
+    assert client.state() == "finalized"
+    assert process.stop() == 0
+    assert not process.logged("Traceback|terminate called|Exception")
+
+
+def test_compressed_images_in_a_namespace(start: Callable[..., Any], tiny_bundle: Path) -> None:
+    process, client = start("front", bundle=str(tiny_bundle), autostart=True, transport="compressed")
+    png, jpeg = (cv2.imencode(extension, flat(40))[1].tobytes() for extension in (".png", ".jpg"))
+    camera = client.connect(client.compressed(png, "png"), "image/compressed")
+    for data, image_format in ((png, "png"), (jpeg, "jpeg")):
+        message = client.compressed(data, image_format)
+        mask = client.ask(camera, message)
+        assert mask.header == message.header and pixels_of(mask).shape == (48, 64)
+        assert (pixels_of(mask) == 40 // 14).all()
+    camera.publish(client.compressed(jpeg[: len(jpeg) // 2], "jpeg"))
+    values = client.diagnostics(lambda values: values["failed"] == "1")
+    assert "cut short" in values["message"] and values["name"] == "/front/nightlab: segmentation"
+    assert process.wait_for_log("no mask for this image: .* cut short")
+    client.ask(camera, client.compressed(png, "png"))
+
+
+def test_simulated_time(start: Callable[..., Any], tiny_bundle: Path) -> None:
+    """Age and rate are those of /clock, faster than the wall clock and years away from it."""
+    _, client = start(bundle=str(tiny_bundle), autostart=True, use_sim_time=True, image_size=[64, 48])
+    camera = client.connect(client.image(flat(20)))
+    client.listen(DiagnosticArray, "/diagnostics")
+    clock = client.node.create_publisher(Clock, "/clock", 1)
+    wait_until(clock.get_subscription_count, "the node's clock")
+    now_ms = 5_000_000
+
+    def tick(milliseconds: int) -> None:
+        nonlocal now_ms
+        now_ms += milliseconds
+        clock.publish(Clock(clock=Time(sec=now_ms // 1000, nanosec=now_ms % 1000 * 1_000_000)))
+        time.sleep(0.01)
+
+    def newest() -> dict[str, str] | None:
+        messages = [m for m in list(client.messages["/diagnostics"]) if m.header.stamp.sec >= 5004]
+        return diagnostic_values(messages[-1]) if messages else None
+
+    tick(0)
+    for _ in range(60):  # 6 s at 10 Hz, every image 250 ms old
+        tick(100)
+        message = client.image(flat(20))
+        age_ms = now_ms - 250
+        message.header.stamp = Time(sec=age_ms // 1000, nanosec=age_ms % 1000 * 1_000_000)
+        client.ask(camera, message)
+    values = wait_until(newest, "diagnostics by the simulated clock")
+    assert values["frame_age_ms_p50"] == "250.00"
+    assert float(values["rate_hz"]) == pytest.approx(10.0, rel=0.05)
+    assert (values["message"], values["level"]) == ("running", "0")
+
+    def silent() -> bool:
+        tick(1000)
+        return (newest() or {})["level"] == "1"
+
+    wait_until(silent, "a warning")
+    assert (newest() or {})["message"].startswith("no images for ")
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_active_node_cleanly(
+    start: Callable[..., Any], tiny_bundle: Path, by: signal.Signals
+) -> None:
+    process, client = start(bundle=str(tiny_bundle), autostart=True)
+    client.connect(client.image(flat(20)))
+    assert process.stop(by) == 0
+    assert not process.logged("Traceback|terminate called|Exception|ERROR")
+
+
+def test_autostart_that_fails_ends_the_process_with_its_reason(start: Callable[..., Any], tmp_path: Path) -> None:
+    process, _ = start(bundle=str(tmp_path), autostart=True)
+    assert process.end() == 1
+    assert process.logged("configure failed: BundleError: .*no such file")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [("mode", "both", "mode: received 'both'"), ("max_regions", 11, "max_regions"), ("overlay", 3, "overlay")],
+)
+def test_a_bad_value_at_the_start_ends_the_process_with_its_reason(
+    start: Callable[..., Any], name: str, value: Any, reason: str
+) -> None:
+    process, _ = start(**{name: value})
+    assert process.end() == 1
+    assert process.logged(f"FATAL.*{reason}") and not process.logged("Traceback")
+
+
+def test_a_misspelt_parameter_is_told(start: Callable[..., Any]) -> None:
+    process, _ = start(max_region=3)
+    assert process.wait_for_log("'max_region' was given .* did you mean 'max_regions'")
