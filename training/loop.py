@@ -88,6 +88,7 @@ def fit(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
+        torch.cuda.set_rng_state_all(state["random_cuda"])
         first = state["step"]
 
     batches = DataLoader(
@@ -96,6 +97,8 @@ def fit(
         sampler=_Range(first * settings.batch_size, settings.steps * settings.batch_size),
         num_workers=settings.workers,
         collate_fn=collate,
+        # Its own, or it would draw from the state that a resumed run has just taken up.
+        generator=torch.Generator(),
     )
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns) as progress:
@@ -130,6 +133,7 @@ def _save(path: Path, model: nn.Module, optimizer: Any, step: int, recipe: dict[
         "optimizer": optimizer.state_dict(),
         "step": step,
         "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all(),
         "recipe": recipe,
     }
     torch.save(state, temporary)

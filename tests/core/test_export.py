@@ -50,7 +50,9 @@ def model(checkpoint: Path) -> NightLab:
 @pytest.fixture(scope="module")
 def frames() -> list[np.ndarray]:
     """A 4:3, a 16:9 and a tall frame."""
-    return [night.render_scene(i, size_hw=size).image_bgr for i, size in enumerate([(240, 320), (270, 480), (320, 240)])]
+    return [
+        night.render_scene(i, size_hw=size).image_bgr for i, size in enumerate([(240, 320), (270, 480), (320, 240)])
+    ]
 
 
 @pytest.mark.parametrize("deform", ["deform_conv", "grid_sample"])

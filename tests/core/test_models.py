@@ -81,10 +81,7 @@ class TestSegmenter:
     def test_other_backbones(self, backbone: str) -> None:
         strides = (4, 8, 16, 32)
         model = Segmenter(backbone, 5, 16, strides).eval()
-        if backbone.startswith("swin"):
-            size_hw = (224, 224)
-        else:
-            size_hw = (64, 96)
+        size_hw = (224, 224) if backbone.startswith("swin") else (64, 96)
         assert model(torch.rand(1, 3, *size_hw)).shape == (1, 5, size_hw[0] // 4, size_hw[1] // 4)
 
     def test_gradients_reach_every_weight(self) -> None:
@@ -118,7 +115,9 @@ class TestRegionDetector:
 
     def test_small_images_give_as_many_boxes_as_anchors(self) -> None:
         model = RegionDetector("tf_efficientnet_lite0", 16, (16,), ((32,),), (1.0,), stages=5, max_boxes=300).eval()
-        assert model(torch.rand(1, 3, 64, 64))[0].shape[1] == 4  # 2x2 places at half size and stride 16, one anchor each
+        assert (
+            model(torch.rand(1, 3, 64, 64))[0].shape[1] == 4
+        )  # 2x2 places at half size and stride 16, one anchor each
 
     def test_learns_one_box(self) -> None:
         torch.manual_seed(0)

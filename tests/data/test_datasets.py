@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets on tiny trees: what is read, and which file an error names."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from nightlab_core.data.datasets import DatasetError, PairedFolder, camvid, label_instances, train_id_folder
+
+
+def _write(root: Path, stem: str, labels: np.ndarray, image_hw: tuple[int, int] | None = None) -> None:
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    height, width = image_hw or labels.shape
+    cv2.imwrite(str(root / "images" / f"{stem}.png"), np.full((height, width, 3), (10, 20, 30), np.uint8))
+    cv2.imwrite(str(root / "labels" / f"{stem}.png"), labels)
+
+
+def test_camvid_ids_become_cityscapes_train_ids(tmp_path: Path) -> None:
+    _write(tmp_path / "val", "a", np.arange(12, dtype=np.uint8).reshape(3, 4))
+    (sample,) = camvid(tmp_path, "val")
+    assert sample.labels.tolist() == [[10, 2, 5, 0], [1, 8, 7, 4], [13, 11, 12, 255]]
+    assert sample.image_bgr[0, 0].tolist() == [10, 20, 30] and sample.name == "a"
+
+
+def test_train_ids_stay_as_they_are(tmp_path: Path) -> None:
+    _write(tmp_path, "a", np.array([[0, 18, 255]], np.uint8))
+    assert train_id_folder(tmp_path)[0].labels.tolist() == [[0, 18, 255]]
+
+
+def test_patterns_choose_and_names_are_sorted(tmp_path: Path) -> None:
+    for stem in ("0002_b", "0001_a", "9_c"):
+        _write(tmp_path, stem, np.zeros((2, 2), np.uint8))
+    assert [s.name for s in train_id_folder(tmp_path, "000*")] == ["0001_a", "0002_b"]
+
+
+def test_label_ids_of_34_classes_are_caught(tmp_path: Path) -> None:
+    _write(tmp_path, "a", np.array([[7, 26, 33]], np.uint8))
+    with pytest.raises(DatasetError, match=r"a\.png: labels hold ids \[26, 33\]"):
+        train_id_folder(tmp_path)[0]
+
+
+def test_a_label_of_another_size_is_named(tmp_path: Path) -> None:
+    _write(tmp_path, "a", np.zeros((4, 6), np.uint8), image_hw=(8, 12))
+    with pytest.raises(DatasetError, match=r"a\.png is \(4, 6\), its image \(8, 12\)"):
+        train_id_folder(tmp_path)[0]
+
+
+def test_coloured_labels_are_refused(tmp_path: Path) -> None:
+    _write(tmp_path, "a", np.zeros((4, 6), np.uint8))
+    cv2.imwrite(str(tmp_path / "labels" / "a.png"), np.zeros((4, 6, 3), np.uint8))
+    with pytest.raises(DatasetError, match="expected uint8"):
+        train_id_folder(tmp_path)[0]
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="not a folder"):
+        train_id_folder(tmp_path / "nowhere")
+    _write(tmp_path, "a", np.zeros((4, 6), np.uint8))
+    with pytest.raises(DatasetError, match="no image that matches"):
+        train_id_folder(tmp_path, "z*")
+    (tmp_path / "labels" / "a.png").unlink()
+    with pytest.raises(DatasetError, match=r"a\.png has no label"):
+        PairedFolder(tmp_path / "images", tmp_path / "labels")
+
+
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
+    _write(tmp_path, "a", np.zeros((4, 6), np.uint8))
+    (tmp_path / "images" / "a.png").write_bytes(b"not a picture")
+    with pytest.raises(DatasetError, match=r"images.a\.png cannot be decoded"):
+        train_id_folder(tmp_path)[0]
+
+
+def test_instances_are_connected_regions_of_one_class() -> None:
+    labels = np.zeros((8, 10), np.uint8)
+    labels[1:5, 1:3] = 5
+    labels[1:5, 6:7] = 5
+    labels[5:6, 3:4] = 5  # one pixel, touching the first by a corner
+    labels[1:5, 3:5] = 11
+    boxes = label_instances(labels, [5, 11], min_area=2)
+    assert boxes.tolist() == [[1, 1, 4, 6], [6, 1, 7, 5], [3, 1, 5, 5]]
+    assert label_instances(labels, [5], min_area=9).tolist() == [[1, 1, 4, 6]]
+    assert label_instances(labels, [7]).shape == (0, 4)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Augmentation: image and labels move together, and one generator decides everything."""
+
+import numpy as np
+import pytest
+
+from nightlab_core.data import transforms
+
+
+def _pair(height: int = 48, width: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """An image that shows its own labels: value 10 x id."""
+    labels = (np.indices((height, width)).sum(0) // 16 % 9).astype(np.uint8)
+    return np.repeat(labels[..., None] * 10, 3, 2), labels
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.7])
+def test_image_and_labels_stay_together(scale: float) -> None:
+    image, labels = transforms.scale_crop_flip(*_pair(), (40, 56), scale, np.random.default_rng(3))
+    assert image.shape == (40, 56, 3) and labels.shape == (40, 56)
+    known = labels != 255
+    close = np.abs(image[..., 0].astype(int) - labels.astype(int) * 10) <= 5
+    assert close[known].mean() > 0.8  # the image is blended at class borders, the labels are not
+    assert (image[~known] == 0).all()
+
+
+def test_what_lies_outside_is_unlabelled() -> None:
+    image, labels = transforms.crop_pair(*_pair(8, 8), (12, 10), np.random.default_rng(0))
+    assert image.shape == (12, 10, 3)
+    assert (labels[8:] == 255).all() and (labels[:, 8:] == 255).all() and (labels[:8, :8] != 255).all()
+
+
+def test_both_mirrorings_occur() -> None:
+    image, labels = _pair()
+    results = {
+        transforms.scale_crop_flip(image, labels, labels.shape, 1.0, np.random.default_rng(s))[1].tobytes()
+        for s in range(8)
+    }
+    assert results == {labels.tobytes(), labels[:, ::-1].tobytes()}
+
+
+@pytest.mark.parametrize("change", [transforms.photometric, transforms.darken])
+def test_one_seed_one_result(change: object) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    first, again, other = (change(image, np.random.default_rng(s)) for s in (5, 5, 6))  # type: ignore[operator]
+    assert first.dtype == np.uint8 and first.shape == image.shape
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_darkening_darkens() -> None:
+    image = np.full((32, 32, 3), 200, np.uint8)
+    means = [transforms.darken(image, np.random.default_rng(s)).mean() for s in range(20)]
+    assert max(means) < 215 and np.mean(means) < 130

