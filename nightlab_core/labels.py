@@ -72,7 +72,7 @@ _CAMVID = {
 }
 
 CITYSCAPES19 = ClassSet("cityscapes19", tuple(_CITYSCAPES), tuple(_CITYSCAPES.values()))
-#: BDD100K's 19 train ids without "train", which the night split lacks (paper, section 4.1).
+#: BDD100K's 19 train ids without "train", which its night frames lack.
 BDD18 = ClassSet(
     "bdd18",
     tuple(n for n in _CITYSCAPES if n != "train"),

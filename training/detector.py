@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the region detector on boxes of the hard classes (RDN, paper, section 3.2).
+"""Train the region detector on boxes of the hard classes (the paper's RDN).
 
 python -m training.detector config/train/lite_detector.yaml --data DATA --out OUT
 """

@@ -88,7 +88,7 @@ def train_id_folder(root: Path, pattern: str = "*") -> PairedFolder:
 
 
 def label_instances(labels: np.ndarray, class_ids: Sequence[int], min_area: int = 16) -> np.ndarray:
-    """Boxes of the connected regions of some classes, float32 (N, 4) xyxy in pixels (paper, section 3.2).
+    """Boxes of the connected regions of some classes, float32 (N, 4) xyxy in pixels (NightLab, CVPR 2022).
 
     labels uint8 (H, W). Regions smaller than `min_area` pixels are noise of the labelling and are left out.
     """

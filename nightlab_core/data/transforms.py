@@ -41,7 +41,7 @@ def scale_crop_flip(
     scale: float,
     rng: np.random.Generator,
 ) -> Pair:
-    """Resize by `scale`, crop to (H, W) at random, mirror half of the time (paper, section 4.2)."""
+    """Resize by `scale`, crop to (H, W) at random, mirror half of the time, as the paper does."""
     target = (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale)))
     image, labels = crop_pair(*resize_pair(image, labels, target), size_hw, rng)
     if rng.random() < 0.5:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The region detector: a region proposal network with one class-agnostic hardness score (paper, section 3.2)."""
+"""The region detector: a region proposal network with one class-agnostic hardness score (NightLab, CVPR 2022)."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def to_labels(logits: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]
 
 
 class NightLab(nn.Module):
-    """Both levels and the detector (paper, figure 2).
+    """Both levels and the detector (NightLab, CVPR 2022).
 
     Args:
         image, region: the two levels; the region level is started from the image level's weights.

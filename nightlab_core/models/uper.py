@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UPerNet's decoder (Xiao et al., 2018) with deformable convolution in its FPN and its head (paper, section 3.1)."""
+"""UPerNet's decoder (Xiao et al., 2018) with deformable convolution in its FPN and its head (NightLab, CVPR 2022)."""
 
 from __future__ import annotations
 

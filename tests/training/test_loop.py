@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: it learns, it resumes bit by bit, and it stops on a loss that is not finite."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
-
-import itertools
 
 from torch import Tensor, nn  # noqa: E402
 from torch.utils.data import Dataset  # noqa: E402
