@@ -292,7 +292,10 @@ def read_frames(folder: Path, count: int) -> list[np.ndarray]:
     if not paths:
         raise ValueError(f"{folder} holds no .jpg, .png or .webp picture; give --frames a folder of camera frames")
     chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)]
-    return [cv2.imread(str(p), cv2.IMREAD_COLOR) for p in chosen]
+    frames = [cv2.imread(str(p), cv2.IMREAD_COLOR) for p in chosen]
+    if broken := [p.name for p, frame in zip(chosen, frames, strict=True) if frame is None]:
+        raise ValueError(f"{folder} holds files that are no pictures: {', '.join(broken)}; remove them")
+    return [frame for frame in frames if frame is not None]
 
 
 def print_parity(rows: Sequence[Parity]) -> bool:

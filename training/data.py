@@ -27,9 +27,9 @@ class SourceSettings(Settings):
     kind: Literal["camvid", "train_ids", "rendered"]
     folder: str = ""  #: under the data folder
     split: str = ""  #: of CamVid
-    count: int = Field(0, ge=0)  #: rendered scenes
+    count: int = Field(default=0, ge=0)  #: rendered scenes
     weight: float = Field(gt=0)
-    darken: float = Field(0.0, ge=0, le=1)  #: share of samples that are darkened
+    darken: float = Field(default=0.0, ge=0, le=1)  #: share of samples that are darkened
 
 
 def load_source(source: SourceSettings, root: Path) -> list[Sample]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nightlab_core.config import Settings, load_yaml
 from nightlab_core.labels import CITYSCAPES19
+from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.nightlab import NightLabSettings
 from nightlab_core.models.pretrained import load_packaged_weights
 from training.data import BoxStream, SourceSettings
@@ -37,12 +38,13 @@ class DetectorRecipe(Settings):
 class _Losses(nn.Module):
     """The detector's losses as a forward pass, so that a wrapper of it sees every call."""
 
-    def __init__(self, detector: nn.Module) -> None:
+    def __init__(self, detector: RegionDetector) -> None:
         super().__init__()
         self.detector = detector
 
     def forward(self, image: Tensor, boxes: list[Tensor]) -> Losses:
-        return self.detector.loss(image, boxes)
+        detector: RegionDetector = self.detector
+        return detector.loss(image, boxes)
 
 
 def collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tensor]]:
@@ -62,7 +64,7 @@ def train(recipe: DetectorRecipe, data: Path, out: Path) -> None:
     torch.manual_seed(recipe.loop.seed)
     detector = recipe.model.build_detector()
     load_packaged_weights(detector.backbone.net, recipe.model.detector.backbone)
-    detector.to(memory_format=torch.channels_last).train()
+    detector.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     freeze(detector.backbone, recipe.frozen_stages)
     hard = [CITYSCAPES19.id_of(name) for name in recipe.hard_classes]
     stream = BoxStream(

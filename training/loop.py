@@ -26,14 +26,14 @@ class LoopSettings(Settings):
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    warmup_steps: int = Field(50, ge=0)
-    decay_power: float = Field(0.9, gt=0)
-    clip_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_steps: int = Field(default=50, ge=0)
+    decay_power: float = Field(default=0.9, gt=0)
+    clip_norm: float = Field(default=1.0, gt=0)
     precision: str = "32-true"
     seed: int = 0
-    checkpoint_every: int = Field(200, ge=1)
-    workers: int = Field(1, ge=0)
+    checkpoint_every: int = Field(default=200, ge=1)
+    workers: int = Field(default=1, ge=0)
 
 
 class _Range(Sampler[int]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ def freeze(backbone: Backbone, stages: int) -> None:
 
     A few images a batch are too few for either, and the leading stages are most of a CPU's backward pass.
     """
-    net = backbone.net
+    net: Any = backbone.net
     if stages:
         for part in (net.conv_stem, net.bn1, *net.blocks[:stages]):
             part.requires_grad_(False)
@@ -73,7 +73,7 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
         load_packaged_weights(model.segmenter.backbone.net, recipe.model.segmenter.backbone)
     # torchvision's operator is several times slower than grid_sample in a CPU's backward pass.
     set_deform_form(model, "deform_conv" if torch.cuda.is_available() else "grid_sample")
-    model.to(memory_format=torch.channels_last).train()
+    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     freeze(model.segmenter.backbone, recipe.frozen_stages)
     stream: FrameStream | RegionStream
     if recipe.level == "image":

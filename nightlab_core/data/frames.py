@@ -97,9 +97,11 @@ def open_frames(
     else:
         expected = ", ".join(BAG_SUFFIXES + VIDEO_SUFFIXES)
         raise ValueError(f"{path} is no source of frames; expected a folder, or a file ending in {expected}")
+    if found == 0:
+        raise ValueError(f"{path} holds no image message")
     if found is not None and max_frames is not None:
         found = min(found, max_frames)
-    return FrameSource(path.name or str(path), class_set, found if found is not None else max_frames, read)
+    return FrameSource("/".join(path.resolve().parts[-2:]), class_set, found if found is not None else max_frames, read)
 
 
 def _class_set(path: Path, classes: str | None) -> ClassSet:
@@ -185,10 +187,10 @@ def _video(path: Path) -> Callable[[], Iterator[Frame]]:
                 raise ValueError(f"{path} cannot be opened as a video; is it whole, and its codec known to OpenCV?")
             index = 0
             while True:
-                stamp_s = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000.0
                 read_one, image = capture.read()
                 if not read_one:
                     break
+                stamp_s = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000.0  # of the frame just read
                 yield Frame(image, None, stamp_s, f"{path.stem}_{index:06d}")
                 index += 1
             if index == 0:

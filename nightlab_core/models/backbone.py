@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -26,10 +27,14 @@ class Backbone(nn.Module):
     The image is brought to the mean and deviation that the backbone was trained with.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str, strides: Sequence[int], *, stages: int = 0, pretrained: bool = False) -> None:
         super().__init__()
         self.net = timm.create_model(name, features_only=True, pretrained=pretrained)
-        channels = dict(zip(self.net.feature_info.reduction(), self.net.feature_info.channels(), strict=True))
+        info: Any = self.net.feature_info
+        channels: dict[int, int] = dict(zip(info.reduction(), info.channels(), strict=True))
         if missing := [s for s in strides if s not in channels]:
             raise ValueError(f"{name} has no features at strides {missing}; it has {list(channels)}")
         self.indices = [list(channels).index(s) for s in strides]
@@ -45,7 +50,7 @@ class Backbone(nn.Module):
 
     def _keep_stages(self, name: str, stages: int) -> int:
         """Drop later stages; return the channels at the coarsest stride that is left."""
-        net = self.net
+        net: Any = self.net
         if not isinstance(net, EfficientNetFeatures) or not 1 <= stages <= len(net.blocks):
             raise ValueError(f"stages is {stages} for {name}; expected 0, or 1 to the stages of an EfficientNet")
         del net.blocks[stages:]

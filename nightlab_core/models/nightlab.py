@@ -27,17 +27,17 @@ from nightlab_core.runtime import regions
 class ReLAMSettings(Settings):
     """See `ReLAM`."""
 
-    channels: int = Field(8, ge=1)
-    blocks: int = Field(2, ge=1)
-    reduction: int = Field(4, ge=1)
+    channels: int = Field(default=8, ge=1)
+    blocks: int = Field(default=2, ge=1)
+    reduction: int = Field(default=4, ge=1)
 
 
 class SegmenterSettings(Settings):
     """See `Segmenter`."""
 
     backbone: str = "tf_efficientnet_lite0"
-    stages: int = Field(6, ge=0)
-    channels: int = Field(64, ge=8)
+    stages: int = Field(default=6, ge=0)
+    channels: int = Field(default=64, ge=8)
     strides: tuple[int, ...] = (8, 16, 32)
     deformable: tuple[Place, ...] = ("fpn", "head")
 
@@ -46,13 +46,13 @@ class DetectorSettings(Settings):
     """See `RegionDetector`."""
 
     backbone: str = "tf_efficientnet_lite0"
-    stages: int = Field(5, ge=0)
-    channels: int = Field(64, ge=8)
+    stages: int = Field(default=5, ge=0)
+    channels: int = Field(default=64, ge=8)
     strides: tuple[int, ...] = (8, 16)
     anchor_sizes: tuple[tuple[int, ...], ...] = ((16, 32), (64, 128))
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
-    reduction: int = Field(2, ge=1)
-    max_boxes: int = Field(100, ge=1, le=300)
+    reduction: int = Field(default=2, ge=1)
+    max_boxes: int = Field(default=100, ge=1, le=300)
 
 
 class Level(nn.Module):
@@ -99,7 +99,7 @@ class NightLab(nn.Module):
 
     def image_level(self, frame: Tensor) -> tuple[Tensor, Tensor]:
         """frame (1, H, W, 3) uint8 BGR -> labels, confidence uint8 (1, H, W)."""
-        return to_labels(self.image(to_image(frame)), frame.shape[1:3])
+        return to_labels(self.image(to_image(frame)), (frame.shape[1], frame.shape[2]))
 
     def hardness(self, frame: Tensor) -> tuple[Tensor, Tensor]:
         """frame (1, H, W, 3) uint8 BGR -> boxes (1, N, 4) xyxy in 0..1 and scores (1, N), best first."""
@@ -107,7 +107,7 @@ class NightLab(nn.Module):
 
     def region_level(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """crops (K, h, w, 3) uint8 BGR -> labels, confidence uint8 (K, h, w)."""
-        return to_labels(self.region(to_image(crops)), crops.shape[1:3])
+        return to_labels(self.region(to_image(crops)), (crops.shape[1], crops.shape[2]))
 
     @torch.inference_mode()
     def predict(
@@ -138,7 +138,7 @@ class NightLab(nn.Module):
 class NightLabSettings(Settings):
     """Everything that decides the shape of a NightLab; a checkpoint carries it."""
 
-    num_classes: int = Field(19, ge=2, le=254)
+    num_classes: int = Field(default=19, ge=2, le=254)
     segmenter: SegmenterSettings = SegmenterSettings()
     relam: ReLAMSettings | None = ReLAMSettings()
     detector: DetectorSettings = DetectorSettings()

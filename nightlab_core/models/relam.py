@@ -42,8 +42,8 @@ class ReLAM(nn.Module):
         )
         self.body = nn.Sequential(*(_Residual(4 * channels) for _ in range(blocks)))
         self.light = nn.Conv2d(4 * channels, 3, 3, 1, 1)
-        nn.init.zeros_(self.light.weight)
-        nn.init.zeros_(self.light.bias)
+        for parameter in self.light.parameters():
+            nn.init.zeros_(parameter)
 
     def light_map(self, image: Tensor) -> Tensor:
         """L, (B, 3, H, W) in -1..1, of an image (B, 3, H, W) RGB in 0..1."""
