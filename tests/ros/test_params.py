@@ -129,6 +129,6 @@ def test_the_readme_s_table_is_the_code_s() -> None:
     readme = ROOT / "README.md"
     if not readme.exists():
         pytest.skip("there is no README.md")
-    parts = readme.read_text(encoding="utf-8").split("<!-- parameters -->")
-    assert len(parts) == 3, "README.md needs two lines <!-- parameters --> with the table between them"
-    assert parts[1].strip() == markdown_table(), "put the output of python -m nightlab_ros.params there"
+    table = re.search(r"<!-- parameters -->\n(.*?)<!-- /parameters -->", readme.read_text(encoding="utf-8"), re.DOTALL)
+    assert table, "README.md needs the lines <!-- parameters --> and <!-- /parameters --> with the table between them"
+    assert table[1].strip() == markdown_table(), "put the output of python -m nightlab_ros.params there"
