@@ -35,28 +35,32 @@ class Backbone(nn.Module):
         self.net = timm.create_model(name, features_only=True, pretrained=pretrained)
         info: Any = self.net.feature_info
         channels: dict[int, int] = dict(zip(info.reduction(), info.channels(), strict=True))
+        if stages:
+            channels = self._keep_stages(name, stages)
         if missing := [s for s in strides if s not in channels]:
             raise ValueError(f"{name} has no features at strides {missing}; it has {list(channels)}")
         self.indices = [list(channels).index(s) for s in strides]
-        self.multiple = max(channels)
-        if stages:
-            channels[self.multiple] = self._keep_stages(name, stages)
         self.channels = [channels[s] for s in strides]
+        self.multiple = max(channels)
         self.features_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
         statistics = getattr(self.net, "pretrained_cfg", None) or {}
         for key, default in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
             value = torch.tensor(statistics.get(key, default)).reshape(1, 3, 1, 1)
             self.register_buffer(key, value, persistent=False)
 
-    def _keep_stages(self, name: str, stages: int) -> int:
-        """Drop later stages; return the channels at the coarsest stride that is left."""
+    def _keep_stages(self, name: str, stages: int) -> dict[int, int]:
+        """Drop later stages; return stride -> channels of what is left, each stride with its last stage kept."""
         net: Any = self.net
-        if not isinstance(net, EfficientNetFeatures) or not 1 <= stages <= len(net.blocks):
+        if not isinstance(self.net, EfficientNetFeatures) or not 1 <= stages <= len(net.blocks):
             raise ValueError(f"stages is {stages} for {name}; expected 0, or 1 to the stages of an EfficientNet")
         del net.blocks[stages:]
-        wanted = {min(stage, stages): index for stage, index in net._stage_out_idx.items()}
-        net._stage_out_idx = wanted
-        return net.blocks[-1][-1].conv_pwl.out_channels
+        ends: dict[int, int] = {}  # stride -> its last stage, counted from 1
+        for feature in net.feature_info.get_dicts():
+            if max(ends.values(), default=0) < stages:
+                ends[feature["reduction"]] = min(feature["stage"], stages)
+        net._stage_out_idx = {stage: index for index, stage in enumerate(ends.values())}
+        last = {stride: net.blocks[stage - 1][-1] for stride, stage in ends.items()}
+        return {s: (b.conv_pwl if hasattr(b, "conv_pwl") else b.conv_pw).out_channels for s, b in last.items()}
 
     def forward(self, image: Tensor) -> list[Tensor]:
         features = self.net((image - self.mean) / self.std)

@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+from nightlab_core.models.backbone import Backbone  # noqa: E402
 from nightlab_core.models.deform import DeformConv2d  # noqa: E402
 from nightlab_core.models.detector import RegionDetector  # noqa: E402
 from nightlab_core.models.nightlab import (  # noqa: E402
@@ -97,6 +98,16 @@ class TestSegmenter:
     def test_a_missing_stride_names_those_there_are(self) -> None:
         with pytest.raises(ValueError, match=r"\[64\].*\[2, 4, 8, 16, 32\]"):
             Segmenter("tf_efficientnet_lite0", 19, 16, (8, 64))
+
+    @pytest.mark.parametrize(("stages", "channels"), [(0, [40, 112, 320]), (6, [40, 112, 192]), (5, [40, 112])])
+    def test_stages_keep_the_strides_they_reach(self, stages: int, channels: list[int]) -> None:
+        strides = (8, 16, 32)[: len(channels)]
+        backbone = Backbone("tf_efficientnet_lite0", strides, stages=stages)
+        features = backbone(torch.rand(1, 3, 64, 64))
+        assert [f.shape[1] for f in features] == backbone.channels == channels
+        assert [64 // f.shape[2] for f in features] == list(strides)
+        with pytest.raises(ValueError, match=r"\[32\].*\[2, 4, 8, 16\]"):
+            Backbone("tf_efficientnet_lite0", (32,), stages=5)
 
     def test_stages_are_for_efficientnets(self) -> None:
         with pytest.raises(ValueError, match="resnet18"):
