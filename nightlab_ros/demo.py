@@ -21,16 +21,17 @@ from typing import Any, NoReturn
 
 import cv2
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from nightlab_core.data.frames import FrameSource, open_frames
-from nightlab_core.runtime.bundle import default_bundle, load_bundle
+from nightlab_core.runtime.bundle import BundleError, default_bundle, load_bundle
 from nightlab_ros.demo_report import Recording, write_jpeg, write_report
 from nightlab_ros.demo_run import Child, DemoError, LiveLine, ros_environment
 from nightlab_ros.monitor import Monitor
 from nightlab_ros.player import FRAME_ID, add_source_arguments, source_from
 
-READY_TIMEOUT_S = 300.0
+ANSWER_TIMEOUT_S = 240.0
 #: Longer than any frame takes: after so much silence what has not come back will not come.
 QUIET_S = 3.0
 #: The node reports once a second.
@@ -53,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("\nInterrupted.")
         return 130
-    except (DemoError, ValueError, OSError) as error:
-        console.print(f"[bold red]The demo failed:[/] {error}", soft_wrap=True)
+    except (DemoError, BundleError, ValueError, OSError) as error:
+        console.print("[bold red]The demo failed:[/]", escape(str(error)), soft_wrap=True)
         return 1
 
 
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     out = args.out
     out.mkdir(parents=True, exist_ok=True)
     source = source_from(args)
-    parameters = dict(p.partition(":=")[::2] for p in args.param)
+    parameters = _parameters(args.param)
     classes = load_bundle(parameters.get("bundle") or default_bundle()).class_set
     height, width = next(iter(source)).image_bgr.shape[:2]
     console.print(f"[bold]NightLab demo[/]: {source.name}, {width}x{height} at {args.rate:g} Hz", soft_wrap=True)
@@ -78,9 +79,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if args.input is None:
             source = write_clip(source, out / "clip", args.rate, console)
             played = ["--input", str(out / "clip"), "--classes", source.classes.key]
-        wait_until_ready(monitor, node, console)
-        words = [*played, "--rate", str(args.rate)]
+        words = [*played, "--rate", str(args.rate), "--knock"]
         player = stack.enter_context(Child("nightlab_ros.player", words, out / "player.log", piped=True))
+        wait_for_answer(monitor, node, player, console)
         recording = Recording(FRAME_ID, args.rate, args.input is None, player.sent, monitor.masks, monitor.image_level)
         recording = listen(recording, monitor, node, player, source.num_frames, console)
     console.print("Scoring and drawing ...")
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if not recording.masks:
         console.print(f"The end of {node.log}:\n{node.tail()}", markup=False)
     for problem in report["problems"]:
-        console.print(f"[bold red]Wrong:[/] {problem}", soft_wrap=True)
+        console.print("[bold red]Wrong:[/]", escape(problem), soft_wrap=True)
     console.print(f"Page with the overlays: {(out / 'index.html').resolve()}", soft_wrap=True)
     return 1 if report["problems"] else 0
 
@@ -112,18 +113,24 @@ def write_clip(source: FrameSource, folder: Path, fps: float, console: Console) 
     return replace(open_frames(folder, classes=source.classes.key, fps=fps), name=source.name)
 
 
-def wait_until_ready(monitor: Monitor, node: Child, console: Console) -> None:
-    """Until the node is active. DemoError if it dies, or takes longer than any machine should."""
+def wait_for_answer(monitor: Monitor, node: Child, player: Child, console: Console) -> None:
+    """Until the mask of the player's latest knock is here, then let the clip begin.
+
+    DemoError if a process dies, or if nothing comes for longer than any machine should take.
+    """
     begin = time.monotonic()
-    with console.status("Starting the node: loading the bundle and compiling its engines ..."):
-        while not monitor.node_is_ready():
+    with console.status("Starting the node: it loads its bundle, compiles the engines and takes a first frame ..."):
+        while not (player.knocks and monitor.has_answer(player.knocks[-1].stamp_ns)):
             node.check()
-            if time.monotonic() - begin > READY_TIMEOUT_S:
+            player.check()
+            if time.monotonic() - begin > ANSWER_TIMEOUT_S:
                 raise DemoError(
-                    f"the node is not active after {READY_TIMEOUT_S:g} s. The end of its log:\n{node.tail()}"
+                    f"no mask came back within {ANSWER_TIMEOUT_S:g} s. The end of {node.log}:\n{node.tail()}"
                 )
-            time.sleep(0.05)
-    console.print(f"The node is active (waited {time.monotonic() - begin:.1f} s)")
+            time.sleep(0.02)
+    console.print(f"The node answers (waited {time.monotonic() - begin:.1f} s)")
+    monitor.forget()
+    player.begin()
 
 
 def listen(
@@ -175,6 +182,13 @@ def table(report: dict[str, Any]) -> Table:
     note = f"{100 * gain['difference']:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}"
     rows.add_row("mIoU, both levels", f"{100 * accuracy['miou']['both_levels']:.2f} %", note)
     return rows
+
+
+def _parameters(given: list[str]) -> dict[str, str]:
+    for text in given:
+        if ":=" not in text:
+            raise ValueError(f"parameter {text!r}; expected name:=value")
+    return {name: value for name, _, value in (text.partition(":=") for text in given)}
 
 
 def _source_words(args: argparse.Namespace) -> list[str]:

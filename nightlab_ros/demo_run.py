@@ -30,34 +30,48 @@ class DemoError(Exception):
 def ros_environment(out: Path) -> dict[str, str]:
     """What the demo and its children need of ROS; no sourced ROS is needed, and none is disturbed.
 
-    A domain of its own, and not the usual 0, so that a running robot neither hears nor disturbs the demo. Fast DDS's
-    transport for large data: with its default one most images of 640x480 and more are lost between processes. Discovery
-    must not be limited to this host: rmw_fastrtps then sets up its default transport whatever was asked for.
+    A domain of its own on this machine alone, so that a running robot neither hears nor disturbs the demo, and a
+    Fast DDS profile with room for large images: by default most of 640x480 and more are lost between processes.
+    FASTDDS_BUILTIN_TRANSPORTS would not do: limited to the local host, rmw_fastrtps sets up transports of its own.
     """
+    profile = str(_config_folder() / "fastdds.xml")
     return {
         "ROS_DOMAIN_ID": str(random.randrange(1, 102)),
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "SUBNET",
-        "ROS_LOCALHOST_ONLY": "0",
-        "FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA",
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "FASTRTPS_DEFAULT_PROFILES_FILE": profile,
+        "FASTDDS_DEFAULT_PROFILES_FILE": profile,
         "ROS_LOG_DIR": str((out / "ros_log").resolve()),
     }
+
+
+def _config_folder() -> Path:
+    """In the repository beside this package; once installed, in ROS's share folder."""
+    beside = Path(__file__).resolve().parents[1] / "config"
+    if beside.is_dir():
+        return beside
+    from ament_index_python.packages import get_package_share_directory
+
+    return Path(get_package_share_directory("nightlab_ros")) / "config"
 
 
 class Child:
     """A Python module run as a process of its own; as a context manager it ends with the block.
 
-    Its output goes to `log`; with `piped`, standard output is read here instead: the player's lines, into `sent`.
+    Its output goes to `log`; with `piped`, standard output is read here instead: the player's lines, into `knocks` and
+    `sent`.
     """
 
     def __init__(self, module: str, arguments: list[str], log: Path, piped: bool = False) -> None:
-        self.module, self.log, self.sent = module, log, list[Sent]()
+        self.module, self.log = module, log
+        self.knocks: list[Sent] = []
+        self.sent: list[Sent] = []
         self._piped = piped
         self._command = [sys.executable, "-m", module, *arguments]
 
     def __enter__(self) -> Child:
         with self.log.open("wb") as log:
-            stdout = subprocess.PIPE if self._piped else log
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=log)
+            stdin, stdout = (subprocess.PIPE, subprocess.PIPE) if self._piped else (subprocess.DEVNULL, log)
+            self._process = subprocess.Popen(self._command, stdin=stdin, stdout=stdout, stderr=log)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
         return self
@@ -73,6 +87,12 @@ class Child:
                 self._process.kill()
                 self._process.wait()
         self._reader.join()
+
+    def begin(self) -> None:
+        """Tell the player that its knocking was answered."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.close()
 
     def ended(self) -> bool:
         """True when the process has ended and all its lines are read."""
@@ -93,7 +113,8 @@ class Child:
             with self._process.stdout as lines:
                 for line in lines:
                     values = json.loads(line)
-                    self.sent.append(Sent(**{**values, "size_hw": tuple(values["size_hw"])}))
+                    sent = Sent(**{**values, "size_hw": tuple(values["size_hw"])})
+                    (self.sent if sent.index >= 0 else self.knocks).append(sent)
 
 
 class LiveLine:

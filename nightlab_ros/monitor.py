@@ -43,10 +43,14 @@ class Monitor:
         self._thread = threading.Thread(target=self._spin)
         self._thread.start()
 
-    def node_is_ready(self) -> bool:
-        """True once the node listens to images and its masks would reach us: it does the first when it is active."""
-        listening = self._node.count_subscribers("/image") > 0
-        return listening and all(self._node.count_publishers(f"{NODE}/{t}") for t in ("mask", "debug/image_level_mask"))
+    def has_answer(self, stamp_ns: int) -> bool:
+        """True when both masks of the frame with this stamp are here."""
+        return stamp_ns in self.masks and stamp_ns in self.image_level
+
+    def forget(self) -> None:
+        """Drop what came so far."""
+        self.masks.clear()
+        self.image_level.clear()
 
     def close(self) -> None:
         """Stop listening and free ROS."""

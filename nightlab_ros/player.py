@@ -3,13 +3,14 @@
 
     python -m nightlab_ros.player --input drive.mcap --rate 10
 
-Writes one line of JSON to standard output for each frame when it is sent, and nothing else: index, name, stamp_ns,
-size_hw, late_ms.
+Writes one line of JSON to standard output for each frame when it is sent, and nothing else: index (-1: it knocks),
+name, stamp_ns, size_hw, late_ms.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import queue
 import sys
@@ -32,9 +33,11 @@ FRAME_ID = "camera"
 #: Frames are decoded ahead up to this much memory, and before the first one is sent: decoding then takes no time from
 #: the node's processor, and a slow disk does not bend the rate.
 AHEAD_BYTES = 512 * 2**20
-#: Between the match of the two ends and the first frame: a subscription may learn of its publisher a little later than
-#: the publisher of it, and what is sent in between is lost.
+#: A subscription may learn of its publisher later than the publisher of it, and what is sent in between is lost.
+#: Without --knock the first frame waits so long after the publisher's own match.
 SETTLE_S = 0.5
+#: The first pause between knocks; each is half as long again, so that a slow machine can answer the last one in time.
+KNOCK_S = 1.0
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,8 +112,12 @@ class Ahead:
         self._full.set()
 
 
-def play(node: Any, source: FrameSource, rate: float) -> int:
-    """Publish every frame on `image`, once someone listens, and return how many there were."""
+def play(node: Any, source: FrameSource, rate: float, knock: bool = False) -> int:
+    """Publish every frame on `image`, once someone listens, and return how many there were.
+
+    With `knock` the first frame is sent, now and then, until a line comes on standard input; only then does the clip
+    begin. Who watches both ends can say so when an answer arrives: the path is then known to work, and warm.
+    """
     # Reliable serves best-effort and reliable subscriptions alike. Keep-last 5 is what a reliable one may lag behind
     # before it loses a frame; with best-effort ones each frame goes out at once, and the node keeps the newest.
     publisher = node.create_publisher(Image, "image", QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE))
@@ -118,31 +125,50 @@ def play(node: Any, source: FrameSource, rate: float) -> int:
     ahead.wait()
     while publisher.get_subscription_count() == 0:
         rclpy.spin_once(node, timeout_sec=0.05)
-    time.sleep(SETTLE_S)
-    begin = time.perf_counter()
-    sent = 0
-    for frame in ahead:
-        due = begin + sent / rate
-        time.sleep(max(0.0, due - time.perf_counter()))
-        late_ms = 1e3 * (time.perf_counter() - due)
+
+    def send(index: int, frame: Frame, late_ms: float) -> None:
         now = node.get_clock().now()
         publisher.publish(image_message(frame.image_bgr, "bgr8", Header(stamp=now.to_msg(), frame_id=FRAME_ID)))
-        line = {"index": sent, "name": frame.name, "stamp_ns": now.nanoseconds, "size_hw": frame.image_bgr.shape[:2]}
+        line = {"index": index, "name": frame.name, "stamp_ns": now.nanoseconds, "size_hw": frame.image_bgr.shape[:2]}
         print(json.dumps({**line, "late_ms": round(late_ms, 2)}), flush=True)
+
+    first = next(ahead)
+    if knock:
+        answered = threading.Event()
+        threading.Thread(target=_set_on_line, args=(answered,), daemon=True).start()
+        pause_s = KNOCK_S
+        while not answered.is_set():
+            send(-1, first, 0.0)
+            answered.wait(pause_s)
+            pause_s *= 1.5
+    else:
+        time.sleep(SETTLE_S)
+    begin = time.perf_counter()
+    sent = 0
+    for frame in itertools.chain([first], ahead):
+        due = begin + sent / rate
+        time.sleep(max(0.0, due - time.perf_counter()))
+        send(sent, frame, 1e3 * (time.perf_counter() - due))
         sent += 1
     publisher.wait_for_all_acked(Duration(seconds=2.0))
     return sent
+
+
+def _set_on_line(event: threading.Event) -> None:
+    sys.stdin.readline()
+    event.set()
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: 0 when all frames were sent, 1 with a reason on standard error, 130 when interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_source_arguments(parser)
+    parser.add_argument("--knock", action="store_true", help="repeat the first frame until a line on standard input")
     args = parser.parse_args(argv)
     rclpy.init(args=[])
     node = rclpy.create_node("player")
     try:
-        play(node, source_from(args), args.rate)
+        play(node, source_from(args), args.rate, args.knock)
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from nightlab_core.data.frames import open_frames
+from nightlab_core.labels import CAMVID11, CITYSCAPES19
+
+
+def picture(seed: int, size_hw: tuple[int, int] = (24, 32)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size_hw, 3), np.uint8)
+
+
+def truth(seed: int, size_hw: tuple[int, int] = (24, 32), top: int = 11) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, top, size_hw, np.uint8)
+
+
+def write_folder(folder: Path, count: int = 3, labelled: bool = True) -> Path:
+    for part in ("images", "labels") if labelled else ("images",):
+        (folder / part).mkdir(parents=True)
+    for i in range(count):
+        cv2.imwrite(str(folder / "images" / f"{'ab'[i % 2]}_{i}.png"), picture(i))
+        if labelled:
+            cv2.imwrite(str(folder / "labels" / f"{'ab'[i % 2]}_{i}.png"), truth(i))
+    return folder
+
+
+def test_folder_gives_images_in_order_of_name_with_the_labels_of_the_same_stem(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "drive")
+    (folder / "labels" / "b_1.png").unlink()
+    for given in (folder, folder / "images"):
+        source = open_frames(given, fps=4.0)
+        frames = list(source)
+        assert [f.name for f in frames] == ["a_0", "a_2", "b_1"]
+        assert [f.stamp_s for f in frames] == [0.0, 0.25, 0.5]
+        np.testing.assert_array_equal(frames[1].image_bgr, picture(2))
+        np.testing.assert_array_equal(frames[1].labels, truth(2))
+        assert frames[2].labels is None
+        assert source.num_frames == 3 and len(list(source)) == 3, "a source can be read again"
+        assert source.classes is CITYSCAPES19
+
+
+def test_glob_labels_folder_and_limit(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "drive", labelled=False)
+    other = write_folder(tmp_path / "other")
+    source = open_frames(folder / "images", labels=other / "labels", pattern="a_*", max_frames=1)
+    frames = list(source)
+    assert [f.name for f in frames] == ["a_0"] and source.num_frames == 1
+    np.testing.assert_array_equal(frames[0].labels, truth(0))
+    assert [f.labels for f in open_frames(folder)] == [None] * 3
+
+
+def test_camvid_is_known_by_its_path_and_its_void_becomes_unlabelled(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "CamVid" / "test", count=1)
+    label_map = truth(0)
+    label_map[:4] = 11
+    cv2.imwrite(str(folder / "labels" / "a_0.png"), label_map)
+    source = open_frames(folder)
+    assert source.classes is CAMVID11
+    (frame,) = source
+    expected = label_map.copy()
+    expected[:4] = 255
+    np.testing.assert_array_equal(frame.labels, expected)
+    (as_told,) = open_frames(folder, classes="cityscapes19")
+    np.testing.assert_array_equal(as_told.labels, label_map)
+
+
+@pytest.mark.parametrize(
+    ("label_map", "says"),
+    [
+        (truth(0, (24, 31)), r"a_0\.png are \(24, 31\), their image is \(24, 32\)"),
+        (picture(0), "not colours"),
+        (np.full((24, 32), 34, np.uint8), r"a_0\.png hold the ids \[34\]; cityscapes19 has 0-18 and 255"),
+        (np.zeros((24, 32), np.uint16), "uint16"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_with_the_file_named(
+    tmp_path: Path, label_map: np.ndarray, says: str
+) -> None:
+    folder = write_folder(tmp_path / "drive", count=1)
+    cv2.imwrite(str(folder / "labels" / "a_0.png"), label_map)
+    with pytest.raises(ValueError, match=says):
+        list(open_frames(folder))
+
+
+def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "drive", count=1)
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist"):
+        open_frames(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no image named 'z\*'"):
+        open_frames(folder, pattern="z*")
+    with pytest.raises(ValueError, match="expected one of cityscapes19"):
+        open_frames(folder, classes="ade20k")
+    with pytest.raises(ValueError, match="max_frames is 0"):
+        open_frames(folder, max_frames=0)
+    with pytest.raises(FileNotFoundError, match="folder of labels"):
+        open_frames(folder, labels=tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"such as a_0\.png"):
+        open_frames(folder, labels=tmp_path / "empty")
+    (folder / "images" / "a_0.png").write_bytes(b"\x89PNG cut short")
+    with pytest.raises(ValueError, match=r"a_0\.png cannot be read"):
+        list(open_frames(folder))
+    (tmp_path / "notes.txt").write_text("no frames here")
+    with pytest.raises(ValueError, match="no source of frames"):
+        open_frames(tmp_path / "notes.txt")
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(ValueError, match=r"broken\.mp4 cannot be opened as a video"):
+        list(open_frames(tmp_path / "broken.mp4"))
+
+
+def test_video(tmp_path: Path) -> None:
+    path = tmp_path / "drive.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 20.0, (64, 48))
+    assert writer.isOpened()
+    for level in (10, 90, 170, 250):
+        writer.write(np.full((48, 64, 3), level, np.uint8))
+    writer.release()
+    source = open_frames(path)
+    frames = list(source)
+    assert source.num_frames is None and [f.labels for f in frames] == [None] * 4
+    assert [round(float(f.image_bgr.mean()), -1) for f in frames] == [10, 90, 170, 250]
+    np.testing.assert_allclose(np.diff([f.stamp_s for f in frames]), 0.05, atol=1e-3)
+    assert len(list(open_frames(path, max_frames=2))) == 2
+    with pytest.raises(ValueError, match="labels go with a folder"):
+        open_frames(path, labels=tmp_path)
+
+
+def test_rendered_clip_is_labelled_and_the_same_every_time() -> None:
+    source = open_frames(None, max_frames=2, fps=5.0)
+    first, again = list(source), list(source)
+    assert [f.stamp_s for f in first] == [0.0, 0.2] and source.num_frames == 2
+    for a, b in zip(first, again, strict=True):
+        assert a.labels is not None and a.labels.shape == a.image_bgr.shape[:2]
+        np.testing.assert_array_equal(a.image_bgr, b.image_bgr)
+        np.testing.assert_array_equal(a.labels, b.labels)
+    assert not np.array_equal(first[0].image_bgr, first[1].image_bgr)
+
+
+@pytest.mark.data
+def test_dusk_frames_of_camvid() -> None:
+    root = Path(os.environ.get("NIGHTLAB_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if not (root / "camvid" / "test").is_dir():
+        pytest.skip(f"no CamVid in {root}")
+    source = open_frames(root / "camvid" / "test", pattern="0001TP_*", max_frames=3)
+    frames = list(source)
+    assert source.classes is CAMVID11 and len(frames) == 3
+    for frame in frames:
+        assert frame.image_bgr.shape == (360, 480, 3) and frame.labels is not None
+        assert CAMVID11.id_of("road") in frame.labels

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo as a user runs it: node and player in their own processes, on the tiny bundle whose answers are known."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+SIZE_HW = (64, 96)  # the tiny bundle's own size: no resizing, so the image level's answer is exact
+
+
+def write_clip(folder: Path, count: int) -> Path:
+    from tiny_bundle import image_level
+
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    for i in range(count):
+        frame = np.random.default_rng(i).integers(0, 256, (*SIZE_HW, 3), np.uint8)
+        cv2.imwrite(str(folder / "images" / f"{i:02d}.png"), frame)
+        cv2.imwrite(str(folder / "labels" / f"{i:02d}.png"), image_level(frame)[0])
+    return folder
+
+
+def run_demo(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nightlab_ros.demo", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL, check=False
+    )
+
+
+def test_every_frame_comes_back_and_is_scored(tiny_bundle: Path, tmp_path: Path) -> None:
+    clip, out = write_clip(tmp_path / "clip", 12), tmp_path / "out"
+    done = run_demo("--input", clip, "--rate", "4", "--out", out, "--param", f"bundle:={tiny_bundle}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((out / "demo.json").read_text())
+    assert (report["sent"], report["received"], report["dropped"]) == (12, 12, 0), done.stdout
+    assert report["problems"] == []
+    assert report["accuracy"]["miou"]["image_level"] == 1.0, "the truth is the image level's own answer"
+    assert report["accuracy"]["miou"]["both_levels"] < 1.0, "the second level answers otherwise"
+    assert 0 < report["latency_ms"]["p50"] <= report["latency_ms"]["p99"]
+    assert {"image", "hardness", "region", "merge"} <= set(report["stages_ms"])
+    gaps_s = np.diff([f["stamp_ns"] for f in report["frames"]]) / 1e9
+    assert abs(gaps_s.mean() - 0.25) < 0.02, "the rate is held"
+    assert len(list((out / "overlays").iterdir())) == 12 and (out / "index.html").is_file()
+    assert "masks received" in done.stdout and str(out / "index.html") in done.stdout
+
+
+def test_rendered_clip_stays_as_a_labelled_folder(tiny_bundle: Path, tmp_path: Path) -> None:
+    done = run_demo("--frames", "3", "--rate", "2", "--out", tmp_path, "--param", f"bundle:={tiny_bundle}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "demo.json").read_text())
+    assert report["rendered"] and report["sent"] == 3 and 0 < report["received"] <= 3
+    assert report["frames"][0]["size_hw"] == [720, 1280]
+    assert len(list((tmp_path / "clip" / "labels").iterdir())) == 3
+
+
+def test_a_node_that_dies_ends_the_demo_with_its_last_words(tiny_bundle: Path, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip", 2)
+    words = ("--input", clip, "--out", tmp_path / "out", "--param", f"bundle:={tiny_bundle}")
+    done = run_demo(*words, "--param", "mode:=telepathy")
+    assert done.returncode == 1
+    assert "nightlab_ros.node ended with status 1" in done.stdout and "telepathy" in done.stdout, done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--input", "nowhere"), "nowhere does not exist"),
+        (("--rate", "0"), "rate is 0.0; expected frames a second, above 0"),
+        (("--frames", "1", "--param", "bundle:=nowhere"), "nowhere"),
+        (("--frames", "1", "--param", "mode"), "parameter 'mode'; expected name:=value"),
+    ],
+)
+def test_wrong_arguments_are_answered_in_words(tmp_path: Path, words: tuple[str, ...], says: str) -> None:
+    done = run_demo(*words, "--out", tmp_path)
+    assert done.returncode == 1
+    assert says in done.stdout and "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr

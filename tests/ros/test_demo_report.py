@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from nightlab_core.data.frames import open_frames
+from nightlab_core.labels import CAMVID11, CITYSCAPES19, ClassSet
+from nightlab_ros.demo import table
+from nightlab_ros.demo_report import Mask, Recording, Sent, problems, to_class_set, write_report
+from nightlab_ros.demo_run import live_state
+
+SIZE_HW = (4, 6)
+DIAGNOSTICS = {"dropped": "1", "failed": "0", "image_ms_p50": "5.00", "image_ms_p95": "6.00", "image_ms_p99": "7.50"}
+ROAD, CAR = CITYSCAPES19.id_of("road"), CITYSCAPES19.id_of("car")
+
+
+def mask(labels: np.ndarray, latency_ms: float = 20.0) -> Mask:
+    return Mask.pack(labels, "mono8", "camera", latency_ms)
+
+
+def recording(count: int, answered: tuple[int, ...]) -> Recording:
+    """Frames 0.1 s apart; the image level sees road everywhere, both levels a car in the right half."""
+    sent = [Sent(i, f"f{i}", 10**9 + i * 10**8, SIZE_HW, 0.1) for i in range(count)]
+    both = np.full(SIZE_HW, ROAD, np.uint8)
+    both[:, 3:] = CAR
+    masks = {sent[i].stamp_ns: mask(both, 10.0 * (i + 1)) for i in answered}
+    image_level = {sent[i].stamp_ns: mask(np.full(SIZE_HW, ROAD, np.uint8)) for i in answered}
+    return Recording("camera", 10.0, False, sent, masks, image_level, DIAGNOSTICS)
+
+
+def write_source(folder: Path, count: int, labels: np.ndarray | None) -> Path:
+    for part in ("images",) if labels is None else ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    for i in range(count):
+        cv2.imwrite(str(folder / "images" / f"f{i}.png"), np.full((*SIZE_HW, 3), 40 * i, np.uint8))
+        if labels is not None:
+            cv2.imwrite(str(folder / "labels" / f"f{i}.png"), labels)
+    return folder if labels is not None else folder / "images"
+
+
+def test_masks_that_fit_their_frames_are_no_problem() -> None:
+    assert problems(recording(3, (0, 2))) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"size_hw": (6, 4)}, "is (6, 4), its frame was (4, 6)"),
+        ({"frame_id": ""}, "frame_id '', expected 'camera'"),
+        ({"encoding": "32SC1"}, "encoding '32SC1'"),
+    ],
+)
+def test_a_mask_that_differs_from_its_frame_is_a_problem(change: dict, says: str) -> None:
+    one = recording(2, (0, 1))
+    stamp_ns = one.sent[1].stamp_ns
+    one.masks[stamp_ns] = replace(one.masks[stamp_ns], **change)
+    (problem,) = problems(one)
+    assert says in problem and str(stamp_ns) in problem
+
+
+def test_no_mask_and_a_mask_of_no_frame_are_problems() -> None:
+    assert problems(recording(2, ())) == ["no mask came back for 2 frames"]
+    strange = recording(1, (0,))
+    strange.masks[5] = strange.masks[strange.sent[0].stamp_ns]
+    assert problems(strange) == ["a mask has the stamp 5 ns, which no frame had"]
+
+
+def test_class_sets() -> None:
+    labels = np.array([[0, 2, 13, 255]], np.uint8)
+    assert to_class_set(labels, CITYSCAPES19, CITYSCAPES19) is labels
+    assert to_class_set(labels, CITYSCAPES19, CAMVID11).tolist() == [[3, 1, 8, 255]]
+    assert to_class_set(np.array([[3, 8, 255]], np.uint8), CAMVID11, CITYSCAPES19).tolist() == [[0, 13, 255]]
+    few = ClassSet("few", ("car", "hovercraft"), ((0, 0, 0), (1, 1, 1)))
+    assert to_class_set(np.array([[0, 1, 255]], np.uint8), few, CITYSCAPES19).tolist() == [[13, 255, 255]]
+
+
+def test_report_by_hand(tmp_path: Path) -> None:
+    """The truth: left half road, right half car, the last column unlabelled; frame 1 gave no mask."""
+    labels = np.full(SIZE_HW, ROAD, np.uint8)
+    labels[:, 3:] = CAR
+    labels[:, 5] = 255
+    source = open_frames(write_source(tmp_path / "clip", 3, labels))
+    report = write_report(recording(3, (0, 2)), source, CITYSCAPES19, tmp_path)
+    assert (report["sent"], report["received"], report["dropped"], report["problems"]) == (3, 2, 1, [])
+    assert report["latency_ms"] == pytest.approx({"p50": 20.0, "p95": 29.0, "p99": 29.8, "max": 30.0})
+    assert [f["latency_ms"] for f in report["frames"]] == [10.0, None, 30.0]
+    assert report["stages_ms"] == {"image": {"p50": 5.0, "p95": 6.0, "p99": 7.5}}
+    accuracy = report["accuracy"]
+    assert accuracy["frames"] == 2 and accuracy["miou"]["both_levels"] == 1.0
+    # image level: road 12 of 20 pixels, car none
+    assert accuracy["iou"]["image_level"]["road"] == pytest.approx(12 / 20)
+    assert accuracy["iou"]["image_level"]["car"] == 0.0 and accuracy["iou"]["image_level"]["sky"] is None
+    assert accuracy["miou"]["image_level"] == pytest.approx(0.3)
+    assert accuracy["gain"]["difference"] == pytest.approx(0.7)
+    assert json.loads((tmp_path / "demo.json").read_text())["accuracy"] == accuracy
+    overlays = sorted((tmp_path / "overlays").iterdir())
+    assert [o.name for o in overlays] == ["00000_f0.jpg", "00002_f2.jpg"]
+    assert cv2.imread(str(overlays[0])).shape[1] == 4 * 640
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 8 and "2 / 3" in page and "+70.00 points" in page
+    assert 'src="http' not in page and "<link" not in page and "<script" not in page
+
+
+def test_camvid_truth_is_scored_in_its_own_classes(tmp_path: Path) -> None:
+    labels = np.full(SIZE_HW, CAMVID11.id_of("road"), np.uint8)
+    source = open_frames(write_source(tmp_path / "clip", 1, labels), classes="camvid11")
+    accuracy = write_report(recording(1, (0,)), source, CITYSCAPES19, tmp_path)["accuracy"]
+    assert accuracy["classes"] == "camvid11"
+    assert accuracy["miou"] == {"image_level": 1.0, "both_levels": 0.5}
+
+
+def test_report_without_labels_and_without_masks(tmp_path: Path) -> None:
+    source = open_frames(write_source(tmp_path / "clip", 2, None))
+    report = write_report(recording(2, (0, 1)), source, CITYSCAPES19, tmp_path / "unlabelled")
+    assert report["accuracy"] is None
+    page = (tmp_path / "unlabelled" / "index.html").read_text()
+    assert "mIoU" not in page and page.count("data:image/jpeg;base64,") == 6
+    nothing = write_report(recording(2, ()), source, CITYSCAPES19, tmp_path / "nothing")
+    assert nothing["latency_ms"] == {} and nothing["problems"] == ["no mask came back for 2 frames"]
+    assert "no mask came back for 2 frames" in (tmp_path / "nothing" / "index.html").read_text()
+    assert [str(cell) for cell in table(nothing).columns[1].cells][:3] == ["2", "0", "2"]
+
+
+def test_live_state_counts_a_frame_as_dropped_once_a_later_mask_is_here() -> None:
+    assert live_state(recording(3, ())) == "no mask yet"
+    assert live_state(recording(5, (0, 1))) == "masks 2  dropped 0  10.0 Hz  p50 15 ms"
+    assert live_state(recording(5, (0, 3))) == "masks 2  dropped 2  3.3 Hz  p50 25 ms"
