@@ -22,7 +22,6 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -56,7 +55,6 @@ class ModelCard(Settings):
     name: str
     hard_classes: tuple[str, ...]
     trained_on: tuple[str, ...]
-    accuracy: dict[str, float] = Field(default_factory=dict)
     licence: str
     input_hw: tuple[int, int] = (480, 640)
 
@@ -138,7 +136,7 @@ def export_bundle(
         deform=deform,
         weights=weights,
         trained_on=card.trained_on,
-        accuracy=card.accuracy,
+        accuracy={},  # `training.evaluate --record` measures it on the bundle itself
         licence=card.licence,
     )
     return write_manifest(folder, manifest)

@@ -94,7 +94,7 @@ CITYSCAPES_TO_CAMVID = {
 def map_ids(labels: np.ndarray, mapping: dict[int, int]) -> np.ndarray:
     """Translate a label map, uint8 (H, W), id by id; 255 stays 255 unless the mapping names it.
 
-    Raises ValueError for an id that the mapping lacks: mapping twice, or not at all, is the field's most common mistake.
+    Raises ValueError for an id that the mapping lacks: to map twice, or not at all, is the field's commonest mistake.
     """
     table = np.full(256, -1, np.int16)
     table[IGNORE_ID] = IGNORE_ID

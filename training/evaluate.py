@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from nightlab_core.config import replace
 from nightlab_core.data import datasets
 from nightlab_core.labels import CAMVID11, CITYSCAPES19, CITYSCAPES_TO_CAMVID, ClassSet, map_ids
 from nightlab_core.metrics import confusion_matrix, iou, mean_iou, paired_bootstrap
+from nightlab_core.runtime.bundle import load_bundle, write_manifest
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
 
 
@@ -84,6 +86,17 @@ def print_evaluation(evaluation: Evaluation) -> None:
     Console().print(table)
 
 
+def record(bundle_dir: Path, figures: dict[str, dict[str, float]]) -> None:
+    """Put measured figures into the bundle's manifest, over those of the same sets and beside those of others."""
+    manifest = load_bundle(bundle_dir).manifest
+    measured = {
+        f"{name.replace('/', '_')}_{key}": round(value, 2)
+        for name, values in figures.items()
+        for key, value in values.items()
+    }
+    write_manifest(bundle_dir, replace(manifest, accuracy={**manifest.accuracy, **measured}))
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,6 +109,7 @@ def main() -> None:
     parser.add_argument("--merge", choices=("replace", "confident"), default=PipelineSettings().merge)
     parser.add_argument("--max-regions", type=int, default=PipelineSettings().max_regions)
     parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--record", action="store_true", help="write the figures into the bundle's manifest")
     arguments = parser.parse_args()
     settings = PipelineSettings(merge=arguments.merge, max_regions=arguments.max_regions)
     pipeline = Pipeline.open(
@@ -104,10 +118,13 @@ def main() -> None:
     figures = {}
     for name in arguments.set:
         samples, classes = open_set(arguments.data, name, arguments.pattern)
+        name = name if arguments.pattern == "*" else f"{name}/{arguments.pattern}"
         evaluation = evaluate(pipeline, samples, classes, name)
         print_evaluation(evaluation)
         figures[name] = evaluation.figures()
     pipeline.close()
+    if arguments.record:
+        record(arguments.bundle, figures)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

@@ -32,6 +32,7 @@ class SegmenterRecipe(Settings):
     crop_hw: tuple[int, int] = (352, 480)
     scale: tuple[float, float] = (0.6, 1.8)  #: random scale round the working size
     hard_classes: tuple[str, ...] = ()  #: what the region level's windows are cut round
+    hard_weight: float = 1.0  #: how much a pixel of a hard class counts in the loss
     frozen_stages: int = 2  #: leading backbone stages that keep their ImageNet weights
     start_from: str = ""  #: checkpoint whose weights are taken; empty: ImageNet's
 
@@ -50,16 +51,17 @@ def freeze(backbone: Backbone, stages: int) -> None:
             module.eval()
 
 
-def segmentation_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
+def segmentation_loss(model: nn.Module, batch: tuple[Tensor, Tensor], weight: Tensor | None = None) -> Losses:
     """Pixel-wise cross-entropy on every second pixel of every second row, unlabelled pixels left out.
 
-    Neighbours hold the same answer, and the loss at full size costs a fifth of a step on a CPU.
+    Neighbours hold the same answer, and the loss at full size costs a fifth of a step on a CPU. `weight`, float (C,),
+    is how much a true pixel of each class counts.
     """
     image, labels = batch
     labels = labels[:, ::2, ::2]
     logits = model(image.contiguous(memory_format=torch.channels_last))
     logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    total = F.cross_entropy(logits, labels, ignore_index=IGNORE_ID, reduction="sum")
+    total = F.cross_entropy(logits, labels, weight, ignore_index=IGNORE_ID, reduction="sum")
     return {"cross_entropy": total / (labels != IGNORE_ID).sum().clamp(min=1)}
 
 
@@ -75,13 +77,19 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
     set_deform_form(model, "deform_conv" if torch.cuda.is_available() else "grid_sample")
     model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     freeze(model.segmenter.backbone, recipe.frozen_stages)
+    hard = [CITYSCAPES19.id_of(name) for name in recipe.hard_classes]
+    weight = torch.ones(recipe.model.num_classes)
+    weight[hard] = recipe.hard_weight
     stream: FrameStream | RegionStream
     if recipe.level == "image":
         stream = FrameStream(recipe.sources, data, recipe.loop.seed, recipe.crop_hw, recipe.input_hw, recipe.scale)
     else:
-        hard = [CITYSCAPES19.id_of(name) for name in recipe.hard_classes]
         stream = RegionStream(recipe.sources, data, recipe.loop.seed, recipe.model.region_hw, hard)
-    fit(model, segmentation_loss, stream, recipe.loop, out / "checkpoint.pt", recipe.model_dump(mode="json"))
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
+        return segmentation_loss(model, batch, weight.to(batch[0].device))
+
+    fit(model, loss, stream, recipe.loop, out / "checkpoint.pt", recipe.model_dump(mode="json"))
 
 
 def main() -> None:

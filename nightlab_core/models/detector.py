@@ -53,7 +53,7 @@ class RegionDetector(nn.Module):
         head = RPNHead(channels, anchors.num_anchors_per_location()[0])
         # Only the parts are used; the four numbers of proposals and suppression are for its own forward pass.
         self.rpn = RegionProposalNetwork(
-            anchors, head, fg_iou_thresh=0.6, bg_iou_thresh=0.3, batch_size_per_image=256, positive_fraction=0.5,
+            anchors, head, fg_iou_thresh=0.5, bg_iou_thresh=0.3, batch_size_per_image=256, positive_fraction=0.5,
             pre_nms_top_n={}, post_nms_top_n={}, nms_thresh=0.5,
         )  # fmt: skip
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ReLAM, the regional light adaptation module: a residual image-to-image generator, I' = I + L (NightLab, CVPR 2022)."""
+"""ReLAM, the regional light adaptation module: a residual image generator, I' = I + L (NightLab, CVPR 2022)."""
 
 from __future__ import annotations
 

@@ -135,8 +135,8 @@ class TestRegionDetector:
         model = RegionDetector("tf_efficientnet_lite0", 16, stages=5)
         model.backbone.eval()
         image = torch.full((1, 3, 128, 128), 0.2)
-        image[:, :, 40:104, 32:64] = 0.9
-        truth = torch.tensor([[32.0, 40.0, 64.0, 104.0]])
+        image[:, :, 20:110, 40:84] = 0.9
+        truth = torch.tensor([[40.0, 20.0, 84.0, 110.0]])
         optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
         for _ in range(40):
             losses = model.loss(image, [truth])

@@ -16,6 +16,7 @@ from nightlab_core.export import export_bundle, load_checkpoint  # noqa: E402
 from nightlab_core.labels import CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.models.pretrained import load_packaged_weights  # noqa: E402
+from nightlab_core.runtime.bundle import load_bundle  # noqa: E402
 from nightlab_core.runtime.pipeline import Pipeline  # noqa: E402
 from training import bundle, detector, evaluate, segmenter  # noqa: E402
 from training.data import BoxStream, FrameStream, RegionStream, SourceSettings  # noqa: E402
@@ -109,6 +110,10 @@ def test_all_stages_up_to_a_measured_bundle(
     assert evaluation.both_levels.shape == (3, 19, 20)
     assert 0 <= evaluation.figures()["image_level_miou"] <= 100
     assert "absent" in capsys.readouterr().out  # no train in three small frames
+
+    evaluate.record(tmp_path / "bundle", {"mine": evaluation.figures()})
+    recorded = load_bundle(tmp_path / "bundle").manifest.accuracy
+    assert recorded["mine_both_levels_miou"] == round(evaluation.figures()["both_levels_miou"], 2)
 
     with pytest.raises(FileNotFoundError, match="train that stage first"):
         bundle.assemble(replace(shipped_bundle, model=MODEL, image="missing.pt"), tmp_path / "x.pt")

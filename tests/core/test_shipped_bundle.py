@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundle in the package: small, whole, what its card says, equal to its checkpoint, and not blind."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from nightlab_core.data import datasets, night
+from nightlab_core.labels import CITYSCAPES19
+from nightlab_core.metrics import confusion_matrix, iou
+from nightlab_core.runtime.bundle import default_bundle, load_bundle
+from nightlab_core.runtime.pipeline import Pipeline
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("NIGHTLAB_DATA", ROOT.parent / "shared" / "data"))
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real images are not here; set NIGHTLAB_DATA")
+
+
+def test_it_is_small_and_whole() -> None:
+    bundle = load_bundle(default_bundle())
+    assert bundle.class_set is CITYSCAPES19
+    assert sum(p.stat().st_size for p in default_bundle().iterdir()) < 15e6
+    assert bundle.manifest.trained_on and "research" in bundle.manifest.licence
+
+
+def test_its_card_gives_the_figures_of_its_manifest() -> None:
+    card = (default_bundle() / "MODEL_CARD.md").read_text(encoding="utf-8")
+    accuracy = load_bundle(default_bundle()).manifest.accuracy
+    assert "camvid_val_both_levels_miou" in accuracy
+    missing = [f"{name} {value:.2f}" for name, value in accuracy.items() if f"{value:.2f}" not in card]
+    assert not missing, f"the card lacks {missing}"
+
+
+def _parity_frames() -> list[np.ndarray]:
+    if DATA.is_dir():
+        paths = [*sorted((DATA / "camvid" / "val" / "images").iterdir())[::60]]
+        paths += sorted((DATA / "nightcoarse" / "val" / "images").iterdir())[::20]
+        return [cv2.imread(str(p)) for p in paths]  # type: ignore[misc]
+    return [night.render_scene(i, size_hw=(360, 480)).image_bgr for i in range(3)]
+
+
+def test_its_engines_agree_with_its_checkpoint() -> None:
+    """On real frames where they are, on rendered ones elsewhere."""
+    pytest.importorskip("torch")
+    from nightlab_core.export import check_parity, load_checkpoint
+
+    model, _, _ = load_checkpoint(ROOT / "checkpoints" / "nightlab-lite.pt")
+    rows = check_parity(model, default_bundle(), _parity_frames())
+    assert len(rows) == 6 and all(r.passed for r in rows), rows
+
+
+@needs_data
+@pytest.mark.data
+def test_it_sees_road_car_and_pole_at_dusk() -> None:
+    pipeline = Pipeline.open(default_bundle())
+    samples = datasets.camvid(DATA / "camvid", "test", "0001TP_*")
+    matrix = np.zeros((19, 20), np.int64)
+    for i in range(0, len(samples), 6):
+        matrix += confusion_matrix(samples[i].labels, pipeline(samples[i].image_bgr).labels, 19)
+    pipeline.close()
+    seen = dict(zip(CITYSCAPES19.names, iou(matrix), strict=True))
+    # Far below what it does, far above what a blind network gets.
+    assert seen["road"] > 0.85 and seen["car"] > 0.6 and seen["pole"] > 0.05, seen
