@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 
@@ -34,14 +35,18 @@ def ros_environment(out: Path) -> dict[str, str]:
     Fast DDS profile with room for large images: by default most of 640x480 and more are lost between processes.
     FASTDDS_BUILTIN_TRANSPORTS would not do: limited to the local host, rmw_fastrtps sets up transports of its own.
     """
-    profile = str(_config_folder() / "fastdds.xml")
     return {
         "ROS_DOMAIN_ID": str(random.randrange(1, 102)),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "FASTRTPS_DEFAULT_PROFILES_FILE": profile,
-        "FASTDDS_DEFAULT_PROFILES_FILE": profile,
+        _profiles_variable(): str(_config_folder() / "fastdds.xml"),
         "ROS_LOG_DIR": str((out / "ros_log").resolve()),
     }
+
+
+def _profiles_variable() -> str:
+    """The name up to Jazzy, or that from Kilted on, which warns of the old one."""
+    up_to_jazzy = int(metadata.version("rclpy").split(".")[0]) < 8
+    return "FASTRTPS_DEFAULT_PROFILES_FILE" if up_to_jazzy else "FASTDDS_DEFAULT_PROFILES_FILE"
 
 
 def _config_folder() -> Path:
