@@ -30,7 +30,6 @@ from nightlab_core.metrics import confusion_matrix, iou, mean_iou, paired_bootst
 
 NUM_SHEETS = 12
 PANEL_WIDTH = 640
-STAGES = ("wait", "convert", "resize", "image", "hardness", "crop", "region", "merge", "pipeline", "latency")
 
 
 @dataclass(frozen=True)
@@ -156,8 +155,7 @@ def summarize(recording: Recording, source: FrameSource, matrices: dict[str, lis
     diagnostics = recording.diagnostics
     stages = {
         stage: {mark: float(diagnostics[f"{stage}_ms_{mark}"]) for mark in ("p50", "p95", "p99")}
-        for stage in STAGES
-        if f"{stage}_ms_p50" in diagnostics
+        for stage in [key.removesuffix("_ms_p50") for key in diagnostics if key.endswith("_ms_p50")]
     }
     accuracy = None
     if matrices["both_levels"]:
