@@ -7,7 +7,9 @@ the bundle, activate starts, deactivate stops, cleanup frees; each says in the l
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,10 +19,11 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, Image
 
 try:
@@ -224,8 +227,6 @@ class NightLabNode(LifecycleNode):
         self._outputs.stages(stages_ms)
 
     def _process_failed(self, error: Exception) -> None:
-        if not self.context.ok():  # the process is ending, and nothing can be published any more
-            return
         reason = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
         self._health.failed(self._now_s(), reason)
         self.get_logger().error(f"no mask for this image: {reason}", throttle_duration_sec=5.0)
@@ -242,17 +243,22 @@ class NightLabNode(LifecycleNode):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until it is told to stop; 0, or 1 if it could not start."""
-    rclpy.init(args=args)
+    """Run the node until SIGINT or SIGTERM; 0, or 1 if it could not start."""
+    stop = threading.Event()
+    # rclpy's own handlers would invalidate the context at once, under whatever callback or worker is using it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     node = None
     try:
         node = NightLabNode()
         success = TransitionCallbackReturn.SUCCESS
         if node.settings.autostart and not (node.trigger_configure() == success == node.trigger_activate()):
             return 1
-        rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass  # the usual way to end a node
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        while not stop.is_set():  # signals are seen between two waits
+            executor.spin_once(timeout_sec=0.2)
     except (ParameterError, ParameterException) as error:
         rclpy.logging.get_logger("nightlab").fatal(str(error))
         return 1

@@ -107,8 +107,7 @@ class Publishers:
         self.stages(stages_ms)
 
     def _paint_failed(self, error: Exception) -> None:
-        if self._node.context.ok():
-            self._node.get_logger().error(f"overlay failed: {error!r}", throttle_duration_sec=5.0)
+        self._node.get_logger().error(f"overlay failed: {error!r}", throttle_duration_sec=5.0)
 
 
 def diagnostics(report: Report, name: str, stamp: Any) -> DiagnosticArray:
