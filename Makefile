@@ -12,6 +12,10 @@ export PYTHONPATH := $(CURDIR)
 export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+ifeq (,$(wildcard requirements/ros-$(ROS).txt))
+$(error ROS is "$(ROS)"; expected kilted or jazzy)
+endif
+
 USABLE := import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python3.13; do \
 	$$p -c '$(USABLE)' >/dev/null 2>&1 && { echo $$p; break; }; done)
