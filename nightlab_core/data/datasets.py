@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import cv2
@@ -47,7 +48,8 @@ class PairedFolder(Sequence[Sample]):
             if not folder.is_dir():
                 raise DatasetError(f"{folder} is not a folder; expected images and labels in two folders side by side")
         self.mapping = _TRAIN_IDS if mapping is None else mapping
-        self.images = sorted(p for p in images.glob(pattern) if p.suffix.lower() in IMAGE_SUFFIXES)
+        pictures = (p for p in images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        self.images = sorted(p for p in pictures if fnmatchcase(p.stem, pattern))
         if not self.images:
             raise DatasetError(f"{images} holds no image that matches {pattern!r} with one of {IMAGE_SUFFIXES}")
         self.labels = [labels / f"{p.stem}.png" for p in self.images]

@@ -34,6 +34,7 @@ def test_patterns_choose_and_names_are_sorted(tmp_path: Path) -> None:
     for stem in ("0002_b", "0001_a", "9_c"):
         _write(tmp_path, stem, np.zeros((2, 2), np.uint8))
     assert [s.name for s in train_id_folder(tmp_path, "000*")] == ["0001_a", "0002_b"]
+    assert [s.name for s in train_id_folder(tmp_path, "*_[bc]")] == ["0002_b", "9_c"]
 
 
 def test_label_ids_of_34_classes_are_caught(tmp_path: Path) -> None:
