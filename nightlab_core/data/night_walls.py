@@ -53,11 +53,11 @@ def building(rng: np.random.Generator, floors: int, shops: bool) -> Mesh:
             mesh.panel(-0.05, foot, top, z - 0.04, z + 0.04, brick, _LABEL, inside=inside)
     mesh.panel(-0.15, high - 0.1, high + 0.25, 0.0, LONG_M, brick * 0.7, _LABEL, inside=inside)
     if not shop:  # the door, with a lamp over it at times
-        z = LONG_M * rng.uniform(0.2, 0.8)
-        mesh.panel(-0.06, 0.0, 2.2, z, z + 1.1, brick * 0.3, _LABEL, inside=inside)
+        door = LONG_M * rng.uniform(0.2, 0.8)
+        mesh.panel(-0.06, 0.0, 2.2, door, door + 1.1, brick * 0.3, _LABEL, inside=inside)
         if rng.random() < 0.4:
-            mesh.panel(-0.1, 2.5, 2.7, z + 0.4, z + 0.7, DARK, _LABEL, tone * 12, inside)
-            mesh.lamp((-0.7, 2.5, z + 0.5), tone * 2.5, (-0.4, -1, 0), 0.8)
+            mesh.panel(-0.1, 2.5, 2.7, door + 0.4, door + 0.7, DARK, _LABEL, tone * 12, inside)
+            mesh.lamp((-0.7, 2.5, door + 0.5), tone * 2.5, (-0.4, -1, 0), 0.8)
     return mesh
 
 
