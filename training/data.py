@@ -128,7 +128,7 @@ class RegionStream(_Stream):
 
 
 class BoxStream(FrameStream):
-    """Crops of frames with the boxes of their hard-class instances, for the detector."""
+    """Crops of frames with the regions round their hard-class instances, for the detector."""
 
     def __init__(self, *args: object, hard_ids: Sequence[int], **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
@@ -136,5 +136,5 @@ class BoxStream(FrameStream):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, labels = super().__getitem__(index)
-        boxes = datasets.label_instances(labels.numpy().astype(np.uint8), self.hard_ids, min_area=24)
+        boxes = datasets.hard_regions(labels.numpy().astype(np.uint8), self.hard_ids)
         return image, torch.from_numpy(boxes)

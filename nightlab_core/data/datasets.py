@@ -102,3 +102,19 @@ def label_instances(labels: np.ndarray, class_ids: Sequence[int], min_area: int 
             if area >= min_area:
                 boxes.append((x, y, x + width, y + height))
     return np.asarray(boxes, np.float32).reshape(-1, 4)
+
+
+def hard_regions(labels: np.ndarray, class_ids: Sequence[int], reach: int = 8, min_side: int = 48) -> np.ndarray:
+    """Boxes worth reading again, float32 (N, 4) xyxy in pixels: instances of some classes with what surrounds them.
+
+    labels uint8 (H, W). Ten regions have to serve a whole frame, so instances that are closer than twice `reach`
+    pixels share a box, and a box is at least `min_side` pixels a side where the frame allows.
+    """
+    height, width = labels.shape
+    mask = np.isin(labels, np.asarray(class_ids)).astype(np.uint8)
+    kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    boxes = label_instances(cv2.dilate(mask, kernel), [1])
+    centre, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    sides = np.minimum(np.maximum(sides, min_side), [width, height])
+    top_left = np.clip(centre - sides / 2, 0, [width, height] - sides)
+    return np.concatenate([top_left, top_left + sides], axis=1).astype(np.float32)

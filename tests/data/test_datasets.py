@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from nightlab_core.data.datasets import DatasetError, PairedFolder, camvid, label_instances, train_id_folder
+from nightlab_core.data.datasets import DatasetError, PairedFolder, camvid, hard_regions, label_instances, train_id_folder
 
 
 def _write(root: Path, stem: str, labels: np.ndarray, image_hw: tuple[int, int] | None = None) -> None:
@@ -84,3 +84,14 @@ def test_instances_are_connected_regions_of_one_class() -> None:
     assert boxes.tolist() == [[1, 1, 4, 6], [6, 1, 7, 5], [3, 1, 5, 5]]
     assert label_instances(labels, [5], min_area=9).tolist() == [[1, 1, 4, 6]]
     assert label_instances(labels, [7]).shape == (0, 4)
+
+
+def test_hard_regions_join_neighbours_and_are_never_tiny() -> None:
+    labels = np.zeros((100, 200), np.uint8)
+    labels[10:20, 40:42] = 5
+    labels[30:40, 40:42] = 5  # 10 pixels below: one pole with a gap
+    labels[98:100, 198:200] = 11  # in the corner
+    boxes = hard_regions(labels, [5, 11], reach=6, min_side=24)
+    assert boxes.tolist() == [[29, 4, 53, 46], [176, 76, 200, 100]]
+    assert hard_regions(labels, [5, 11], reach=4, min_side=2).shape == (3, 4)
+    assert hard_regions(labels, [7]).shape == (0, 4)
