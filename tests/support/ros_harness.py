@@ -41,7 +41,7 @@ ENVIRONMENT = {
     "FASTDDS_DEFAULT_PROFILES_FILE": PROFILE,
     "OMP_NUM_THREADS": "1",
 }
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 
 def wait_until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
