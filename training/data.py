@@ -107,12 +107,7 @@ class RegionStream(_Stream):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         sample, image, rng = self.draw(index)
         height, width = sample.labels.shape
-        boxes = datasets.label_instances(sample.labels, self.hard_ids)
-        if len(boxes) and rng.random() >= self.elsewhere:
-            x0, y0, x1, y1 = boxes[rng.integers(len(boxes))]
-        else:
-            x0, y0 = rng.uniform(0, 0.7 * width), rng.uniform(0, 0.7 * height)
-            x1, y1 = x0 + rng.uniform(0.08, 0.3) * width, y0 + rng.uniform(0.08, 0.3) * height
+        x0, y0, x1, y1 = self._window(sample.labels, rng)
         # A detector's box is never exact: shift and stretch it.
         jitter = rng.uniform(-0.15, 0.15, 4) * [x1 - x0, y1 - y0, x1 - x0, y1 - y0]
         box = np.asarray([x0, y0, x1, y1], np.float32) + jitter.astype(np.float32)
@@ -125,6 +120,25 @@ class RegionStream(_Stream):
         if rng.random() < 0.5:
             window, labels = window[:, ::-1], labels[:, ::-1]
         return to_tensors(window, labels)
+
+    def _window(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A box, float (4,) xyxy: an instance of a hard class, or the region round it as the detector is taught it.
+
+        The class is drawn before the instance, or poles would crowd out riders. Now and then any place will do.
+        """
+        height, width = labels.shape
+        present = [i for i in self.hard_ids if (labels == i).any()]
+        boxes = datasets.label_instances(labels, [int(rng.choice(present))]) if present else np.zeros((0, 4))
+        if not len(boxes) or rng.random() < self.elsewhere:
+            top_left = rng.uniform(0, 0.7, 2) * [width, height]
+            return np.concatenate([top_left, top_left + rng.uniform(0.08, 0.3, 2) * [width, height]])
+        box = boxes[rng.integers(len(boxes))]
+        if rng.random() < 0.5:
+            return box
+        centre = (box[:2] + box[2:]) / 2
+        around = datasets.hard_regions(labels, self.hard_ids)
+        holds = (around[:, :2] <= centre).all(1) & (around[:, 2:] >= centre).all(1)
+        return around[holds][0]
 
 
 class BoxStream(FrameStream):
