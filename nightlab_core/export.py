@@ -12,40 +12,31 @@ import argparse
 import datetime
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import cv2
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from nightlab_core.config import Settings
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.models.deform import DeformConv2d, DeformForm
 from nightlab_core.models.nightlab import NightLab, NightLabSettings
-from nightlab_core.runtime import regions
+from nightlab_core.parity import check_parity, print_parity, read_frames
 from nightlab_core.runtime.bundle import (
-    ENGINE_KINDS,
     Classes,
     EngineFile,
     EngineFiles,
-    EngineKind,
     Manifest,
     RegionFile,
-    load_bundle,
     write_manifest,
 )
-from nightlab_core.runtime.engine import engine_maker
 
 OPSET = 20  #: the first with GridSample over any rank that also has DeformConv
-MIN_AGREEMENT = 0.999  #: of labels, engine against torch in float32
 WeightStorage = Literal["float16", "float32"]
 
 
@@ -202,112 +193,6 @@ def store_half(model: onnx.ModelProto, min_size: int = 256) -> None:
         casts.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
     for cast_node in reversed(casts):
         graph.node.insert(0, cast_node)
-
-
-@dataclass(frozen=True)
-class Parity:
-    """One engine against torch on some frames, both in float32."""
-
-    kind: EngineKind
-    library: str
-    frames: int
-    agreement: float  #: share of labels that are equal; for hardness, of boxes within half a pixel and 1e-3 of score
-    worst_confidence: int  #: largest difference of confidence, in 1/255; for hardness, of score
-
-    @property
-    def passed(self) -> bool:
-        """Whether the agreement is high enough."""
-        return self.agreement >= MIN_AGREEMENT
-
-
-def check_parity(
-    model: NightLab, folder: Path, frames: Sequence[np.ndarray], libraries: Iterable[str] = ("openvino", "onnxruntime")
-) -> list[Parity]:
-    """Hold every engine of a bundle against torch on frames, uint8 (H, W, 3) BGR of any size, all in float32.
-
-    The region level sees the windows that the hardness level proposes on those frames.
-    """
-    bundle = load_bundle(folder)
-    model.eval().set_deform_form("deform_conv")
-    inputs: dict[EngineKind, list[np.ndarray]] = {kind: [] for kind in ENGINE_KINDS}
-    expected: dict[EngineKind, list[tuple[np.ndarray, ...]]] = {kind: [] for kind in ENGINE_KINDS}
-    image = bundle.manifest.engines.image
-    for frame in frames:
-        size_hw = regions.network_size_hw(frame.shape[:2], image.input_hw, image.multiple)
-        network_frame = regions.resize_image(frame, size_hw)[None]
-        boxes = _in_torch(model.hardness, network_frame)
-        pixels = boxes[0][0] * np.asarray([*frame.shape[1::-1]] * 2, np.float32)
-        best = pixels[regions.non_maximum_suppression(pixels, boxes[1][0], 0.5, 10)]
-        windows = regions.context_boxes(best, frame.shape[:2], 0.15, model.region_hw[1] / model.region_hw[0])
-        crops = regions.crop_and_enlarge(frame, windows, model.region_hw)
-        for kind, x, y in (
-            ("image", network_frame, _in_torch(model.image_level, network_frame)),
-            ("hardness", network_frame, boxes),
-            ("region", crops, _in_torch(model.region_level, crops)),
-        ):
-            inputs[cast(EngineKind, kind)].append(x)
-            expected[cast(EngineKind, kind)].append(y)
-
-    rows = []
-    for library in libraries:
-        make = engine_maker(cast(Any, library), precision="float32")
-        for kind in ENGINE_KINDS:
-            engine = make(bundle.path(kind))
-            (name,) = engine.inputs
-            outputs = [tuple(engine(**{name: x}).values()) for x in inputs[kind]]
-            engine.close()
-            compare = _compare_boxes if kind == "hardness" else _compare_labels
-            rows.append(Parity(kind, library, len(frames), *compare(expected[kind], outputs)))
-    return rows
-
-
-@torch.inference_mode()
-def _in_torch(method: Callable[[Tensor], tuple[Tensor, Tensor]], x: np.ndarray) -> tuple[np.ndarray, ...]:
-    return tuple(t.numpy() for t in method(torch.from_numpy(x)))
-
-
-def _compare_labels(expected: list[tuple[np.ndarray, ...]], got: list[tuple[np.ndarray, ...]]) -> tuple[float, int]:
-    equal = [e[0].ravel() == g[0].ravel() for e, g in zip(expected, got, strict=True)]
-    worst = [np.abs(e[1].astype(int) - g[1]).max() for e, g in zip(expected, got, strict=True)]
-    return float(np.concatenate(equal).mean()), int(max(worst))
-
-
-def _compare_boxes(expected: list[tuple[np.ndarray, ...]], got: list[tuple[np.ndarray, ...]]) -> tuple[float, int]:
-    """Boxes are matched by the nearest, since two of equal score may change places."""
-    matched, worst = [], 0.0
-    for (boxes, scores), (boxes_got, scores_got) in zip(expected, got, strict=True):
-        distance = np.abs(boxes[0][:, None] - boxes_got[0][None]).max(2)
-        nearest = distance.argmin(1)
-        difference = np.abs(scores[0] - scores_got[0][nearest])
-        matched.append((distance.min(1) < 0.5 / 640) & (difference < 1e-3))
-        worst = max(worst, float(difference.max()))
-    return float(np.concatenate(matched).mean()), round(worst * 255)
-
-
-def read_frames(folder: Path, count: int) -> list[np.ndarray]:
-    """`count` pictures spread evenly over a folder's, uint8 (H, W, 3) BGR. Raises ValueError where there is none."""
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
-    if not paths:
-        raise ValueError(f"{folder} holds no .jpg, .png or .webp picture; give --frames a folder of camera frames")
-    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)]
-    frames = [cv2.imread(str(p), cv2.IMREAD_COLOR) for p in chosen]
-    if broken := [p.name for p, frame in zip(chosen, frames, strict=True) if frame is None]:
-        raise ValueError(f"{folder} holds files that are no pictures: {', '.join(broken)}; remove them")
-    return [frame for frame in frames if frame is not None]
-
-
-def print_parity(rows: Sequence[Parity]) -> bool:
-    """Show the rows as a table; True if all passed."""
-    table = Table(title=f"Engines against torch, float32, at least {MIN_AGREEMENT:.1%} equal")
-    for column in ("network", "library", "frames", "equal", "largest difference / 255", ""):
-        table.add_column(column)
-    for row in rows:
-        verdict = "ok" if row.passed else "FAILED"
-        table.add_row(
-            row.kind, row.library, str(row.frames), f"{row.agreement:.4%}", str(row.worst_confidence), verdict
-        )
-    Console().print(table)
-    return all(row.passed for row in rows)
 
 
 def main() -> None:

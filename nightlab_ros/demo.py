@@ -101,7 +101,7 @@ def write_clip(source: FrameSource, folder: Path, fps: float, console: Console) 
     count = source.num_frames or 0
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-        for old in (folder / part).iterdir():
+        for old in (folder / part).glob("rendered_*"):
             old.unlink()
     with LiveLine(console, "Rendering the night clip", count) as line:
         for index, frame in enumerate(source):
@@ -150,6 +150,9 @@ def listen(
         line.update(len(player.sent), recording)
     player.check()
     time.sleep(DIAGNOSTICS_S)  # its last word counts every frame
+    for knock in player.knocks:  # an answer to one may have come after the clip began
+        monitor.masks.pop(knock.stamp_ns, None)
+        monitor.image_level.pop(knock.stamp_ns, None)
     return replace(recording, diagnostics=dict(monitor.diagnostics))
 
 

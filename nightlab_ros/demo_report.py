@@ -128,6 +128,8 @@ def write_report(recording: Recording, source: FrameSource, classes: ClassSet, o
     sheets = []
     overlays = out / "overlays"
     overlays.mkdir(parents=True, exist_ok=True)
+    for old in overlays.glob("*.jpg"):  # of an earlier clip
+        old.unlink()
     for index, frame in enumerate(source):
         if index not in by_index:
             continue

@@ -161,14 +161,18 @@ def _converter() -> tuple[str, Callable[[Any], np.ndarray]]:
     reason = "cv_bridge is not installed"
     if importlib.util.find_spec("cv_bridge") is not None:
         command = [sys.executable, "-c", _CV_BRIDGE_PROBE]
-        probe = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-        if probe.returncode == 0:
-            from cv_bridge import CvBridge
+        try:
+            probe = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+        except subprocess.TimeoutExpired:
+            reason = "cv_bridge does not answer within 60 s"
+        else:
+            if probe.returncode == 0:
+                from cv_bridge import CvBridge
 
-            bridge = CvBridge()
-            return "cv_bridge", lambda packed: bridge.imgmsg_to_cv2(packed, "bgr8")
-        last_line = (probe.stderr.strip().splitlines() or [f"exit status {probe.returncode}"])[-1]
-        reason = f"cv_bridge does not work here: {last_line}"
+                bridge = CvBridge()
+                return "cv_bridge", lambda packed: bridge.imgmsg_to_cv2(packed, "bgr8")
+            last_line = (probe.stderr.strip().splitlines() or [f"exit status {probe.returncode}"])[-1]
+            reason = f"cv_bridge does not work here: {last_line}"
     try:
         from rosbags.image import image_to_cvimage
     except ImportError as error:

@@ -94,10 +94,18 @@ class NightLabNode(LifecycleNode):
             action()
         except Exception as error:
             self.get_logger().error(f"{name} failed: {type(error).__name__}: {error}")
-            if undo is not None:
-                undo()
-            return TransitionCallbackReturn.FAILURE
+            if undo is None:  # half stopped is no state to stay in: error processing frees the rest
+                return TransitionCallbackReturn.ERROR
+            return TransitionCallbackReturn.FAILURE if self._undone(name, undo) else TransitionCallbackReturn.ERROR
         return TransitionCallbackReturn.SUCCESS
+
+    def _undone(self, name: str, undo: Callable[[], None]) -> bool:
+        try:
+            undo()
+        except Exception as error:
+            self.get_logger().error(f"undoing {name} failed: {type(error).__name__}: {error}")
+            return False
+        return True
 
     def _configure(self) -> None:
         settings = self.settings

@@ -24,7 +24,7 @@ from nightlab_ros.latest import LatestWorker
 
 #: The node's own stages beside the pipeline's; each has a topic ``~/debug/<stage>_ms``.
 #: wait: from the callback until the worker took the image; convert: message to array; latency: from the callback until
-#: mask and confidence were published; overlay: drawn on its own thread, after the mask.
+#: all of the frame but its overlay was published; overlay: drawn on its own thread, after the mask.
 STAGES = ("wait", "convert", *PIPELINE_STAGES, "latency", "overlay")
 
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)

@@ -32,7 +32,9 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, strides: Sequence[int], *, stages: int = 0, pretrained: bool = False) -> None:
         super().__init__()
-        self.net = timm.create_model(name, features_only=True, pretrained=pretrained)
+        # Swin's windows fit any size; timm holds it to the one it was trained at unless told otherwise.
+        free_size: dict[str, Any] = {"strict_img_size": False} if name.startswith("swin") else {}
+        self.net = timm.create_model(name, features_only=True, pretrained=pretrained, **free_size)
         info: Any = self.net.feature_info
         channels: dict[int, int] = dict(zip(info.reduction(), info.channels(), strict=True))
         if stages:

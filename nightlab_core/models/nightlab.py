@@ -22,6 +22,7 @@ from nightlab_core.models.relam import ReLAM
 from nightlab_core.models.segmenter import Segmenter
 from nightlab_core.models.uper import Place
 from nightlab_core.runtime import regions
+from nightlab_core.runtime.pipeline import PipelineSettings
 
 
 class ReLAMSettings(Settings):
@@ -111,7 +112,9 @@ class NightLab(nn.Module):
 
     @torch.inference_mode()
     def predict(
-        self, frame_bgr: np.ndarray, *, max_regions: int = 10, nms_iou: float = 0.5, margin: float = 0.15
+        self,
+        frame_bgr: np.ndarray,
+        settings: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
     ) -> tuple[np.ndarray, np.ndarray]:
         """Segment one frame, uint8 (H, W, 3) BGR, whose sides are the network's multiples: labels and confidence,
         uint8 (H, W) each, the region level's confident pixels over the image level's."""
@@ -122,10 +125,11 @@ class NightLab(nn.Module):
         boxes, scores = (t[0].cpu().numpy() for t in self.hardness(frame))
         height, width = frame_bgr.shape[:2]
         boxes = boxes * np.asarray([width, height, width, height], np.float32)
-        keep = regions.non_maximum_suppression(boxes, scores, nms_iou, max_regions)
+        keep = regions.non_maximum_suppression(boxes, scores, settings.nms_iou, settings.max_regions)
         if not len(keep):
             return labels, confidence
-        windows = regions.context_boxes(boxes[keep], (height, width), margin, self.region_hw[1] / self.region_hw[0])
+        aspect = self.region_hw[1] / self.region_hw[0]
+        windows = regions.context_boxes(boxes[keep], (height, width), settings.region_margin, aspect)
         crops = torch.from_numpy(regions.crop_and_enlarge(frame_bgr, windows, self.region_hw)).to(device)
         found = (t.cpu().numpy() for t in self.region_level(crops))
         return regions.paste_confident(labels, confidence, regions.Regions(boxes[keep], scores[keep], windows, *found))

@@ -12,9 +12,9 @@ import pytest
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
-from nightlab_core import export  # noqa: E402
+from nightlab_core import parity  # noqa: E402
 from nightlab_core.data import night  # noqa: E402
-from nightlab_core.export import ModelCard, check_parity, export_bundle, load_checkpoint, save_checkpoint  # noqa: E402
+from nightlab_core.export import ModelCard, export_bundle, load_checkpoint, save_checkpoint  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLab, NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.runtime.bundle import load_bundle  # noqa: E402
 from nightlab_core.runtime.pipeline import Pipeline  # noqa: E402
@@ -63,7 +63,7 @@ def test_engines_agree_with_torch_at_several_sizes(
     operators = {node.op_type for node in onnx.load(tmp_path / "image.onnx").graph.node}
     assert ("DeformConv" in operators) == (deform == "deform_conv")
     assert ("GridSample" in operators) == (deform == "grid_sample")
-    rows = check_parity(model, tmp_path, frames)
+    rows = parity.check_parity(model, tmp_path, frames)
     assert {(r.kind, r.library) for r in rows} == {
         (kind, library) for kind in ("image", "hardness", "region") for library in ("openvino", "onnxruntime")
     }
@@ -73,7 +73,7 @@ def test_engines_agree_with_torch_at_several_sizes(
 def test_parity_sees_a_wrong_network(model: NightLab, frames: list[np.ndarray], tmp_path: Path) -> None:
     export_bundle(model, SETTINGS, CARD, tmp_path)
     other = SETTINGS.build().eval()
-    assert not any(r.passed for r in check_parity(other, tmp_path, frames[:1], ["onnxruntime"]))
+    assert not any(r.passed for r in parity.check_parity(other, tmp_path, frames[:1], ["onnxruntime"]))
 
 
 def test_half_precision_storage_halves_the_files_and_changes_nothing(
@@ -127,10 +127,10 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_frames_are_spread_over_the_folder_and_missing_ones_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no \.jpg"):
-        export.read_frames(tmp_path, 3)
+        parity.read_frames(tmp_path, 3)
     for i in range(5):
         cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((4, 4, 3), i, np.uint8))
-    assert [int(f[0, 0, 0]) for f in export.read_frames(tmp_path, 3)] == [0, 2, 4]
+    assert [int(f[0, 0, 0]) for f in parity.read_frames(tmp_path, 3)] == [0, 2, 4]
 
 
 @pytest.mark.slow
@@ -143,6 +143,6 @@ def test_the_command_prints_the_parity_and_fails_below(checkpoint: Path, tmp_pat
 
 
 def test_failure_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    row = export.Parity("image", "openvino", 1, 0.998, 3)
-    assert not export.print_parity([row])
+    row = parity.Parity("image", "openvino", 1, 0.998, 3)
+    assert not parity.print_parity([row])
     assert "FAILED" in capsys.readouterr().out

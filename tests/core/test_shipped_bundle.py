@@ -45,7 +45,8 @@ def _parity_frames() -> list[np.ndarray]:
 def test_its_engines_agree_with_its_checkpoint() -> None:
     """On real frames where they are, on rendered ones elsewhere."""
     pytest.importorskip("torch")
-    from nightlab_core.export import check_parity, load_checkpoint
+    from nightlab_core.export import load_checkpoint
+    from nightlab_core.parity import check_parity
 
     model, _, _ = load_checkpoint(ROOT / "checkpoints" / "nightlab-lite.pt")
     rows = check_parity(model, default_bundle(), _parity_frames())

@@ -7,7 +7,14 @@ import cv2
 import numpy as np
 import pytest
 
-from nightlab_core.data.datasets import DatasetError, PairedFolder, camvid, hard_regions, label_instances, train_id_folder
+from nightlab_core.data.datasets import (
+    DatasetError,
+    PairedFolder,
+    camvid,
+    hard_regions,
+    label_instances,
+    train_id_folder,
+)
 
 
 def _write(root: Path, stem: str, labels: np.ndarray, image_hw: tuple[int, int] | None = None) -> None:

@@ -227,18 +227,22 @@ def test_the_same_input_gives_the_same_bits(tmp_path: Path) -> None:
             np.testing.assert_array_equal(engine(**arrays)["Y"], first)
 
 
-def test_float32_is_what_is_compiled(tiny_bundle: Path) -> None:
+@pytest.mark.parametrize("slow_bfloat16", [False, True])
+def test_the_precision_asked_for_is_compiled(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, slow_bfloat16: bool
+) -> None:
     openvino = pytest.importorskip("openvino")
-    from nightlab_core.runtime.openvino import OpenVinoEngine
+    from nightlab_core.runtime import openvino as module
 
+    monkeypatch.setattr(module, "_bfloat16_is_slow", lambda: slow_bfloat16)
     compiled = {}
     for precision in ("auto", "float32"):
-        engine = OpenVinoEngine(tiny_bundle / "image.onnx", precision=precision)
+        engine = module.OpenVinoEngine(tiny_bundle / "image.onnx", precision=precision)
         engine.prepare(frame=(1, 32, 32, 3))
         (request,) = engine._requests.values()
         compiled[precision] = request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT")
     default = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT")
-    assert compiled == {"auto": default, "float32": openvino.Type.f32}
+    assert compiled == {"auto": openvino.Type.f32 if slow_bfloat16 else default, "float32": openvino.Type.f32}
 
 
 @pytest.mark.parametrize(
