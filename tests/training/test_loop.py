@@ -79,4 +79,4 @@ def test_learning_rate_rises_and_falls() -> None:
     rates = [learning_rate_at(step, settings) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.5)
-    assert all(a > b for a, b in itertools.pairwise(rates)) and rates[-1] > 0
+    assert all(a > b for a, b in itertools.pairwise(rates[10:])) and rates[-1] > 0
