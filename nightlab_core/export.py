@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint to bundle, and the parity check that the command and the tests share.
+"""Checkpoint to bundle.
 
     python -m nightlab_core.export CHECKPOINT BUNDLE --frames FOLDER
 
@@ -94,6 +94,8 @@ def export_bundle(
     weights: WeightStorage = "float16",
 ) -> Manifest:
     """Write a bundle. With float16 weights the model's own are rounded in place, so that it stays the reference."""
+    if settings.num_classes != len(CITYSCAPES19):
+        raise ValueError(f"the model has {settings.num_classes} classes; a bundle has Cityscapes' {len(CITYSCAPES19)}")
     folder.mkdir(parents=True, exist_ok=True)
     model.eval()
     if weights == "float16":

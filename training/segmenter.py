@@ -54,8 +54,8 @@ def freeze(backbone: Backbone, stages: int) -> None:
 def segmentation_loss(model: nn.Module, batch: tuple[Tensor, Tensor], weight: Tensor | None = None) -> Losses:
     """Pixel-wise cross-entropy on every second pixel of every second row, unlabelled pixels left out.
 
-    Neighbours hold the same answer, and the loss at full size costs a fifth of a step on a CPU. `weight`, float (C,),
-    is how much a true pixel of each class counts.
+    Neighbours hold the same answer, and logits of every class at full size are a CPU's largest tensors. `weight`,
+    float (C,), is how much a true pixel of each class counts.
     """
     image, labels = batch
     labels = labels[:, ::2, ::2]

@@ -113,6 +113,11 @@ def test_the_pipeline_agrees_with_the_torch_reference(model: NightLab, tmp_path:
     assert np.abs(result.confidence.astype(int) - confidence).mean() < 0.5
 
 
+def test_another_number_of_classes_is_refused(model: NightLab, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="18 classes"):
+        export_bundle(model, SETTINGS.model_copy(update={"num_classes": 18}), CARD, tmp_path)
+
+
 def test_a_checkpoint_carries_its_configuration(checkpoint: Path) -> None:
     model, settings, card = load_checkpoint(checkpoint)
     assert settings == SETTINGS and card == CARD
