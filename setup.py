@@ -18,7 +18,7 @@ setup(
     description=PACKAGE.findtext("description"),
     license=PACKAGE.findtext("license"),
     python_requires=">=3.10",
-    packages=find_packages(include=["nightlab_core", "nightlab_core.*", NAME]),
+    packages=find_packages(include=["nightlab_core", "nightlab_core.*", NAME, f"{NAME}.*"]),
     package_data={
         "nightlab_core": ["bundles/*/*.onnx", "bundles/*/*.yaml", "bundles/*/*.md"],
         NAME: ["templates/*"],
@@ -37,6 +37,8 @@ setup(
             "nightlab_node = nightlab_ros.node:main",
             "nightlab_demo = nightlab_ros.demo:main",
             "nightlab_player = nightlab_ros.player:main",
+            "nightlab-replay = nightlab_ros.replay.cli:main",
+            "nightlab-bag = nightlab_ros.replay.bag:main",
         ],
     },
 )

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nightlab_core.labels import CITYSCAPES19
+from nightlab_ros.replay import records as rec
+
+
+def make_run(num_frames: int = 3) -> rec.Run:
+    return rec.Run(
+        started="2026-01-31T00:00:00+00:00",
+        settings=rec.ReplaySettings(classes="cityscapes19", class_names=CITYSCAPES19.names),
+        bundle=rec.BundleInfo(path="b", name="tiny", sha256={}, manifest={}, engine="none"),
+        bags=tuple(
+            rec.BagInfo(name=name, path=name, storage="mcap", size_bytes=1, topics={}, num_frames=num_frames)
+            for name in ("b", "a")
+        ),
+        versions={},
+        machine={},
+    )
+
+
+def make_frame(bag: str, index: int, seed: int) -> tuple[rec.FrameRecord, rec.Counts]:
+    random = np.random.default_rng(seed)
+    record = rec.FrameRecord(
+        bag=bag,
+        index=index,
+        time_ns=index,
+        stamp_ns=index + 2**60,
+        size_hw=(4, 6),
+        light_level=random.random(),
+        stages_ms={"total": random.random()},
+        boxes_xyxy=((0.1, 0.2, 0.3, 0.4),),
+        scores=(0.5,),
+        refined=(True,),
+        labelled=True,
+    )
+    empty = rec.Counts.empty(19)
+    return record, rec.Counts(
+        *(random.integers(0, 9, (1, *getattr(empty, n).shape[1:])) for n in rec.Counts.__dataclass_fields__)
+    )
+
+
+def test_a_run_comes_back_in_order_to_the_last_digit(tmp_path: Path) -> None:
+    rec.write_run(tmp_path, make_run())
+    frames = {(bag, i): make_frame(bag, i, 10 * i + len(bag)) for bag in ("a", "b") for i in range(3)}
+    for bag, indices in (("a", (2,)), ("b", (0, 1, 2)), ("a", (0, 1))):
+        part = [frames[bag, i] for i in indices]
+        rec.write_chunk(tmp_path, [r for r, _ in part], rec.Counts.concatenate([c for _, c in part], 19))
+    data = rec.load_run(tmp_path)
+    expected = [frames[bag, i] for bag in ("b", "a") for i in range(3)]  # as run.json lists the bags
+    assert data.records == [r for r, _ in expected]
+    assert data.complete
+    np.testing.assert_array_equal(data.counts.confusion, np.concatenate([c.confusion for _, c in expected]))
+    np.testing.assert_array_equal(data.counts.confidence_sum, np.concatenate([c.confidence_sum for _, c in expected]))
+    assert not list(tmp_path.rglob("*tmp*"))
+
+
+def test_an_unfinished_run_loads_as_far_as_it_came(tmp_path: Path) -> None:
+    rec.write_run(tmp_path, make_run())
+    data = rec.load_run(tmp_path)
+    assert not data.records and not data.complete
+    assert data.counts.confusion.shape == (0, 2, rec.NUM_BANDS, 19, 20)
+
+
+def test_counts_without_a_labelled_frame_are_refused(tmp_path: Path) -> None:
+    record, _ = make_frame("a", 0, 1)
+    with pytest.raises(ValueError, match="0 rows of counts for 1 labelled"):
+        rec.write_chunk(tmp_path, [record], rec.Counts.empty(19))
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format": 7}'])
+def test_a_strange_run_json_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(rec.StoreError, match="--restart"):
+        rec.read_run(tmp_path)
+
+
+def test_a_missing_run_and_a_damaged_chunk_are_named(tmp_path: Path) -> None:
+    with pytest.raises(rec.StoreError, match="no run"):
+        rec.load_run(tmp_path)
+    rec.write_run(tmp_path, make_run())
+    record, counts = make_frame("a", 0, 1)
+    rec.write_chunk(tmp_path, [record], counts)
+    path = rec.chunk_path(tmp_path, "a", 0)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(rec.StoreError, match="a-00000000"):
+        rec.load_run(tmp_path)
