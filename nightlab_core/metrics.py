@@ -67,6 +67,31 @@ def paired_bootstrap(
     consecutive frames of one drive are alike, and make it too narrow. Raises ValueError if the truths differ or there
     is no frame.
     """
+    drawn_a, drawn_b = _resampled_iou(matrices_a, matrices_b, samples, seed)
+    low, high = np.nanpercentile(_mean_over_present(drawn_b) - _mean_over_present(drawn_a), [2.5, 97.5])
+    difference = mean_iou(np.sum(matrices_b, axis=0)) - mean_iou(np.sum(matrices_a, axis=0))
+    return difference, float(low), float(high)
+
+
+def paired_bootstrap_by_class(
+    matrices_a: np.ndarray, matrices_b: np.ndarray, samples: int = 2000, seed: int = 0
+) -> np.ndarray:
+    """As `paired_bootstrap`, for the IoU of each class: float64 (C, 3) of difference, low and high.
+
+    NaN for a class without a true pixel. With many classes, one interval in twenty leaves zero out by chance alone.
+    """
+    drawn_a, drawn_b = _resampled_iou(matrices_a, matrices_b, samples, seed)
+    difference = iou(np.sum(matrices_b, axis=0)) - iou(np.sum(matrices_a, axis=0))
+    limits = np.full((len(difference), 2), np.nan)
+    present = ~np.isnan(difference)
+    limits[present] = np.nanpercentile((drawn_b - drawn_a)[:, present], [2.5, 97.5], axis=0).T
+    return np.column_stack([difference, limits])
+
+
+def _resampled_iou(
+    matrices_a: np.ndarray, matrices_b: np.ndarray, samples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """IoU by class, (samples, C), of frames drawn with replacement: the same draws for both."""
     matrices_a, matrices_b = np.asarray(matrices_a, np.float64), np.asarray(matrices_b, np.float64)
     if matrices_a.shape != matrices_b.shape or matrices_a.ndim != 3 or not len(matrices_a):
         raise ValueError(f"received {matrices_a.shape} and {matrices_b.shape}, expected the same (N, C, C) with N > 0")
@@ -74,12 +99,7 @@ def paired_bootstrap(
         raise ValueError("the two lists count different true pixels; expected the same frames in the same order")
     count = len(matrices_a)
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples).astype(np.float64)
-
-    def resampled(matrices: np.ndarray) -> np.ndarray:
-        return _mean_over_present(iou(np.tensordot(draws, matrices, axes=1)))
-
-    low, high = np.nanpercentile(resampled(matrices_b) - resampled(matrices_a), [2.5, 97.5])
-    return mean_iou(matrices_b.sum(axis=0)) - mean_iou(matrices_a.sum(axis=0)), float(low), float(high)
+    return iou(np.tensordot(draws, matrices_a, axes=1)), iou(np.tensordot(draws, matrices_b, axes=1))
 
 
 def _mean_over_present(values: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from nightlab_core.metrics import confusion_matrix, iou, mean_iou, paired_bootstrap
+from nightlab_core.metrics import confusion_matrix, iou, mean_iou, paired_bootstrap, paired_bootstrap_by_class
 
 NAN = math.nan
 
@@ -124,3 +124,18 @@ def test_bootstrap_refuses_other_frames() -> None:
         paired_bootstrap(frames([10, 20]), frames([10]))
     with pytest.raises(ValueError, match="N > 0"):
         paired_bootstrap(np.zeros((0, 2, 3)), np.zeros((0, 2, 3)))
+
+
+def test_bootstrap_by_class_sees_which_class_changed() -> None:
+    rng = np.random.default_rng(3)
+    hits = rng.integers(20, 80, 30)
+    a = np.array([[[h, 100 - h, 0, 0], [0, 50, 0, 0], [0, 0, 0, 0]] for h in hits])
+    b = np.array([[[h + 10, 90 - h, 0, 0], [0, 50, 0, 0], [0, 0, 0, 0]] for h in hits])
+    classes = paired_bootstrap_by_class(a, b, samples=300)
+    assert classes.shape == (3, 3)
+    np.testing.assert_allclose(classes[:2, 0], (iou(b.sum(axis=0)) - iou(a.sum(axis=0)))[:2])
+    assert 0 < classes[0, 1] < classes[0, 0] < classes[0, 2]
+    assert np.isnan(classes[2]).all()  # no true pixel: nothing to compare
+    difference, low, high = paired_bootstrap(a, b, samples=300)
+    assert difference == pytest.approx(classes[:2, 0].mean())
+    assert low <= difference <= high
