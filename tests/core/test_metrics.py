@@ -128,9 +128,9 @@ def test_bootstrap_refuses_other_frames() -> None:
 
 def test_bootstrap_by_class_sees_which_class_changed() -> None:
     rng = np.random.default_rng(3)
-    hits = rng.integers(20, 80, 30)
+    hits, gains = rng.integers(20, 80, 30), rng.integers(5, 15, 30)
     a = np.array([[[h, 100 - h, 0, 0], [0, 50, 0, 0], [0, 0, 0, 0]] for h in hits])
-    b = np.array([[[h + 10, 90 - h, 0, 0], [0, 50, 0, 0], [0, 0, 0, 0]] for h in hits])
+    b = np.array([[[h + g, 100 - h - g, 0, 0], [0, 50, 0, 0], [0, 0, 0, 0]] for h, g in zip(hits, gains, strict=True)])
     classes = paired_bootstrap_by_class(a, b, samples=300)
     assert classes.shape == (3, 3)
     np.testing.assert_allclose(classes[:2, 0], (iou(b.sum(axis=0)) - iou(a.sum(axis=0)))[:2])
