@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Half precision for a network: which operators take it, and the casts between them and the rest.
+
+The converters of onnxconverter-common and onnxruntime.transformers choose by operator or node name, and round to half
+between two operators that both stay in float32. Here a value is rounded only where an operator in half reads or writes
+it, so that sampling positions, boxes and probabilities are float32 from end to end.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+HALF_MAX = float(np.finfo(np.float16).max)
+
+#: What takes the time: half always.
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+#: These hand values on as they are, so that it is the same to round before or after: half next to half.
+EXACT = frozenset({
+    "Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Max", "MaxPool", "Min", "Neg",
+    "Pad", "Relu", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    "Where"
+})  # fmt: skip
+#: These round: half only between products, where the next product would round their result anyway. What is not named
+#: anywhere (normalisation, softmax, exp, sums, sampling, top-k, casts) stays in float32.
+ROUNDING = frozenset({
+    "Add", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "PRelu", "Resize",
+    "Sigmoid", "Sub", "Tanh"
+})  # fmt: skip
+#: Operators of which only the first input is data; the others have types of their own.
+FIRST_INPUT_ONLY = frozenset({"Resize"})
+
+
+def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A strongly typed copy: `half_nodes` in float16, the rest as it is, casts where they meet.
+
+    Takes a graph whose constants are initialisers and whose values have known types, as `graphs` folds it.
+    """
+    half = onnx.ModelProto()
+    half.CopyFrom(model)
+    graph = half.graph
+    chosen = half_nodes(graph)
+    floats = _float_values(graph)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    outputs = {value.name for value in graph.output}
+    written = {name for i in chosen for name in graph.node[i].output if name in floats}
+
+    nodes: list[onnx.NodeProto] = []
+    made: dict[tuple[str, int], str] = {}
+
+    def cast(name: str, to: int) -> str:
+        """The value in another precision, by one cast however many operators read it."""
+        if (name, to) not in made:
+            made[name, to] = other = f"{name}.{'half' if to == TensorProto.FLOAT16 else 'float'}"
+            if name in constants:
+                values = numpy_helper.to_array(constants[name]).astype(np.float16)
+                graph.initializer.append(numpy_helper.from_array(values, other))
+            else:
+                nodes.append(helper.make_node("Cast", [name], [other], name=f"{other}.cast", to=to))
+        return made[name, to]
+
+    for i, node in enumerate(graph.node):
+        if i in chosen:
+            for k, name in enumerate(_data_inputs(node)):
+                if name in floats and name not in written:
+                    node.input[k] = cast(name, TensorProto.FLOAT16)
+        else:
+            for k, name in enumerate(node.input):
+                if name in written:
+                    node.input[k] = cast(name, TensorProto.FLOAT)
+        nodes.append(node)
+        for k, name in enumerate(node.output):
+            if name in written and name in outputs:  # the contract's own names stay float32
+                node.output[k] = made[name, TensorProto.FLOAT16] = f"{name}.half"
+                nodes.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
+                written.remove(name)
+                written.add(f"{name}.half")
+    del graph.node[:]
+    graph.node.extend(nodes)
+    _drop_unused_constants(graph)
+    del graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(half, strict_mode=True)
+
+
+def half_nodes(graph: onnx.GraphProto) -> set[int]:
+    """Places in graph.node of the operators that take half precision; see PRODUCTS, EXACT and ROUNDING.
+
+    Every choice rests on a product: what only feeds itself, such as a chain of reshapes between two samplings, stays in
+    float32.
+    """
+    floats = _float_values(graph)
+    large = {t.name for t in graph.initializer if t.name in floats and _overflows(numpy_helper.to_array(t))}
+    constants = {tensor.name for tensor in graph.initializer}
+    readers: dict[str, list[int]] = defaultdict(list)
+    for i, node in enumerate(graph.node):
+        for name in node.input:
+            readers[name].append(i)
+    outside = {value.name for value in graph.output}
+    products, chosen = set(), set()
+    for i, node in enumerate(graph.node):
+        if node.op_type in PRODUCTS | EXACT | ROUNDING and floats & set(node.output) and not large & set(node.input):
+            (products if node.op_type in PRODUCTS else chosen).add(i)
+    chosen |= products
+
+    while True:
+        lead = set(products)  # what a product reads, perhaps by way of others
+        only_lead = set(products)  # what nothing else reads
+        for i, node in reversed(list(enumerate(graph.node))):
+            read_by = [r for name in node.output for r in readers[name]]
+            if i in chosen and any(r in lead for r in read_by):
+                lead.add(i)
+                if all(r in lead for r in read_by) and not outside & set(node.output):
+                    only_lead.add(i)
+        kept: set[int] = set()
+        written: set[str] = set()
+        for i, node in enumerate(graph.node):
+            data = [name for name in _data_inputs(node) if name in floats and name not in constants]
+            from_half = bool(data) and written.issuperset(data)
+            if (
+                i in products
+                or (i in chosen and node.op_type in EXACT and (from_half or i in only_lead))
+                or (i in chosen and node.op_type in ROUNDING and from_half and i in lead)
+            ):
+                kept.add(i)
+                written.update(node.output)
+        if kept == chosen:
+            return chosen
+        chosen = kept
+
+
+def _data_inputs(node: onnx.NodeProto) -> list[str]:
+    return list(node.input[:1] if node.op_type in FIRST_INPUT_ONLY else node.input)
+
+
+def _overflows(values: np.ndarray) -> bool:
+    finite = values[np.isfinite(values)]
+    return bool(finite.size) and float(np.abs(finite).max()) > HALF_MAX
+
+
+def _float_values(graph: onnx.GraphProto) -> set[str]:
+    """Names of all float32 values."""
+    values = [*graph.input, *graph.value_info, *graph.output]
+    names = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return names | {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+
+
+def _drop_unused_constants(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
