@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two flavours of TensorRT, which share one API: ``tensorrt`` and ``tensorrt_rtx``.
+
+``tensorrt`` comes with JetPack and for data-centre GPUs, and builds only on the GPU that will run the plan.
+``tensorrt_rtx`` is TensorRT for RTX: it builds without a GPU, for several generations of GPUs at once, and compiles
+the last step on the GPU when a plan is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import platform
+import sys
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+from nightlab_core.runtime.cuda import Device
+
+FlavourName = Literal["tensorrt", "tensorrt_rtx"]
+#: Packages to name when one is missing.
+PACKAGES = {
+    "tensorrt": "JetPack's python3-libnvinfer, or pip's tensorrt",
+    "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
+}
+#: What a plan of TensorRT for RTX is built for unless told otherwise. Turing (7.5) is left out, as NVIDIA's own default
+#: leaves it out: with it the image network's plan of the lite bundle grew from 17 to 208 MB.
+RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
+
+log = logging.getLogger(__name__)
+
+
+class TensorRtError(RuntimeError):
+    """What TensorRT refused, with its own words."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The GPUs that a plan runs on."""
+
+    capabilities: tuple[str, ...]  #: compute capabilities, e.g. ("8.7",)
+    gpu_name: str = ""  #: the one model of GPU that it was tuned on; empty: every GPU of these capabilities
+
+    def __str__(self) -> str:
+        return f"{self.gpu_name or 'any GPU'} of compute capability {', '.join(self.capabilities)}"
+
+    def serves(self, wanted: Target) -> bool:
+        """Whether a plan for this target may run where `wanted` says."""
+        same_gpu = self.gpu_name in ("", wanted.gpu_name)
+        return same_gpu and set(wanted.capabilities) <= set(self.capabilities)
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """One installed TensorRT."""
+
+    name: FlavourName
+    trt: Any  #: the module
+    messages: list[str] = field(default_factory=list)  #: errors that TensorRT logged since the list was cleared
+
+    @property
+    def version(self) -> str:
+        return str(self.trt.__version__)
+
+    @property
+    def needs_gpu_to_build(self) -> bool:
+        return self.name == "tensorrt"
+
+    def logger(self) -> Any:
+        """A logger that passes warnings on to Python's logging, and keeps errors for the exception that follows."""
+        trt, messages = self.trt, self.messages
+        severity = trt.ILogger.Severity
+
+        class Logger(trt.ILogger):  # type: ignore[name-defined]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, level: Any, message: str) -> None:
+                if level in (severity.INTERNAL_ERROR, severity.ERROR):
+                    messages.append(message)
+                elif level == severity.WARNING:
+                    log.warning("TensorRT: %s", message)
+                else:
+                    log.debug("TensorRT: %s", message)
+
+        return Logger()
+
+    def error(self, what: str) -> TensorRtError:
+        """An error with the first reason that TensorRT logged: what follows it is its echo."""
+        reason = self.messages[0] if self.messages else "TensorRT gave no reason"
+        self.messages.clear()
+        return TensorRtError(f"{what}: {reason}")
+
+    def target(self, device: Device | None, capabilities: tuple[str, ...] = ()) -> Target:
+        """What to build for: these capabilities, or else what suits the GPU.
+
+        Raises TensorRtError where that cannot be.
+        """
+        if self.needs_gpu_to_build:
+            if device is None:
+                raise TensorRtError(
+                    "tensorrt builds only on the GPU that will run the plan, and there is none here: build on the "
+                    "vehicle, or with tensorrt_rtx (--flavour tensorrt_rtx), which needs no GPU"
+                )
+            if capabilities not in ((), (device.capability,)):
+                raise TensorRtError(
+                    f"tensorrt builds for the GPU at hand, {device}: received compute capabilities "
+                    f"{', '.join(capabilities)}; leave them out, or use --flavour tensorrt_rtx"
+                )
+            return Target((device.capability,), device.name)
+        if capabilities:
+            known = self.known_capabilities()
+            unknown = sorted(set(capabilities) - set(known))
+            if unknown:
+                raise TensorRtError(
+                    f"tensorrt_rtx {self.version} does not know compute capability {', '.join(unknown)}; it knows "
+                    f"{', '.join(known)}"
+                )
+            return Target(tuple(c for c in known if c in capabilities))
+        if device is not None and device.capability not in RTX_CAPABILITIES:
+            return Target((device.capability,), device.name)  # for this very GPU, if TensorRT can
+        return Target(RTX_CAPABILITIES)
+
+    def known_capabilities(self) -> tuple[str, ...]:
+        """The compute capabilities that TensorRT for RTX can be told to build for, e.g. ("7.5", "8.0")."""
+        numbers = [n[2:] for n in self.trt.ComputeCapability.__members__ if n.startswith("SM")]
+        return tuple(f"{n[:-1]}.{n[-1]}" for n in sorted(numbers, key=int))
+
+
+def platform_name() -> str:
+    """Operating system and processor, for both of which plans are made, e.g. "linux-x86_64"."""
+    return f"{sys.platform}-{platform.machine()}"
+
+
+def import_flavour(name: FlavourName) -> Flavour:
+    """One flavour. Raises ImportError that says what to install, or what its libraries lack."""
+    try:
+        module: ModuleType = importlib.import_module(name)
+        if not hasattr(module, "Builder"):  # left-over folder of an uninstalled package
+            raise ImportError(f"{name} holds no TensorRT")
+    except (ImportError, OSError) as error:
+        raise ImportError(f"{name} cannot be used ({error}); it comes with {PACKAGES[name]}") from error
+    return Flavour(name, module)
+
+
+def installed_flavours() -> list[Flavour]:
+    """The flavours that can be imported, `tensorrt` first: it tunes for the very GPU."""
+    found = []
+    for name in get_args(FlavourName):
+        try:
+            found.append(import_flavour(name))
+        except ImportError as error:
+            log.debug("%s", error)
+    return found

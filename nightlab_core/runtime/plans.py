@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache of TensorRT plans: each in one file that says what it was built from, and that is whole or not there.
+
+A file is two lines of text and the plan::
+
+    nightlab-plan 1 SHA-256-of-the-next-line
+    {"key": {...}, "plan_bytes": ..., "plan_sha256": ..., ...}
+    the plan as TensorRT serialised it
+
+TensorRT is handed a plan only after its key, its length and its SHA-256 were checked. The sums find damage and
+mix-ups. Whoever may write the file could also write new sums, hence a file that others may write is refused as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from nightlab_core.config import Settings
+from nightlab_core.runtime.bundle import EngineKind
+from nightlab_core.runtime.flavours import FlavourName, Target
+
+FORMAT = 1
+SUFFIX = ".plan"
+MAGIC = "nightlab-plan"
+Shape = tuple[int, ...]
+Range = tuple[Shape, Shape, Shape]  #: smallest, most usual and largest shape of an input
+
+
+class PlanError(Exception):
+    """There is no plan that may be loaded; the message says what differs and which command builds a new one."""
+
+
+class PlanKey(Settings):
+    """All that a plan depends on. A plan is loaded only where every field agrees."""
+
+    kind: EngineKind
+    onnx_sha256: str
+    graph_version: int  #: of the rewriting from the bundle's ONNX to what TensorRT takes
+    flavour: FlavourName
+    version: str  #: TensorRT's
+    platform: str
+    capabilities: tuple[str, ...]
+    gpu_name: str
+    precision: Literal["float16", "float32"]
+    shapes: dict[str, Range]  #: of every input
+
+    @property
+    def target(self) -> Target:
+        return Target(self.capabilities, self.gpu_name)
+
+    @property
+    def file_name(self) -> str:
+        digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        return f"{self.kind}-{digest[:16]}{SUFFIX}"
+
+
+class TensorInfo(Settings):
+    """One input or output of the network."""
+
+    dtype: str
+    shape: tuple[int | None, ...]  #: None: free in the network, though the plan may fix it
+
+
+class PlanHeader(Settings):
+    """What stands in front of a plan."""
+
+    key: PlanKey
+    inputs: dict[str, TensorInfo]
+    outputs: dict[str, TensorInfo]
+    built: str  #: ISO time, UTC
+    build_seconds: float
+    layers: dict[str, dict[str, int]]  #: number of layers by type of result, then by kind of layer
+    io_bytes: int  #: of all inputs and outputs at their largest; an engine holds them twice, on the host and the device
+    plan_bytes: int
+    plan_sha256: str
+
+
+def cache_folder() -> Path:
+    """NIGHTLAB_PLANS, or nightlab/plans in the user's cache folder."""
+    if folder := os.environ.get("NIGHTLAB_PLANS"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nightlab" / "plans"
+
+
+def differences(key: PlanKey, wanted: PlanKey) -> list[str]:
+    """What keeps a plan with this key from being loaded where `wanted` is: a phrase for each field that disagrees."""
+    phrases = []
+    for name in PlanKey.model_fields:
+        received, expected = getattr(key, name), getattr(wanted, name)
+        if name == "gpu_name":
+            continue  # with the capabilities
+        if name == "capabilities":
+            if not key.target.serves(wanted.target):
+                phrases.append(f"GPU: built for {key.target}, here it is {wanted.target}")
+        elif name == "shapes":
+            if not covers(received, expected):
+                phrases.append(f"shapes: built for {_shown(received)}, here it is {_shown(expected)}")
+        elif received != expected:
+            phrases.append(f"{name.replace('_', ' ')}: built with {received}, here it is {expected}")
+    return phrases
+
+
+def covers(built: Mapping[str, Range], wanted: Mapping[str, Range]) -> bool:
+    """Whether a plan built for these ranges of shapes takes every shape wanted."""
+    return built.keys() == wanted.keys() and all(
+        len(built[name][0]) == len(low)
+        and all(a <= b for a, b in zip(built[name][0], low, strict=True))
+        and all(a >= b for a, b in zip(built[name][2], high, strict=True))
+        for name, (low, _, high) in wanted.items()
+    )
+
+
+def plan_files(folder: Path) -> list[Path]:
+    """The plans in a folder, oldest first; none where there is no folder."""
+    return sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: (path.stat().st_mtime, path.name))
+
+
+def read_header(path: Path) -> PlanHeader:
+    """The checked header of a plan's file. Raises PlanError saying what is wrong with it."""
+    header, _ = _read_head(path)
+    return header
+
+
+def read_plan(path: Path, wanted: PlanKey | None = None) -> tuple[PlanHeader, bytes]:
+    """Header and plan, after everything was checked. Raises PlanError saying what differs.
+
+    Without `wanted`, whether the plan suits this machine is not asked.
+    """
+    _check_owner(path)
+    header, start = _read_head(path)
+    if header.key.file_name != path.name:
+        raise PlanError(f"{path}: does not match its key, by which it would be called {header.key.file_name}")
+    if wanted is not None and (phrases := differences(header.key, wanted)):
+        raise PlanError(f"{path}: " + "; ".join(phrases))
+    plan = path.read_bytes()[start:]
+    if len(plan) != header.plan_bytes:
+        raise PlanError(f"{path}: received {len(plan)} bytes of plan, expected {header.plan_bytes}: it was cut short")
+    received = hashlib.sha256(plan).hexdigest()
+    if received != header.plan_sha256:
+        raise PlanError(f"{path}: the plan's SHA-256 is {received}, expected {header.plan_sha256}: it was changed")
+    return header, plan
+
+
+def find_plan(folder: Path, wanted: PlanKey) -> tuple[PlanHeader, bytes]:
+    """The newest whole plan that fits. Raises PlanError saying why each of the nearest ones does not."""
+    refusals: list[tuple[int, str]] = []
+    for path in reversed(plan_files(folder)):
+        try:
+            return read_plan(path, wanted)
+        except PlanError as error:
+            rank = 1
+            with contextlib.suppress(PlanError):  # a damaged header ranks among the nearest
+                key = read_header(path).key
+                rank = 1 + len(differences(key, wanted)) if key.kind == wanted.kind else 100
+            if rank < 100:
+                refusals.append((rank, str(error)))
+    if not refusals:
+        raise PlanError(f"there is no plan of the {wanted.kind} network in {folder}")
+    lines = [line for _, line in sorted(refusals, key=lambda refusal: refusal[0])[:3]]
+    raise PlanError(f"no plan of the {wanted.kind} network fits:\n  " + "\n  ".join(lines))
+
+
+def write_plan(folder: Path, header: PlanHeader, plan: bytes) -> Path:
+    """Store a plan under its key's name, so that at every moment the file is whole or not there.
+
+    The data reaches the disk before the name does, and the folder entry before this returns.
+    """
+    line = header.model_dump_json().encode()
+    path = folder / header.key.file_name
+    temporary = folder / f".{path.name}.{os.getpid()}"
+    try:
+        with temporary.open("wb") as file:
+            file.write(f"{MAGIC} {FORMAT} {hashlib.sha256(line).hexdigest()}\n".encode() + line + b"\n")
+            file.write(plan)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return path
+
+
+@contextlib.contextmanager
+def locked(folder: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Be the only one that builds into a folder, which is made if need be; the lock ends with the process that holds
+    it, however that ends. `waiting` is called again and again while another holds it; what it raises ends the wait.
+
+    Raises PlanError if the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        file = (folder / ".lock").open("a")
+    except OSError as error:
+        raise PlanError(f"{folder}: {error.strerror}; set NIGHTLAB_PLANS to a folder that can be written") from error
+    with file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waiting()
+                time.sleep(0.1)
+        for left in folder.glob(f".*{SUFFIX}.*"):  # of a process that was killed: nobody else writes now
+            left.unlink(missing_ok=True)
+        yield
+
+
+def remove_plans(folder: Path, unwanted: Callable[[Path], bool]) -> Iterable[tuple[Path, int]]:
+    """Delete plans and yield each with its size in bytes. A process that has one loaded keeps it."""
+    with locked(folder):
+        for path in plan_files(folder):
+            if unwanted(path):
+                size = path.stat().st_size
+                path.unlink()
+                yield path, size
+
+
+def _read_head(path: Path) -> tuple[PlanHeader, int]:
+    """The header, and where the plan begins."""
+    try:
+        with path.open("rb") as file:
+            first, line = file.readline(200), file.readline(1 << 20)
+    except OSError as error:
+        raise PlanError(f"{path}: {error.strerror}") from error
+    words = first.decode(errors="replace").split()
+    if len(words) != 3 or words[0] != MAGIC:
+        raise PlanError(f"{path}: does not begin as a plan of nightlab's does")
+    if words[1] != str(FORMAT):
+        raise PlanError(f"{path}: received format {words[1]}, expected {FORMAT}")
+    if hashlib.sha256(line.rstrip(b"\n")).hexdigest() != words[2] or not line.endswith(b"\n"):
+        raise PlanError(f"{path}: the header was changed or cut short")
+    try:
+        return PlanHeader.model_validate_json(line), len(first) + len(line)
+    except ValidationError as error:
+        raise PlanError(f"{path}: the header is not one of this version: {error.errors()[0]['msg']}") from error
+
+
+def _check_owner(path: Path) -> None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise PlanError(f"{path}: {error.strerror}") from error
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PlanError(
+            f"{path}: users other than root and this one may write it, and a plan can hold code: "
+            f"received owner {status.st_uid}, mode {stat.filemode(status.st_mode)}; expected owner 0 or "
+            f"{os.geteuid()} and no write permission for others (chmod go-w), or build it anew"
+        )
+
+
+def _shown(shapes: Mapping[str, Range]) -> str:
+    shown = []
+    for name, (low, _, high) in shapes.items():
+        sides = (str(a) if a == b else f"{a}..{b}" for a, b in zip(low, high, strict=True))
+        shown.append(f"{name} ({', '.join(sides)})")
+    return ", ".join(shown)
