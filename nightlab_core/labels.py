@@ -81,6 +81,12 @@ BDD18 = ClassSet(
 CAMVID11 = ClassSet("camvid11", tuple(_CAMVID), tuple(_CAMVID.values()))
 CLASS_SETS = {s.key: s for s in (CITYSCAPES19, BDD18, CAMVID11)}
 
+#: Cityscapes' 34 label ids -> train ids (cityscapesScripts, helpers/labels.py); what is not evaluated is unlabelled.
+CITYSCAPES_IDS_TO_TRAIN_IDS = {
+    **dict.fromkeys(range(34), IGNORE_ID),
+    **{7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14},
+    **{28: 15, 31: 16, 32: 17, 33: 18},
+}
 #: CamVid id -> Cityscapes train id, for training on CamVid. Its void, 11, becomes unlabelled.
 CAMVID_TO_CITYSCAPES = {0: 10, 1: 2, 2: 5, 3: 0, 4: 1, 5: 8, 6: 7, 7: 4, 8: 13, 9: 11, 10: 12, 11: IGNORE_ID}
 #: Cityscapes train id -> CamVid id, for evaluation in CamVid's 11 classes. CamVid's own grouping puts walls in
@@ -89,6 +95,13 @@ CITYSCAPES_TO_CAMVID = {
     **{0: 3, 1: 4, 2: 1, 3: 1, 4: 7, 5: 2, 6: 6, 7: 6, 8: 5, 9: 5, 10: 0, 11: 9},
     **{12: 10, 13: 8, 14: 8, 15: 8, 16: 8, 17: 10, 18: 10},
 }
+#: Cityscapes train id -> id in BDD18. A truth of "train" is not judged; a prediction of it is wrong.
+CITYSCAPES_TO_BDD18 = {i: IGNORE_ID if i == 16 else i - (i > 16) for i in range(19)}
+#: Ids of training labels that leave open which of several train ids is meant: CamVid's building holds walls, its sign
+#: traffic lights, its tree terrain, its car trucks, buses and trains, its bicyclist bicycles and motorcycles.
+OPEN_LABELS = {19: (2, 3), 20: (6, 7), 21: (8, 9), 22: (13, 14, 15, 16), 23: (12, 17, 18)}
+#: Cityscapes train id, as `CAMVID_TO_CITYSCAPES` gives it -> the open label that CamVid means.
+CAMVID_OPENED = {**{i: i for i in range(19)}, 2: 19, 7: 20, 8: 21, 13: 22, 12: 23}
 
 
 def map_ids(labels: np.ndarray, mapping: dict[int, int]) -> np.ndarray:
@@ -105,6 +118,13 @@ def map_ids(labels: np.ndarray, mapping: dict[int, int]) -> np.ndarray:
         unknown = sorted(set(np.unique(labels).tolist()) - set(mapping) - {IGNORE_ID})
         raise ValueError(f"labels hold ids {unknown}; expected {sorted(mapping)} or {IGNORE_ID}: is it this data set?")
     return mapped.astype(np.uint8)
+
+
+def in_class_set(labels: np.ndarray, classes: ClassSet) -> np.ndarray:
+    """A label map of Cityscapes train ids, uint8 (H, W), in the ids of the class set that it is judged in."""
+    if classes is CITYSCAPES19:
+        return labels
+    return map_ids(labels, {CAMVID11.key: CITYSCAPES_TO_CAMVID, BDD18.key: CITYSCAPES_TO_BDD18}[classes.key])
 
 
 def palette_bgr(classes: ClassSet) -> np.ndarray:

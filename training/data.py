@@ -18,29 +18,37 @@ from torch.utils.data import Dataset
 from nightlab_core.config import Settings
 from nightlab_core.data import datasets, night, transforms
 from nightlab_core.data.datasets import Sample
+from nightlab_core.labels import CAMVID_OPENED, map_ids
 from nightlab_core.runtime import regions
 
 
 class SourceSettings(Settings):
     """One source of labelled images and how often it is drawn."""
 
-    kind: Literal["camvid", "train_ids", "rendered"]
-    folder: str = ""  #: under the data folder
-    split: str = ""  #: of CamVid
+    kind: datasets.Kind | Literal["rendered"]
+    folder: str = ""  #: under the data folder; of "pseudo", where `training.pseudo` wrote
+    split: str = ""  #: train, val or test; of plain folders (train_ids) a sub-folder
+    complete: bool = True  #: of data sets whose frames are counted: false to train on a part
     count: int = Field(default=0, ge=0)  #: rendered scenes
     weight: float = Field(gt=0)
     darken: float = Field(default=0.0, ge=0, le=1)  #: share of samples that are darkened
 
 
-def load_source(source: SourceSettings, root: Path) -> list[Sample]:
-    """All samples of a source, decoded, in memory: a few hundred frames, read many times."""
-    if source.kind == "camvid":
-        return list(datasets.camvid(root / source.folder, source.split))
-    if source.kind == "train_ids":
-        return list(datasets.train_id_folder(root / source.folder))
-    scenes = track(range(source.count), f"rendering {source.count} scenes")
-    frames = ((seed, night.render_scene(seed, size_hw=(480, 854))) for seed in scenes)
-    return [Sample(f.image_bgr, f.labels, f"rendered_{seed}") for seed, f in frames]
+#: Sources that take no more than this when decoded are kept in memory; every sample is read many times.
+IN_MEMORY_BYTES = 2 * 2**30
+
+
+def load_source(source: SourceSettings, root: Path) -> Sequence[Sample]:
+    """All samples of a source: decoded and in memory where they are few, else read from disk one by one."""
+    if source.kind == "rendered":
+        scenes = track(range(source.count), f"rendering {source.count} scenes")
+        frames = ((seed, night.render_scene(seed, size_hw=(480, 854))) for seed in scenes)
+        return [Sample(f.image_bgr, f.labels, f"rendered_{seed}") for seed, f in frames]
+    folder = root / source.folder
+    samples, _ = datasets.open_dataset(source.kind, folder, source.split, complete=source.complete)
+    frame = samples[0]
+    small = len(samples) * (frame.image_bgr.nbytes + frame.labels.nbytes) <= IN_MEMORY_BYTES
+    return list(samples) if small else samples
 
 
 class _Stream(Dataset[tuple[Tensor, ...]]):
@@ -50,15 +58,19 @@ class _Stream(Dataset[tuple[Tensor, ...]]):
         weights = np.asarray([s.weight for s in sources])
         self.shares = weights / weights.sum()
 
-    def draw(self, index: int) -> tuple[Sample, np.ndarray, np.random.Generator]:
-        """The sample of an index, its image darkened and distorted, and the generator for what follows."""
+    def draw(self, index: int) -> tuple[int, Sample, np.ndarray, np.random.Generator]:
+        """The source and sample of an index, its image darkened and distorted, and the generator for what follows."""
         rng = np.random.default_rng((self.seed, index))
         source = rng.choice(len(self.sources), p=self.shares)
-        sample = self.samples[source][rng.integers(len(self.samples[source]))]
+        sample = self.samples[source][int(rng.integers(len(self.samples[source])))]
         image = sample.image_bgr
         if rng.random() < self.sources[source].darken:
             image = transforms.darken(image, rng)
-        return sample, transforms.photometric(image, rng), rng
+        return source, sample, transforms.photometric(image, rng), rng
+
+    def opened(self, labels: np.ndarray, source: int) -> np.ndarray:
+        """Labels of a source as the loss takes them, see `labels.OPEN_LABELS`."""
+        return map_ids(labels, CAMVID_OPENED) if self.sources[source].kind == "camvid" else labels
 
 
 def to_tensors(image: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -78,15 +90,27 @@ class FrameStream(_Stream):
         crop_hw: tuple[int, int],
         input_hw: tuple[int, int],
         scale: tuple[float, float],
+        hard_ids: Sequence[int] = (),
+        hard_share: float = 0.0,
     ) -> None:
         super().__init__(sources, root, seed)
         self.crop_hw, self.area, self.scale = crop_hw, input_hw[0] * input_hw[1], scale
+        self.hard_ids, self.hard_share = hard_ids, hard_share
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        sample, image, rng = self.draw(index)
+    def crop(self, index: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """Source, image and labels of the crop of an index; `hard_share` of the crops hold a hard class."""
+        source, sample, image, rng = self.draw(index)
         working = math.sqrt(self.area / (image.shape[0] * image.shape[1]))
         scale = working * math.exp(rng.uniform(math.log(self.scale[0]), math.log(self.scale[1])))
-        return to_tensors(*transforms.scale_crop_flip(image, sample.labels, self.crop_hw, scale, rng))
+        wanted = None
+        if rng.random() < self.hard_share:
+            present = np.intersect1d(np.unique(sample.labels), self.hard_ids)
+            wanted = int(rng.choice(present)) if len(present) else None
+        return source, *transforms.scale_crop_flip(image, sample.labels, self.crop_hw, scale, rng, wanted)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        source, image, labels = self.crop(index)
+        return to_tensors(image, self.opened(labels, source))
 
 
 class RegionStream(_Stream):
@@ -105,7 +129,7 @@ class RegionStream(_Stream):
         self.region_hw, self.hard_ids, self.elsewhere = region_hw, hard_ids, elsewhere
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        sample, image, rng = self.draw(index)
+        source, sample, image, rng = self.draw(index)
         height, width = sample.labels.shape
         x0, y0, x1, y1 = self._window(sample.labels, rng)
         # A detector's box is never exact: shift and stretch it.
@@ -119,7 +143,7 @@ class RegionStream(_Stream):
         )
         if rng.random() < 0.5:
             window, labels = window[:, ::-1], labels[:, ::-1]
-        return to_tensors(window, labels)
+        return to_tensors(window, self.opened(labels, source))
 
     def _window(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A box, float (4,) xyxy: an instance of a hard class, or the region round it as the detector is taught it.
@@ -144,11 +168,6 @@ class RegionStream(_Stream):
 class BoxStream(FrameStream):
     """Crops of frames with the regions round their hard-class instances, for the detector."""
 
-    def __init__(self, *args: object, hard_ids: Sequence[int], **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self.hard_ids = hard_ids
-
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, labels = super().__getitem__(index)
-        boxes = datasets.hard_regions(labels.numpy().astype(np.uint8), self.hard_ids)
-        return image, torch.from_numpy(boxes)
+        _, image, labels = self.crop(index)
+        return to_tensors(image, labels)[0], torch.from_numpy(datasets.hard_regions(labels, self.hard_ids))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from rich.table import Table
 
 from nightlab_core.config import replace
 from nightlab_core.data import datasets
-from nightlab_core.labels import CAMVID11, CITYSCAPES19, CITYSCAPES_TO_CAMVID, ClassSet, map_ids
+from nightlab_core.data.datasets import Sample
+from nightlab_core.labels import ClassSet, in_class_set
 from nightlab_core.metrics import confusion_matrix, iou, mean_iou, paired_bootstrap
 from nightlab_core.runtime.bundle import load_bundle, write_manifest
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
@@ -45,24 +47,26 @@ class Evaluation:
         }
 
 
-def open_set(root: Path, name: str, pattern: str = "*") -> tuple[datasets.PairedFolder, ClassSet]:
-    """A data set by its folder under `root`; camvid/* is judged in CamVid's 11 classes, all else in Cityscapes' 19."""
+def open_set(root: Path, name: str, pattern: str = "*") -> tuple[Sequence[Sample], ClassSet]:
+    """A data set under `root`, and the class set that it is judged in.
+
+    "nightcity_plus/val" is the split of a known data set in the folder of that name; what is none is a plain folder of
+    train ids, "nightcoarse/val".
+    """
     head, _, split = name.partition("/")
-    if head == "camvid":
-        return datasets.camvid(root / head, split, pattern), CAMVID11
-    return datasets.train_id_folder(root / name, pattern), CITYSCAPES19
+    if head in datasets.DATASETS and head != "train_ids":
+        return datasets.open_dataset(head, root / head, split, pattern)
+    return datasets.open_dataset("train_ids", root, name, pattern)
 
 
-def evaluate(pipeline: Pipeline, samples: datasets.PairedFolder, classes: ClassSet, name: str) -> Evaluation:
+def evaluate(pipeline: Pipeline, samples: Sequence[Sample], classes: ClassSet, name: str) -> Evaluation:
     """Run the pipeline on every sample, at the sample's own size."""
     image_level, both_levels = [], []
     for sample in track(samples, name, total=len(samples)):
         result = pipeline(sample.image_bgr)
-        maps = (sample.labels, result.image_labels, result.labels)
-        if classes is CAMVID11:
-            maps = tuple(map_ids(m, CITYSCAPES_TO_CAMVID) for m in maps)  # type: ignore[assignment]
-        image_level.append(confusion_matrix(maps[0], maps[1], len(classes)))
-        both_levels.append(confusion_matrix(maps[0], maps[2], len(classes)))
+        truth, first, both = (in_class_set(m, classes) for m in (sample.labels, result.image_labels, result.labels))
+        image_level.append(confusion_matrix(truth, first, len(classes)))
+        both_levels.append(confusion_matrix(truth, both, len(classes)))
     return Evaluation(name, classes, np.stack(image_level), np.stack(both_levels))
 
 

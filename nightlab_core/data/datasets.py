@@ -1,82 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labelled driving images on disk, one function a data set; every label comes out as Cityscapes train ids.
 
-Nothing here needs torch. A data set is a sequence of `Sample`; the constructors only list files, so that a wrong
-layout is reported at once and pixels are read when they are asked for.
+Nothing here needs torch. A data set is a sequence of `Sample`; opening one only lists its files and looks at a few
+labels, so that a wrong layout is reported at once. docs/datasets.md says where to get each and how to unpack it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 
-from nightlab_core.labels import CAMVID_TO_CITYSCAPES, map_ids
+from nightlab_core.data.bdd import bdd100k, bdd100k_night
+from nightlab_core.data.nightcity import nightcity, nightcity_fine, nightcity_plus
+from nightlab_core.data.paired import DatasetError, LabelledImages, PairedFolder, Sample, check_mapping
+from nightlab_core.labels import (
+    BDD18,
+    CAMVID11,
+    CAMVID_TO_CITYSCAPES,
+    CITYSCAPES19,
+    CITYSCAPES_IDS_TO_TRAIN_IDS,
+    ClassSet,
+)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_TRAIN_IDS = {i: i for i in range(19)}
+__all__ = [
+    "DATASETS",
+    "DatasetError",
+    "Kind",
+    "LabelledImages",
+    "PairedFolder",
+    "Sample",
+    "bdd100k",
+    "bdd100k_night",
+    "camvid",
+    "cityscapes",
+    "hard_regions",
+    "label_instances",
+    "nightcity",
+    "nightcity_fine",
+    "nightcity_plus",
+    "open_dataset",
+    "train_id_folder",
+]
+
+Kind = Literal[
+    "camvid", "train_ids", "cityscapes", "nightcity", "nightcity_plus", "nightcity_fine", "bdd100k", "bdd100k_night"
+]
 
 
-class DatasetError(ValueError):
-    """A data set's files are not what its layout says; the message names the file."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """image_bgr uint8 (H, W, 3) BGR; labels uint8 (H, W), Cityscapes train ids, 255 = unlabelled; name: file stem."""
-
-    image_bgr: np.ndarray
-    labels: np.ndarray
-    name: str
-
-
-class PairedFolder(Sequence[Sample]):
-    """Images and label PNGs with equal stems, in two folders.
+def open_dataset(
+    kind: Kind, root: Path, split: str = "", pattern: str = "*", complete: bool = True
+) -> tuple[LabelledImages, ClassSet]:
+    """A data set, and the class set that it is judged in.
 
     Args:
-        images, labels: folders.
-        mapping: id in the file -> Cityscapes train id; an id outside it is an error that names the file.
-        pattern: glob of image stems, for example "0001TP_*".
+        kind: which data set.
+        root: its folder, laid out as the docstring of the data set's own function says.
+        split: train or val, and test of CamVid; for plain folders (train_ids) a sub-folder, or none.
+        pattern: glob of image stems.
+        complete: where it is known how many frames there are, check that they are there and that their ids were not
+            mapped twice or not at all. False to work with a part of the data set.
+
+    Raises DatasetError for files that are not what the layout says.
     """
-
-    def __init__(self, images: Path, labels: Path, mapping: dict[int, int] | None = None, pattern: str = "*") -> None:
-        for folder in (images, labels):
-            if not folder.is_dir():
-                raise DatasetError(f"{folder} is not a folder; expected images and labels in two folders side by side")
-        self.mapping = _TRAIN_IDS if mapping is None else mapping
-        pictures = (p for p in images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        self.images = sorted(p for p in pictures if fnmatchcase(p.stem, pattern))
-        if not self.images:
-            raise DatasetError(f"{images} holds no image that matches {pattern!r} with one of {IMAGE_SUFFIXES}")
-        self.labels = [labels / f"{p.stem}.png" for p in self.images]
-        for image, label in zip(self.images, self.labels, strict=True):
-            if not label.is_file():
-                raise DatasetError(f"{image} has no label: expected {label}")
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        path, label_path = self.images[index], self.labels[index]
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        labels = cv2.imread(str(label_path), cv2.IMREAD_UNCHANGED)
-        if image is None or labels is None:
-            raise DatasetError(f"{path if image is None else label_path} cannot be decoded as an image")
-        if labels.ndim != 2 or labels.dtype != np.uint8:
-            raise DatasetError(f"{label_path} is {labels.dtype} {labels.shape}; expected uint8 (H, W) ids")
-        if labels.shape != image.shape[:2]:
-            raise DatasetError(f"{label_path} is {labels.shape}, its image {image.shape[:2]}; expected the same (H, W)")
-        try:
-            return Sample(image, map_ids(labels, self.mapping), path.stem)
-        except ValueError as error:
-            raise DatasetError(f"{label_path}: {error}") from None
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[i] for i in range(len(self)))
+    if kind not in DATASETS:
+        raise DatasetError(f"there is no data set {kind!r}; expected one of {', '.join(DATASETS)}")
+    function, classes = DATASETS[kind]
+    return function(root, split, pattern, complete), classes
 
 
 def camvid(root: Path, split: str, pattern: str = "*") -> PairedFolder:
@@ -85,8 +78,49 @@ def camvid(root: Path, split: str, pattern: str = "*") -> PairedFolder:
 
 
 def train_id_folder(root: Path, pattern: str = "*") -> PairedFolder:
-    """root/{images,labels} with Cityscapes train ids and 255: BDD100K's semantic labels, NightCity-fine, one's own."""
+    """root/{images,labels}: one's own frames, label PNGs of equal stems with Cityscapes train ids and 255."""
     return PairedFolder(root / "images", root / "labels", None, pattern)
+
+
+def cityscapes(root: Path, split: str, pattern: str = "*", complete: bool = True) -> LabelledImages:
+    """Cityscapes with fine labels, 2975 train and 500 val frames of 2048x1024 (https://www.cityscapes-dataset.com):
+
+        root/leftImg8bit/{train,val}/aachen/aachen_000000_000019_leftImg8bit.png
+        root/gtFine/{train,val}/aachen/aachen_000000_000019_gtFine_labelIds.png
+
+    Label ids are mapped to train ids here. `_gtFine_labelTrainIds.png`, which cityscapesScripts write, are read where
+    the first frame has no labelIds. The test split's labels are blank, so it is refused.
+    """
+    frames = {"train": 2975, "val": 500}
+    if split not in frames:
+        raise DatasetError(f"Cityscapes has labels of the splits {' and '.join(frames)}; received {split!r}")
+    folder, ending = root / "leftImg8bit" / split, "_leftImg8bit.png"
+    images = sorted(folder.glob(f"*/*{ending}"))
+    if not images or (complete and len(images) != frames[split]):
+        raise DatasetError(
+            f"{folder} holds {len(images)} files <city>/*{ending}; expected {frames[split]}."
+            f" Unpack leftImg8bit_trainvaltest.zip in {root}; for a part of it, say complete: false"
+        )
+    stems = [root / "gtFine" / split / p.parent.name / f"{p.name.removesuffix(ending)}_gtFine_" for p in images]
+    mapped = Path(f"{stems[0]}labelTrainIds.png").is_file() and not Path(f"{stems[0]}labelIds.png").is_file()
+    labels = [Path(f"{stem}{'labelTrainIds' if mapped else 'labelIds'}.png") for stem in stems]
+    samples = LabelledImages(zip(images, labels, strict=True), None if mapped else CITYSCAPES_IDS_TO_TRAIN_IDS)
+    if complete:
+        check_mapping(samples)
+    return samples.matching(pattern)
+
+
+#: How each kind is opened (root, split, pattern, complete), and the class set that it is judged in.
+DATASETS: dict[Kind, tuple[Callable[[Path, str, str, bool], LabelledImages], ClassSet]] = {
+    "camvid": (lambda root, split, pattern, complete: camvid(root, split, pattern), CAMVID11),
+    "train_ids": (lambda root, split, pattern, complete: train_id_folder(root / split, pattern), CITYSCAPES19),
+    "cityscapes": (cityscapes, CITYSCAPES19),
+    "nightcity": (nightcity, CITYSCAPES19),
+    "nightcity_plus": (nightcity_plus, CITYSCAPES19),
+    "nightcity_fine": (nightcity_fine, CITYSCAPES19),
+    "bdd100k": (bdd100k, CITYSCAPES19),
+    "bdd100k_night": (bdd100k_night, BDD18),
+}
 
 
 def label_instances(labels: np.ndarray, class_ids: Sequence[int], min_area: int = 16) -> np.ndarray:
