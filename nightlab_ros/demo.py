@@ -26,9 +26,10 @@ from rich.table import Table
 
 from nightlab_core.data.frames import FrameSource, open_frames
 from nightlab_core.runtime.bundle import BundleError, default_bundle, load_bundle
-from nightlab_ros.demo_report import Recording, write_jpeg, write_report
+from nightlab_ros.demo_report import Recording, write_report
 from nightlab_ros.demo_run import Child, DemoError, LiveLine, ros_environment
 from nightlab_ros.monitor import Monitor
+from nightlab_ros.page import write_jpeg
 from nightlab_ros.player import FRAME_ID, add_source_arguments, source_from
 
 ANSWER_TIMEOUT_S = 240.0

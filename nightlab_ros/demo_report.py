@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import zlib
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 
 from nightlab_core.data.frames import Frame, FrameSource
@@ -27,6 +25,7 @@ from nightlab_core.labels import (
     overlay,
 )
 from nightlab_core.metrics import confusion_matrix, iou, mean_iou, paired_bootstrap
+from nightlab_ros.page import jpeg_uri, write_jpeg, write_page
 
 NUM_SHEETS = 12
 PANEL_WIDTH = 640
@@ -144,10 +143,12 @@ def write_report(recording: Recording, source: FrameSource, classes: ClassSet, o
             panels = draw_panels(frame, image_level, both, classes, source.classes)
             path = overlays / f"{index:05d}_{frame.name}.jpg"
             write_jpeg(path, np.hstack(list(panels.values())))
-            sheets.append({"name": frame.name, "latency_ms": recording.masks[stamp_ns].latency_ms, "panels": panels})
+            pictures = {caption: jpeg_uri(panel) for caption, panel in panels.items()}
+            sheets.append({"name": frame.name, "latency_ms": recording.masks[stamp_ns].latency_ms, "panels": pictures})
     report = summarize(recording, source, matrices)
     (out / "demo.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    write_page(out / "index.html", report, sheets, classes)
+    legend = list(zip(classes.names, classes.colors_rgb, strict=True))
+    write_page(out / "index.html", "demo.html.j2", report=report, sheets=sheets, legend=legend)
     return report
 
 
@@ -222,39 +223,3 @@ def draw_panels(
     height = max(1, round(image.shape[0] * PANEL_WIDTH / image.shape[1]))
     way = cv2.INTER_AREA if image.shape[1] > PANEL_WIDTH else cv2.INTER_LINEAR
     return {caption: cv2.resize(p, (PANEL_WIDTH, height), interpolation=way) for caption, p in panels.items()}
-
-
-def write_jpeg(path: Path, image_bgr: np.ndarray, quality: int = 90) -> None:
-    """Write a picture. OSError where OpenCV, which only says no, could not."""
-    path.write_bytes(encode_jpeg(image_bgr, quality))
-
-
-def encode_jpeg(image_bgr: np.ndarray, quality: int) -> bytes:
-    """The bytes of a JPEG file of uint8 (H, W, 3) BGR."""
-    written, data = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not written:
-        raise ValueError(f"cannot encode {image_bgr.dtype} {image_bgr.shape} as JPEG; expected uint8 (H, W, 3)")
-    return data.tobytes()
-
-
-def write_page(path: Path, report: dict[str, Any], sheets: list[dict[str, Any]], classes: ClassSet) -> None:
-    """One HTML file that needs no other."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("nightlab_ros", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pictures = [
-        {
-            **sheet,
-            "panels": {c: base64.b64encode(encode_jpeg(p, 80)).decode() for c, p in sheet["panels"].items()},
-        }
-        for sheet in sheets
-    ]
-    legend = [
-        (name, "#{:02x}{:02x}{:02x}".format(*rgb)) for name, rgb in zip(classes.names, classes.colors_rgb, strict=True)
-    ]
-    page = environment.get_template("demo.html.j2").render(report=report, sheets=pictures, legend=legend)
-    path.write_text(page, encoding="utf-8")
