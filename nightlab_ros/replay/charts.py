@@ -160,7 +160,7 @@ def reliability(curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], la
 
 
 def forest(rows: Sequence[tuple[str, float | None, float | None, float | None]], unit: str, label: str) -> Markup:
-    """(name, difference, low, high) a row; a filled dot where the interval leaves zero out, a dash where there is none."""
+    """(name, difference, low, high) a row: green or red where the interval leaves zero out, a dash for None."""
     values = [abs(v) for _, *numbers in rows for v in numbers if v is not None]
     reach = max([*values, 0.1]) * 1.08
     left, height = 118, ROW * len(rows) + 8
@@ -239,3 +239,36 @@ def spark(counts: Sequence[int], label: str) -> Markup:
         for i, count in enumerate(counts)
     ]
     return svg(96, 20, label, bars, "spark")
+
+
+def timeline(
+    seconds: Sequence[float],
+    light_level: Sequence[float | None],
+    confidence: Sequence[float | None],
+    lost: Sequence[int],
+    starts: Sequence[float],
+    label: str,
+    width: int = WIDTH,
+) -> Markup:
+    """Light level (log scale), confidence and lost frames over the same seconds; `starts` are where bags begin."""
+    x = Axis(0, max([*seconds, 1.0]), 46, width - 10)
+    light, sure, gone = Axis(0.001, 1, 96, 22, log=True), Axis(0, 1, 206, 132), Axis(0, max([*lost, 1]), 282, 242)
+    parts = []
+    for name, axis, most in (("light level", light, 4), ("mean confidence", sure, 2), ("frames lost", gone, 1)):
+        parts += [text(x.start, axis.end - 7, name, "dim", "start"), *y_axis(axis, x.start, x.end, most)]
+    for start in starts[1:]:
+        parts.append(line(x.at(start), light.end, x.at(start), gone.start, "zero"))
+    xs = [x.at(s) for s in seconds]
+    for axis, values, kind in ((light, light_level, "line-a"), (sure, confidence, "line-b")):
+        ys = [math.nan if v is None else axis.at(v) for v in values]
+        parts.append(path(xs, ys, kind))
+        alone = [i for i, y in enumerate(ys) if math.isfinite(y) and not _neighbour(ys, i)]
+        parts += [dot(xs[i], ys[i], kind.replace("line", "fill"), radius=2) for i in alone]
+    for place, count in zip(xs, lost, strict=True):
+        if count:
+            parts.append(rect(place - 1, gone.at(count), 2, gone.start - gone.at(count), "bad", f"{count} lost"))
+    return svg(width, 316, label, parts + x_axis(x, gone.start, "seconds", most=5 if width <= WIDTH else 10))
+
+
+def _neighbour(values: Sequence[float], place: int) -> bool:
+    return any(math.isfinite(v) for v in (*values[max(place - 1, 0) : place], *values[place + 1 : place + 2]))
