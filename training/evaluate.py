@@ -50,12 +50,12 @@ class Evaluation:
 def open_set(root: Path, name: str, pattern: str = "*") -> tuple[Sequence[Sample], ClassSet]:
     """A data set under `root`, and the class set that it is judged in.
 
-    "nightcity_plus/val" is the split of a known data set in the folder of that name; what is none is a plain folder of
-    train ids, "nightcoarse/val".
+    "nightcity_plus/val" is a split of a known data set, in the folder of its name (docs/datasets.md); "nightcoarse/val"
+    is none, and so a plain folder of train ids.
     """
     head, _, split = name.partition("/")
     if head in datasets.DATASETS and head != "train_ids":
-        return datasets.open_dataset(head, root / head, split, pattern)
+        return datasets.open_dataset(head, root / datasets.SHARED_FOLDERS.get(head, head), split, pattern)
     return datasets.open_dataset("train_ids", root, name, pattern)
 
 

@@ -28,6 +28,7 @@ from nightlab_core.labels import (
 
 __all__ = [
     "DATASETS",
+    "SHARED_FOLDERS",
     "DatasetError",
     "Kind",
     "LabelledImages",
@@ -121,6 +122,8 @@ DATASETS: dict[Kind, tuple[Callable[[Path, str, str, bool], LabelledImages], Cla
     "bdd100k": (bdd100k, CITYSCAPES19),
     "bdd100k_night": (bdd100k_night, BDD18),
 }
+#: Kinds that lie in another's folder: the same images, with other labels or fewer of them.
+SHARED_FOLDERS: dict[str, str] = {"nightcity_plus": "nightcity", "bdd100k_night": "bdd100k"}
 
 
 def label_instances(labels: np.ndarray, class_ids: Sequence[int], min_area: int = 16) -> np.ndarray:

@@ -9,6 +9,7 @@ from nightlab_core.labels import (
     CAMVID11,
     CAMVID_TO_CITYSCAPES,
     CITYSCAPES19,
+    CITYSCAPES_IDS_TO_TRAIN_IDS,
     CITYSCAPES_TO_CAMVID,
     CLASS_SETS,
     ClassSet,
@@ -41,6 +42,17 @@ def test_unknown_names_and_missing_colours_are_refused() -> None:
         CITYSCAPES19.id_of("pavement")
     with pytest.raises(ValueError, match="2 names but 1 colours"):
         ClassSet("short", ("a", "b"), ((0, 0, 1),))
+
+
+def test_cityscapes_label_ids_become_train_ids_by_name() -> None:
+    names = "unlabeled, ego vehicle, rectification border, out of roi, static, dynamic, ground, road, sidewalk, parking"
+    names += ", rail track, building, wall, fence, guard rail, bridge, tunnel, pole, polegroup, traffic light"
+    names += ", traffic sign, vegetation, terrain, sky, person, rider, car, truck, bus, caravan, trailer, train"
+    names += ", motorcycle, bicycle"  # ids 0 to 33, as cityscapesScripts list them
+    known = CITYSCAPES19.names
+    expected = {i: known.index(n) if n in known else 255 for i, n in enumerate(names.split(", "))}
+    assert expected == CITYSCAPES_IDS_TO_TRAIN_IDS
+    assert sorted(set(expected.values())) == [*range(19), 255]
 
 
 def test_camvid_ids_become_the_same_things_in_cityscapes() -> None:
