@@ -74,5 +74,5 @@ endef
 $(DEMO_ENV)/.ready: $(DEMO_REQUIREMENTS)
 	$(call make_environment,$(DEMO_ENV),$(DEMO_REQUIREMENTS))
 
-$(TEST_ENV)/.ready: $(TEST_REQUIREMENTS) requirements/train.txt requirements/tensorrt.txt requirements/vehicle.txt
+$(TEST_ENV)/.ready: $(TEST_REQUIREMENTS) requirements/train.txt requirements/replay.txt requirements/tensorrt.txt requirements/vehicle.txt
 	$(call make_environment,$(TEST_ENV),$(TEST_REQUIREMENTS))

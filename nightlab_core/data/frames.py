@@ -82,7 +82,7 @@ def open_frames(
 
         def read() -> Iterator[Frame]:
             for image, label_map, stamp_s, name in read_bag(path, topic):
-                yield Frame(image, _checked(label_map, image, class_set, name), stamp_s, name)
+                yield Frame(image, checked_labels(label_map, image, class_set, name), stamp_s, name)
 
         found: int | None = count_images(path, topic)
     elif path.is_dir():
@@ -112,7 +112,7 @@ def _class_set(path: Path, classes: str | None) -> ClassSet:
     return CLASS_SETS[classes]
 
 
-def _checked(labels: np.ndarray | None, image_bgr: np.ndarray, classes: ClassSet, name: str) -> np.ndarray | None:
+def checked_labels(labels: np.ndarray | None, image_bgr: np.ndarray, classes: ClassSet, name: str) -> np.ndarray | None:
     """The label map if it fits its image and holds only ids of the class set; CamVid's void becomes 255."""
     if labels is None:
         return None
@@ -167,7 +167,7 @@ def _folder(
             image = _read_image(file, cv2.IMREAD_COLOR)
             label_file = label_files.get(file.stem)
             label_map = _read_image(label_file, cv2.IMREAD_UNCHANGED) if label_file else None
-            yield Frame(image, _checked(label_map, image, classes, str(label_file)), index / fps, file.stem)
+            yield Frame(image, checked_labels(label_map, image, classes, str(label_file)), index / fps, file.stem)
 
     return files, read
 

@@ -93,7 +93,7 @@ class ReplaySettings(_Model):
     """What decides the result: a run goes on only with the very same."""
 
     mode: Literal["all", "realtime", "live"] = "all"  #: every frame; at the recorded rate; through the live node
-    engine: Literal["auto", "openvino", "onnxruntime"] = "auto"
+    engine: str = "auto"  #: as `Pipeline.open` takes it
     precision: Literal["auto", "float32"] = "auto"
     threads: int = 0
     pipeline: PipelineSettings = PipelineSettings()

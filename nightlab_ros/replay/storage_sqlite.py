@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""rosbag2's SQLite file, also one that was cut off while it was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import apsw
+import numpy as np
+
+from nightlab_ros.replay.storage import BagError, Topic
+
+_HEADER = b"SQLite format 3\x00"
+#: After so many rows in a row that cannot be found, no more are looked for.
+_PATIENCE = 500
+
+
+class SqliteFile:
+    """Raises BagError if not even the list of topics can be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.problems: list[str] = []
+        page_bytes = _page_bytes(path)
+        self._vfs = _WholePages(page_bytes) if path.stat().st_size % page_bytes else None
+        # A recorder that was killed leaves its last messages in a log beside the file, which an immutable one ignores.
+        log = path.with_name(path.name + "-wal")
+        immutable = not (log.is_file() and log.stat().st_size)
+        try:
+            self._connection = apsw.Connection(
+                f"file:{quote(str(path.resolve()))}?mode=ro{'&immutable=1' if immutable else ''}",
+                flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
+                vfs=self._vfs.vfs_name if self._vfs else None,
+            )
+            # Without this, SQLite refuses a file that is shorter than its own header says.
+            self._connection.execute("PRAGMA writable_schema=ON").fetchall()
+            rows: list[Any] = self._connection.execute("SELECT id, name, type FROM topics ORDER BY id").fetchall()
+        except apsw.Error as error:
+            raise BagError(f"{path}: nothing can be read: {error}") from error
+        self._ids = {str(name): int(key) for key, name, _ in rows}
+        self._rows = self._read_index()
+        counts = {key: int(np.count_nonzero(self._rows[:, 1] == key)) for key in self._ids.values()}
+        self.topics = {str(name): Topic(str(kind), counts[key]) for key, name, kind in rows}
+
+    def index(self, topic: str) -> np.ndarray:
+        """int64 (N, 3): time in ns, row id, 0."""
+        rows = self._rows[self._rows[:, 1] == self._ids[topic]]
+        return np.stack([rows[:, 2], rows[:, 0], np.zeros(len(rows), np.int64)], axis=1)
+
+    def read(self, first: int, second: int) -> bytes:
+        """The message of a row id. Raises BagError."""
+        try:
+            row = self._connection.execute("SELECT data FROM messages WHERE id = ?", (first,)).fetchone()
+        except apsw.Error as error:
+            raise BagError(f"the message cannot be read: {error}") from error
+        if row is None or not isinstance(row[0], bytes):
+            raise BagError(f"the message {first} is not there any more")
+        return row[0]
+
+    def head(self, first: int, second: int, size: int) -> bytes:
+        """Its first bytes, without reading the rest. Raises BagError."""
+        try:
+            blob = self._connection.blob_open("main", "messages", "data", first, False)
+            data = blob.read(size)
+            blob.close()
+            return data
+        except apsw.Error as error:
+            raise BagError(f"the message cannot be read: {error}") from error
+
+    def close(self) -> None:
+        """Free the file."""
+        self._connection.close()
+
+    def _read_index(self) -> np.ndarray:
+        """Row id, topic id and time of every message that can be found, int64 (N, 3)."""
+        rows: list[Any] = []
+        query = "SELECT id, topic_id, timestamp FROM messages"
+        try:
+            rows.extend(self._connection.execute(query))
+        except apsw.Error as error:
+            # The way to a row leads over few pages: behind one that is missing, others may still be found.
+            key = missed = 0
+            rows = []
+            while missed < _PATIENCE:
+                key += 1
+                try:
+                    found = self._connection.execute(f"{query} WHERE id = ?", (key,)).fetchall()
+                except apsw.Error:
+                    found = []
+                missed = 0 if found else missed + 1
+                rows += found
+            self.problems.append(f"the file is damaged ({error}): {len(rows)} messages could be found")
+        return np.asarray(rows, np.int64).reshape(-1, 3)
+
+
+class _WholePages(apsw.VFS):
+    """SQLite fills up a page that was cut off with zeros, and a picture's end with it: show it whole pages alone."""
+
+    def __init__(self, page_bytes: int) -> None:
+        self.vfs_name = f"nightlab-whole-pages-{id(self)}"
+        self._page_bytes = page_bytes
+        super().__init__(self.vfs_name, "")
+
+    def xOpen(self, name: Any, flags: Any) -> apsw.VFSFile:
+        return _WholePagesFile(name, flags, self._page_bytes)
+
+
+class _WholePagesFile(apsw.VFSFile):
+    def __init__(self, name: Any, flags: Any, page_bytes: int) -> None:
+        super().__init__("", name, flags)
+        self._page_bytes = page_bytes
+
+    def xFileSize(self) -> int:
+        size = super().xFileSize()
+        return size - size % self._page_bytes
+
+    def xRead(self, amount: int, offset: int) -> bytes:
+        return super().xRead(max(0, min(amount, self.xFileSize() - offset)), offset)
+
+
+def _page_bytes(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            header = file.read(100)
+    except OSError as error:
+        raise BagError(f"{path} cannot be opened: {error}") from error
+    if len(header) < 100 or not header.startswith(_HEADER):
+        raise BagError(f"{path}: nothing can be read: {len(header)} bytes that do not begin as a SQLite file does")
+    size = int.from_bytes(header[16:18], "big")
+    return 65536 if size == 1 else max(size, 512)
