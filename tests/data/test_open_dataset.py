@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from trees import write_image, write_label
 
-from nightlab_core.data import datasets
+from nightlab_core.data import bdd, datasets, nightcity
 from nightlab_core.data.datasets import DATASETS, DatasetError, cityscapes, open_dataset
 from nightlab_core.labels import BDD18, CAMVID11, CITYSCAPES19, in_class_set
 
@@ -53,6 +53,17 @@ def test_every_kind_has_a_function_and_a_class_set(tmp_path: Path) -> None:
             open_dataset(kind, tmp_path, "val")
     with pytest.raises(DatasetError, match="no data set 'nightcity\\+'; expected one of camvid, train_ids"):
         open_dataset("nightcity+", tmp_path)  # type: ignore[arg-type]
+
+
+def test_the_guide_names_every_kind_its_frames_and_its_classes() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+    rows = {line.split("`")[1]: line for line in guide.splitlines() if line.startswith("| `")}
+    assert tuple(sorted(rows)) == tuple(sorted(DATASETS))
+    for kind, (_, classes) in DATASETS.items():
+        assert f"{len(classes)} classes" in rows[kind]
+        assert f"| `{datasets.SHARED_FOLDERS.get(kind, kind)}`" in rows[kind] or kind == "train_ids"
+    for counts, kind in ((nightcity.FRAMES, "nightcity"), (bdd.FRAMES, "bdd100k")):
+        assert f"| {counts['train']}, {counts['val']} |" in rows[kind]
 
 
 def test_plain_folders_with_and_without_a_split(tmp_path: Path) -> None:
