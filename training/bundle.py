@@ -14,6 +14,7 @@ import torch
 from nightlab_core.config import Settings, load_yaml
 from nightlab_core.export import ModelCard, save_checkpoint
 from nightlab_core.models.nightlab import NightLabSettings
+from training.loop import load_weights
 
 
 class BundleRecipe(Settings):
@@ -39,7 +40,7 @@ def assemble(recipe: BundleRecipe, out: Path) -> None:
 def _weights(path: str) -> dict[str, torch.Tensor]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint; train that stage first, see docs/training.md")
-    return torch.load(path, map_location="cpu", weights_only=True)["model"]
+    return load_weights(Path(path))
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from nightlab_core.runtime import regions
 class SourceSettings(Settings):
     """One source of labelled images and how often it is drawn."""
 
-    kind: datasets.Kind | Literal["rendered"]
+    kind: datasets.Kind | Literal["rendered", "pseudo"]
     folder: str = ""  #: under the data folder; of "pseudo", where `training.pseudo` wrote
     split: str = ""  #: train, val or test; of plain folders (train_ids) a sub-folder
     complete: bool = True  #: of data sets whose frames are counted: false to train on a part
@@ -44,8 +44,10 @@ def load_source(source: SourceSettings, root: Path) -> Sequence[Sample]:
         scenes = track(range(source.count), f"rendering {source.count} scenes")
         frames = ((seed, night.render_scene(seed, size_hw=(480, 854))) for seed in scenes)
         return [Sample(f.image_bgr, f.labels, f"rendered_{seed}") for seed, f in frames]
-    folder = root / source.folder
-    samples, _ = datasets.open_dataset(source.kind, folder, source.split, complete=source.complete)
+    kind, folder = source.kind, root / source.folder
+    if kind == "pseudo":
+        kind, folder = "train_ids", Path(source.folder)
+    samples, _ = datasets.open_dataset(kind, folder, source.split, complete=source.complete)
     frame = samples[0]
     small = len(samples) * (frame.image_bgr.nbytes + frame.labels.nbytes) <= IN_MEMORY_BYTES
     return list(samples) if small else samples

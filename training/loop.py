@@ -13,6 +13,7 @@ from lightning.fabric import Fabric, seed_everything
 from pydantic import Field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nightlab_core.config import Settings
@@ -30,6 +31,7 @@ class LoopSettings(Settings):
     warmup_steps: int = Field(default=50, ge=0)
     decay_power: float = Field(default=0.9, gt=0)
     clip_norm: float = Field(default=1.0, gt=0)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)  #: of the running mean of the weights that is kept; 0: none
     precision: str = "32-true"
     seed: int = 0
     checkpoint_every: int = Field(default=200, ge=1)
@@ -79,6 +81,9 @@ def fit(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     wrapped, optimizer = fabric.setup(model, optimizer)
+    average: AveragedModel | None = None
+    if settings.ema_decay:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=False)
 
     first = 0
     if checkpoint.is_file():
@@ -87,6 +92,8 @@ def fit(
             raise ValueError(f"{checkpoint} was trained by another recipe; choose another folder, or remove it")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        if average is not None:
+            average.load_state_dict(state["average"])
         torch.set_rng_state(state["random"])
         torch.cuda.set_rng_state_all(state["random_cuda"])
         first = state["step"]
@@ -118,18 +125,31 @@ def fit(
             fabric.backward(total)
             fabric.clip_gradients(wrapped, optimizer, max_norm=settings.clip_norm)
             optimizer.step()
+            if average is not None:
+                average.update_parameters(model)
             progress.update(task, advance=1, description=shown)
             if step % 20 == 0:
                 progress.console.print(f"step {step} {shown}")
             if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-                _save(checkpoint, model, optimizer, step + 1, recipe)
+                _save(checkpoint, model, average, optimizer, step + 1, recipe)
 
 
-def _save(path: Path, model: nn.Module, optimizer: Any, step: int, recipe: dict[str, Any]) -> None:
+def load_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The weights of a stage's checkpoint: their running mean where it kept one. Also reads a whole NightLab's."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if state.get("average"):
+        return {k.removeprefix("module."): v for k, v in state["average"].items() if k.startswith("module.")}
+    return state["weights"] if "weights" in state else state["model"]
+
+
+def _save(
+    path: Path, model: nn.Module, average: AveragedModel | None, optimizer: Any, step: int, recipe: dict[str, Any]
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     state = {
         "model": model.state_dict(),
+        "average": average.state_dict() if average is not None else None,
         "optimizer": optimizer.state_dict(),
         "step": step,
         "random": torch.get_rng_state(),

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nightlab_core.config import Settings, load_yaml
-from nightlab_core.labels import CITYSCAPES19, IGNORE_ID
+from nightlab_core.labels import CITYSCAPES19, IGNORE_ID, OPEN_LABELS
 from nightlab_core.models.backbone import Backbone
 from nightlab_core.models.deform import set_deform_form
 from nightlab_core.models.nightlab import NightLabSettings
 from nightlab_core.models.pretrained import load_packaged_weights
 from training.data import FrameStream, RegionStream, SourceSettings
-from training.loop import LoopSettings, Losses, fit
+from training.loop import LoopSettings, Losses, fit, load_weights
 
 
 class SegmenterRecipe(Settings):
@@ -31,8 +31,9 @@ class SegmenterRecipe(Settings):
     input_hw: tuple[int, int] = (480, 640)  #: working size of the image network; its area is what counts
     crop_hw: tuple[int, int] = (352, 480)
     scale: tuple[float, float] = (0.6, 1.8)  #: random scale round the working size
-    hard_classes: tuple[str, ...] = ()  #: what the region level's windows are cut round
-    hard_weight: float = 1.0  #: how much a pixel of a hard class counts in the loss
+    hard_classes: tuple[str, ...] = ()  #: what crops and the region level's windows are cut round
+    hard_share: float = 0.0  #: part of the image level's crops that are cut round a hard class
+    class_weights: dict[str, float] = {}  #: how much a true pixel of a class counts in the loss; 1 for all others
     frozen_stages: int = 2  #: leading backbone stages that keep their ImageNet weights
     start_from: str = ""  #: checkpoint whose weights are taken; empty: ImageNet's
 
@@ -51,18 +52,57 @@ def freeze(backbone: Backbone, stages: int) -> None:
             module.eval()
 
 
-def segmentation_loss(model: nn.Module, batch: tuple[Tensor, Tensor], weight: Tensor | None = None) -> Losses:
+def open_log_softmax(logits: Tensor) -> Tensor:
+    """Log-probabilities (B, 19 + open labels, H, W) of logits (B, 19, H, W); see `labels.OPEN_LABELS`.
+
+    The probability of a label that leaves several classes open is the sum of theirs.
+    """
+    log_p = logits.log_softmax(1)
+    opened = [log_p[:, members].logsumexp(1, keepdim=True) for members in OPEN_LABELS.values()]
+    return torch.cat([log_p, *opened], 1)
+
+
+def loss_weights(classes: dict[str, float]) -> Tensor:
+    """Weight of every label, (19 + open labels,): 1 where nothing is said, an open label the least of its classes'."""
+    weight = torch.ones(len(CITYSCAPES19))
+    for name, value in classes.items():
+        weight[CITYSCAPES19.id_of(name)] = value
+    opened = torch.stack([weight[list(members)].min() for members in OPEN_LABELS.values()])
+    return torch.cat([weight, opened])
+
+
+def segmentation_loss(model: nn.Module, batch: tuple[Tensor, Tensor], weight: Tensor) -> Losses:
     """Pixel-wise cross-entropy on every second pixel of every second row, unlabelled pixels left out.
 
-    Neighbours hold the same answer, and logits of every class at full size are a CPU's largest tensors. `weight`,
-    float (C,), is how much a true pixel of each class counts.
+    Neighbours hold the same answer, and logits of every class at full size are a CPU's largest tensors. `weight` is
+    that of `loss_weights`; the mean is over pixels, so that a heavy class adds to the loss and takes nothing away.
     """
     image, labels = batch
     labels = labels[:, ::2, ::2]
     logits = model(image.contiguous(memory_format=torch.channels_last))
     logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    total = F.cross_entropy(logits, labels, weight, ignore_index=IGNORE_ID, reduction="sum")
+    total = F.nll_loss(open_log_softmax(logits), labels, weight, ignore_index=IGNORE_ID, reduction="sum")
     return {"cross_entropy": total / (labels != IGNORE_ID).sum().clamp(min=1)}
+
+
+def start(model: nn.Module, checkpoint: Path, level: str) -> None:
+    """Take the weights of a stage's checkpoint, or of one level of a whole NightLab's.
+
+    A part that the checkpoint lacks, or has in another shape, keeps its fresh weights and is named.
+    """
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"{checkpoint}: no such checkpoint; train that stage first, see docs/training.md")
+    weights = load_weights(checkpoint)
+    if any(key.startswith(f"{level}.") for key in weights):
+        weights = {k.removeprefix(f"{level}."): v for k, v in weights.items() if k.startswith(f"{level}.")}
+    own = model.state_dict()
+    fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    if not fitting:
+        raise ValueError(f"{checkpoint} holds no weight that fits this model; was it trained with another recipe?")
+    fresh = sorted({k.rsplit(".", 1)[0] for k in own.keys() - fitting.keys()})
+    if fresh:
+        print(f"{checkpoint} lacks {', '.join(fresh)}: fresh weights")
+    model.load_state_dict({**own, **fitting})
 
 
 def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
@@ -70,7 +110,7 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
     torch.manual_seed(recipe.loop.seed)
     model = recipe.model.build_level()
     if recipe.start_from:
-        model.load_state_dict(torch.load(recipe.start_from, map_location="cpu", weights_only=True)["model"])
+        start(model, Path(recipe.start_from), recipe.level)
     else:
         load_packaged_weights(model.segmenter.backbone.net, recipe.model.segmenter.backbone)
     # torchvision's operator is several times slower than grid_sample in a CPU's backward pass.
@@ -78,11 +118,13 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
     model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     freeze(model.segmenter.backbone, recipe.frozen_stages)
     hard = [CITYSCAPES19.id_of(name) for name in recipe.hard_classes]
-    weight = torch.ones(recipe.model.num_classes)
-    weight[hard] = recipe.hard_weight
+    weight = loss_weights(recipe.class_weights)
     stream: FrameStream | RegionStream
     if recipe.level == "image":
-        stream = FrameStream(recipe.sources, data, recipe.loop.seed, recipe.crop_hw, recipe.input_hw, recipe.scale)
+        stream = FrameStream(
+            recipe.sources, data, recipe.loop.seed, recipe.crop_hw, recipe.input_hw, recipe.scale,
+            hard, recipe.hard_share,
+        )  # fmt: skip
     else:
         stream = RegionStream(recipe.sources, data, recipe.loop.seed, recipe.model.region_hw, hard)
 

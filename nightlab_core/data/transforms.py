@@ -22,15 +22,30 @@ def resize_pair(image: np.ndarray, labels: np.ndarray, size_hw: tuple[int, int])
     return image, cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def crop_pair(image: np.ndarray, labels: np.ndarray, size_hw: tuple[int, int], rng: np.random.Generator) -> Pair:
-    """A random crop of (H, W); what lies outside the image is black and unlabelled."""
+def crop_pair(
+    image: np.ndarray,
+    labels: np.ndarray,
+    size_hw: tuple[int, int],
+    rng: np.random.Generator,
+    wanted_id: int | None = None,
+) -> Pair:
+    """A random crop of (H, W); what lies outside the image is black and unlabelled.
+
+    With `wanted_id` the crop holds a random pixel of that class, if there is one (rare class sampling: Hoyer et al.,
+    CVPR 2022).
+    """
     height, width = size_hw
     bottom, right = max(0, height - image.shape[0]), max(0, width - image.shape[1])
     if bottom or right:
         image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=(0, 0, 0))
         labels = cv2.copyMakeBorder(labels, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=IGNORE_ID)
-    y = int(rng.integers(image.shape[0] - height + 1))
-    x = int(rng.integers(image.shape[1] - width + 1))
+    last_y, last_x = image.shape[0] - height, image.shape[1] - width
+    y, x = int(rng.integers(last_y + 1)), int(rng.integers(last_x + 1))
+    wanted = np.flatnonzero(labels == wanted_id) if wanted_id is not None else ()
+    if len(wanted):
+        row, column = divmod(int(rng.choice(wanted)), labels.shape[1])
+        y = int(np.clip(row - rng.integers(height), 0, last_y))
+        x = int(np.clip(column - rng.integers(width), 0, last_x))
     return image[y : y + height, x : x + width], labels[y : y + height, x : x + width]
 
 
@@ -40,10 +55,11 @@ def scale_crop_flip(
     size_hw: tuple[int, int],
     scale: float,
     rng: np.random.Generator,
+    wanted_id: int | None = None,
 ) -> Pair:
-    """Resize by `scale`, crop to (H, W) at random, mirror half of the time, as the paper does."""
+    """Resize by `scale`, crop to (H, W) at random, mirror half of the time, as the paper does; see `crop_pair`."""
     target = (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale)))
-    image, labels = crop_pair(*resize_pair(image, labels, target), size_hw, rng)
+    image, labels = crop_pair(*resize_pair(image, labels, target), size_hw, rng, wanted_id)
     if rng.random() < 0.5:
         image, labels = image[:, ::-1], labels[:, ::-1]
     return np.ascontiguousarray(image), np.ascontiguousarray(labels)

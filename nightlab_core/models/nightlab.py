@@ -41,6 +41,7 @@ class SegmenterSettings(Settings):
     channels: int = Field(default=64, ge=8)
     strides: tuple[int, ...] = (8, 16, 32)
     deformable: tuple[Place, ...] = ("fpn", "head")
+    detail_channels: int = Field(default=0, ge=0)
 
 
 class DetectorSettings(Settings):
@@ -63,7 +64,9 @@ class Level(nn.Module):
         super().__init__()
         self.relam: nn.Module = ReLAM(relam.channels, relam.blocks, relam.reduction) if relam else nn.Identity()
         s = segmenter
-        self.segmenter = Segmenter(s.backbone, num_classes, s.channels, s.strides, s.deformable, stages=s.stages)
+        self.segmenter = Segmenter(
+            s.backbone, num_classes, s.channels, s.strides, s.deformable, s.detail_channels, stages=s.stages
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         return self.segmenter(self.relam(image))

@@ -20,7 +20,7 @@ class Segmenter(nn.Module):
         num_classes: channels of the logits.
         channels: width of the decoder; 64 for the lite form, 512 in the paper.
         strides: feature strides the decoder reads, finest first.
-        deformable: places of deformable convolution, see `UPerHead`.
+        deformable, detail_channels: see `UPerHead`.
 
     H and W must be multiples of the backbone's coarsest stride; else ValueError names the size to pad to.
     """
@@ -32,6 +32,7 @@ class Segmenter(nn.Module):
         channels: int = 64,
         strides: Sequence[int] = (8, 16, 32),
         deformable: Sequence[Place] = ("fpn", "head"),
+        detail_channels: int = 0,
         *,
         stages: int = 0,
         pretrained: bool = False,
@@ -39,7 +40,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.backbone = Backbone(backbone, strides, stages=stages, pretrained=pretrained)
         self.multiple = self.backbone.multiple
-        self.head = UPerHead(self.backbone.channels, channels, num_classes, deformable)
+        self.head = UPerHead(self.backbone.channels, channels, num_classes, deformable, detail_channels=detail_channels)
 
     def forward(self, image: Tensor) -> Tensor:
         if not torch.jit.is_tracing():
