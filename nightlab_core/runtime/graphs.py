@@ -20,8 +20,6 @@ from onnx import TensorProto, helper, inliner, numpy_helper, parser, shape_infer
 from nightlab_core.runtime.half import to_half
 
 Precision = Literal["float32", "float16"]
-#: Raise it whenever the same network is rewritten to another graph: engines built from the old one are then out of date.
-GRAPH_VERSION = 1
 
 
 class GraphError(ValueError):

@@ -115,17 +115,18 @@ def half_nodes(graph: onnx.GraphProto) -> set[int]:
                 if all(r in lead for r in read_by) and not outside & set(node.output):
                     only_lead.add(i)
         kept: set[int] = set()
-        written: set[str] = set()
+        grounded: set[str] = set()  # values that come from products alone
         for i, node in enumerate(graph.node):
             data = [name for name in _data_inputs(node) if name in floats and name not in constants]
-            from_half = bool(data) and written.issuperset(data)
-            if (
-                i in products
-                or (i in chosen and node.op_type in EXACT and (from_half or i in only_lead))
-                or (i in chosen and node.op_type in ROUNDING and from_half and i in lead)
-            ):
-                kept.add(i)
-                written.update(node.output)
+            from_products = bool(data) and grounded.issuperset(data)
+            if i not in products:
+                if i not in chosen or (node.op_type in ROUNDING and not (from_products and i in lead)):
+                    continue
+                if node.op_type in EXACT and not (from_products or i in only_lead):
+                    continue
+            kept.add(i)
+            if i in products or from_products:
+                grounded.update(node.output)
         if kept == chosen:
             return chosen
         chosen = kept
