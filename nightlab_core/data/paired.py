@@ -114,10 +114,15 @@ def list_images(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 def read_label(path: Path) -> np.ndarray:
-    """A label map as the file has it, uint8 (H, W). Raises DatasetError for a colour picture and for 16 bits."""
+    """A label map as the file has it, uint8 (H, W); of a PNG with a palette, its indices.
+
+    Raises DatasetError for a colour picture and for 16 bits.
+    """
     labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if labels is None:
         raise DatasetError(f"{path} cannot be decoded as an image")
+    if labels.ndim == 3:  # OpenCV paints a palette's colours
+        labels = _palette_indices(path, labels)
     if labels.ndim != 2 or labels.dtype != np.uint8:
         raise DatasetError(f"{path} is {labels.dtype} {labels.shape}; expected uint8 (H, W) ids")
     return labels
@@ -151,6 +156,15 @@ def check_mapping(samples: LabelledImages, read: int = 16) -> None:
             f"{seen}; train ids without sky (10), vegetation (8) and cars (13) are labels that were mapped from label"
             " ids to train ids twice: get the original labels"
         )
+
+
+def _palette_indices(path: Path, painted: np.ndarray) -> np.ndarray:
+    try:
+        from PIL import Image
+    except ImportError:  # the vehicle's environment has none
+        raise DatasetError(f"{path} is a colour picture or has a palette; expected one channel of ids") from None
+    with Image.open(path) as picture:
+        return np.asarray(picture) if picture.mode == "P" else painted
 
 
 def _every_nth(labels: np.ndarray, size_hw: tuple[int, ...]) -> np.ndarray:

@@ -63,6 +63,16 @@ def test_coloured_labels_are_refused(tmp_path: Path) -> None:
         train_id_folder(tmp_path)[0]
 
 
+def test_labels_with_a_palette_give_their_indices(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    ids = np.array([[0, 10, 18, 255]], np.uint8)
+    _write(tmp_path, "a", ids)
+    painted = image.fromarray(ids, mode="P")
+    painted.putpalette([90, 30, 200] * 256)
+    painted.save(tmp_path / "labels" / "a.png")
+    assert train_id_folder(tmp_path)[0].labels.tolist() == ids.tolist()
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="not a folder"):
         train_id_folder(tmp_path / "nowhere")
