@@ -34,6 +34,7 @@ setup(
     zip_safe=False,
     entry_points={
         "console_scripts": [
+            "nightlab-engine = nightlab_core.build_engines:main",
             "nightlab_node = nightlab_ros.node:main",
             "nightlab_demo = nightlab_ros.demo:main",
             "nightlab_player = nightlab_ros.player:main",

@@ -33,7 +33,8 @@ except ImportError:  # its name in ROS 2 Humble
 
 from nightlab_core.runtime.bundle import default_bundle
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_ros.health import LOSS_ADVICE, Health
+from nightlab_ros.building import BuildReporter
+from nightlab_ros.health import LOSS_ADVICE, Health, Report
 from nightlab_ros.images import ImageError, compressed_to_bgr, converter_name, image_to_bgr
 from nightlab_ros.latest import LatestWorker
 from nightlab_ros.params import ParameterError, changed, declare, unknown_parameters
@@ -45,8 +46,10 @@ BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 class NightLabNode(LifecycleNode):
     """Subscribes to ``image`` or ``image/compressed``; publishes what publishers.py lists, and /diagnostics."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, stop: threading.Event | None = None, **kwargs: Any) -> None:
+        """`stop`, once set, ends a build of engines that is under way."""
         super().__init__("nightlab", **kwargs)
+        self._stop_asked = threading.Event() if stop is None else stop
         self.settings = declare(self)
         for sentence in unknown_parameters(self._parameter_overrides, self._parameters):
             self.get_logger().warning(sentence)
@@ -109,22 +112,28 @@ class NightLabNode(LifecycleNode):
 
     def _configure(self) -> None:
         settings = self.settings
+        size_hw = settings.image_size[::-1] if settings.image_size != (0, 0) else None
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE)
         self._pipeline = pipeline = Pipeline.open(
             settings.bundle or default_bundle(),
             engine=settings.engine,
             precision=settings.precision,
             threads=settings.threads,
             settings=settings.pipeline(),
+            frame_hw=size_hw,
+            build_engines=settings.build_engines,
+            on_progress=BuildReporter(self._publish, self.get_logger().info, self._stop_asked),
         )
+        if pipeline.engine_note:
+            self.get_logger().warning(pipeline.engine_note)
         converter = "cv2.imdecode" if settings.transport == "compressed" else converter_name()
         manifest = pipeline.bundle.manifest
         self.get_logger().info(f"bundle {manifest.name}, engine {pipeline.engine_name}, images by {converter}")
         self._health = Health()
         self._outputs = Publishers(self, pipeline.bundle.class_set, self._health.stages)
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE)
         self._timer = self.create_timer(1.0, self._report)
-        if settings.image_size != (0, 0):
-            self._prepare(pipeline, settings.image_size[::-1])
+        if size_hw is not None:
+            self._prepare(pipeline, size_hw)
 
     def _start(self) -> None:
         assert self._outputs is not None
@@ -161,8 +170,10 @@ class NightLabNode(LifecycleNode):
         self._stop(LifecycleState("", 0))
         if self._timer is not None:
             self.destroy_timer(self._timer)
+            self._timer = None
+        if self._diagnostics is not None:
             self.destroy_publisher(self._diagnostics)
-            self._timer = self._diagnostics = None
+            self._diagnostics = None
         if self._outputs is not None:
             self._outputs.destroy()
             self._outputs = None
@@ -207,7 +218,12 @@ class NightLabNode(LifecycleNode):
         report = self._health.report(self._now_s(), active=self._worker is not None)
         report.values["mode"] = self.settings.mode
         report.values["engine"] = self._pipeline.engine_name
+        if self._pipeline.engine_note:
+            report.values["engine_note"] = self._pipeline.engine_note
         report.values["bundle"] = self._pipeline.bundle.manifest.name
+        self._publish(report)
+
+    def _publish(self, report: Report) -> None:
         stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(diagnostics(report, self.get_fully_qualified_name(), stamp))
 
@@ -259,7 +275,7 @@ def main(args: list[str] | None = None) -> int:
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     node = None
     try:
-        node = NightLabNode()
+        node = NightLabNode(stop)
         success = TransitionCallbackReturn.SUCCESS
         if node.settings.autostart and not (node.trigger_configure() == success == node.trigger_activate()):
             return 1

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from nightlab_core.config import replace
+from nightlab_core.runtime.engine import EngineChoice
 from nightlab_core.runtime.pipeline import PipelineSettings
 
 #: Marks in a field's metadata that say when it may change. Without one: at any time, from the next frame on.
@@ -27,10 +28,18 @@ class NodeSettings(PipelineSettings):
 
     bundle: Annotated[str, AT_CONFIGURE, Field(description="folder of the bundle; empty: the one in the package")] = ""
     engine: Annotated[
-        Literal["auto", "openvino", "onnxruntime"],
+        EngineChoice,
         AT_CONFIGURE,
-        Field(description="library that runs the networks; auto: OpenVINO where it is installed, else ONNX Runtime"),
+        Field(
+            description="library that runs the networks; auto: TensorRT where a GPU and its plans are, else OpenVINO, "
+            "else ONNX Runtime"
+        ),
     ] = "auto"
+    build_engines: Annotated[
+        bool,
+        AT_CONFIGURE,
+        Field(description="build TensorRT plans that are missing while configuring, which takes minutes"),
+    ] = False
     precision: Annotated[
         Literal["auto", "float32"],
         AT_CONFIGURE,
@@ -45,7 +54,10 @@ class NodeSettings(PipelineSettings):
     image_size: Annotated[
         tuple[Side, Side],
         AT_CONFIGURE,
-        Field(description="width and height of the camera, to compile for at configure; 0, 0: at the first frame"),
+        Field(
+            description="width and height of the camera, to compile for at configure; 0, 0: at the first frame, "
+            "and without TensorRT, whose plans are made for one size"
+        ),
     ] = (0, 0)
     overlay: Annotated[bool, Field(description="draw `~/overlay` while someone listens")] = True
     overlay_opacity: Annotated[float, Field(ge=0, le=1, description="how much the class colours cover the picture")] = (

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds TensorRT plans of a bundle's networks. Nothing here runs while the node is active.
 
-Building needs the package ``onnx``, by which the bundle's graphs are rewritten to what TensorRT takes. Loading does not.
+Building needs the package ``onnx``, by which the bundle's graphs become what TensorRT takes. Loading does not.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def build_plan(
 
     def wait() -> None:
         if not on_progress(Progress(key.kind, 0.0, "waiting for another process that builds")):
-            raise BuildStopped
+            raise BuildStopped("the wait for another process that builds was ended")
 
     with locked(folder, wait):
         try:
@@ -242,7 +242,7 @@ def _monitor(trt: Any, kind: EngineKind, on_progress: OnProgress) -> Any:
             self._fraction = max(self._fraction, min(1.0, fraction))
             try:  # an exception must not pass through TensorRT
                 if not on_progress(Progress(kind, self._fraction, phase)):
-                    self.failure = BuildStopped()
+                    self.failure = BuildStopped(f"the build of the {kind} network was stopped")
             except Exception as error:
                 self.failure = error
             return self.failure is None

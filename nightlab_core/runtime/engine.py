@@ -28,6 +28,10 @@ class TensorSpec:
         )
 
 
+#: What a user may ask for.
+EngineChoice = Literal["auto", "openvino", "onnxruntime", "tensorrt"]
+
+
 class Engine(Protocol):
     """A network ready to run. Calls may come from several threads; they are served one at a time."""
 

@@ -26,8 +26,10 @@ from pydantic import Field
 from nightlab_core.config import Settings
 from nightlab_core.labels import IGNORE_ID
 from nightlab_core.runtime import regions as rg
-from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, check_contract, load_bundle
-from nightlab_core.runtime.engine import Engine, engine_maker
+from nightlab_core.runtime.builder import OnProgress
+from nightlab_core.runtime.bundle import Bundle, check_contract, load_bundle
+from nightlab_core.runtime.choice import open_engines
+from nightlab_core.runtime.engine import Engine, EngineChoice
 from nightlab_core.runtime.light import light_level
 
 log = logging.getLogger(__name__)
@@ -101,6 +103,7 @@ class Pipeline:
         self.bundle = bundle
         self.settings = settings  #: assign a new object to change settings; it is read once per frame
         self.engine_name = image.name
+        self.engine_note = ""  #: why a faster engine does not run, and what to do about it; "": nothing to say
         self._image, self._hardness, self._region = image, hardness, region
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="nightlab-regions")
 
@@ -109,20 +112,33 @@ class Pipeline:
         cls,
         bundle_dir: str | Path,
         *,
-        engine: Literal["auto", "openvino", "onnxruntime"] = "auto",
+        engine: EngineChoice = "auto",
         precision: Literal["auto", "float32"] = "auto",
         threads: int = 0,
         settings: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
+        frame_hw: tuple[int, int] | None = None,
+        build_engines: bool = False,
+        on_progress: OnProgress = lambda progress: True,
     ) -> Pipeline:
-        """Load a bundle on an inference library: "auto" is OpenVINO, or ONNX Runtime where that is not installed.
+        """Load a bundle on an inference library: see `choice.open_engines` for what "auto" takes and what is raised.
 
-        Raises BundleError, and ImportError that names what to install.
+        `frame_hw` is the camera's size, which TensorRT's plans are made for; `build_engines` lets missing ones be built
+        here and now, which takes minutes, and `on_progress` hears of it. Also raises BundleError.
         """
         bundle = load_bundle(bundle_dir)
-        make = engine_maker(engine, precision=precision, threads=threads)
-        image, hardness, region = (make(bundle.path(kind)) for kind in ENGINE_KINDS)
-        log.info("bundle %s runs on %s", bundle.manifest.name, image.name)
-        return cls(bundle, image, hardness, region, settings)
+        engines = open_engines(
+            bundle,
+            engine=engine,
+            precision=precision,
+            threads=threads,
+            frame_hw=frame_hw,
+            build=build_engines,
+            on_progress=on_progress,
+        )
+        log.info("bundle %s runs on %s", bundle.manifest.name, engines.image.name)
+        pipeline = cls(bundle, engines.image, engines.hardness, engines.region, settings)
+        pipeline.engine_note = engines.note
+        return pipeline
 
     def __call__(self, frame_bgr: np.ndarray) -> Result:
         """Segment a frame, uint8 (H, W, 3) BGR. Raises ValueError for any other array."""

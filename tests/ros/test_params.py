@@ -17,7 +17,7 @@ from nightlab_ros.params import NodeSettings, ParameterError, _descriptor, chang
 ROOT = Path(__file__).parents[2]
 FIELDS = NodeSettings.model_fields
 AT_CONFIGURE = {"bundle": "/b", "engine": "openvino", "precision": "float32", "threads": 2, "transport": "compressed"}
-AT_CONFIGURE |= {"image_size": [640, 480]}  # type: ignore[dict-item]
+AT_CONFIGURE |= {"image_size": [640, 480], "build_engines": True}  # type: ignore[dict-item]
 AT_ANY_TIME = {"mode": "image_level", "merge": "replace", "max_regions": 3, "score_threshold": 0.2, "nms_iou": 0.4}
 AT_ANY_TIME |= {"confidence_threshold": 0.5, "region_margin": 0.3, "overlay": False, "overlay_opacity": 0.7}
 
@@ -92,7 +92,7 @@ def test_misspelt_parameters_are_named() -> None:
     (sentence,) = unknown_parameters(["max_region"], declared)
     assert "'max_region'" in sentence and "did you mean 'max_regions'?" in sentence
     (sentence,) = unknown_parameters(["camera_name"], declared)
-    assert "it has autostart, bundle," in sentence
+    assert "it has autostart, build_engines, bundle," in sentence
 
 
 @pytest.mark.ros

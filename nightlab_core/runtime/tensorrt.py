@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TensorRT engine: what runs on the vehicle's GPU, in both flavours. It loads plans and never builds one."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nightlab_core.runtime.cuda import Cuda, CudaError
+from nightlab_core.runtime.engine import TensorSpec, check_inputs
+from nightlab_core.runtime.flavours import Flavour, TensorRtError
+from nightlab_core.runtime.plans import PlanHeader, Range, Shape, TensorInfo, covers
+
+LOADED_PLANS = 2
+
+#: Finds the checked plan for inputs of these shapes. Raises PlanError saying which command builds it.
+OpenPlan = Callable[[Mapping[str, Shape]], tuple[PlanHeader, bytes]]
+
+
+class TensorRtEngine:
+    """A network on the GPU, with a stream of its own, so that engines called from several threads overlap.
+
+    A plan takes one range of shapes. For a shape that no loaded plan takes, another is looked for in the cache; the
+    last few stay loaded. `cuda_graphs` launches a plan of fixed shapes as one recorded graph instead of layer by layer;
+    a plan of several shapes is always launched layer by layer, as a recording holds for one state of the context only.
+    """
+
+    def __init__(
+        self,
+        flavour: Flavour,
+        open_plan: OpenPlan,
+        shapes: Mapping[str, Shape],
+        *,
+        cuda: Cuda | None = None,
+        cuda_graphs: bool = False,
+    ) -> None:
+        """Load the plan for inputs of these shapes.
+
+        Raises PlanError where there is none that fits, TensorRtError where TensorRT refuses it, CudaError, and
+        ImportError where the CUDA bindings are missing.
+        """
+        self.name: str = flavour.name
+        self._flavour, self._open_plan, self._cuda_graphs = flavour, open_plan, cuda_graphs
+        self._cuda = Cuda() if cuda is None else cuda
+        self._lock = threading.Lock()
+        self._closed = False
+        self._loaded: list[_Execution] = []  # the last used comes last
+        header = self._execution(shapes).header
+        self.inputs: Mapping[str, TensorSpec] = _specs(header.inputs)
+        self.outputs: Mapping[str, TensorSpec] = _specs(header.outputs)
+
+    def prepare(self, **shapes: Shape) -> None:
+        """Load the plan for these shapes, unless that was done, and run once: the first run is slower."""
+        self(**{name: np.zeros(shape, self.inputs[name].dtype) for name, shape in shapes.items()})
+
+    def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Engine`. Raises PlanError for a shape that no plan takes, and CudaError."""
+        arrays = check_inputs(f"{self.name} engine", self.inputs, arrays)
+        with self._lock:
+            if self._closed:
+                raise RuntimeError(f"{self.name}: the engine is closed")
+            return self._execution({name: array.shape for name, array in arrays.items()}).run(arrays)
+
+    def close(self) -> None:
+        """See `Engine`. Everything is freed, also when freeing one part fails; then CudaError is raised."""
+        with self._lock, ExitStack() as stack:
+            self._closed = True
+            while self._loaded:
+                stack.callback(self._loaded.pop().close)
+
+    def _execution(self, shapes: Mapping[str, Shape]) -> _Execution:
+        wanted: dict[str, Range] = {name: (shape, shape, shape) for name, shape in shapes.items()}
+        for execution in self._loaded:
+            if covers(execution.header.key.shapes, wanted):
+                self._loaded.remove(execution)
+                break
+        else:
+            header, plan = self._open_plan(shapes)
+            while len(self._loaded) >= LOADED_PLANS:  # first, so that there is room on the GPU
+                self._loaded.pop(0).close()
+            execution = _Execution(self._flavour, self._cuda, header, plan, self._cuda_graphs)
+        self._loaded.append(execution)
+        return execution
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    """One input or output, at its largest, on both sides."""
+
+    dtype: np.dtype
+    address: int  #: on the device
+    pinned: np.ndarray  #: uint8 (N,), on the host
+
+    def view(self, shape: Shape) -> np.ndarray:
+        """The beginning of the host's side, as an array of this shape."""
+        return self.pinned[: math.prod(shape) * self.dtype.itemsize].view(self.dtype).reshape(shape)
+
+
+class _Execution:
+    """One plan on the GPU. All memory is allocated once, here, for the largest shapes that the plan takes."""
+
+    def __init__(self, flavour: Flavour, cuda: Cuda, header: PlanHeader, plan: bytes, cuda_graphs: bool) -> None:
+        self.header = header
+        self._flavour, self._cuda = flavour, cuda
+        largest = {name: high for name, (_, _, high) in header.key.shapes.items()}
+        fixed = all(low == high for low, _, high in header.key.shapes.values())
+        with ExitStack() as stack:  # undoes all in reverse order, should a step fail
+            self._objects: list[Any] = []  # runtime, engine, context; no other reference is kept
+            stack.callback(_release, self._objects)
+            flavour.messages.clear()
+            self._keep(flavour.trt.Runtime(flavour.logger()), "cannot start")
+            self._keep(self._objects[-1].deserialize_cuda_engine(plan), "cannot load the plan")
+            self._keep(self._objects[-1].create_execution_context(), "has no memory to run the plan")
+            _check_tensors(flavour, self._objects[1], header)
+            self._stream = cuda.create_stream()
+            stack.callback(cuda.destroy_stream, self._stream)
+            self._set_shapes(largest)
+            self._buffers: dict[str, _Buffer] = {}
+            for name, info in {**header.inputs, **header.outputs}.items():
+                dtype, shape = np.dtype(info.dtype), tuple(self._context.get_tensor_shape(name))
+                nbytes = math.prod(shape) * dtype.itemsize
+                address = cuda.allocate(nbytes)
+                stack.callback(cuda.free, address)
+                pinned = cuda.allocate_pinned(nbytes)
+                stack.callback(cuda.free_pinned, pinned)
+                self._buffers[name] = _Buffer(dtype, address, pinned)
+                if not self._context.set_tensor_address(name, address):
+                    raise flavour.error(f"{flavour.name} refuses the buffer of {name!r}")
+            stack.callback(_release, self._objects)  # again: from here on the context goes before what it points to
+            stack.callback(cuda.synchronize, self._stream)
+            self._graph: int | None = None
+            if cuda_graphs and fixed:
+                self._graph = self._record()
+                stack.callback(cuda.destroy_graph, self._graph)
+                stack.callback(cuda.synchronize, self._stream)
+            self._resources = stack.pop_all()
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Copy in, run, copy out, and wait. The results are copies."""
+        shapes = {name: array.shape for name, array in arrays.items()}
+        if shapes != self._shapes:
+            self._set_shapes(shapes)
+        for name, array in arrays.items():
+            np.copyto(self._buffers[name].view(array.shape), array)
+        if self._graph is None:
+            self._enqueue()
+        else:
+            self._cuda.launch(self._graph, self._stream)
+        self._cuda.synchronize(self._stream)
+        return {name: self._buffers[name].view(shape).copy() for name, shape in self._output_shapes.items()}
+
+    def close(self) -> None:
+        """Wait for the stream and free everything."""
+        self._resources.close()
+
+    @property
+    def _context(self) -> Any:
+        return self._objects[2]
+
+    def _set_shapes(self, shapes: Mapping[str, Shape]) -> None:
+        self._shapes: Mapping[str, Shape] = {}  # until all went well
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, shape):
+                raise self._flavour.error(f"{self._flavour.name} refuses {name!r} of shape {shape}")
+        self._output_shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in self.header.outputs}
+        self._shapes = dict(shapes)
+
+    def _enqueue(self) -> None:
+        for name, shape in self._shapes.items():
+            buffer = self._buffers[name]
+            self._cuda.copy_to_device(buffer.address, buffer.view(shape), self._stream)
+        if not self._context.execute_async_v3(self._stream):
+            raise self._flavour.error(f"{self._flavour.name} cannot run the {self.header.key.kind} network")
+        for name, shape in self._output_shapes.items():
+            buffer = self._buffers[name]
+            self._cuda.copy_to_host(buffer.view(shape), buffer.address, self._stream)
+
+    def _record(self) -> int:
+        """The whole run as a CUDA graph. TensorRT asks for one run before, in which it does what cannot be recorded."""
+        self._enqueue()
+        self._cuda.synchronize(self._stream)
+        self._cuda.begin_capture(self._stream)
+        try:
+            self._enqueue()
+        except Exception:
+            with suppress(CudaError):  # the recording is no good, and the first error is the one to tell
+                self._cuda.destroy_graph(self._cuda.end_capture(self._stream))
+            raise
+        return self._cuda.end_capture(self._stream)
+
+    def _keep(self, made: Any, failure: str) -> None:
+        if made is None:
+            raise self._flavour.error(f"{self._flavour.name} {self._flavour.version} {failure}")
+        self._objects.append(made)
+
+
+def _release(objects: list[Any]) -> None:
+    """Let go of context, engine and runtime, in this order."""
+    while objects:
+        objects.pop()
+
+
+def _check_tensors(flavour: Flavour, engine: Any, header: PlanHeader) -> None:
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    received = {name: str(np.dtype(flavour.trt.nptype(engine.get_tensor_dtype(name)))) for name in names}
+    expected = {name: info.dtype for name, info in {**header.inputs, **header.outputs}.items()}
+    if received != expected:
+        raise TensorRtError(f"the plan's inputs and outputs are {received}, its header says {expected}; build it anew")
+
+
+def _specs(infos: Mapping[str, TensorInfo]) -> dict[str, TensorSpec]:
+    return {name: TensorSpec(np.dtype(info.dtype), info.shape) for name, info in infos.items()}
