@@ -99,11 +99,12 @@ def half_nodes(graph: onnx.GraphProto) -> set[int]:
         for name in node.input:
             readers[name].append(i)
     outside = {value.name for value in graph.output}
-    products, chosen = set(), set()
-    for i, node in enumerate(graph.node):
-        if node.op_type in PRODUCTS | EXACT | ROUNDING and floats & set(node.output) and not large & set(node.input):
-            (products if node.op_type in PRODUCTS else chosen).add(i)
-    chosen |= products
+    chosen = {
+        i
+        for i, node in enumerate(graph.node)
+        if node.op_type in PRODUCTS | EXACT | ROUNDING and floats & set(node.output) and not large & set(node.input)
+    }
+    products = {i for i in chosen if graph.node[i].op_type in PRODUCTS}
 
     while True:
         lead = set(products)  # what a product reads, perhaps by way of others

@@ -19,17 +19,15 @@ from nightlab_core.runtime.graphs import GraphError, tensorrt_graph  # noqa: E40
 from nightlab_core.runtime.half import half_nodes  # noqa: E402
 
 RNG = np.random.default_rng(0)
-FLOAT, HALF, BYTE = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 
 
-def network(
-    nodes: Iterable[Any], inputs: dict[str, list[Any]], outputs: Iterable[str], dtype: int = FLOAT, **constants: Any
-) -> Any:
+def network(nodes: Iterable[Any], inputs: dict[str, list[Any]], outputs: Iterable[str], **constants: Any) -> Any:
     """A model of opset 20 from nodes, its inputs' shapes, the outputs' names and constants by name."""
     tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
     graph = helper.make_graph(
         list(nodes), "test",
-        [helper.make_tensor_value_info(name, dtype, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(name, FLOAT, shape) for name, shape in inputs.items()],
         [helper.make_tensor_value_info(name, FLOAT, None) for name in outputs], tensors,
     )  # fmt: skip
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
