@@ -14,8 +14,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("nightlab_core", "nightlab_ros", "training")
 TORCH = ("torch", "torchvision", "timm", "lightning", "onnx")
-#: They are imported where TensorRT's engines are built, and need `onnx` there.
-BUILDING = {"nightlab_core.runtime.graphs", "nightlab_core.runtime.half"}
 
 
 def modules(*folders: str) -> list[str]:
@@ -42,9 +40,7 @@ def test_import_contracts_hold() -> None:
 @pytest.mark.parametrize(
     "names",
     [
-        pytest.param(
-            sorted({*modules("nightlab_core/runtime", "nightlab_core/data")} - BUILDING), id="runtime and data"
-        ),
+        pytest.param(modules("nightlab_core/runtime", "nightlab_core/data"), id="runtime and data"),
         pytest.param(modules("nightlab_ros"), id="ros", marks=pytest.mark.ros),
     ],
 )
