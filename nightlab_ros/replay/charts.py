@@ -49,10 +49,11 @@ class Axis:
         return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def svg(width: float, height: float, label: str, body: Sequence[str], kind: str = "") -> Markup:
+def svg(width: float, height: float, label: str, body: Sequence[str], kind: str = "", style: str = "") -> Markup:
     """The element round a chart's parts; `kind` is a CSS class."""
+    style = f' style="{style}"' if style else ""
     return Markup(
-        f'<svg class="chart {kind}" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">'
+        f'<svg class="chart {kind}"{style} viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">'
         + "".join(body)
         + "</svg>"
     )
@@ -95,7 +96,8 @@ def path(xs: Sequence[float], ys: Sequence[float], kind: str) -> str:
 
 def short(value: float) -> str:
     """A number as a tick shows it: no trailing zeros, thousands as k."""
-    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.6g}"
+    shown = f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.6g}"
+    return shown.replace("-", "−")
 
 
 def x_axis(axis: Axis, y: float, title: str = "", most: int = 5, grid_to: float | None = None) -> list[str]:
@@ -122,17 +124,17 @@ def y_axis(axis: Axis, x: float, x_end: float, most: int = 4, form: str = "") ->
 
 def histogram(counts: Sequence[int], edges: Sequence[float], unit: str, marks: dict[str, float], label: str) -> Markup:
     """Bars of counts between edges (one more than counts), with labelled vertical marks such as percentiles."""
-    x, y = Axis(edges[0], edges[-1], 40, WIDTH - 10), Axis(0, max([*counts, 1]), 150, 34)
+    x, y = Axis(edges[0], edges[-1], 40, WIDTH - 10), Axis(0, max([*counts, 1]), 160, 42)
     parts = y_axis(y, x.start, x.end)
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
         title = f"{count} frames from {low:.1f} to {high:.1f} {unit}"
         parts.append(rect(x.at(low), y.at(count), x.at(high) - x.at(low) - 0.6, y.start - y.at(count), "fill-b", title))
     for place, (name, value) in enumerate(marks.items()):
-        top = 10 + 11 * (place % 2)  # two rows, so that neighbours do not overlap
+        top = 8 + 11 * place  # one below the other, so that neighbours do not overlap
         parts.append(line(x.at(value), top + 3, x.at(value), y.start, "mark"))
         near_end = x.at(value) > x.end - 30
         parts.append(text(x.at(value) + (-3 if near_end else 3), top + 4, name, anchor="end" if near_end else "start"))
-    return svg(WIDTH, 184, label, parts + x_axis(x, y.start, unit))
+    return svg(WIDTH, 194, label, parts + x_axis(x, y.start, unit))
 
 
 def reliability(curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], label: str) -> Markup:
@@ -159,23 +161,34 @@ def reliability(curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], la
     return svg(WIDTH, 344, label, parts + x_axis(x, bars.start, "confidence; bars: share of the pixels"))
 
 
-def forest(rows: Sequence[tuple[str, float | None, float | None, float | None]], unit: str, label: str) -> Markup:
-    """(name, difference, low, high) a row: green or red where the interval leaves zero out, a dash for None."""
-    values = [abs(v) for _, *numbers in rows for v in numbers if v is not None]
+@dataclass(frozen=True)
+class Whisker:
+    """A difference with its interval; `kind` is "good", "bad" or "even"."""
+
+    difference: float
+    low: float
+    high: float
+    kind: str
+
+
+def forest(rows: Sequence[tuple[str, Whisker | None]], unit: str, label: str) -> Markup:
+    """A named difference a row, about a line at zero; a dash for None."""
+    values = [abs(v) for _, w in rows if w is not None for v in (w.difference, w.low, w.high)]
     reach = max([*values, 0.1]) * 1.08
     left, height = 118, ROW * len(rows) + 8
     x = Axis(-reach, reach, left, WIDTH - 12)
     parts = x_axis(x, height, unit, grid_to=4)
     parts.append(line(x.at(0), 4, x.at(0), height, "zero"))
-    for place, (name, difference, low, high) in enumerate(rows):
+    for place, (name, w) in enumerate(rows):
         y = ROW * place + ROW / 2 + 6
         parts.append(text(left - 10, y + 4, name, anchor="end"))
-        if difference is None or low is None or high is None:
+        if w is None:
             parts.append(text(x.at(0), y + 4, "—", "dim"))
             continue
-        kind = "good" if low > 0 else "bad" if high < 0 else "even"
-        parts.append(line(x.at(low), y, x.at(high), y, f"whisker {kind}"))
-        parts.append(dot(x.at(difference), y, kind, f"{name}: {difference:+.2f} [{low:+.2f}, {high:+.2f}]", 4))
+        parts.append(line(x.at(w.low), y, x.at(w.high), y, f"whisker {w.kind}"))
+        parts.append(
+            dot(x.at(w.difference), y, w.kind, f"{name}: {w.difference:+.2f} [{w.low:+.2f}, {w.high:+.2f}]", 4)
+        )
     return svg(WIDTH, height + 36, label, parts)
 
 
@@ -215,7 +228,8 @@ def confusion(shares: np.ndarray, rows: Sequence[str], columns: Sequence[str], l
                 strong = "on-cell" if share > 0.35 else ""
                 parts.append(text(left + cell * k + 12.5, y + 17, f"{100 * share:.0f}", f"small {strong}"))
     width = left + cell * len(columns) + 40  # the last turned name leans out
-    return svg(width, top + cell * len(rows) + 4, label, parts, "wide")
+    limits = f"min-width:{0.75 * width:.0f}px;max-width:{1.15 * width:.0f}px"  # of many classes a phone shows a part
+    return svg(width, top + cell * len(rows) + 4, label, parts, "matrix", limits)
 
 
 def heat_map(grid: np.ndarray, aspect: float, label: str) -> Markup:

@@ -38,6 +38,8 @@ class Reliability(Figures):
     confidence: tuple[float | None, ...]  #: mean, 0..1
     correct: tuple[float | None, ...]  #: share, 0..1
     pixels: tuple[int, ...]
+    mean_confidence: float | None  #: over all pixels, 0..1
+    mean_correct: float | None
     expected_calibration_error: float | None  #: mean of |confidence - correct|, weighted by pixels
 
 
@@ -126,12 +128,14 @@ def reliability_of(counts: Counts, method: int) -> Reliability:
     held = pixels > 0
     confidence = [c / (255 * n) if n else None for c, n in zip(confidence_sum.tolist(), pixels.tolist(), strict=True)]
     share = [c / n if n else None for c, n in zip(correct.tolist(), pixels.tolist(), strict=True)]
-    gaps = np.abs(confidence_sum[held] / 255 - correct[held])
+    gaps, total = np.abs(confidence_sum[held] / 255 - correct[held]), int(pixels.sum())
     return Reliability(
         confidence=tuple(confidence),
         correct=tuple(share),
         pixels=tuple(pixels.tolist()),
-        expected_calibration_error=float(gaps.sum() / pixels.sum()) if held.any() else None,
+        mean_confidence=int(confidence_sum.sum()) / (255 * total) if total else None,
+        mean_correct=int(correct.sum()) / total if total else None,
+        expected_calibration_error=float(gaps.sum()) / total if total else None,
     )
 
 

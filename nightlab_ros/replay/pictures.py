@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The few frames worth looking at: read again from their bags, segmented again, and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from nightlab_core.labels import IGNORE_ID, ClassSet, overlay
+from nightlab_core.metrics import iou
+from nightlab_core.runtime.bundle import MANIFEST_NAME, BundleError, sha256_of
+from nightlab_core.runtime.pipeline import Pipeline, Result
+from nightlab_ros.demo_report import to_class_set
+from nightlab_ros.replay.intervals import BLOCK_S
+from nightlab_ros.replay.read import Bag, BagFrame
+from nightlab_ros.replay.records import FrameRecord, Run, RunData
+from nightlab_ros.replay.storage import BagError
+
+PANEL_WIDTH = 480
+NUM_SHEETS = 6
+#: Colours of an error picture, RGB: of what both methods get wrong, only the first, only the second.
+WRONG, MENDED, SPOILT = (226, 60, 50), (60, 140, 255), (255, 205, 40)
+
+
+class PicturesError(Exception):
+    """Why a picture cannot be drawn again; the report goes without it and says so."""
+
+
+def frame_miou(matrices: np.ndarray) -> np.ndarray:
+    """The mean IoU of each frame over the classes that its truth holds, (N,), NaN without any; (N, B, C, C + 1)."""
+    values = iou(matrices.sum(axis=1))
+    present = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(present, values, 0).sum(axis=1) / present.sum(axis=1)
+
+
+def apart(records: Sequence[FrameRecord], scores: np.ndarray, count: int = NUM_SHEETS) -> list[int]:
+    """Places of the frames with the lowest scores, lowest first, none within BLOCK_S of another in the same bag: six
+    neighbours would show the same street six times."""
+    chosen: list[int] = []
+    for place in np.argsort(scores, kind="stable"):
+        if np.isnan(scores[place]) or len(chosen) == count:
+            break
+        near = (
+            records[c].bag == records[place].bag and abs(records[c].time_ns - records[place].time_ns) < BLOCK_S * 1e9
+            for c in chosen
+        )
+        if not any(near):
+            chosen.append(int(place))
+    return chosen
+
+
+class Again:
+    """A run's bundle and bags, opened once more. A context manager; PicturesError names what is not there any more."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        bundle = Path(run.bundle.path)
+        manifest = bundle / MANIFEST_NAME
+        if not manifest.is_file() or sha256_of(manifest) != run.bundle.sha256.get(MANIFEST_NAME):
+            raise PicturesError(f"the bundle {bundle} is not there any more, or another one took its place")
+        settings = run.settings
+        self._bags: dict[str, Bag] = {}
+        self._stack = ExitStack()
+        try:
+            self._pipeline = Pipeline.open(
+                bundle,
+                engine=settings.engine,
+                precision=settings.precision,
+                threads=settings.threads,
+                settings=settings.pipeline,
+            )
+        except (BundleError, ImportError) as error:
+            raise PicturesError(str(error)) from error
+        self._stack.callback(self._pipeline.close)
+
+    def __enter__(self) -> Again:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def predicted(self) -> ClassSet:
+        """The bundle's class set."""
+        classes = self._pipeline.bundle.manifest.classes
+        return ClassSet(self.run.bundle.name, classes.names, classes.colors_rgb)
+
+    def __call__(self, record: FrameRecord) -> tuple[BagFrame, Result]:
+        """The frame of a record, with its labels, and what the pipeline makes of it."""
+        frame = self._bag(record.bag).frame(record.index, self.run.settings.class_set)
+        if frame.image_bgr is None:
+            raise PicturesError(f"frame {record.index} of {record.bag}: {frame.reason}")
+        if frame.time_ns != record.time_ns:
+            raise PicturesError(f"the bag {record.bag} is not the one that was replayed")
+        return frame, self._pipeline(frame.image_bgr)
+
+    def _bag(self, name: str) -> Bag:
+        if name not in self._bags:
+            info = next(bag for bag in self.run.bags if bag.name == name)
+            try:
+                bag = Bag(Path(info.path), info.image_topic, info.label_topic)
+            except (OSError, BagError, ValueError) as error:
+                raise PicturesError(f"the bag {info.path} cannot be read again: {error}") from error
+            self._bags[name] = self._stack.enter_context(bag)
+        return self._bags[name]
+
+
+def worst_frames(data: RunData) -> list[tuple[FrameRecord, str]]:
+    """What to look at, with the reason in words: labelled frames by their mIoU, others by how the levels disagree."""
+    if data.labelled:
+        records, scores = data.labelled, frame_miou(data.counts.confusion[:, 1])
+        return [(records[p], f"mIoU of this frame {100 * scores[p]:.1f} %") for p in apart(records, scores)]
+    records = [r for r in data.records if r.agreement is not None]
+    scores = np.array([r.agreement for r in records], np.float64)
+    if len(scores) and scores.min() == 1:  # a single level agrees with itself
+        records = [r for r in data.records if r.mean_confidence is not None]
+        scores = np.array([r.mean_confidence for r in records], np.float64) / 255
+        return [(records[p], f"mean confidence {100 * scores[p]:.1f} %") for p in apart(records, scores)]
+    return [(records[p], f"the levels agree on {100 * scores[p]:.1f} % of the pixels") for p in apart(records, scores)]
+
+
+def run_panels(frame: BagFrame, result: Result, predicted: ClassSet, judged: ClassSet) -> dict[str, np.ndarray]:
+    """Caption -> picture, uint8 (h, PANEL_WIDTH, 3) BGR: frame, truth, prediction with the regions, errors; without
+    labels the image level and where the two disagree."""
+    assert frame.image_bgr is not None
+    image = frame.image_bgr
+    first, second = (to_class_set(x, predicted, judged) for x in (result.image_labels, result.labels))
+    prediction = overlay(image, second, judged)
+    thickness = max(1, round(image.shape[1] / 320))
+    for x1, y1, x2, y2 in result.boxes_xyxy[result.refined].round().astype(int).tolist():
+        cv2.rectangle(prediction, (x1, y1), (x2, y2), (255, 255, 255), thickness)
+    panels: dict[str, np.ndarray] = {"camera": image}
+    if frame.labels is None:
+        panels["image level"] = overlay(image, first, judged)
+    else:
+        panels["truth"] = overlay(image, frame.labels, judged)
+    panels["both levels, regions outlined"] = prediction
+    if frame.labels is None:
+        panels["where the levels differ"] = difference_picture(image, first, second)
+    else:
+        panels["errors"] = error_picture(image, frame.labels, first, second)
+    return shrink(panels)
+
+
+def error_picture(image_bgr: np.ndarray, truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Right pixels grey, wrong ones WRONG, MENDED or SPOILT, unlabelled ones dark; uint8 (H, W, 3) BGR."""
+    known = truth != IGNORE_ID
+    wrong = [known & (labels != truth) for labels in (first, second)]
+    picture = _faint(image_bgr)
+    picture[~known] //= 3
+    for mask, rgb in (
+        (wrong[0] & wrong[1], WRONG),
+        (wrong[0] & ~wrong[1], MENDED),
+        (~wrong[0] & wrong[1], SPOILT),
+    ):
+        picture[mask] = rgb[::-1]
+    return picture
+
+
+def difference_picture(image_bgr: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Pixels to which two label maps give different labels, over the faint frame; uint8 (H, W, 3) BGR."""
+    picture = _faint(image_bgr)
+    picture[first != second] = SPOILT[::-1]
+    return picture
+
+
+def shrink(panels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All panels at PANEL_WIDTH, or as they are where they are smaller."""
+
+    def smaller(picture: np.ndarray) -> np.ndarray:
+        height, width = picture.shape[:2]
+        if width <= PANEL_WIDTH:
+            return picture
+        return cv2.resize(
+            picture, (PANEL_WIDTH, max(1, round(height * PANEL_WIDTH / width))), interpolation=cv2.INTER_AREA
+        )
+
+    return {caption: smaller(picture) for caption, picture in panels.items()}
+
+
+def _faint(image_bgr: np.ndarray) -> np.ndarray:
+    """Grey and flat, and as bright at night as by day, so that colours stand out on it."""
+    grey = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY).astype(np.float32)
+    grey = np.minimum(grey / max(float(np.percentile(grey, 99)), 1.0), 1.0) ** 0.7
+    return cv2.cvtColor((grey * 130 + 45).astype(np.uint8), cv2.COLOR_GRAY2BGR)
