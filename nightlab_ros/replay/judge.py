@@ -47,7 +47,9 @@ class Judge:
         self._before: tuple[np.ndarray, np.ndarray] | None = None
 
     def missing(self, frame: BagFrame, status: str = "unreadable", reason: str = "") -> FrameRecord:
-        """The record of a frame without a mask."""
+        """The record of a frame without a mask; what comes after an unreadable one has nothing to be compared with."""
+        if status == "unreadable":
+            self._before = None
         return FrameRecord(
             bag=self._bag,
             index=frame.index,

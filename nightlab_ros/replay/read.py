@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,13 +46,14 @@ class BagFrame:
 
 
 class Bag:
-    """An opened bag; a context manager. `problems` grows while it is read."""
+    """An opened bag; a context manager. Any thread may read."""
 
     def __init__(self, path: Path, topic: str | None = None, label_topic: str | None = None) -> None:
         """Raises FileNotFoundError; BagError if nothing can be read; ValueError, with the topics, if it is not clear
         which one holds the camera's images or the labels."""
         self.path = path
         self._storage: Storage = open_storage(path)
+        self._lock = threading.Lock()  # the storage belongs to one thread at a time
         try:
             topics = self.topics
             self.image_topic = _choose(path, topics, topic, "image", labels=False)
@@ -105,17 +107,28 @@ class Bag:
         """int64 (N,): when each image was recorded, ascending."""
         return self._images[:, 0]
 
-    def raw(self, index: int) -> bytes:
-        """The serialised image message. Raises BagError."""
-        return self._storage.read(self._images[index])
+    def raw(self, index: int) -> bytes | BagError:
+        """The serialised image message, or why it cannot be read."""
+        try:
+            with self._lock:
+                return self._storage.read(self._images[index])
+        except BagError as error:
+            return error
 
     def frame(self, index: int, classes: ClassSet | None = None) -> BagFrame:
         """One frame; with its labels, checked against `classes`, if these are given. Never raises for what is in the
         bag: `BagFrame.reason` says what is wrong."""
+        frame = self.decode(index, self.raw(index))
+        return frame if classes is None else self.with_labels(frame, classes)
+
+    def decode(self, index: int, raw: bytes | BagError) -> BagFrame:
+        """The frame in a message that `raw` returned, without its labels; touches no file."""
         time_ns = int(self._images[index, 0])
         stamp_ns, frame_id = time_ns, ""
         try:
-            message = self._message(self.raw(index), self.image_topic)
+            if isinstance(raw, BagError):
+                raise raw
+            message = self._message(raw, self.image_topic)
             stamp_ns, frame_id = header_of(message, time_ns)
             image = compressed_to_bgr(message) if hasattr(message, "format") else image_to_bgr(message)
         except (BagError, ImageError) as error:
@@ -123,13 +136,16 @@ class Bag:
         except Exception as error:  # of the library that converts the encoding
             reason = f"the image cannot be converted ({type(error).__name__}: {error})"
             return BagFrame(index, time_ns, stamp_ns, frame_id, None, None, reason)
-        labels, reason = None, ""
-        if classes is not None and stamp_ns in self._labels:
-            try:
-                labels = self._label_map(stamp_ns, image, classes)
-            except ValueError as error:
-                reason = f"no labels: {error}"
-        return BagFrame(index, time_ns, stamp_ns, frame_id, image, labels, reason)
+        return BagFrame(index, time_ns, stamp_ns, frame_id, image, None)
+
+    def with_labels(self, frame: BagFrame, classes: ClassSet) -> BagFrame:
+        """The frame with its labels, checked against `classes`, where it has any."""
+        if frame.image_bgr is None or frame.stamp_ns not in self._labels:
+            return frame
+        try:
+            return replace(frame, labels=self._label_map(frame.stamp_ns, frame.image_bgr, classes))
+        except ValueError as error:
+            return replace(frame, reason=f"no labels: {error}")
 
     def frames(self, first: int, stop: int, classes: ClassSet | None = None) -> Iterator[BagFrame]:
         """The frames first..stop - 1."""
@@ -138,7 +154,9 @@ class Bag:
     def _label_map(self, stamp_ns: int, image_bgr: np.ndarray, classes: ClassSet) -> np.ndarray | None:
         assert self.label_topic is not None
         row = self._labels[stamp_ns]
-        message = self._message(self._storage.read(row), self.label_topic)
+        with self._lock:
+            raw = self._storage.read(row)
+        message = self._message(raw, self.label_topic)
         return checked_labels(label_map(message), image_bgr, classes, f"of {stamp_ns} ns")
 
     def _message(self, raw: bytes, topic: str) -> Any:

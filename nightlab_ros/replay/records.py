@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nightlab_core.labels import CLASS_SETS, ClassSet
+from nightlab_core.runtime.engine import EngineChoice
 from nightlab_core.runtime.pipeline import PipelineSettings
 
 FORMAT = 1
@@ -93,7 +95,7 @@ class ReplaySettings(_Model):
     """What decides the result: a run goes on only with the very same."""
 
     mode: Literal["all", "realtime", "live"] = "all"  #: every frame; at the recorded rate; through the live node
-    engine: str = "auto"  #: as `Pipeline.open` takes it
+    engine: EngineChoice = "auto"
     precision: Literal["auto", "float32"] = "auto"
     threads: int = 0
     pipeline: PipelineSettings = PipelineSettings()
@@ -142,6 +144,7 @@ class BagInfo(_Model):
     topics: dict[str, TopicInfo]
     image_topic: str | None = None  #: None where nothing could be read
     label_topic: str | None = None
+    label_classes: str | None = None  #: the class set that the bag names for its labels
     num_frames: int  #: image messages that will be replayed
     num_labels: int = 0
     problems: tuple[str, ...] = ()  #: in words; what is wrong with single frames is in their records
@@ -233,23 +236,27 @@ def chunk_path(folder: Path, bag: str, first_index: int) -> Path:
     return folder / "chunks" / f"{bag}-{first_index:08d}.npz"
 
 
-def read_chunks(folder: Path) -> Iterator[tuple[list[FrameRecord], Counts]]:
-    """Every chunk there is, in no particular order. Raises StoreError for a damaged one."""
-    for path in sorted((folder / "chunks").glob("*.npz")):
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                records = [_record(values) for values in json.loads(arrays["records"].tobytes())]
-                counts = Counts(*(arrays[name].astype(np.int64) for name in Counts.__dataclass_fields__))
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise StoreError(f"{path} cannot be read ({error}); delete it and run the same command again") from error
-        yield records, counts
+def chunk_paths(folder: Path) -> list[Path]:
+    """Every chunk there is, in order of name."""
+    return sorted((folder / "chunks").glob("*.npz"))
+
+
+def read_chunk(path: Path) -> tuple[list[FrameRecord], Counts]:
+    """Raises StoreError for a damaged one."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            records = [_record(values) for values in json.loads(arrays["records"].tobytes())]
+            counts = Counts(*(arrays[name].astype(np.int64) for name in Counts.__dataclass_fields__))
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise StoreError(f"{path} cannot be read ({error}): run the same command again to replace it") from error
+    return records, counts
 
 
 def load_run(folder: Path) -> RunData:
     """All that report and comparison use. A run that is not complete loads as far as it has come. Raises StoreError."""
     run = read_run(folder)
     order = {bag.name: place for place, bag in enumerate(run.bags)}
-    chunks = [chunk for chunk in read_chunks(folder) if chunk[0] and chunk[0][0].bag in order]
+    chunks = [chunk for chunk in map(read_chunk, chunk_paths(folder)) if chunk[0] and chunk[0][0].bag in order]
     chunks.sort(key=lambda chunk: (order[chunk[0][0].bag], chunk[0][0].index))
     counts = Counts.concatenate([c for _, c in chunks], len(run.settings.class_names))
     return RunData(run, [r for records, _ in chunks for r in records], counts)

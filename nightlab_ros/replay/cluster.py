@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replay on several processes or machines, with dask.distributed.
+
+A worker opens bundle and bags by their paths, which every machine has to see, and returns what the serial replay would
+have found for its span: the same code in the same order, integer counts. The scheduler gives a lost worker's spans to
+others.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
+from functools import lru_cache
+
+from nightlab_core.runtime.bundle import MANIFEST_NAME, sha256_of
+from nightlab_core.runtime.pipeline import Pipeline
+from nightlab_ros.replay.execute import Span, SpanResult, replay_spans
+from nightlab_ros.replay.records import FrameRecord, ReplaySettings, Run, StoreError
+
+#: A span whose workers died so often is given up: it may be the span that kills them.
+_MOST_LOSSES = 5
+#: Spans beyond one for each worker that wait at the workers, so that none is idle.
+_WAITING = 1
+_POLL_S = 0.1
+_PATIENCE_S = 60
+#: A pipeline belongs to one thread at a time, whatever a worker's number of threads.
+_pipeline_lock = threading.Lock()
+
+
+def replay_distributed(
+    spans: Sequence[Span],
+    run: Run,
+    *,
+    workers: int = 0,
+    scheduler: str | None = None,
+    keep_masks: bool = False,
+    on_frame: Callable[[FrameRecord], None] = lambda record: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Generator[SpanResult, None, None]:
+    """Yield every span's result, in whatever order they come, from `workers` processes on this machine or from the
+    cluster at `scheduler`. When `stopped` says so, what is not done is given up.
+
+    Raises StoreError where the workers' bundle is another, OSError for a scheduler that does not answer, and what a
+    span raises.
+    """
+    try:
+        from distributed import Client, LocalCluster, as_completed
+    except ImportError as error:
+        raise ImportError("several workers need dask: pip install 'dask' 'distributed'") from error
+    with ExitStack() as stack:
+        if scheduler is None:
+            _quiet()
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+                silence_logs=logging.ERROR,
+            )
+            stack.callback(cluster.close)
+            client = Client(cluster)
+            threads = run.settings.threads or max(1, (os.cpu_count() or 1) // workers)
+        else:
+            client = Client(scheduler, timeout="10s")
+            threads = run.settings.threads
+        stack.callback(client.close)
+        try:
+            client.wait_for_workers(1, timeout=_PATIENCE_S)
+        except TimeoutError:
+            raise OSError(
+                f"the cluster at {scheduler} has no worker; start one with: dask worker {scheduler}"
+            ) from None
+        waiting = list(reversed(spans))
+        manifest_sha256 = run.bundle.sha256[MANIFEST_NAME]
+        pending = as_completed()
+        while not stopped() and (waiting or not pending.is_empty()):
+            room = len(client.scheduler_info(n_workers=-1)["workers"]) + _WAITING - pending.count()
+            for _ in range(min(room, len(waiting))):
+                span = waiting.pop()
+                arguments = (run.bundle.path, manifest_sha256, run.bundle.engine, run.settings, threads, keep_masks)
+                pending.add(client.submit(_replay_span, span, *arguments, pure=False))
+            ready = pending.next_batch(block=False)
+            for future in ready:
+                result: SpanResult = future.result()
+                for record in result.records:
+                    on_frame(record)
+                yield result
+            if not ready:
+                time.sleep(_POLL_S)
+
+
+def _replay_span(
+    span: Span,
+    bundle: str,
+    manifest_sha256: str,
+    engine_name: str,
+    settings: ReplaySettings,
+    threads: int,
+    keep_masks: bool,
+) -> SpanResult:
+    """Runs on the worker."""
+    with _pipeline_lock:
+        pipeline = _pipeline(bundle, settings.model_dump_json(), threads)
+        found = sha256_of(pipeline.bundle.dir / MANIFEST_NAME)
+        if found != manifest_sha256:
+            raise StoreError(f"{bundle} on {os.uname().nodename} is another bundle: copy the same one to every machine")
+        if pipeline.engine_name != engine_name:
+            raise StoreError(
+                f"{os.uname().nodename} runs the bundle on {pipeline.engine_name}, not on {engine_name}: name an engine "
+                "that every machine has with --engine"
+            )
+        (result,) = replay_spans([span], pipeline, settings.class_set, keep_masks=keep_masks)
+        return result
+
+
+@lru_cache(maxsize=1)
+def _pipeline(bundle: str, settings_json: str, threads: int) -> Pipeline:
+    """Kept from span to span: compiling takes longer than many frames."""
+    settings = ReplaySettings.model_validate_json(settings_json)
+    return Pipeline.open(
+        bundle, engine=settings.engine, precision=settings.precision, threads=threads, settings=settings.pipeline
+    )
+
+
+def _quiet() -> None:
+    """dask tells of every worker that it starts, stops or loses; what matters is raised."""
+    import dask
+
+    dask.config.set({"distributed.scheduler.allowed-failures": _MOST_LOSSES})
+    for name in ("distributed", "distributed.nanny", "distributed.worker", "distributed.scheduler"):
+        logging.getLogger(name).setLevel(logging.ERROR)

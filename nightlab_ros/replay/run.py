@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A replay from beginning to end: look at the bags, go on where an earlier one stopped, and write down what comes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timezone
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from nightlab_core.labels import CLASS_SETS, ClassSet
+from nightlab_core.runtime.bundle import MANIFEST_NAME, Bundle, sha256_of
+from nightlab_ros.replay.execute import BagSource, Span, SpanResult
+from nightlab_ros.replay.read import Bag
+from nightlab_ros.replay.records import (
+    BagInfo,
+    BundleInfo,
+    FrameRecord,
+    ReplaySettings,
+    Run,
+    StoreError,
+    TopicInfo,
+    chunk_paths,
+    load_run,
+    read_chunk,
+    read_run,
+    write_atomic,
+    write_chunk,
+    write_run,
+)
+from nightlab_ros.replay.storage import BagError, bag_files
+
+MASKS = "masks"
+_PACKAGES = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "rosbags", "mcap", "distributed", "rclpy")
+
+
+def look_at(paths: Sequence[Path], topic: str | None, label_topic: str | None, max_frames: int | None) -> list[BagInfo]:
+    """Open each bag once. One of which nothing can be read is listed with what is wrong.
+
+    Raises FileNotFoundError, and ValueError where the user has to choose a topic or names a bag twice.
+    """
+    bags: list[BagInfo] = []
+    for path in paths:
+        if any(Path(bag.path) == path.resolve() for bag in bags):
+            raise ValueError(f"{path} is given twice")
+        name = path.resolve().name
+        taken = {bag.name for bag in bags}
+        while name in taken:
+            name += "_"
+        size_bytes = sum(f.stat().st_size for f in bag_files(path)) if path.exists() else 0
+        try:
+            with Bag(path, topic, label_topic) as bag:
+                bags.append(
+                    BagInfo(
+                        name=name,
+                        path=str(path.resolve()),
+                        storage=bag.kind,
+                        size_bytes=size_bytes,
+                        topics={n: TopicInfo(type=t.type, count=t.count) for n, t in sorted(bag.topics.items())},
+                        image_topic=bag.image_topic,
+                        label_topic=bag.label_topic,
+                        label_classes=bag.label_classes,
+                        num_frames=len(bag) if max_frames is None else min(len(bag), max_frames),
+                        num_labels=bag.num_labels,
+                        problems=tuple(bag.problems),
+                    )
+                )
+        except BagError as error:
+            problems = (str(error),)
+            bags.append(
+                BagInfo(
+                    name=name,
+                    path=str(path.resolve()),
+                    storage="unreadable",
+                    size_bytes=size_bytes,
+                    topics={},
+                    num_frames=0,
+                    problems=problems,
+                )
+            )
+    return bags
+
+
+def judged_classes(asked: str | None, bags: Sequence[BagInfo], bundle: ClassSet) -> ClassSet:
+    """The class set that labels are given in: as asked for, as the bags say, or else the bundle's own.
+
+    Raises ValueError where bags disagree, or name a class set that is not known.
+    """
+    if asked is not None:
+        return CLASS_SETS.get(asked, bundle)
+    said = {bag.label_classes: bag.name for bag in bags if bag.label_classes and bag.num_labels}
+    if len(said) > 1:
+        raise ValueError(
+            f"the bags' labels are of different class sets ({', '.join(f'{n}: {c}' for c, n in said.items())}): "
+            "replay them into folders of their own"
+        )
+    for key, name in said.items():
+        if key == bundle.key:
+            return bundle
+        if key not in CLASS_SETS:
+            raise ValueError(
+                f"{name}: its labels are of the class set {key!r}; known are {', '.join(CLASS_SETS)}: name the "
+                "one that fits with --classes"
+            )
+        return CLASS_SETS[str(key)]
+    return bundle
+
+
+def bundle_info(bundle: Bundle, engine: str) -> BundleInfo:
+    """What is written down of a bundle."""
+    files = bundle.manifest.engines
+    names = [MANIFEST_NAME, files.image.file, files.hardness.file, files.region.file]
+    return BundleInfo(
+        path=str(bundle.dir.resolve()),
+        name=bundle.manifest.name,
+        sha256={name: sha256_of(bundle.dir / name) for name in names},
+        manifest=bundle.manifest.model_dump(mode="json"),
+        engine=engine,
+    )
+
+
+def begin(out: Path, settings: ReplaySettings, bundle: BundleInfo, bags: Sequence[BagInfo], restart: bool) -> Run:
+    """A new run in `out`, or the one that is there if it is of the same settings, bundle and bags.
+
+    Raises StoreError that names what differs, unless `restart` lets the old one be thrown away.
+    """
+    run = Run(
+        started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        settings=settings,
+        bundle=bundle,
+        bags=tuple(bags),
+        versions=versions(),
+        machine=machine(),
+    )
+    if restart or not (out / "run.json").exists():
+        for folder in ("chunks", MASKS):
+            shutil.rmtree(out / folder, ignore_errors=True)
+        write_run(out, run)
+        return run
+    old = read_run(out)
+    if differences := _differences(old, run):
+        raise StoreError(
+            f"{out} holds a replay with other settings:\n  " + "\n  ".join(differences) + "\n"
+            "Give the same ones to go on with it, another --out, or --restart to throw it away"
+        )
+    for path in chunk_paths(out):  # one that was damaged on the disk is computed again
+        try:
+            read_chunk(path)
+        except StoreError:
+            path.unlink()
+    return old
+
+
+def missing_spans(out: Path, run: Run) -> list[Span]:
+    """The frames without a record, in spans of at most `chunk_frames`, in order."""
+    done: dict[str, set[int]] = {bag.name: set() for bag in run.bags}
+    for record in load_run(out).records:
+        done[record.bag].add(record.index)
+    spans = []
+    for bag in run.bags:
+        if bag.image_topic is None:
+            continue
+        source = BagSource(bag.name, bag.path, bag.image_topic, bag.label_topic)
+        missing = np.array([i for i in range(bag.num_frames) if i not in done[bag.name]], np.int64)
+        chunk = missing // run.settings.chunk_frames
+        cuts = np.flatnonzero((np.diff(missing) > 1) | (np.diff(chunk) > 0)) + 1
+        for part in np.split(missing, cuts) if missing.size else []:
+            spans.append(Span(source, int(part[0]), int(part[-1]) + 1))
+    return spans
+
+
+def whole(spans: Sequence[Span]) -> list[Span]:
+    """The same frames in as few spans as can be: what runs in real time is not cut into chunks."""
+    joined: list[Span] = []
+    for span in spans:
+        if joined and joined[-1].source == span.source and joined[-1].stop == span.first:
+            joined[-1] = replace(joined[-1], stop=span.stop)
+        else:
+            joined.append(span)
+    return joined
+
+
+def carry_out(
+    out: Path,
+    run: Run,
+    results: Iterable[SpanResult],
+    workers: int = 0,
+) -> Run:
+    """Write down results as they come; returns the run as it then stands, complete or not."""
+    begun = time.monotonic()
+    hashes = _Hashes(run.bags)
+    try:
+        for result in results:
+            for index, packed in result.masks.items():
+                write_masks(out, result.records[0].bag, index, packed)
+            if result.records:
+                write_chunk(out, result.records, result.counts)
+    finally:
+        run = run.model_copy(update={"wall_s": run.wall_s + time.monotonic() - begun, "workers": workers})
+        data = load_run(out)
+        sha256 = hashes.wait() if data.complete else hashes.cancel()
+        bags = tuple(
+            bag.model_copy(
+                update={
+                    "sha256": sha256.get(bag.name, {}),
+                    "problems": _distinct(
+                        [*bag.problems, *problems_of([r for r in data.records if r.bag == bag.name])]
+                    ),
+                }
+            )
+            for bag in run.bags
+        )
+        finished = datetime.now(timezone.utc).isoformat(timespec="seconds") if data.complete else None
+        run = run.model_copy(update={"bags": bags, "finished": finished})
+        write_run(out, run)
+    return run
+
+
+def problems_of(records: Sequence[FrameRecord]) -> list[str]:
+    """What is wrong with a bag's frames as a whole, in words."""
+    found = []
+    unreadable = [r for r in records if r.status == "unreadable"]
+    if unreadable:
+        found.append(
+            f"{len(unreadable)} frames could not be read, the first ({unreadable[0].index}): {unreadable[0].reason}"
+        )
+    readable = [r for r in records if r.status != "unreadable"]
+    stamps = [r.stamp_ns for r in readable if r.status == "ok"]
+    backwards = sum(b < a for a, b in pairwise(stamps))
+    if backwards:
+        found.append(f"{backwards} times a frame's stamp lies before that of the frame recorded before it")
+    repeated = len(stamps) - len(set(stamps))
+    if repeated:
+        found.append(f"{repeated} frames repeat the stamp of another")
+    sizes = sorted({r.size_hw for r in readable if r.size_hw})
+    if len(sizes) > 1:
+        found.append(f"frames are of {len(sizes)} sizes: {', '.join(f'{w}x{h}' for h, w in sizes)}")
+    unusable = [r for r in readable if r.status == "ok" and r.reason]
+    if unusable:
+        found.append(f"{len(unusable)} label maps could not be used, the first: {unusable[0].reason}")
+    return found
+
+
+def write_masks(out: Path, bag: str, index: int, packed: bytes) -> None:
+    """Keep a frame's masks until the bag of masks is written."""
+    path = masks_path(out, bag, index)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, packed)
+
+
+def masks_path(out: Path, bag: str, index: int) -> Path:
+    """Where a frame's masks are kept."""
+    return out / MASKS / bag / f"{index:08d}.png"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that have a say in the result."""
+    found = {"python": platform.python_version()}
+    for package in ("nightlab_ros", *_PACKAGES):
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def machine() -> dict[str, str]:
+    """What this replay ran on; the distributed one's workers may differ."""
+    cpu = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    found = {"system": platform.platform(), "cpu": cpu, "cores": str(os.cpu_count())}
+    if sys.platform == "linux":
+        found["memory_gib"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f}"
+    return found
+
+
+def _differences(old: Run, new: Run) -> list[str]:
+    found = []
+    was, now = (run.settings.model_dump(mode="json") for run in (old, new))
+    for name in was:
+        if was[name] != now[name]:
+            found.append(f"{name}: {was[name]} there, {now[name]} here")
+    if old.bundle.sha256 != new.bundle.sha256:
+        found.append(f"bundle: {old.bundle.name} of other files there, {new.bundle.name} here")
+    if old.bundle.engine != new.bundle.engine:
+        found.append(f"engine: {old.bundle.engine} there, {new.bundle.engine} here")
+    there, here = (
+        {b.name: (b.size_bytes, b.num_frames, b.image_topic, b.label_topic) for b in r.bags} for r in (old, new)
+    )
+    if list(there) != list(here):
+        found.append(f"bags: {', '.join(there)} there, {', '.join(here)} here")
+    else:
+        found += [f"bag {name}: its size, frames or topics have changed" for name in there if there[name] != here[name]]
+    return found
+
+
+class _Hashes:
+    """SHA-256 of every file of the bags, computed beside the replay, which has the files in memory anyway."""
+
+    def __init__(self, bags: Sequence[BagInfo]) -> None:
+        self._found: dict[str, dict[str, str]] = {}
+        self._cancelled = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(bags,), daemon=True)
+        self._thread.start()
+
+    def wait(self) -> dict[str, dict[str, str]]:
+        self._thread.join()
+        return self._found
+
+    def cancel(self) -> dict[str, dict[str, str]]:
+        self._cancelled.set()
+        return {}
+
+    def _work(self, bags: Sequence[BagInfo]) -> None:
+        for bag in bags:
+            with suppress(OSError):  # one that cannot be read is a problem that the bag's list has already
+                self._found[bag.name] = {f.name: self._hash(f) for f in bag_files(Path(bag.path))}
+
+    def _hash(self, path: Path) -> str:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while not self._cancelled.is_set() and (block := file.read(1 << 20)):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+def _distinct(problems: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(problems))
