@@ -18,16 +18,18 @@ from torch.utils.data import Dataset
 from nightlab_core.config import Settings
 from nightlab_core.data import datasets, night, transforms
 from nightlab_core.data.datasets import Sample
+from nightlab_core.data.unlabelled import UnlabelledImages
 from nightlab_core.labels import CAMVID_OPENED, map_ids
 from nightlab_core.runtime import regions
 
 
 class SourceSettings(Settings):
-    """One source of labelled images and how often it is drawn."""
+    """One source of images and how often it is drawn."""
 
-    kind: datasets.Kind | Literal["rendered", "pseudo"]
+    kind: datasets.Kind | Literal["rendered", "pseudo", "unlabelled"]
     folder: str = ""  #: under the data folder; of "pseudo", where `training.pseudo` wrote
     split: str = ""  #: train, val or test; of plain folders (train_ids) a sub-folder
+    leave_out: str = ""  #: of unlabelled pictures: folder under the data folder whose stems are not drawn
     complete: bool = True  #: of data sets whose frames are counted: false to train on a part
     count: int = Field(default=0, ge=0)  #: rendered scenes
     weight: float = Field(gt=0)
@@ -45,6 +47,8 @@ def load_source(source: SourceSettings, root: Path) -> Sequence[Sample]:
         frames = ((seed, night.render_scene(seed, size_hw=(480, 854))) for seed in scenes)
         return [Sample(f.image_bgr, f.labels, f"rendered_{seed}") for seed, f in frames]
     kind, folder = source.kind, root / source.folder
+    if kind == "unlabelled":
+        return UnlabelledImages(folder, root / source.leave_out if source.leave_out else None)
     if kind == "pseudo":
         kind, folder = "train_ids", Path(source.folder)
     samples, _ = datasets.open_dataset(kind, folder, source.split, complete=source.complete)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,7 +34,8 @@ class SegmenterRecipe(Settings):
     scale: tuple[float, float] = (0.6, 1.8)  #: random scale round the working size
     hard_classes: tuple[str, ...] = ()  #: what crops and the region level's windows are cut round
     hard_share: float = 0.0  #: part of the image level's crops that are cut round a hard class
-    class_weights: dict[str, float] = {}  #: how much a true pixel of a class counts in the loss; 1 for all others
+    #: How much a true pixel of a class counts in the loss; 1 for all that are not named.
+    class_weights: dict[str, float] = Field(default_factory=dict)
     frozen_stages: int = 2  #: leading backbone stages that keep their ImageNet weights
     start_from: str = ""  #: checkpoint whose weights are taken; empty: ImageNet's
 
@@ -131,7 +133,7 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
         return segmentation_loss(model, batch, weight.to(batch[0].device))
 
-    fit(model, loss, stream, recipe.loop, out / "checkpoint.pt", recipe.model_dump(mode="json"))
+    fit(model, loss, stream, recipe.loop, out / "checkpoint.pt", recipe)
 
 
 def main() -> None:

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The segmenter's loss where a label leaves its class open, and what a stage starts from."""
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+from torch import nn  # noqa: E402
+
+from nightlab_core.labels import (  # noqa: E402
+    CAMVID_OPENED,
+    CAMVID_TO_CITYSCAPES,
+    CITYSCAPES19,
+    CITYSCAPES_TO_CAMVID,
+    OPEN_LABELS,
+)
+from training.segmenter import loss_weights, open_log_softmax, segmentation_loss, start  # noqa: E402
+
+
+def test_an_open_label_holds_what_camvid_puts_into_one_class() -> None:
+    for camvid_id, train_id in CAMVID_TO_CITYSCAPES.items():
+        if train_id == 255:
+            continue
+        meant = {i for i, c in CITYSCAPES_TO_CAMVID.items() if c == camvid_id}
+        opened = CAMVID_OPENED[train_id]
+        assert set(OPEN_LABELS.get(opened, (opened,))) == meant
+
+
+def test_the_probability_of_an_open_label_is_the_sum_of_its_classes() -> None:
+    log_p = open_log_softmax(torch.randn(2, 19, 3, 4))
+    assert log_p.shape == (2, 24, 3, 4)
+    torch.testing.assert_close(log_p[:, :19].exp().sum(1), torch.ones(2, 3, 4))
+    torch.testing.assert_close(log_p[:, 20].exp(), log_p[:, 6].exp() + log_p[:, 7].exp())
+
+
+def test_an_open_label_is_content_with_any_of_its_classes() -> None:
+    """A sign of CamVid seen as a traffic light costs nothing; seen as a road it costs as much as ever."""
+    labels, weight = torch.full((1, 8, 8), 20), loss_weights({})
+    costs = {}
+    for name in ("traffic light", "traffic sign", "road"):
+        logits = torch.zeros(1, 19, 4, 4)
+        logits[:, CITYSCAPES19.id_of(name)] = 20.0
+        model = _Constant(logits)
+        costs[name] = segmentation_loss(model, (torch.zeros(1, 3, 8, 8), labels), weight)["cross_entropy"].item()
+    assert costs["traffic light"] == pytest.approx(costs["traffic sign"]) == pytest.approx(0, abs=1e-6)
+    assert costs["road"] > 15
+
+
+def test_weights_by_hand() -> None:
+    weight = loss_weights({"pole": 3.0, "traffic light": 3.0, "traffic sign": 2.5, "wall": 2.0})
+    assert weight[5] == 3 and weight[0] == 1 and len(weight) == 24
+    assert weight[19] == 1 and weight[20] == 2.5  # building or wall, light or sign
+    logits = torch.zeros(1, 19, 4, 4)
+    labels = torch.full((1, 8, 8), 5)
+    labels[:, :, 4:] = 255  # unlabelled pixels are no part of the mean
+    loss = segmentation_loss(_Constant(logits), (torch.zeros(1, 3, 8, 8), labels), weight)["cross_entropy"]
+    assert loss.item() == pytest.approx(3 * torch.tensor(19.0).log().item())
+
+
+def test_a_stage_starts_from_another_or_from_one_level_of_a_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, fresh = nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    torch.save({"model": source.state_dict()}, tmp_path / "stage.pt")
+    whole = {
+        f"{level}.{k}": v + i for i, level in enumerate(("image", "region")) for k, v in source.state_dict().items()
+    }
+    torch.save({"weights": whole, "settings": {}, "card": {}}, tmp_path / "whole.pt")
+
+    start(fresh, tmp_path / "stage.pt", "image")
+    assert torch.equal(fresh[0].weight, source[0].weight)
+    assert "lacks 1: fresh weights" in capsys.readouterr().out
+    start(fresh, tmp_path / "whole.pt", "region")
+    assert torch.equal(fresh[0].weight, source[0].weight + 1)
+    with pytest.raises(FileNotFoundError, match="train that stage first"):
+        start(fresh, tmp_path / "missing.pt", "image")
+    with pytest.raises(ValueError, match="no weight that fits"):
+        start(nn.Conv2d(3, 8, 3), tmp_path / "stage.pt", "image")
+
+
+class _Constant(nn.Module):
+    """A model that always answers with these logits."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.logits
