@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 _codes = np.arange(256) / 255.0
@@ -27,3 +29,36 @@ def light_level(frame_bgr: np.ndarray) -> float:
 def _grid(side: int) -> np.ndarray:
     count = min(side, _SAMPLES)
     return ((np.arange(count) + 0.5) * side / count).astype(np.intp)
+
+
+@dataclass(frozen=True)
+class LightBin:
+    """Frames whose `light_level` is in [low, high)."""
+
+    name: str
+    low: float
+    high: float
+
+    def holds(self, light_level: float | None) -> bool:
+        """False for a frame whose light is not known."""
+        return light_level is not None and self.low <= light_level < self.high
+
+    @property
+    def span(self) -> str:
+        """In words, with the limits that matter."""
+        if self.low <= 0:
+            return f"below {self.high:g}"
+        return f"{self.low:g} and above" if self.high > 1 else f"{self.low:g} to {self.high:g}"
+
+
+#: Of the dash-camera frames that these limits were chosen on, 95 % by night lie below 0.06 and all by day above 0.1.
+#: The same in every report, so that two can be laid side by side.
+LIGHT_BINS = (
+    LightBin("very dark", 0.0, 0.015),
+    LightBin("dark", 0.015, 0.03),
+    LightBin("lit street", 0.03, 0.06),
+    LightBin("dusk", 0.06, 0.12),
+    LightBin("daylight", 0.12, 1.01),
+)
+#: The first three together.
+DARK = LightBin("in the dark", 0.0, 0.06)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from nightlab_core.metrics import iou, mean_iou
+from nightlab_core.runtime.light import DARK, LIGHT_BINS, LightBin
 from nightlab_ros.replay.intervals import Figures, Interval, blocks_of, class_intervals, miou_interval
-from nightlab_ros.replay.light import DARK, LIGHT_BINS, LightBin
 from nightlab_ros.replay.records import FrameRecord
 
 
