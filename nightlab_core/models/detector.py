@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The region detector: a region proposal network with one class-agnostic hardness score (NightLab, CVPR 2022)."""
+"""The region detector: a region proposal network with one class-agnostic hardness score (NightLab, CVPR 2022).
+
+The proposals are the paper's RDN; ranked by the module that knows what the region level brings, they are its HDM.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,41 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
+from torchvision.models.detection.rpn import (
+    RegionProposalNetwork,
+    RPNHead,
+    concat_box_prediction_layers,
+    permute_and_flatten,
+)
 
 from nightlab_core.models.backbone import Backbone
+
+
+class HardnessHead(nn.Module):
+    """Scores every anchor by what the region level would bring there: features [(B, Ci, H / si, W / si)], finest first
+    -> logits (B, anchors), in the order of the proposals' own.
+
+    Coarse features are added to fine ones: whether a region is hard shows in what surrounds it.
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int, anchors_per_place: int) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
+        self.tower = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True),
+        )  # fmt: skip
+        self.logits = nn.Conv2d(channels, anchors_per_place, 1)
+        nn.init.normal_(self.logits.weight, std=0.01)
+        nn.init.zeros_(self.logits.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        merged = [lateral(f) for lateral, f in zip(self.laterals, features, strict=True)]
+        for i in reversed(range(len(merged) - 1)):
+            merged[i] = merged[i] + F.interpolate(merged[i + 1], size=merged[i].shape[-2:], mode="nearest")
+        maps = [self.logits(self.tower(m)) for m in merged]
+        flat = [permute_and_flatten(m, m.shape[0], m.shape[1], 1, m.shape[2], m.shape[3]) for m in maps]
+        return torch.cat(flat, 1)[..., 0]
 
 
 class RegionDetector(nn.Module):
@@ -27,6 +62,8 @@ class RegionDetector(nn.Module):
         anchor_sizes: side of the anchors in pixels of the reduced image, one tuple a stride.
         aspect_ratios: height / width of the anchors: poles are tall, cars are wide.
         max_boxes: proposals returned, best first, before non-maximum suppression.
+        hdm_channels: width of the hardness detection module, which ranks the proposals by what the region level brings
+            (the paper's HDM; `training.hdm`); 0 for none, which ranks them by their objectness (the paper's RDN).
     """
 
     def __init__(
@@ -40,6 +77,7 @@ class RegionDetector(nn.Module):
         stages: int = 0,
         reduction: int = 2,
         max_boxes: int = 100,
+        hdm_channels: int = 0,
         pretrained: bool = False,
     ) -> None:
         super().__init__()
@@ -56,20 +94,29 @@ class RegionDetector(nn.Module):
             anchors, head, fg_iou_thresh=0.5, bg_iou_thresh=0.3, batch_size_per_image=256, positive_fraction=0.5,
             pre_nms_top_n={}, post_nms_top_n={}, nms_thresh=0.5,
         )  # fmt: skip
+        self.hdm = None
+        if hdm_channels:
+            self.hdm = HardnessHead(self.backbone.channels, hdm_channels, anchors.num_anchors_per_location()[0])
 
-    def _predict(self, image: Tensor) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
-        """Objectness (B * A, 1), deltas (B * A, 4), anchors [(A, 4)] * B in reduced pixels, the reduced image."""
+    def _features(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The reduced image and the backbone's features of it."""
         small = F.avg_pool2d(image, self.reduction) if self.reduction > 1 else image
-        features = [lateral(f) for lateral, f in zip(self.laterals, self.backbone(small), strict=True)]
+        return small, self.backbone(small)
+
+    def _predict(self, small: Tensor, features: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Objectness (B * A, 1), deltas (B * A, 4), anchors [(A, 4)] * B in reduced pixels."""
+        features = [lateral(f) for lateral, f in zip(self.laterals, features, strict=True)]
         objectness, deltas = self.rpn.head(features)
         sizes = [(small.shape[-2], small.shape[-1])] * small.shape[0]
         anchors = self.rpn.anchor_generator(ImageList(small, sizes), features)
         objectness, deltas = concat_box_prediction_layers(objectness, deltas)
-        return objectness, deltas, anchors, small
+        return objectness, deltas, anchors
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes (B, N, 4) xyxy in 0..1 and hardness scores (B, N) in 0..1, best first, N at most `max_boxes`."""
-        objectness, deltas, anchors, small = self._predict(image)
+    def propose(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """The proposals by objectness, best first: boxes (B, N, 4) and scores (B, N) as `forward`, each one's anchor
+        int64 (B, N), and the backbone's features."""
+        small, features = self._features(image)
+        objectness, deltas, anchors = self._predict(small, features)
         batch = image.shape[0]
         boxes = self.rpn.box_coder.decode(deltas, anchors).reshape(batch, -1, 4)
         scores = objectness.reshape(batch, -1).sigmoid()
@@ -80,14 +127,31 @@ class RegionDetector(nn.Module):
         # Divided side by side: a size put into a constant tensor would be fixed by tracing.
         left, top, right, bottom = boxes.unbind(-1)
         boxes = torch.stack([left / width, top / height, right / width, bottom / height], -1).clamp(0, 1)
+        return boxes, scores, order, features
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes (B, N, 4) xyxy in 0..1 and hardness scores (B, N) in 0..1, best first, N at most `max_boxes`."""
+        boxes, scores, order, features = self.propose(image)
+        if self.hdm is not None:
+            scores, place = self.hdm(features).gather(1, order).sigmoid().topk(scores.shape[1], dim=1)
+            boxes = boxes.gather(1, place[..., None].expand(-1, -1, 4))
         return boxes, scores
+
+    def hardness_logits(self, image: Tensor, anchors: Tensor) -> Tensor:
+        """The hardness detection module's logits (B, N) of some anchors, int64 (B, N), of `propose`.
+
+        Raises ValueError for a detector without one.
+        """
+        if self.hdm is None:
+            raise ValueError("this detector has no hardness detection module; expected hdm_channels above 0")
+        return self.hdm(self._features(image)[1]).gather(1, anchors)
 
     def loss(self, image: Tensor, boxes: list[Tensor]) -> dict[str, Tensor]:
         """Training losses of proposals against the true boxes, one (n, 4) xyxy tensor an image, in image pixels.
 
         Returns `objectness` (binary cross-entropy) and `box` (smooth L1), torchvision's own.
         """
-        objectness, deltas, anchors, _ = self._predict(image)
+        objectness, deltas, anchors = self._predict(*self._features(image))
         targets = [{"boxes": b / self.reduction} for b in boxes]
         labels, matched = self.rpn.assign_targets_to_anchors(anchors, targets)
         regression = self.rpn.box_coder.encode(matched, anchors)
