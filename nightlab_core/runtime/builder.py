@@ -125,6 +125,7 @@ def build_plan(
             plan_sha256=hashlib.sha256(plan).hexdigest(),
         )
         write_plan(folder, header, plan)
+        on_progress(Progress(key.kind, 1.0, "stored"))
         return header, True
 
 

@@ -173,7 +173,7 @@ def find_plan(folder: Path, wanted: PlanKey) -> tuple[PlanHeader, bytes]:
 def write_plan(folder: Path, header: PlanHeader, plan: bytes) -> Path:
     """Store a plan under its key's name, so that at every moment the file is whole or not there.
 
-    The data reaches the disk before the name does, and the folder entry before this returns.
+    The data reaches the disk before the name does, and the folder entry before this returns. Raises PlanError.
     """
     line = header.model_dump_json().encode()
     path = folder / header.key.file_name
@@ -186,14 +186,21 @@ def write_plan(folder: Path, header: PlanHeader, plan: bytes) -> Path:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+        _sync(folder)
+    except OSError as error:
+        raise PlanError(f"{folder}: the plan cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
+    return path
+
+
+def _sync(folder: Path) -> None:
+    """Make sure that a new name in the folder outlasts a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return path
 
 
 @contextlib.contextmanager

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache's rules, each against a real plan that TensorRT for RTX built of the tiny bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("tensorrt_rtx")
+pytest.importorskip("onnx")
+
+from nightlab_core.runtime.builder import build_plan, plan_key, plan_shapes
+from nightlab_core.runtime.bundle import Bundle, load_bundle
+from nightlab_core.runtime.flavours import Flavour, Target, import_flavour
+from nightlab_core.runtime.plans import (
+    PlanError,
+    PlanHeader,
+    PlanKey,
+    cache_folder,
+    covers,
+    differences,
+    find_plan,
+    locked,
+    plan_files,
+    read_header,
+    read_plan,
+    remove_plans,
+    write_plan,
+)
+
+FRAME_HW = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def flavour() -> Flavour:
+    return import_flavour("tensorrt_rtx")
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return load_bundle(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def built(bundle: Bundle, flavour: Flavour, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one real plan, of the region network."""
+    folder = tmp_path_factory.mktemp("plans")
+    build_plan(bundle, key_of(bundle, flavour), flavour, folder)
+    return folder
+
+
+@pytest.fixture
+def plan(built: Path, tmp_path: Path) -> Path:
+    """A copy of the plan's file, to be spoilt."""
+    (source,) = plan_files(built)
+    return Path(shutil.copy2(source, tmp_path))
+
+
+def key_of(bundle: Bundle, flavour: Flavour, /, **changes: Any) -> PlanKey:
+    key = plan_key(bundle, "region", flavour, flavour.target(None), "float16", plan_shapes(bundle, "region", FRAME_HW))
+    return key.model_copy(update=changes)
+
+
+def test_a_real_plan_is_found_whole(bundle: Bundle, flavour: Flavour, built: Path) -> None:
+    header, plan = find_plan(built, key_of(bundle, flavour))
+    assert header.key == key_of(bundle, flavour)
+    assert len(plan) == header.plan_bytes > 10_000
+    assert header.outputs["labels"].dtype == "uint8"
+    assert header.io_bytes == 10 * 32 * 48 * (3 + 1 + 1)
+    (path,) = plan_files(built)
+    assert path.name == header.key.file_name and path.stat().st_mode & 0o777 == 0o644
+    assert json.loads(path.read_bytes().split(b"\n")[1])["key"]["flavour"] == "tensorrt_rtx"  # to be read by people too
+
+
+OTHER_SHAPES = {"crops": ((1, 32, 64, 3), (10, 32, 64, 3), (10, 32, 64, 3))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"onnx_sha256": "f" * 64}, "onnx sha256: built with .*, here it is ffff"),
+        ({"graph_version": 99}, "graph version: built with 1, here it is 99"),
+        ({"flavour": "tensorrt"}, "flavour: built with tensorrt_rtx, here it is tensorrt"),
+        ({"version": "1.7.1.117"}, r"version: built with 1\..*, here it is 1\.7\.1\.117"),
+        ({"platform": "linux-aarch64"}, "platform: built with .*, here it is linux-aarch64"),
+        (
+            {"capabilities": ("7.5",), "gpu_name": "Tesla T4"},
+            r"GPU: built for any GPU of compute capability 8\.0, .*, here it is Tesla T4 of compute capability 7\.5",
+        ),
+        ({"precision": "float32"}, "precision: built with float16, here it is float32"),
+        (
+            {"shapes": OTHER_SHAPES},
+            r"shapes: built for crops \(1\.\.10, 32, 48, 3\), here it is crops \(1\.\.10, 32, 64, 3\)",
+        ),
+    ],
+)
+def test_a_plan_that_differs_in_anything_is_not_loaded_and_the_message_says_in_what(
+    bundle: Bundle, flavour: Flavour, plan: Path, changes: dict[str, Any], message: str
+) -> None:
+    wanted = key_of(bundle, flavour, **changes)
+    with pytest.raises(PlanError, match=message):
+        read_plan(plan, wanted)
+    with pytest.raises(PlanError, match=f"(?s)no plan of the region network fits:.*{message}"):
+        find_plan(plan.parent, wanted)
+    assert len(differences(read_header(plan).key, wanted)) == 1
+
+
+def test_every_field_of_the_key_is_in_the_test_above(bundle: Bundle, flavour: Flavour) -> None:
+    tested = {"onnx_sha256", "graph_version", "flavour", "version", "platform", "capabilities", "gpu_name"}
+    assert tested | {"precision", "shapes", "kind"} == set(PlanKey.model_fields)
+    other = key_of(bundle, flavour, kind="image")
+    assert differences(key_of(bundle, flavour), other) == ["kind: built with region, here it is image"]
+
+
+@pytest.mark.parametrize(
+    ("built_for", "wanted", "fits"),
+    [
+        (Target(("8.0", "8.6")), Target(("8.6",), "RTX A2000"), True),
+        (Target(("8.0", "8.6")), Target(("8.6",)), True),
+        (Target(("8.0",)), Target(("8.0", "8.6")), False),
+        (Target(("8.7",), "Orin"), Target(("8.7",), "Orin"), True),
+        (Target(("8.7",), "Orin"), Target(("8.7",), "Orin Nano"), False),  # fewer cores: another choice of kernels
+        (Target(("8.7",), "Orin"), Target(("8.7",)), False),
+    ],
+)
+def test_which_gpus_a_plan_serves(built_for: Target, wanted: Target, fits: bool) -> None:
+    assert built_for.serves(wanted) is fits
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fits"),
+    [
+        (((1, 4), (1, 4), (1, 4)), True),
+        (((3, 4), (5, 4), (10, 4)), True),
+        (((1, 4), (1, 4), (11, 4)), False),
+        (((0, 4), (1, 4), (1, 4)), False),
+        (((1, 4, 1), (1, 4, 1), (1, 4, 1)), False),
+    ],
+)
+def test_which_shapes_a_plan_takes(wanted: Any, fits: bool) -> None:
+    ranges = {"crops": ((1, 4), (10, 4), (10, 4))}
+    assert covers(ranges, {"crops": wanted}) is fits
+    assert not covers(ranges, {"frame": wanted})
+
+
+def cut(at: Callable[[int], int]) -> Callable[[bytes], bytes]:
+    return lambda data: data[: at(len(data))]
+
+
+def swap(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
+    def change(data: bytes) -> bytes:
+        assert old in data and len(old) == len(new)
+        return data.replace(old, new, 1)
+
+    return change
+
+
+def flip(at: Callable[[int], int]) -> Callable[[bytes], bytes]:
+    def change(data: bytes) -> bytes:
+        spoilt = bytearray(data)
+        spoilt[at(len(data))] ^= 1
+        return bytes(spoilt)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (cut(lambda n: 0), "does not begin as a plan"),
+        (cut(lambda n: 40), "does not begin as a plan|header was changed or cut short"),
+        (cut(lambda n: 200), "header was changed or cut short"),
+        (cut(lambda n: n // 2), r"received \d+ bytes of plan, expected \d+: it was cut short"),
+        (cut(lambda n: n - 1), "it was cut short"),
+        (lambda data: data + b"\0", r"received \d+ bytes of plan, expected \d+"),
+        (flip(lambda n: n - 1), "the plan's SHA-256 is .*, expected .*: it was changed"),
+        (flip(lambda n: n // 2), "the plan's SHA-256 is .*: it was changed"),
+        (swap(b'"float16"', b'"float32"'), "header was changed"),
+        (swap(b'"linux-', b'"Linux-'), "header was changed"),
+        (swap(b"nightlab-plan 1 ", b"nightlab-plan 2 "), "received format 2, expected 1"),
+        (lambda data: b"\x7fELF" + data, "does not begin as a plan"),
+    ],
+)
+def test_a_plan_that_was_cut_short_or_changed_is_never_loaded(
+    bundle: Bundle, flavour: Flavour, plan: Path, spoil: Callable[[bytes], bytes], message: str
+) -> None:
+    plan.write_bytes(spoil(plan.read_bytes()))
+    with pytest.raises(PlanError, match=message):
+        read_plan(plan)
+    with pytest.raises(PlanError, match=message):
+        find_plan(plan.parent, key_of(bundle, flavour))
+
+
+def test_a_plan_under_another_s_name_is_not_loaded(bundle: Bundle, flavour: Flavour, plan: Path) -> None:
+    name = key_of(bundle, flavour, precision="float32").file_name
+    plan = plan.rename(plan.parent / name)
+    with pytest.raises(PlanError, match=f"{name}: does not match its key, by which it would be called region-"):
+        read_plan(plan)
+
+
+def test_a_header_of_another_version_is_refused(plan: Path) -> None:
+    _, line, rest = plan.read_bytes().split(b"\n", 2)
+    content = json.loads(line)
+    del content["key"]["graph_version"]
+    line = json.dumps(content).encode()
+    plan.write_bytes(b"nightlab-plan 1 " + hashlib.sha256(line).hexdigest().encode() + b"\n" + line + b"\n" + rest)
+    with pytest.raises(PlanError, match="the header is not one of this version: Field required"):
+        read_plan(plan)
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646])
+def test_a_plan_that_others_may_write_is_refused(plan: Path, mode: int) -> None:
+    plan.chmod(mode)
+    with pytest.raises(PlanError, match=r"expected owner 0 or \d+ and no write permission for others \(chmod go-w\)"):
+        read_plan(plan)
+    plan.chmod(0o644)
+    read_plan(plan)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_plan_of_another_user_is_refused(plan: Path) -> None:
+    os.chown(plan, 12345, -1)
+    with pytest.raises(PlanError, match="received owner 12345"):
+        read_plan(plan)
+
+
+def test_an_empty_cache_says_so(bundle: Bundle, flavour: Flavour, tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(PlanError, match=f"there is no plan of the region network in {folder}"):
+            find_plan(folder, key_of(bundle, flavour))
+
+
+def test_a_whole_plan_is_found_beside_spoilt_ones(bundle: Bundle, flavour: Flavour, plan: Path) -> None:
+    (plan.parent / "region-0000000000000000.plan").write_bytes(b"nothing")
+    (plan.parent / "notes.txt").write_text("not a plan")
+    header, _ = find_plan(plan.parent, key_of(bundle, flavour))
+    assert header.key.file_name == plan.name
+
+
+def test_nothing_is_written_under_the_plan_s_name_before_it_is_whole(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header, data = read_plan(plan)
+    folder = tmp_path / "new"
+    folder.mkdir()
+    seen: list[tuple[str, list[str]]] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (seen.append(("fsync", names(folder))), fsync(fd))[1])
+    monkeypatch.setattr(Path, "replace", lambda a, b: (seen.append(("rename", names(folder))), replace(a, b))[1])
+    write_plan(folder, header, data)
+    temporary = f".{plan.name}.{os.getpid()}"
+    assert seen == [("fsync", [temporary]), ("rename", [temporary]), ("fsync", [plan.name])]
+    assert (folder / plan.name).read_bytes() == plan.read_bytes()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_full_disk_leaves_nothing_behind(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header, data = read_plan(plan)
+    folder = tmp_path / "new"
+    folder.mkdir()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PlanError, match=f"{folder}: the plan cannot be written: No space left on device"):
+        write_plan(folder, header, data)
+    assert names(folder) == []
+
+
+def test_only_one_builds_and_the_others_are_told_to_wait(tmp_path: Path) -> None:
+    order: list[str] = []
+    waited = threading.Event()
+
+    def second() -> None:
+        with locked(tmp_path, waited.set):
+            order.append("second")
+
+    with locked(tmp_path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waited.wait(10)
+        time.sleep(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_what_a_killed_build_left_is_swept_up(plan: Path) -> None:
+    left = plan.parent / f".{plan.name}.12345"
+    left.write_bytes(b"half of it")
+    with locked(plan.parent):
+        assert not left.exists()
+    assert plan.exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(PlanError, match="set NIGHTLAB_PLANS to a folder that can be written"), locked(tmp_path / "x"):
+        pass
+
+
+def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "plans").write_text("")
+    with pytest.raises(PlanError, match=r"plans: .*; set NIGHTLAB_PLANS"), locked(tmp_path / "plans"):
+        pass
+
+
+def test_removing(plan: Path) -> None:
+    size = plan.stat().st_size
+    assert list(remove_plans(plan.parent, lambda path: False)) == []
+    assert list(remove_plans(plan.parent, lambda path: True)) == [(plan, size)]
+    assert plan_files(plan.parent) == []
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("NIGHTLAB_PLANS", raising=False)
+    assert cache_folder() == tmp_path / ".cache/nightlab/plans"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
+    assert cache_folder() == Path("/var/cache/nightlab/plans")
+    monkeypatch.setenv("NIGHTLAB_PLANS", "/opt/plans")
+    assert cache_folder() == Path("/opt/plans")
+
+
+def test_a_header_survives_its_text(plan: Path) -> None:
+    header = read_header(plan)
+    assert PlanHeader.model_validate_json(header.model_dump_json()) == header
