@@ -55,8 +55,7 @@ class DetectorSettings(Settings):
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     reduction: int = Field(default=2, ge=1)
     max_boxes: int = Field(default=100, ge=1, le=300)
-    #: Not written where it is 0, so that a run that was begun before it existed can go on.
-    hdm_channels: int = Field(default=0, ge=0, exclude_if=lambda channels: channels == 0)
+    hdm_channels: int = Field(default=0, ge=0)
 
 
 class Level(nn.Module):
