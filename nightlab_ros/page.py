@@ -59,7 +59,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def points(value: float | None, digits: int = 1) -> str:
     """A difference of shares in points, with its sign."""
-    return "—" if value is None else f"{100 * value:+.{digits}f}"
+    return "—" if value is None else f"{100 * value:+.{digits}f}".replace("-", "−")
 
 
 _ENVIRONMENT.filters.update(percent=percent, points=points, css_colour=css_colour)

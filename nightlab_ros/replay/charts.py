@@ -183,7 +183,7 @@ def forest(rows: Sequence[tuple[str, Whisker | None]], unit: str, label: str) ->
         y = ROW * place + ROW / 2 + 6
         parts.append(text(left - 10, y + 4, name, anchor="end"))
         if w is None:
-            parts.append(text(x.at(0), y + 4, "—", "dim"))
+            parts.append(text(x.start + 8, y + 4, "—", "dim"))
             continue
         parts.append(line(x.at(w.low), y, x.at(w.high), y, f"whisker {w.kind}"))
         parts.append(

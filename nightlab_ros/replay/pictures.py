@@ -147,6 +147,24 @@ def run_panels(frame: BagFrame, result: Result, predicted: ClassSet, judged: Cla
     return shrink(panels)
 
 
+def compared_panels(
+    frame: BagFrame, first: tuple[Result, ClassSet], second: tuple[Result, ClassSet], judged: ClassSet
+) -> dict[str, np.ndarray]:
+    """As `run_panels`, of two bundles on one frame: frame, truth, A, B, and what B mends and spoils."""
+    assert frame.image_bgr is not None
+    image = frame.image_bgr
+    a, b = (to_class_set(result.labels, predicted, judged) for result, predicted in (first, second))
+    panels = {"camera": image}
+    if frame.labels is not None:
+        panels["truth"] = overlay(image, frame.labels, judged)
+    panels |= {"A": overlay(image, a, judged), "B": overlay(image, b, judged)}
+    if frame.labels is None:
+        panels["where A and B differ"] = difference_picture(image, a, b)
+    else:
+        panels["errors"] = error_picture(image, frame.labels, a, b)
+    return shrink(panels)
+
+
 def error_picture(image_bgr: np.ndarray, truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Right pixels grey, wrong ones WRONG, MENDED or SPOILT, unlabelled ones dark; uint8 (H, W, 3) BGR."""
     known = truth != IGNORE_ID
