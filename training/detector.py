@@ -6,17 +6,17 @@ python -m training.detector config/train/lite_detector.yaml --data DATA --out OU
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from nightlab_core.config import Settings, load_yaml
+from nightlab_core.config import Settings
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.nightlab import NightLabSettings
 from nightlab_core.models.pretrained import load_packaged_weights
+from training.command import run_stage
 from training.data import BoxStream, SourceSettings
 from training.loop import LoopSettings, Losses, fit
 from training.segmenter import freeze
@@ -71,17 +71,12 @@ def train(recipe: DetectorRecipe, data: Path, out: Path) -> None:
         recipe.sources, data, recipe.loop.seed, recipe.crop_hw, recipe.input_hw, recipe.scale, hard_ids=hard
     )
     model, checkpoint = _Losses(detector), out / "checkpoint.pt"
-    fit(model, detection_loss, stream, recipe.loop, checkpoint, recipe.model_dump(mode="json"), collate)
+    fit(model, detection_loss, stream, recipe.loop, checkpoint, recipe, collate)
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="YAML recipe, see config/train")
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint; an unfinished run goes on")
-    arguments = parser.parse_args()
-    train(load_yaml(arguments.recipe, DetectorRecipe), arguments.data, arguments.out)
+    run_stage(__doc__, DetectorRecipe, train)
 
 
 if __name__ == "__main__":

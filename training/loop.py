@@ -1,48 +1,78 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop that every stage shares: AdamW, polynomial decay, clipping, checkpoints, exact resume."""
+"""The training loop that every stage shares: AdamW, polynomial decay, mixed precision, clipping, exact resume, and
+as many processes as torchrun starts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric, seed_everything
 from pydantic import Field
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nightlab_core.config import Settings
+from training import checkpoint as checkpoints
+from training.checkpoint import load_weights
+from training.distributed import start_fabric, synchronise_batch_norm
+from training.monitor import Monitor
 
-Losses = dict[str, Tensor]
+__all__ = ["LoopSettings", "Losses", "Mean", "fit", "learning_rate_at", "load_weights"]
+
+#: A loss scale below this means that the gradients themselves overflow, not their scaled form.
+LEAST_LOSS_SCALE = 2.0**-10
+
+
+class Mean(NamedTuple):
+    """A loss that is a mean over things of which each process has another number, such as labelled pixels."""
+
+    total: Tensor  #: scalar, the sum
+    number: Tensor  #: scalar, of how many
+
+    @property
+    def value(self) -> Tensor:
+        """The mean in this process, 0 where there is nothing to count."""
+        return self.total / self.number.clamp(min=1)
+
+
+#: Losses by name, which are added up. A plain scalar is a mean over the process's samples.
+Losses = Mapping[str, Tensor | Mean]
 
 
 class LoopSettings(Settings):
     """How a stage is trained."""
 
     steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1)  #: samples a step of one process
     learning_rate: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)  #: AdamW's memory of gradients and of their squares
     weight_decay: float = Field(default=0.01, ge=0)
     warmup_steps: int = Field(default=50, ge=0)
     decay_power: float = Field(default=0.9, gt=0)
     clip_norm: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)  #: of the running mean of the weights that is kept; 0: none
-    precision: str = "32-true"
-    seed: int = 0
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    seed: int = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=200, ge=1)
-    workers: int = Field(default=1, ge=0)
+    workers: int = Field(default=1, ge=0)  #: processes that prepare samples, beside each training process
+    log_every: int = Field(default=20, ge=1)  #: steps from one line of the log to the next
+    tensorboard: bool = True  #: write losses, learning rate and speed beside the checkpoint
 
 
-class _Range(Sampler[int]):
-    """Samples start, start + 1, ...: a sample is a function of its index, so that resuming is counting on."""
+class _Share(Sampler[int]):
+    """This process's samples of the steps `first` to `steps`: a sample is a function of its index, so that resuming is
+    counting on, and process r of n takes every n-th index from r on, so that a step sees the same samples whatever n.
+    """
 
-    def __init__(self, start: int, stop: int) -> None:
-        self.indices = range(start, stop)
+    def __init__(self, first: int, steps: int, batch_size: int, rank: int, processes: int) -> None:
+        batch = batch_size * processes
+        self.indices = range(first * batch + rank, steps * batch, processes)
 
     def __iter__(self) -> Any:
         return iter(self.indices)
@@ -65,96 +95,113 @@ def fit(
     data: Dataset[Any],
     settings: LoopSettings,
     checkpoint: Path,
-    recipe: dict[str, Any],
+    recipe: Settings,
     collate: Callable[[list[Any]], Any] | None = None,
 ) -> None:
     """Train `model` in place, from `checkpoint` on where that file exists, and leave the final state in it.
 
-    data[i] is the i-th training sample, for any i; it alone decides what is seen. loss_of returns named losses, which
-    are added up. The checkpoint carries model, optimiser, step, random state and `recipe`, and is replaced whole.
-    Raises FloatingPointError, naming step and losses, on a loss that is not finite; ValueError where the checkpoint
-    was made by another recipe.
+    data[i] is the i-th training sample, for any i; it alone decides what is seen. loss_of calls the model once and
+    returns named losses, which are added up. What a step draws at random (dropout) is decided by seed, step and
+    process. The checkpoint carries model, optimiser, step and `recipe`, of which `settings` are a part, and is replaced
+    whole; only the first process writes. Normalisation in training mode takes all processes' statistics; one that the
+    caller put into evaluation mode stays there.
+
+    Raises FloatingPointError, naming step and losses, on a loss or gradient that is not finite; ValueError where the
+    checkpoint was made by another recipe or batch.
     """
-    fabric = Fabric(accelerator="auto", devices=1, precision=settings.precision)  # type: ignore[arg-type]
-    fabric.launch()
-    seed_everything(settings.seed, verbose=False)
+    fabric = start_fabric(settings.precision)
+    batch_of_all = settings.batch_size * fabric.world_size
+    synchronise_batch_norm(model, fabric)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
+    )
     wrapped, optimizer = fabric.setup(model, optimizer)
     average: AveragedModel | None = None
     if settings.ema_decay:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=False)
+    precision = fabric.strategy.precision
 
     first = 0
     if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        if state["recipe"] != recipe:
-            raise ValueError(f"{checkpoint} was trained by another recipe; choose another folder, or remove it")
+        state = checkpoints.read(checkpoint)
+        checkpoints.check_recipe(checkpoint, state, recipe, batch_of_all)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if average is not None:
             average.load_state_dict(state["average"])
-        torch.set_rng_state(state["random"])
-        torch.cuda.set_rng_state_all(state["random_cuda"])
+        precision.load_state_dict(state.get("scaler", {}))
         first = state["step"]
 
     batches = DataLoader(
         data,
         batch_size=settings.batch_size,
-        sampler=_Range(first * settings.batch_size, settings.steps * settings.batch_size),
+        sampler=_Share(first, settings.steps, settings.batch_size, fabric.global_rank, fabric.world_size),
         num_workers=settings.workers,
         collate_fn=collate,
-        # Its own, or it would draw from the state that a resumed run has just taken up.
-        generator=torch.Generator(),
+        pin_memory=fabric.device.type == "cuda",
+        generator=torch.Generator(),  # its own, or it would draw from the step's
     )
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns) as progress:
-        task = progress.add_task("training", total=settings.steps, completed=first)
+    board = checkpoint.parent if settings.tensorboard else None
+    with Monitor(first, settings.steps, settings.log_every, board, shown=fabric.is_global_zero) as monitor:
         for step, batch in enumerate(batches, start=first):
+            _seed(settings.seed, step, fabric.global_rank)
+            rate = learning_rate_at(step, settings)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(step, settings)
-            losses = loss_of(wrapped, fabric.to_device(batch))
-            total = torch.stack(list(losses.values())).sum()
-            shown = " ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items())
-            if not math.isfinite(total.item()):
-                raise FloatingPointError(
-                    f"step {step}: the loss is not finite ({shown}); the checkpoint of an earlier step is kept. "
-                    "Lower the learning rate, or look at the batch"
-                )
+                group["lr"] = rate
+            loss, values = _mean_over_processes(loss_of(wrapped, fabric.to_device(batch)), fabric)
+            _check_finite(step, values, all(map(math.isfinite, values.values())), "loss")
             optimizer.zero_grad()
-            fabric.backward(total)
-            fabric.clip_gradients(wrapped, optimizer, max_norm=settings.clip_norm)
+            fabric.backward(loss)
+            norm = fabric.clip_gradients(wrapped, optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False)
+            gradient = float(norm) if norm is not None else math.nan
+            scaler = getattr(precision, "scaler", None)
+            # In float16 the scaler leaves out a step whose scaled gradients overflow, and scales less from then on.
+            healthy = math.isfinite(gradient) if scaler is None else scaler.get_scale() >= LEAST_LOSS_SCALE
+            _check_finite(step, values, healthy, "gradient")
             optimizer.step()
             if average is not None:
                 average.update_parameters(model)
-            progress.update(task, advance=1, description=shown)
-            if step % 20 == 0:
-                progress.console.print(f"step {step} {shown}")
-            if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-                _save(checkpoint, model, average, optimizer, step + 1, recipe)
+            done = step + 1
+            monitor.update(done, values, rate, gradient)
+            if fabric.is_global_zero and (done % settings.checkpoint_every == 0 or done == settings.steps):
+                state = {
+                    "model": model.state_dict(),
+                    "average": average.state_dict() if average is not None else None,
+                    "optimizer": optimizer.state_dict(),
+                    "scaler": precision.state_dict(),
+                    "step": done,
+                    "batch": batch_of_all,
+                    "recipe": recipe.model_dump(mode="json"),
+                }
+                checkpoints.write(checkpoint, state)
+    fabric.barrier()  # whoever reads the checkpoint after this finds the last one
 
 
-def load_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The weights of a stage's checkpoint: their running mean where it kept one. Also reads a whole NightLab's."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if state.get("average"):
-        return {k.removeprefix("module."): v for k, v in state["average"].items() if k.startswith("module.")}
-    return state["weights"] if "weights" in state else state["model"]
+def _seed(seed: int, step: int, rank: int) -> None:
+    """Nothing needs to be remembered of the random state where every step starts a new one."""
+    seed_everything(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]), verbose=False)
 
 
-def _save(
-    path: Path, model: nn.Module, average: AveragedModel | None, optimizer: Any, step: int, recipe: dict[str, Any]
-) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    state = {
-        "model": model.state_dict(),
-        "average": average.state_dict() if average is not None else None,
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all(),
-        "recipe": recipe,
-    }
-    torch.save(state, temporary)
-    temporary.replace(path)
+def _mean_over_processes(losses: Losses, fabric: Fabric) -> tuple[Tensor, dict[str, float]]:
+    """The loss to differentiate in this process, and the value of every loss over all processes.
+
+    The mean of all processes' gradients, which is what they exchange, is then the gradient of the mean over all that
+    was counted, as one process would have it.
+    """
+    parts = [loss if isinstance(loss, Mean) else Mean(loss, torch.ones_like(loss)) for loss in losses.values()]
+    totals = torch.stack([part.total.float() for part in parts])
+    counts = torch.stack([part.number.to(totals) for part in parts])
+    sums: Any = fabric.all_reduce(torch.stack([totals.detach(), counts]), reduce_op="sum")
+    all_totals, all_counts = sums[0], sums[1].clamp(min=1)
+    loss = (totals * (fabric.world_size / all_counts)).sum()
+    return loss, dict(zip(losses, (all_totals / all_counts).tolist(), strict=True))
+
+
+def _check_finite(step: int, losses: dict[str, float], finite: bool, what: str) -> None:
+    if not finite:
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        raise FloatingPointError(
+            f"step {step}: the {what} is not finite ({shown}); the checkpoint of an earlier step is kept. "
+            "Lower the learning rate, or look at the batch"
+        )

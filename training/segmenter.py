@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +11,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nightlab_core.config import Settings, load_yaml
+from nightlab_core.config import Settings
 from nightlab_core.labels import CITYSCAPES19, IGNORE_ID, OPEN_LABELS
 from nightlab_core.models.backbone import Backbone
 from nightlab_core.models.deform import set_deform_form
 from nightlab_core.models.nightlab import NightLabSettings
 from nightlab_core.models.pretrained import load_packaged_weights
+from training.command import run_stage
 from training.data import FrameStream, RegionStream, SourceSettings
-from training.loop import LoopSettings, Losses, fit, load_weights
+from training.loop import LoopSettings, Losses, Mean, fit, load_weights
 
 
 class SegmenterRecipe(Settings):
@@ -84,7 +84,7 @@ def segmentation_loss(model: nn.Module, batch: tuple[Tensor, Tensor], weight: Te
     logits = model(image.contiguous(memory_format=torch.channels_last))
     logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
     total = F.nll_loss(open_log_softmax(logits), labels, weight, ignore_index=IGNORE_ID, reduction="sum")
-    return {"cross_entropy": total / (labels != IGNORE_ID).sum().clamp(min=1)}
+    return {"cross_entropy": Mean(total, (labels != IGNORE_ID).sum())}
 
 
 def start(model: nn.Module, checkpoint: Path, level: str) -> None:
@@ -138,12 +138,7 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipe", type=Path, help="YAML recipe, see config/train")
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint; an unfinished run goes on")
-    arguments = parser.parse_args()
-    train(load_yaml(arguments.recipe, SegmenterRecipe), arguments.data, arguments.out)
+    run_stage(__doc__, SegmenterRecipe, train)
 
 
 if __name__ == "__main__":

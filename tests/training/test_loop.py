@@ -2,6 +2,7 @@
 """The training loop: it learns, it resumes bit by bit, and it stops on a loss that is not finite."""
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,20 @@ pytest.importorskip("lightning")
 from torch import Tensor, nn  # noqa: E402
 from torch.utils.data import Dataset  # noqa: E402
 
-from training.loop import LoopSettings, fit, learning_rate_at  # noqa: E402
+from nightlab_core.config import Settings, replace  # noqa: E402
+from training.checkpoint import is_finished, load_weights  # noqa: E402
+from training.loop import LoopSettings, Losses, Mean, fit, learning_rate_at  # noqa: E402
 
 SETTINGS = LoopSettings(
-    steps=12, batch_size=4, learning_rate=0.05, warmup_steps=2, checkpoint_every=4, workers=0, seed=3
+    steps=12, batch_size=4, learning_rate=0.05, warmup_steps=2, checkpoint_every=4, workers=0, seed=3, tensorboard=False
 )
+
+
+class _Recipe(Settings):
+    """What a stage's recipe has at least."""
+
+    loop: LoopSettings
+    stage: str = "test"
 
 
 class _Lines(Dataset[tuple[Tensor, Tensor]]):
@@ -31,17 +41,22 @@ class _Lines(Dataset[tuple[Tensor, Tensor]]):
         return x, 2 * x * (float("nan") if index == self.poison else 1.0)
 
 
-def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
     return {"square": (model(batch[0]) - batch[1]).square().mean()}
 
 
-def _train(folder: Path, steps: int = 12, poison: int = -1, recipe: dict[str, Any] | None = None) -> nn.Module:
+def _train(folder: Path, poison: int = -1, stage: str = "test", loss: Any = _loss, **changes: Any) -> nn.Module:
     torch.manual_seed(0)
     # Dropout makes the random state matter.
     model = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.2), nn.Linear(8, 1))
-    settings = SETTINGS.model_copy(update={"steps": steps})
-    fit(model, _loss, _Lines(poison), settings, folder / "checkpoint.pt", recipe or {"stage": "test"})
+    settings = replace(SETTINGS, **changes)
+    recipe = _Recipe(loop=settings, stage=stage)
+    fit(model, loss, _Lines(poison), settings, folder / "checkpoint.pt", recipe)
     return model
+
+
+def _equal(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:
@@ -51,27 +66,107 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     assert _loss(model.eval(), batch)["square"] < 0.1
 
 
-def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
-    whole = _train(tmp_path / "whole")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path, precision: str) -> None:
+    whole = _train(tmp_path / "whole", precision=precision, ema_decay=0.9)
     # Point 33 is in step 8's batch (indices 32 to 35): the run dies there, after the checkpoint of step 8.
     with pytest.raises(FloatingPointError, match=r"step 8: the loss is not finite \(square nan\)"):
-        _train(tmp_path / "parts", poison=33)
+        _train(tmp_path / "parts", poison=33, precision=precision, ema_decay=0.9)
     assert torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)["step"] == 8
-    resumed = _train(tmp_path / "parts")
-    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(a, b)
+    assert _equal(whole, _train(tmp_path / "parts", precision=precision, ema_decay=0.9))
+    means = [load_weights(tmp_path / part / "checkpoint.pt") for part in ("whole", "parts")]
+    assert all(torch.equal(value, means[1][key]) for key, value in means[0].items())
+    assert not torch.equal(means[0]["0.weight"], whole[0].weight)  # type: ignore[index]
+
+
+def test_the_seed_decides_everything(tmp_path: Path) -> None:
+    first = _train(tmp_path / "a")
+    torch.rand(7)  # what happened before does not matter
+    assert _equal(first, _train(tmp_path / "b"))
+    assert not _equal(first, _train(tmp_path / "c", seed=4))  # other dropout
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
+        return {"root": (0 * model(batch[0]).sum()).abs().sqrt()}  # 0, with a slope of 0 times infinity
+
+    with pytest.raises(FloatingPointError, match=r"step 0: the gradient is not finite \(root 0.000\)"):
+        _train(tmp_path, loss=loss)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_mean_over_pixels_counts_them(tmp_path: Path) -> None:
+    def counted(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
+        square = (model(batch[0]) - batch[1]).square()
+        return {"square": Mean(square.sum(), torch.tensor(square.numel()))}
+
+    assert Mean(torch.tensor(0.0), torch.tensor(0)).value == 0
+    a, b = _train(tmp_path / "a", steps=4), _train(tmp_path / "b", steps=4, loss=counted)
+    for x, y in zip(a.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_nothing_to_count_is_no_loss(tmp_path: Path) -> None:
+    def nothing(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
+        return {"none": Mean((0 * model(batch[0])).sum(), torch.tensor(0))}
+
+    _train(tmp_path, loss=nothing)
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     _train(tmp_path)
-    with pytest.raises(ValueError, match="another recipe"):
-        _train(tmp_path, recipe={"stage": "other"})
+    with pytest.raises(ValueError, match=r"another recipe \(loop.learning_rate, stage\)"):
+        _train(tmp_path, stage="other", learning_rate=0.1)
+    with pytest.raises(ValueError, match="with 4 samples a step, this run takes 8"):
+        _train(tmp_path, batch_size=8)
+    torch.save({"weights": {}, "settings": {}, "card": {}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="no checkpoint of a training stage"):
+        _train(tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(b"half")
+    with pytest.raises(ValueError, match="is no checkpoint, or was cut short"):
+        _train(tmp_path)
 
 
-def test_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+def test_a_checkpoint_from_before_a_setting_was_added_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "old" / "checkpoint.pt"
+    with pytest.raises(FloatingPointError):
+        _train(path.parent, poison=33)
+    state = torch.load(path, weights_only=True)
+    for key in ("betas", "log_every", "tensorboard"):
+        del state["recipe"]["loop"][key]
+    old = {k: state[k] for k in ("model", "average", "optimizer", "step", "recipe")}
+    torch.save({**old, "random": torch.get_rng_state(), "random_cuda": []}, path)
+    # How often it saves, what prepares its samples and what it logs decide nothing.
+    resumed = _train(path.parent, checkpoint_every=5, log_every=1)
+    assert _equal(resumed, _train(tmp_path / "whole"))
+    state["recipe"]["gone"] = 1
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"another recipe \(gone"):
+        _train(path.parent)
+
+
+def test_a_finished_run_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = _train(tmp_path)
-    again = _train(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    recipe = _Recipe(loop=SETTINGS)
+    assert is_finished(tmp_path / "checkpoint.pt", recipe)
+    assert not is_finished(tmp_path / "checkpoint.pt", replace(recipe, stage="other"))
+    assert not is_finished(tmp_path / "none.pt", recipe)
+    assert _equal(first, _train(tmp_path))
+    assert "all 12 steps done" in capsys.readouterr().out
+
+
+def test_the_log_is_of_use_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _train(tmp_path, log_every=5, tensorboard=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["5/12", "10/12", "12/12"]
+    assert all(word in lines[0] for word in ("square", "gradient", "rate", "steps/s", "left"))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert {"square", "gradient", "learning_rate", "steps_per_second"} <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("square")] == [5, 10, 12]
+    assert all(math.isfinite(e.value) for e in events.Scalars("gradient"))
 
 
 def test_learning_rate_rises_and_falls() -> None:

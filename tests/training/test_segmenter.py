@@ -44,7 +44,7 @@ def test_an_open_label_is_content_with_any_of_its_classes() -> None:
         logits = torch.zeros(1, 19, 4, 4)
         logits[:, CITYSCAPES19.id_of(name)] = 20.0
         model = _Constant(logits)
-        costs[name] = segmentation_loss(model, (torch.zeros(1, 3, 8, 8), labels), weight)["cross_entropy"].item()
+        costs[name] = segmentation_loss(model, (torch.zeros(1, 3, 8, 8), labels), weight)["cross_entropy"].value.item()
     assert costs["traffic light"] == pytest.approx(costs["traffic sign"]) == pytest.approx(0, abs=1e-6)
     assert costs["road"] > 15
 
@@ -56,7 +56,7 @@ def test_weights_by_hand() -> None:
     logits = torch.zeros(1, 19, 4, 4)
     labels = torch.full((1, 8, 8), 5)
     labels[:, :, 4:] = 255  # unlabelled pixels are no part of the mean
-    loss = segmentation_loss(_Constant(logits), (torch.zeros(1, 3, 8, 8), labels), weight)["cross_entropy"]
+    loss = segmentation_loss(_Constant(logits), (torch.zeros(1, 3, 8, 8), labels), weight)["cross_entropy"].value
     assert loss.item() == pytest.approx(3 * torch.tensor(19.0).log().item())
 
 

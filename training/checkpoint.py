@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stage's checkpoint: what it holds, how it is written, and whether a run may go on from it."""
+
+from __future__ import annotations
+
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from nightlab_core.config import Settings
+
+#: What may change between two halves of a run: none of it decides what is learnt. The batch of all processes together
+#: is compared by itself, so that four processes may go on where one with four times the batch was stopped.
+_FREE = {f"loop.{name}" for name in ("batch_size", "workers", "checkpoint_every", "log_every", "tensorboard")}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint, on the CPU. Raises ValueError for a file that is none."""
+    if path.exists() and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no checkpoint, or was cut short; remove it, or name another")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not state.keys() & {"model", "weights"}:
+        raise ValueError(f"{path} is no checkpoint of a training stage, nor a whole NightLab's")
+    return state
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint whole or not at all: who is killed meanwhile leaves the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def load_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The weights of a stage's checkpoint: their running mean where it kept one. Also reads a whole NightLab's."""
+    state = read(checkpoint)
+    if state.get("average"):
+        return {k.removeprefix("module."): v for k, v in state["average"].items() if k.startswith("module.")}
+    return state["weights"] if "weights" in state else state["model"]
+
+
+def check_recipe(path: Path, state: dict[str, Any], recipe: Settings, batch: int) -> None:
+    """Raise ValueError, naming the keys, where a checkpoint was made by another recipe or batch (of all processes).
+
+    A key that the checkpoint is too old to know counts as its default.
+    """
+    if "recipe" not in state:
+        raise ValueError(f"{path} is no checkpoint of a training stage; choose another folder, or remove it")
+    old = state["recipe"]
+    if changed := _changes(old, recipe):
+        raise ValueError(
+            f"{path} was trained by another recipe ({', '.join(changed)}); choose another folder, or remove it"
+        )
+    before = state.get("batch", old["loop"]["batch_size"])
+    if before != batch:
+        raise ValueError(
+            f"{path} was trained with {before} samples a step, this run takes {batch} (batch_size times processes); "
+            "choose the batch size that gives as many, another folder, or remove it"
+        )
+
+
+def is_finished(path: Path, recipe: Settings) -> bool:
+    """Whether a checkpoint is that of the last step of this recipe."""
+    if not path.is_file():
+        return False
+    state = read(path)
+    if "recipe" not in state or _changes(state["recipe"], recipe):
+        return False
+    return state["step"] >= state["recipe"]["loop"]["steps"]
+
+
+def _changes(old: dict[str, Any], recipe: Settings) -> list[str]:
+    """Keys, with dots between depths, whose values differ and that decide what is learnt."""
+    with suppress(ValidationError):  # keys or values that are unknown today are shown as differences
+        old = type(recipe).model_validate(old, strict=False).model_dump(mode="json")
+    before, now = _flat(old), _flat(recipe.model_dump(mode="json"))
+    return sorted(k for k in (before.keys() | now.keys()) - _FREE if before.get(k) != now.get(k))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes as one: how they are started, and batch statistics over all of them.
+
+`torchrun --nproc-per-node N -m training.STAGE ...` trains as one process with N times the batch would: the samples are
+the same, losses are means over all processes' pixels, and normalisation sees all processes' images.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed.nn.functional as collective
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+
+def start_fabric(precision: str) -> Fabric:
+    """One process on one device, or those that torchrun started. On a CPU "16-mixed" becomes "bf16-mixed"."""
+    processes = int(os.environ.get("WORLD_SIZE", 1)) if torch.distributed.is_torchelastic_launched() else 1
+    fabric = Fabric(
+        accelerator="auto",
+        strategy="ddp" if processes > 1 else "auto",
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if processes > 1 else 1,
+        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)) if processes > 1 else 1,
+        precision=precision,  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def synchronise_batch_norm(model: nn.Module, fabric: Fabric) -> None:
+    """Let every batch normalisation that is in training mode take its statistics over all processes, in place.
+
+    On a GPU it is torch's SyncBatchNorm, which has no CPU form; `ReducedBatchNorm2d` is one. Parameters, keys and
+    modes stay. A normalisation in evaluation mode keeps its fixed statistics in both.
+    """
+    if fabric.world_size == 1:
+        return
+    if fabric.device.type != "cpu":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return
+    for module in model.modules():
+        for child in module.children():
+            if type(child) is nn.BatchNorm2d:
+                child.__class__ = ReducedBatchNorm2d
+
+
+class ReducedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation of (B, C, H, W) over the images of all processes, on any device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        values = x.float()
+        count = collective.all_reduce(values.new_tensor(values.numel() / values.shape[1]))
+        # Two passes: a mean of squares less the square of the mean loses digits where the mean is large.
+        mean = collective.all_reduce(values.sum((0, 2, 3))) / count
+        centred = values - mean[:, None, None]
+        variance = collective.all_reduce(centred.square().sum((0, 2, 3))) / count
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked += 1
+                momentum = 1 / float(self.num_batches_tracked or 1) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)
+        out = centred * (variance + self.eps).rsqrt()[:, None, None]
+        if self.affine:
+            out = out * self.weight[:, None, None] + self.bias[:, None, None]
+        return out.to(x.dtype)
