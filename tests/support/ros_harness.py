@@ -57,8 +57,10 @@ def wait_until(condition: Callable[[], Any], what: str, patience_s: float = PATI
 class NodeProcess:
     """``python -m nightlab_ros.node`` with parameters, its log read line by line."""
 
+    program: tuple[str, ...] = ("-m", "nightlab_ros.node")  #: what Python runs
+
     def __init__(self, namespace: str = "", **parameters: Any) -> None:
-        command = [sys.executable, "-m", "nightlab_ros.node", "--ros-args", "-r", f"__ns:=/{namespace}"]
+        command = [sys.executable, *self.program, "--ros-args", "-r", f"__ns:=/{namespace}"]
         for name, value in parameters.items():
             command += ["-p", f"{name}:={json.dumps(value)}"]
         environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node and TensorRT: it builds in the configure transition if told, says so, and can be interrupted."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("rclpy")
+pytest.importorskip("onnxruntime")
+
+from lifecycle_msgs.msg import Transition
+from ros_harness import Client, NodeProcess
+
+from nightlab_core.runtime.builder import Progress
+from nightlab_ros import building
+from nightlab_ros.building import BuildReporter
+from nightlab_ros.health import Report
+
+pytestmark = pytest.mark.ros
+
+#: The node on a machine that claims to have a GPU, and that builds slowly enough to be watched. TensorRT for RTX really
+#: builds there; it cannot load what it built.
+WITH_GPU = """
+import sys, time
+from nightlab_core.runtime import choice
+from nightlab_core.runtime.cuda import Device
+from nightlab_ros.node import main
+
+def slow_build(bundle, key, flavour, folder, on_progress):
+    def slowly(progress):
+        time.sleep(0.01)
+        return on_progress(progress)
+    return build_plan(bundle, key, flavour, folder, slowly)
+
+build_plan, choice.build_plan = choice.build_plan, slow_build
+choice.find_device = lambda: (Device("NVIDIA RTX A2000", "8.6", 0), "")
+sys.exit(main())
+"""
+
+
+class NodeWithGpu(NodeProcess):
+    program = ("-c", WITH_GPU)
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., tuple[NodeProcess, Client]]]:
+    begun: list[Any] = []
+    monkeypatch.setenv("NIGHTLAB_PLANS", str(tmp_path / "plans"))
+
+    def begin(kind: type[NodeProcess] = NodeWithGpu, **parameters: Any) -> tuple[NodeProcess, Client]:
+        begun.append(kind("", image_size=[96, 64], **parameters))
+        begun.append(Client())
+        return begun[-2], begun[-1]
+
+    yield begin
+    for one in reversed(begun):
+        one.close() if isinstance(one, Client) else one.stop()
+
+
+def plans(tmp_path: Path) -> list[str]:
+    return sorted(path.name.split("-")[0] for path in (tmp_path / "plans").glob("*.plan"))
+
+
+def test_it_builds_while_configuring_and_diagnostics_show_it(
+    start: Callable[..., Any], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    process, client = start(bundle=str(tiny_bundle), build_engines=True)
+    shown: dict[str, str] = {}
+
+    def watch() -> None:
+        shown.update(client.diagnostics(lambda values: float(values.get("build_percent", 0)) > 0))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    assert client.change_state(Transition.TRANSITION_CONFIGURE)
+    watcher.join()
+    assert shown["message"].startswith("configuring: building TensorRT engines: ") and shown["level"] == "0"
+    assert shown["build_network"] in ("image", "hardness", "region") and shown["build_phase"]
+    assert plans(tmp_path) == ["hardness", "image", "region"]
+
+    # There is no GPU after all: TensorRT says so, the node says so, and another engine runs.
+    assert process.wait_for_log(
+        "there is a GPU, NVIDIA RTX A2000 .*, but TensorRT does not run: .*cannot load the plan"
+    )
+    assert client.state() == "inactive"
+    values = client.diagnostics(lambda values: "engine" in values)
+    assert values["engine"] in ("openvino", "onnxruntime") and "cannot load the plan" in values["engine_note"]
+    assert client.change_state(Transition.TRANSITION_CLEANUP)
+    assert process.stop() == 0
+    assert not process.logged("Traceback|terminate called")
+
+
+def test_without_leave_to_build_it_names_the_command(
+    start: Callable[..., Any], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    process, client = start(bundle=str(tiny_bundle))
+    assert client.change_state(Transition.TRANSITION_CONFIGURE)
+    assert process.wait_for_log(f"nightlab-engine build {tiny_bundle} --image-size 96x64")
+    assert plans(tmp_path) == []
+    assert client.set_parameter("build_engines", True).reason.startswith(
+        "build_engines takes effect at the next configure"
+    )
+    assert client.change_state(Transition.TRANSITION_CLEANUP)
+    assert client.set_parameter("engine", "tensorrt").successful
+    assert not client.change_state(Transition.TRANSITION_CONFIGURE)
+    assert client.state() == "unconfigured"
+    assert process.wait_for_log("configure failed: PlanError: there is no plan of the image network")
+
+
+def test_a_signal_ends_a_build(start: Callable[..., Any], tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    process, _ = start(bundle=str(tiny_bundle), build_engines=True, autostart=True)
+    process.wait_for_log("building the TensorRT engine of the image network")
+    assert process.stop(signal.SIGINT) == 1
+    assert process.logged("configure failed: BuildStopped: the build of the image network was stopped")
+    assert plans(tmp_path) == [] and not process.logged("Traceback|terminate called")
+
+
+def test_tensorrt_without_a_gpu_fails_with_the_reason(start: Callable[..., Any], tiny_bundle: Path) -> None:
+    process, client = start(NodeProcess, bundle=str(tiny_bundle), engine="tensorrt", build_engines=True)
+    assert not client.change_state(Transition.TRANSITION_CONFIGURE)
+    assert client.state() == "unconfigured"
+    process.wait_for_log("configure failed: CudaError: engine 'tensorrt' needs an NVIDIA GPU and its driver")
+
+
+def test_progress_is_published_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    published: list[Report] = []
+    logged: list[str] = []
+    now_s = [0.0]
+    monkeypatch.setattr(building.time, "monotonic", lambda: now_s[0])
+    stop = threading.Event()
+    report = BuildReporter(published.append, logged.append, stop)
+    for step in range(101):
+        now_s[0] = step / 50  # two seconds
+        assert report(Progress("image" if step < 50 else "region", step / 100, "Timing tactics"))
+    assert [one.values["build_percent"] for one in published] == ["0", "25", "50", "75", "100"]
+    assert published[1].message == "configuring: building TensorRT engines: image 25 %"
+    assert published[1].values == {"build_network": "image", "build_percent": "25", "build_phase": "Timing tactics"}
+    assert logged == [f"building the TensorRT engine of the {kind} network" for kind in ("image", "region")]
+    stop.set()
+    assert not report(Progress("region", 1.0, ""))

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which engine runs: every rule of "auto" and of "tensorrt", with plans that TensorRT for RTX really built.
+
+The GPU is made up, and so are the engines that would load the plans on it; what is found, built and said is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorrt_rtx")
+pytest.importorskip("onnxruntime")
+
+from nightlab_core.runtime import choice
+from nightlab_core.runtime.builder import BuildStopped, Progress
+from nightlab_core.runtime.bundle import Bundle, load_bundle
+from nightlab_core.runtime.choice import build_command, open_engines
+from nightlab_core.runtime.cuda import CudaError, Device
+from nightlab_core.runtime.engine import TensorSpec
+from nightlab_core.runtime.flavours import TensorRtError, import_flavour
+from nightlab_core.runtime.pipeline import Pipeline
+from nightlab_core.runtime.plans import PlanError, Shape, plan_files
+
+RTX = Device("NVIDIA RTX A2000", "8.6", 6 << 30)
+FRAME_HW = (64, 96)
+
+
+class LoadedPlan:
+    """Stands where an engine on the GPU would: it opens its plan as that does."""
+
+    opened: list[LoadedPlan] = []  # noqa: RUF012 - emptied for every test
+    fail_on: str = ""
+
+    def __init__(self, flavour: Any, open_plan: Any, shapes: Mapping[str, Shape]) -> None:
+        self.header, self.plan = open_plan(shapes)
+        self.name, self._open_plan, self.closed = flavour.name, open_plan, False
+        if self.header.key.kind == type(self).fail_on:
+            raise TensorRtError("the plan is refused on this GPU")
+        self.inputs = {n: TensorSpec(np.dtype(i.dtype), i.shape) for n, i in self.header.inputs.items()}
+        self.outputs = {n: TensorSpec(np.dtype(i.dtype), i.shape) for n, i in self.header.outputs.items()}
+        self.opened.append(self)
+
+    def prepare(self, **shapes: Shape) -> None:
+        self._open_plan(shapes)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path) -> Bundle:
+    return load_bundle(tiny_bundle)
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine with a GPU, TensorRT for RTX and no plans; returns the cache's folder."""
+    monkeypatch.setenv("NIGHTLAB_PLANS", str(tmp_path / "plans"))
+    monkeypatch.setattr(choice, "find_device", lambda: (RTX, ""))
+    monkeypatch.setattr(choice, "installed_flavours", lambda: [import_flavour("tensorrt_rtx")])
+    monkeypatch.setattr(choice, "TensorRtEngine", LoadedPlan)
+    LoadedPlan.opened.clear()
+    monkeypatch.setattr(LoadedPlan, "fail_on", "")
+    return tmp_path / "plans"
+
+
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "find_device", lambda: (None, "cudaErrorNoDevice: no CUDA-capable device is detected"))
+
+
+def test_auto_builds_only_if_told_and_loads_what_is_there(bundle: Bundle, machine: Path) -> None:
+    # A GPU but no plan: the next engine, and a sentence with the command.
+    engines = open_engines(bundle, frame_hw=FRAME_HW)
+    assert engines.image.name in ("openvino", "onnxruntime")
+    assert str(RTX) in engines.note and "there is no plan of the image network" in engines.note
+    command = f"NIGHTLAB_PLANS={machine} nightlab-engine build {bundle.dir} --image-size 96x64"
+    assert engines.note.endswith(f"Build it with: {command}")
+    assert not machine.exists()
+
+    # The same with leave to build: it builds all three, telling how far it is.
+    heard: list[Progress] = []
+
+    def listen(progress: Progress) -> bool:
+        heard.append(progress)
+        return True
+
+    engines = open_engines(bundle, frame_hw=FRAME_HW, build=True, on_progress=listen)
+    assert (engines.image.name, engines.note) == ("tensorrt_rtx", "")
+    assert [kind for kind in ("image", "hardness", "region") if any(p.kind == kind for p in heard)] == [
+        "image", "hardness", "region"
+    ]  # fmt: skip
+    assert len(plan_files(machine)) == 3
+
+    # A GPU and plans that fit: they are loaded, and nothing is built.
+    heard.clear()
+    for engine in ("auto", "tensorrt"):
+        engines = open_engines(bundle, engine=engine, frame_hw=FRAME_HW, build=True, on_progress=listen)  # type: ignore[arg-type]
+        assert engines.image.name == "tensorrt_rtx" and heard == []
+
+    # Another precision is another plan.
+    engines = open_engines(bundle, frame_hw=FRAME_HW, precision="float32")
+    assert engines.image.name != "tensorrt_rtx"
+    assert "precision: built with float16, here it is float32" in engines.note
+    assert engines.note.endswith("--image-size 96x64 --precision float32")
+
+    # So is another camera.
+    engines = open_engines(bundle, frame_hw=(96, 64))
+    assert "shapes: built for frame (1, 64, 96, 3), here it is frame (1, 96, 64, 3)" in engines.note
+
+    # A damaged plan is not loaded.
+    path = next(path for path in plan_files(machine) if path.name.startswith("region"))
+    path.write_bytes(path.read_bytes()[:-5])
+    engines = open_engines(bundle, frame_hw=FRAME_HW)
+    assert engines.image.name != "tensorrt_rtx" and "it was cut short" in engines.note
+    assert LoadedPlan.opened[-1].header.key.kind == "hardness" and LoadedPlan.opened[-1].closed  # none stays open
+    with pytest.raises(PlanError, match=f"(?s)cut short.*Build it with: .*nightlab-engine build {bundle.dir}"):
+        open_engines(bundle, engine="tensorrt", frame_hw=FRAME_HW)
+
+
+def test_auto_without_a_gpu_says_nothing(bundle: Bundle, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_gpu(monkeypatch)
+    engines = open_engines(bundle, frame_hw=FRAME_HW, build=True)
+    assert engines.note == "" and engines.image.name in ("openvino", "onnxruntime")
+    assert not machine.exists()
+    with pytest.raises(CudaError, match=r"engine 'tensorrt' needs an NVIDIA GPU .*no CUDA-capable device"):
+        open_engines(bundle, engine="tensorrt", frame_hw=FRAME_HW)
+
+
+def test_a_gpu_without_tensorrt_says_what_to_install(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "installed_flavours", list)
+    assert "TensorRT is not installed: JetPack" in open_engines(bundle, frame_hw=FRAME_HW).note
+    with pytest.raises(ImportError, match="pip install tensorrt-rtx-cu13"):
+        open_engines(bundle, engine="tensorrt", frame_hw=FRAME_HW)
+
+
+def test_without_the_camera_s_size_no_plan_can_be_chosen(bundle: Bundle) -> None:
+    assert "set image_size" in open_engines(bundle).note
+    with pytest.raises(PlanError, match="set image_size"):
+        open_engines(bundle, engine="tensorrt", build=True)
+
+
+def test_a_plan_that_the_gpu_refuses(bundle: Bundle, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_engines(bundle, frame_hw=FRAME_HW, build=True)
+    LoadedPlan.opened.clear()
+    monkeypatch.setattr(LoadedPlan, "fail_on", "region")
+    engines = open_engines(bundle, frame_hw=FRAME_HW)
+    assert engines.image.name != "tensorrt_rtx" and "the plan is refused on this GPU" in engines.note
+    assert [plan.closed for plan in LoadedPlan.opened] == [True, True]
+
+
+def test_other_engines_are_never_overridden(bundle: Bundle, machine: Path) -> None:
+    engines = open_engines(bundle, engine="onnxruntime", frame_hw=FRAME_HW, build=True)
+    assert (engines.image.name, engines.note) == ("onnxruntime", "") and not machine.exists()
+
+
+def test_a_build_that_is_stopped_opens_nothing(bundle: Bundle, machine: Path) -> None:
+    for engine in ("auto", "tensorrt"):
+        with pytest.raises(BuildStopped):
+            open_engines(
+                bundle,
+                engine=engine,  # type: ignore[arg-type]
+                frame_hw=FRAME_HW,
+                build=True,
+                on_progress=lambda progress: progress.fraction < 0.3,
+            )
+    assert plan_files(machine) == []
+
+
+def test_an_unknown_engine_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match="received 'tpu', expected one of auto, openvino, onnxruntime, tensorrt"):
+        open_engines(bundle, engine="tpu")  # type: ignore[arg-type]
+
+
+def test_a_camera_of_another_size_never_starts_a_build(bundle: Bundle, machine: Path) -> None:
+    """The first frame may not have the size that was promised: then the plan is missed while the node is active."""
+    with closing(Pipeline.open(bundle.dir, frame_hw=FRAME_HW, build_engines=True)) as pipeline:
+        assert pipeline.engine_name == "tensorrt_rtx" and pipeline.engine_note == ""
+        before = plan_files(machine)
+        message = r"(?s)The camera's size is not image_size, 96x64: .*--image-size WIDTHxHEIGHT"
+        with pytest.raises(PlanError, match=message):
+            pipeline.prepare((96, 64))
+        assert plan_files(machine) == before
+
+
+def test_the_command_can_be_pasted(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NIGHTLAB_PLANS")
+    assert build_command(bundle, (720, 1280)) == f"nightlab-engine build {bundle.dir} --image-size 1280x720"
+    monkeypatch.setenv("NIGHTLAB_PLANS", "/my plans")
+    assert build_command(bundle, (720, 1280)).startswith("NIGHTLAB_PLANS='/my plans' nightlab-engine build ")
