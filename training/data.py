@@ -57,7 +57,9 @@ def load_source(source: SourceSettings, root: Path) -> Sequence[Sample]:
     return list(samples) if small else samples
 
 
-class _Stream(Dataset[tuple[Tensor, ...]]):
+class Stream(Dataset[tuple[Tensor, ...]]):
+    """Labelled images in an endless order; sub-classes say what a sample is made of one."""
+
     def __init__(self, sources: Sequence[SourceSettings], root: Path, seed: int) -> None:
         self.sources, self.seed = list(sources), seed
         self.samples = [load_source(s, root) for s in sources]
@@ -85,7 +87,7 @@ def to_tensors(image: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(rgb).float() / 255, torch.from_numpy(labels.astype(np.int64))
 
 
-class FrameStream(_Stream):
+class FrameStream(Stream):
     """Random crops of whole frames, seen at about the image network's working scale."""
 
     def __init__(
@@ -119,7 +121,7 @@ class FrameStream(_Stream):
         return to_tensors(image, self.opened(labels, source))
 
 
-class RegionStream(_Stream):
+class RegionStream(Stream):
     """Enlarged windows round instances of the hard classes, cut as the pipeline cuts them."""
 
     def __init__(
