@@ -168,14 +168,14 @@ def _results(
             workers=args.workers or 0,
             scheduler=args.scheduler,
             keep_masks=keep,
-            on_frame=line.frame,
+            on_frames=line.frames,
             stopped=stop.is_set,
         )
     if settings.mode == "live":
         from nightlab_ros.replay.live import replay_live
 
         return replay_live(
-            rp.whole(spans), run, bundle, args.out, keep_masks=keep, on_frame=line.frame, stopped=stop.is_set
+            rp.whole(spans), run, bundle, args.out, keep_masks=keep, on_frames=line.frames, stopped=stop.is_set
         )
     if settings.mode == "realtime":
         from nightlab_ros.replay.realtime import replay_realtime
@@ -186,10 +186,12 @@ def _results(
             settings.class_set,
             rate=settings.rate,
             keep_masks=keep,
-            on_frame=line.frame,
+            on_frames=line.frames,
             stopped=stop.is_set,
         )
-    return replay_spans(spans, pipeline, settings.class_set, keep_masks=keep, on_frame=line.frame, stopped=stop.is_set)
+    return replay_spans(
+        spans, pipeline, settings.class_set, keep_masks=keep, on_frames=line.frames, stopped=stop.is_set
+    )
 
 
 def _finish(args: argparse.Namespace, run: Run, console: Console) -> int:

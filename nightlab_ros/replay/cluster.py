@@ -38,7 +38,7 @@ def replay_distributed(
     workers: int = 0,
     scheduler: str | None = None,
     keep_masks: bool = False,
-    on_frame: Callable[[FrameRecord], None] = lambda record: None,
+    on_frames: Callable[[Sequence[FrameRecord]], None] = lambda records: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Generator[SpanResult, None, None]:
     """Yield every span's result, in whatever order they come, from `workers` processes on this machine or from the
@@ -86,8 +86,7 @@ def replay_distributed(
             ready = pending.next_batch(block=False)
             for future in ready:
                 result: SpanResult = future.result()
-                for record in result.records:
-                    on_frame(record)
+                on_frames(result.records)
                 yield result
             if not ready:
                 time.sleep(_POLL_S)
@@ -107,11 +106,11 @@ def _replay_span(
         pipeline = _pipeline(bundle, settings.model_dump_json(), threads)
         found = sha256_of(pipeline.bundle.dir / MANIFEST_NAME)
         if found != manifest_sha256:
-            raise StoreError(f"{bundle} on {os.uname().nodename} is another bundle: copy the same one to every machine")
+            raise StoreError(f"{bundle} on {os.uname().nodename} is another bundle: give every machine the same one")
         if pipeline.engine_name != engine_name:
             raise StoreError(
-                f"{os.uname().nodename} runs the bundle on {pipeline.engine_name}, not on {engine_name}: name an engine "
-                "that every machine has with --engine"
+                f"{os.uname().nodename} has the engine {pipeline.engine_name}, not {engine_name}: name one that every "
+                "machine has with --engine"
             )
         (result,) = replay_spans([span], pipeline, settings.class_set, keep_masks=keep_masks)
         return result

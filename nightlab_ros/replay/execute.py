@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +68,7 @@ def replay_spans(
     judged: ClassSet,
     *,
     keep_masks: bool = False,
-    on_frame: Callable[[FrameRecord], None] = lambda record: None,
+    on_frames: Callable[[Sequence[FrameRecord]], None] = lambda records: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Generator[SpanResult, None, None]:
     """Yield the result of every span. `judged` is the class set of labels and counts.
@@ -106,7 +106,7 @@ def replay_spans(
                 counts.append(counted_pixels)
                 if keep_masks:
                     masks[frame.index] = pack_masks(found)
-            on_frame(records[-1])
+            on_frames(records[-1:])
             if frame.index == span.stop - 1:
                 yield result()
             if stopped():

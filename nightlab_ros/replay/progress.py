@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -46,10 +47,10 @@ class ReplayLine:
     ) -> None:
         self._progress.stop()
 
-    def frame(self, record: FrameRecord) -> None:
-        """One more frame is done."""
-        self._done += 1
-        self._status[record.status] += 1
+    def frames(self, records: Sequence[FrameRecord]) -> None:
+        """So many more frames are done."""
+        self._done += len(records)
+        self._status.update(record.status for record in records)
         elapsed = time.monotonic() - self._begun
         rate = (self._done - self._earlier) / max(1e-9, elapsed)
         state = "  ".join(f"{self._status[s]} {s}" for s in ("dropped", "unreadable") if self._status[s])

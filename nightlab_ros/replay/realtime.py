@@ -6,7 +6,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -71,7 +71,7 @@ def replay_realtime(
     *,
     rate: float = 1.0,
     keep_masks: bool = False,
-    on_frame: Callable[[FrameRecord], None] = lambda record: None,
+    on_frames: Callable[[Sequence[FrameRecord]], None] = lambda records: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Generator[SpanResult, None, None]:
     """Yield results as they come, several to a span; a span begins when the one before is done and judged.
@@ -83,7 +83,7 @@ def replay_realtime(
         if stopped():
             return
         with span.source.open() as bag:
-            yield from _replay(span, bag, pipeline, judged, rate, keep_masks, on_frame, stopped)
+            yield from _replay(span, bag, pipeline, judged, rate, keep_masks, on_frames, stopped)
 
 
 def _replay(
@@ -93,7 +93,7 @@ def _replay(
     judged: ClassSet,
     rate: float,
     keep_masks: bool,
-    on_frame: Callable[[FrameRecord], None],
+    on_frames: Callable[[Sequence[FrameRecord]], None],
     stopped: Callable[[], bool],
 ) -> Generator[SpanResult, None, None]:
     judge = Judge(span.source.name, pipeline.bundle.class_set, judged)
@@ -105,7 +105,7 @@ def _replay(
 
     def keep(record: FrameRecord, counts: Counts) -> None:
         outcome.keep(record, counts)
-        on_frame(record)
+        on_frames([record])
 
     def handle(item: tuple[int, bytes | BagError, float]) -> None:
         index, raw, due = item

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Damaged bags: what can be read is read, and is right to the last pixel; the rest is said to be missing."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mcap.writer import CompressionType, Writer
+from rosbags.typesys import Stores, get_typestore
+from tiny_bags import IMAGES, LABELS, START_NS, STEP_NS, make_frames, write_tiny_bag
+
+from nightlab_core.labels import CITYSCAPES19
+from nightlab_ros.replay.read import Bag
+from nightlab_ros.replay.storage import BagError
+from nightlab_ros.replay.write import BagWriter
+
+COUNT, SIZE_HW = 12, (160, 200)
+
+
+@pytest.fixture(scope="module")
+def frames() -> list:
+    return make_frames(COUNT, SIZE_HW)
+
+
+@pytest.fixture(scope="module")
+def bags(tmp_path_factory: pytest.TempPathFactory, frames: list) -> dict[str, Path]:
+    """One file of each kind; with chunks of about 1 MB, 8 frames each."""
+    folder = tmp_path_factory.mktemp("bags")
+    found = {}
+    for storage in ("mcap", "sqlite3"):
+        path = write_tiny_bag(folder / storage, frames, storage=storage)
+        (found[storage],) = (f for f in path.iterdir() if f.suffix in (".mcap", ".db3"))
+    for kind in ("zstd", "lz4"):  # by another library, with checksums
+        found[kind] = folder / f"{kind}.mcap"
+        with Bag(found["mcap"]) as bag, found[kind].open("wb") as file:
+            writer = Writer(file, chunk_size=2**20, compression=CompressionType[kind.upper()])
+            writer.start("ros2")
+            schema = writer.register_schema("sensor_msgs/msg/Image", "ros2msg", b"")
+            channel = writer.register_channel(IMAGES, "cdr", schema)
+            for index in range(COUNT):
+                raw, time_ns = bag.raw(index), int(bag.times_ns[index])
+                assert isinstance(raw, bytes)
+                writer.add_message(channel, time_ns, raw, time_ns)
+            writer.finish()
+    return found
+
+
+def readable(path: Path, frames: list) -> tuple[int, list[str]]:
+    """How many frames come out, each checked against what went in; and every sentence about what is wrong."""
+    by_stamp = {START_NS + index * STEP_NS: frame for index, frame in enumerate(frames)}
+    with Bag(path, IMAGES) as bag:
+        found = 0
+        reasons = list(bag.problems)
+        for frame in bag.frames(0, len(bag), CITYSCAPES19):
+            if frame.reason:
+                reasons.append(frame.reason)
+            if frame.image_bgr is None:
+                assert frame.reason
+                continue
+            image, labels = by_stamp[frame.stamp_ns]
+            np.testing.assert_array_equal(frame.image_bgr, image)
+            if frame.labels is not None:
+                np.testing.assert_array_equal(frame.labels, labels)
+            found += 1
+    return found, reasons
+
+
+@pytest.mark.parametrize("kind", ["mcap", "sqlite3", "zstd", "lz4"])
+def test_cut_off_anywhere(tmp_path: Path, bags: dict[str, Path], frames: list, kind: str) -> None:
+    data = bags[kind].read_bytes()
+    path = tmp_path / bags[kind].name
+    random = np.random.default_rng(0)
+    ends = [0, 1, 7, 8, 20, 99, 100, 4095, 4096, 5000, len(data) - 4096, len(data) - 40, len(data) - 8, len(data) - 1]
+    counts = {}
+    for end in sorted({*ends, *random.integers(0, len(data), 40).tolist()}):
+        path.write_bytes(data[:end])
+        try:
+            counts[end], reasons = readable(path, frames)
+        except BagError as error:
+            counts[end] = 0
+            assert path.name in str(error)
+            assert end < 20_000  # before the first frame's end, or within the list of topics
+            continue
+        except ValueError as error:  # the topics were not written yet
+            assert "image topic" in str(error) and end < 20_000
+            counts[end] = 0
+            continue
+        assert reasons, f"cut at byte {end} of {len(data)}, and nothing is said"
+    found = [counts[end] for end in sorted(counts)]
+    assert found == sorted(found)  # more bytes never give less
+    for end, count in counts.items():
+        assert count >= int(COUNT * end / len(data)) - 2, f"cut at byte {end} of {len(data)}: {count} frames"
+
+
+@pytest.mark.parametrize("kind", ["mcap", "zstd", "lz4"])
+def test_a_hole_in_a_chunk_costs_no_other_chunk(tmp_path: Path, bags: dict[str, Path], frames: list, kind: str) -> None:
+    data = bytearray(bags[kind].read_bytes())
+    path = tmp_path / bags[kind].name
+    data[200_000:200_008] = b"\xff" * 8
+    path.write_bytes(data)
+    with Bag(path, IMAGES) as bag:
+        last = bag.frame(COUNT - 1)
+        assert last.image_bgr is not None
+        np.testing.assert_array_equal(last.image_bgr, frames[-1][0])
+        unreadable = [frame for frame in bag.frames(0, COUNT) if frame.image_bgr is None]
+    if kind != "mcap":  # rosbags writes no checksums
+        assert 0 < len(unreadable) < COUNT and all("chunk" in frame.reason for frame in unreadable)
+
+
+@pytest.mark.parametrize("kind", ["mcap", "zstd", "sqlite3"])
+def test_random_bytes_never_end_in_a_traceback(tmp_path: Path, bags: dict[str, Path], kind: str) -> None:
+    data = bags[kind].read_bytes()
+    path = tmp_path / bags[kind].name
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        damaged = bytearray(data)
+        # half the damage where the structure is: beginning and end
+        for at in (
+            *random.integers(0, len(data), 4),
+            *random.integers(0, 9000, 3),
+            len(data) - random.integers(1, 3000),
+        ):
+            damaged[at] = random.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            with Bag(path, IMAGES) as bag:
+                for frame in bag.frames(0, len(bag), CITYSCAPES19):
+                    assert frame.image_bgr is not None or frame.reason
+        except ValueError as error:
+            assert str(error)
+
+
+def test_metadata_that_is_missing_or_nonsense(tmp_path: Path, bags: dict[str, Path], frames: list) -> None:
+    folder = tmp_path / "bag"
+    shutil.copytree(bags["mcap"].parent, folder)
+    metadata = folder / "metadata.yaml"
+    text = metadata.read_text()
+    metadata.unlink()
+    found, reasons = readable(folder, frames)
+    assert found == COUNT and "metadata.yaml is missing" in reasons[0]
+    for nonsense in ("", ":", "rosbag2_bagfile_information: 3", text[: len(text) // 2]):
+        metadata.write_text(nonsense)
+        found, reasons = readable(folder, frames)
+        assert found == COUNT and (reasons or nonsense == text[: len(text) // 2])
+    metadata.write_text(text.replace("mcap.mcap", "gone.mcap"))
+    found, reasons = readable(folder, frames)
+    assert found == COUNT and "gone.mcap is missing" in reasons[0]
+
+
+def test_one_file_of_a_split_bag_is_damaged(tmp_path: Path, bags: dict[str, Path], frames: list) -> None:
+    folder = tmp_path / "bag"
+    folder.mkdir()
+    shutil.copy(bags["mcap"], folder / "bag_0.mcap")
+    (folder / "bag_1.mcap").write_bytes(b"nothing of use")
+    found, reasons = readable(folder, frames)
+    assert found == COUNT
+    assert any("bag_1.mcap" in reason and "do not begin as an MCAP" in reason for reason in reasons)
+
+
+def test_unknown_encodings_changing_sizes_and_stamps_that_go_backwards(tmp_path: Path) -> None:
+    types = get_typestore(Stores.ROS2_HUMBLE).types
+    time_type, header_type = types["builtin_interfaces/msg/Time"], types["std_msgs/msg/Header"]
+    with BagWriter(tmp_path / "bag") as bag:
+        for index, (encoding, size) in enumerate([("bgr8", 4), ("32FC1", 4), ("bgr8", 6), ("\x00", 4), ("bgr8", 4)]):
+            header = header_type(time_type(10 - index, 0), "")
+            pixels = np.zeros(size * size * 3, np.uint8)
+            message = types["sensor_msgs/msg/Image"](header, size, size, encoding, 0, size * 3, pixels)
+            bag._write(IMAGES, message, index)
+        truncated = types["sensor_msgs/msg/Image"](header, 9, 9, "bgr8", 0, 27, np.zeros(5, np.uint8))
+        bag._write(IMAGES, truncated, 10)
+        bag._write(LABELS, truncated, 10)
+    with Bag(tmp_path / "bag") as opened:
+        got = list(opened.frames(0, 6, CITYSCAPES19))
+    assert [frame.image_bgr is not None for frame in got] == [True, False, True, False, True, False]
+    assert "'32FC1'; expected one of bgr8" in got[1].reason
+    assert "received 5 bytes for 9x9" in got[5].reason
+    assert [frame.stamp_ns for frame in got[:5]] == [(10 - i) * 10**9 for i in range(5)]
+
+
+def test_a_killed_recorder_leaves_messages_in_the_log(tmp_path: Path, bags: dict[str, Path], frames: list) -> None:
+    path, copy = tmp_path / "recorded.db3", tmp_path / "killed" / "recorded.db3"
+    shutil.copy(bags["sqlite3"], path)
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA wal_autocheckpoint=0")
+    last = connection.execute("SELECT max(id) FROM messages").fetchone()[0]
+    connection.execute("UPDATE messages SET topic_id = topic_id WHERE id = ?", (last,))
+    rows = connection.execute("SELECT topic_id, timestamp, data FROM messages WHERE id >= ?", (last - 1,)).fetchall()
+    connection.executemany("INSERT INTO messages (topic_id, timestamp, data) VALUES (?, ?, ?)", rows)
+    connection.commit()
+    copy.parent.mkdir()
+    for name in ("recorded.db3", "recorded.db3-wal"):  # as they lie there, while the writer is still at work
+        shutil.copy(tmp_path / name, copy.parent / name)
+    connection.close()
+    assert readable(copy, frames)[0] == COUNT + 1

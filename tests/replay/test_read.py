@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole bags: which frames and labels come out of them, and what is said where it is not clear which ones are meant."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+from tiny_bags import FRAME_ID, IMAGES, LABELS, START_NS, STEP_NS, make_frames, write_tiny_bag
+
+from nightlab_core.labels import CITYSCAPES19
+from nightlab_ros.replay.read import Bag
+from nightlab_ros.replay.storage import BagError
+from nightlab_ros.replay.write import BagWriter, Packing, StorageName
+
+STORAGES = ("mcap", "sqlite3")
+
+
+def check(bag: Bag, frames: list, first: int = 0) -> None:
+    assert len(bag) == len(frames)
+    for index in (*range(first, len(frames)), 0):  # also backwards
+        image, labels = frames[index]
+        frame = bag.frame(index, CITYSCAPES19)
+        np.testing.assert_array_equal(frame.image_bgr, image)
+        np.testing.assert_array_equal(frame.labels, labels)
+        assert (frame.stamp_ns, frame.frame_id, frame.reason) == (START_NS + index * STEP_NS, FRAME_ID, "")
+        assert frame.time_ns == frame.stamp_ns + 1_000_000
+
+
+@pytest.mark.parametrize("packing", ["none", "png"])
+@pytest.mark.parametrize("storage", STORAGES)
+def test_every_frame_comes_out_as_it_went_in(tmp_path: Path, storage: StorageName, packing: Packing) -> None:
+    frames = make_frames(7)
+    path = write_tiny_bag(tmp_path / "bag", frames, storage=storage, packing=packing)
+    with Bag(path) as bag:
+        assert (bag.problems, bag.label_classes, bag.num_labels) == ([], "cityscapes19", 7)
+        check(bag, frames)
+    (file,) = (f for f in path.iterdir() if f.suffix in (".mcap", ".db3"))
+    with Bag(file) as bag:  # a bare file knows all but the class set
+        assert (bag.problems, bag.label_classes) == ([], None)
+        check(bag, frames)
+
+
+@pytest.mark.parametrize("mode", [CompressionMode.FILE, CompressionMode.MESSAGE, CompressionMode.STORAGE])
+def test_compressed_bags(tmp_path: Path, mode: CompressionMode) -> None:
+    frames = make_frames(4)
+    plain = write_tiny_bag(tmp_path / "plain", frames)
+    storage = StoragePlugin.MCAP if mode == CompressionMode.STORAGE else StoragePlugin.SQLITE3
+    writer = Writer(tmp_path / "packed", version=8, storage_plugin=storage)
+    writer.set_compression(mode, CompressionFormat.ZSTD)
+    types = get_typestore(Stores.ROS2_HUMBLE)
+    with Reader(plain) as reader, writer:
+        topics = {c.topic: writer.add_connection(c.topic, c.msgtype, typestore=types) for c in reader.connections}
+        for connection, time_ns, raw in reader.messages():
+            writer.write(topics[connection.topic], time_ns, raw)
+    with Bag(tmp_path / "packed") as bag:
+        check(bag, frames)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_split_bag_is_one(tmp_path: Path, storage: StorageName) -> None:
+    frames = make_frames(22)
+    folder = tmp_path / "split"
+    folder.mkdir()
+    for part in range(11):  # more than ten: 10 comes after 9, not after 1
+        write_tiny_bag(tmp_path / str(part), frames[2 * part : 2 * part + 2], storage=storage)
+        (file,) = (f for f in (tmp_path / str(part)).iterdir() if f.suffix in (".mcap", ".db3"))
+        shutil.copy(file, folder / f"split_{part}{file.suffix}")
+    with Bag(folder) as bag:
+        # every part begins at the same time here, so that the order of equal times is that of the files
+        found = sorted((bag.frame(i).time_ns, i) for i in range(len(bag)))
+        assert [i for _, i in found] == list(range(22))
+        np.testing.assert_array_equal(bag.frame(9).image_bgr, frames[18][0])
+        np.testing.assert_array_equal(bag.frame(10).image_bgr, frames[20][0])
+        assert "metadata.yaml is missing" in bag.problems[0]
+
+
+def test_labels_may_be_recorded_after_all_images(tmp_path: Path) -> None:
+    frames = make_frames(5)
+    with BagWriter(tmp_path / "bag") as bag:
+        for index, (image, _) in enumerate(frames):
+            bag.image(IMAGES, image, index + 1, "", time_ns=index)
+        for index in (3, 1):
+            bag.image("/gt", frames[index][1], index + 1, "", time_ns=10**12 + index)
+    with Bag(tmp_path / "bag") as opened:
+        labelled = [frame.index for frame in opened.frames(0, 5, CITYSCAPES19) if frame.labels is not None]
+        assert labelled == [1, 3]
+        np.testing.assert_array_equal(opened.frame(3, CITYSCAPES19).labels, frames[3][1])
+
+
+def test_a_zero_stamp_is_the_time_of_recording(tmp_path: Path) -> None:
+    ((image, labels),) = make_frames(1)
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.image(IMAGES, image, 0, "", time_ns=77)
+        bag.image(LABELS, labels, 0, "", time_ns=77)
+    with Bag(tmp_path / "bag") as opened:
+        frame = opened.frame(0, CITYSCAPES19)
+        assert frame.stamp_ns == 77 and frame.labels is not None
+
+
+def test_topics_are_listed_where_several_would_do(tmp_path: Path) -> None:
+    ((image, labels),) = make_frames(1)
+    with BagWriter(tmp_path / "bag") as bag:
+        for topic in ("/left/image_raw", "/left/image_raw/compressed", "/right/image_raw", "/right/labels", "/left/gt"):
+            pixels = labels if "image" not in topic else image
+            bag.image(topic, pixels, 1, "", time_ns=1, packing="png" if "compressed" in topic else "none")
+    with pytest.raises(ValueError, match=r"several image topics: name one with --topic[\s\S]*/right/image_raw .* 1"):
+        Bag(tmp_path / "bag")
+    with pytest.raises(ValueError, match=r"several label topics: name one with --label-topic"):
+        Bag(tmp_path / "bag", "/left/image_raw")
+    with pytest.raises(ValueError, match=r"image topic /none is not there"):
+        Bag(tmp_path / "bag", "/none")
+    with Bag(tmp_path / "bag", "/left/image_raw", "/left/gt") as opened:
+        assert opened.frame(0, CITYSCAPES19).labels is not None
+
+
+def test_a_camera_recorded_both_ways_is_one_camera(tmp_path: Path) -> None:
+    ((image, _),) = make_frames(1)
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.image(IMAGES, image, 1, "", time_ns=1)
+        bag.image(f"{IMAGES}/compressed", image, 1, "", time_ns=1, packing="jpeg")
+    with Bag(tmp_path / "bag") as opened:
+        assert opened.image_topic == IMAGES
+
+
+def test_a_bag_without_images_says_what_it_holds(tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.add_topic("/tf", "std_msgs/msg/Header")
+    with pytest.raises(ValueError, match=r"no topic of camera images[\s\S]*/tf  std_msgs/msg/Header  0"):
+        Bag(tmp_path / "bag")
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_an_empty_topic_is_a_problem(tmp_path: Path, storage: StorageName) -> None:
+    with BagWriter(tmp_path / "bag", storage) as bag:
+        bag.add_topic(IMAGES, "sensor_msgs/msg/Image")
+    with Bag(tmp_path / "bag") as opened:
+        assert len(opened) == 0
+        assert opened.problems == [f"{IMAGES} holds no message that can be read"]
+
+
+def test_what_is_no_bag(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        Bag(tmp_path / "nothing")
+    with pytest.raises(BagError, match="it holds nothing"):
+        Bag(tmp_path)
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(BagError, match="no rosbag"):
+        Bag(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    "labels, reason",
+    [
+        (np.zeros((3, 3), np.uint8), r"expected the same \(H, W\)"),
+        (np.full((48, 64), 77, np.uint8), "hold the ids"),
+        (np.zeros((48, 64, 3), np.uint8), "'bgr8'; expected mono8"),
+    ],
+)
+def test_labels_that_cannot_be_used_leave_the_frame(tmp_path: Path, labels: np.ndarray, reason: str) -> None:
+    ((image, _),) = make_frames(1)
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.image(IMAGES, image, 1, "", time_ns=1)
+        bag.image(LABELS, labels, 1, "", time_ns=1)
+    with Bag(tmp_path / "bag") as opened:
+        frame = opened.frame(0, CITYSCAPES19)
+    assert frame.image_bgr is not None and frame.labels is None
+    assert re.search(reason, frame.reason), frame.reason

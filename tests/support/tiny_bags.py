@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small labelled bags for the tests, and the frames that are in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from nightlab_core.labels import IGNORE_ID
+from nightlab_ros.replay.write import BagWriter, Packing, StorageName
+
+IMAGES, LABELS = "/camera/image_raw", "/camera/labels"
+FRAME_ID = "front"
+START_NS, STEP_NS = 5_000_000_000, 100_000_000
+
+
+def make_frames(count: int, size_hw: tuple[int, int] = (48, 64), seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Noise pictures, uint8 (H, W, 3) BGR, with labels of Cityscapes ids that the tiny bundle often gets right; 255 in
+    the first column."""
+    random = np.random.default_rng(seed)
+    frames = []
+    for _ in range(count):
+        image = random.integers(0, 256, (*size_hw, 3), np.uint8)
+        labels = np.where(random.random(size_hw) < 0.7, image[..., 1] // 14, random.integers(0, 19, size_hw, np.uint8))
+        labels[:, 0] = IGNORE_ID
+        frames.append((image, labels.astype(np.uint8)))
+    return frames
+
+
+def write_tiny_bag(
+    path: Path,
+    frames: list[tuple[np.ndarray, np.ndarray]],
+    *,
+    storage: StorageName = "mcap",
+    packing: Packing = "none",
+    labelled: bool = True,
+    classes: str | None = "cityscapes19",
+    step_ns: int = STEP_NS,
+) -> Path:
+    """Write the frames, `step_ns` apart, and return `path`."""
+    with BagWriter(path, storage, classes) as bag:
+        for index, (image, labels) in enumerate(frames):
+            stamp_ns = START_NS + index * step_ns
+            # recorded a little after it was taken, and the label maps after that
+            bag.image(IMAGES, image, stamp_ns, FRAME_ID, time_ns=stamp_ns + 1_000_000, packing=packing)
+            if labelled:
+                label_packing: Packing = "none" if packing == "none" else "png"
+                bag.image(LABELS, labels, stamp_ns, FRAME_ID, time_ns=stamp_ns + 2_000_000, packing=label_packing)
+    return path
