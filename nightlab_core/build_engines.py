@@ -10,7 +10,11 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -18,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from nightlab_core.runtime.builder import GRAPH_VERSION, Precision, build_plan, plan_key, plan_shapes
+from nightlab_core.runtime.builder import GRAPH_VERSION, BuildStopped, Precision, build_plan, plan_key, plan_shapes
 from nightlab_core.runtime.builder import Progress as BuildProgress
 from nightlab_core.runtime.bundle import ENGINE_KINDS, BundleError, default_bundle, load_bundle
 from nightlab_core.runtime.choice import build_command
@@ -59,8 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
         return options.run(console, options)
     except (BundleError, PlanError, TensorRtError, CudaError, ImportError) as error:
         print(f"nightlab-engine {options.command}: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print(f"nightlab-engine {options.command}: interrupted; what was finished is kept", file=sys.stderr)
+    except BuildStopped:
+        print(f"nightlab-engine {options.command}: interrupted; the plans that were finished are kept", file=sys.stderr)
     return 1
 
 
@@ -123,13 +127,14 @@ def _build(console: Console, options: argparse.Namespace) -> int:
     console.print(f"{flavour.name} {flavour.version} for {target}")
     table = Table("network", "MB", "s", "float16 layers", "float32 layers", box=None)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[doing]}"), console=console) as display:
+    display = Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[doing]}"), console=console)
+    with _interruptible() as interrupted, display:
         for kind in ENGINE_KINDS:
             task = display.add_task(kind, total=1.0, doing="")
 
             def show(progress: BuildProgress, task=task) -> bool:  # type: ignore[no-untyped-def]
                 display.update(task, completed=progress.fraction, doing=progress.doing)
-                return True
+                return not interrupted.is_set()
 
             key = plan_key(bundle, kind, flavour, target, options.precision, plan_shapes(bundle, kind, frame_hw))
             header, was_built = build_plan(bundle, key, flavour, folder, show)
@@ -138,6 +143,17 @@ def _build(console: Console, options: argparse.Namespace) -> int:
     console.print(table)
     console.print(f"in {folder}", soft_wrap=True)
     return 0
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets: KeyboardInterrupt must not pass through TensorRT's own code."""
+    interrupted = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _figures(header: PlanHeader) -> tuple[str, ...]:
