@@ -44,6 +44,7 @@ __all__ = [
     "nightcity_fine",
     "nightcity_plus",
     "open_dataset",
+    "predicted_regions",
     "train_id_folder",
 ]
 
@@ -155,3 +156,16 @@ def hard_regions(labels: np.ndarray, class_ids: Sequence[int], reach: int = 8, m
     sides = np.minimum(np.maximum(sides, min_side), [width, height])
     top_left = np.clip(centre - sides / 2, 0, [width, height] - sides)
     return np.concatenate([top_left, top_left + sides], axis=1).astype(np.float32)
+
+
+def predicted_regions(
+    labels: np.ndarray, confidence: np.ndarray, class_ids: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes worth reading again by a prediction instead of the truth: boxes as `hard_regions` has them, and scores.
+
+    labels and confidence uint8 (H, W). A score, float32 (N,) in 0..1, is how unsure the prediction is in the box on
+    average: the paper names no order for these boxes, and this one needs nothing that is not there anyway.
+    """
+    boxes = hard_regions(labels, class_ids)
+    means = [confidence[y0:y1, x0:x1].mean() for x0, y0, x1, y1 in boxes.round().astype(int)]
+    return boxes, (1 - np.asarray(means, np.float32) / 255).reshape(-1)
