@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a region brings when the truth is known: by equation 6 of the patent, by class, and the best that could be kept.
+
+Label maps are uint8 (H, W), 255 = unlabelled; pixels whose truth is 255 count nowhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from nightlab_core.labels import IGNORE_ID
+from nightlab_core.metrics import confusion_matrix, iou, mean_iou
+from nightlab_core.runtime import regions as rg
+
+Merge = Literal["replace", "confident"]
+MERGES: tuple[Merge, ...] = ("replace", "confident")
+PASTES = {"replace": rg.paste_replace, "confident": rg.paste_confident}
+
+
+@dataclass(frozen=True)
+class RegionGains:
+    """What each of K regions changes when it is pasted alone over the image level, M = MERGES, C classes."""
+
+    iou: np.ndarray  #: float32 (K, 2): mean IoU inside the box, image level and region level; NaN without truth
+    hits: np.ndarray  #: int32 (K, M, C): change of the pixels of each true class that are right
+    predicted: np.ndarray  #: int32 (K, M, C): change of the labelled pixels that are called each class
+
+
+def changed_counts(truth: np.ndarray, before: np.ndarray, after: np.ndarray, num_classes: int) -> np.ndarray:
+    """Confusion matrix of `after` less that of `before`, int64 (C, C + 1): only pixels that differ are looked at."""
+    places = np.flatnonzero(before != after)
+    t, b, a = (m.ravel()[places] for m in (truth, before, after))
+    return confusion_matrix(t, a, num_classes) - confusion_matrix(t, b, num_classes)
+
+
+def region_gains(
+    truth: np.ndarray, labels: np.ndarray, confidence: np.ndarray, regions: rg.Regions, num_classes: int
+) -> RegionGains:
+    """Measure each region by itself. `labels` and `confidence` are the image level's; all ids are of one class set."""
+    found_iou, hits, predicted = [], [], []
+    for k, (x0, y0, x1, y1) in enumerate(rg.box_pixels(regions.boxes_xyxy, labels.shape)):
+        box, one = np.s_[y0:y1, x0:x1], _only(regions, k)
+        pasted = [PASTES[merge](labels, confidence, one)[0][box] for merge in MERGES]
+        before = confusion_matrix(truth[box], labels[box], num_classes)
+        changes = [changed_counts(truth[box], labels[box], after, num_classes) for after in pasted]
+        found_iou.append((mean_iou(before), mean_iou(before + changes[0])))
+        hits.append([np.diagonal(change) for change in changes])
+        predicted.append([change.sum(axis=0)[:num_classes] for change in changes])
+    shape = (-1, len(MERGES), num_classes)
+    return RegionGains(
+        np.asarray(found_iou, np.float32).reshape(-1, 2),
+        np.asarray(hits, np.int32).reshape(shape),
+        np.asarray(predicted, np.int32).reshape(shape),
+    )
+
+
+def equation6(gains: RegionGains) -> np.ndarray:
+    """The patent's relabelling (WO 2023/146470, equation 6), bool (K,): the region level beats the image level."""
+    return gains.iou[:, 1] > gains.iou[:, 0]
+
+
+def miou_gain(gains: RegionGains, merge: Merge, matrix: np.ndarray, floor: float = 1e-3) -> np.ndarray:
+    """What each region adds to the data set's mean IoU, to first order, float64 (K,), in parts of 1.
+
+    matrix: the image level's confusion matrix over the whole set, (C, C + 1). The derivative of IoU = hits / union is
+    (d hits - IoU x d union) / union, and a union grows by what is newly called the class less what is newly right.
+    Classes with less than `floor` of the pixels count as if they had that much: a handful of pixels decides nothing.
+    """
+    m = MERGES.index(merge)
+    present = matrix.sum(axis=1) > 0
+    union = matrix.sum(axis=1) + matrix.sum(axis=0)[: len(matrix)] - np.diagonal(matrix)
+    union = np.maximum(union, floor * matrix.sum())[present]
+    hits, predicted = gains.hits[:, m, present], gains.predicted[:, m, present]
+    return ((hits - iou(matrix)[present] * (predicted - hits)) / union).mean(axis=1)
+
+
+def paste_oracle(
+    labels: np.ndarray, confidence: np.ndarray, regions: rg.Regions, truth: np.ndarray, merge: Merge
+) -> tuple[np.ndarray, np.ndarray]:
+    """Merge as `merge` does, but each box keeps the better level by the truth: what a perfect choice of boxes gains.
+
+    The better one has the higher mean IoU inside the box, over what lies there by then; a tie keeps what is there.
+    Returns new labels and confidence.
+    """
+    pixels = rg.box_pixels(regions.boxes_xyxy, labels.shape)
+    num_classes = 1 + max((int(m[m != IGNORE_ID].max(initial=0)) for m in (truth, labels, regions.labels)), default=0)
+    for k in np.argsort(-regions.scores, kind="stable")[::-1]:
+        x0, y0, x1, y1 = pixels[k]
+        box = np.s_[y0:y1, x0:x1]
+        pasted, sure = PASTES[merge](labels, confidence, _only(regions, k))
+        before, after = (mean_iou(confusion_matrix(truth[box], m[box], num_classes)) for m in (labels, pasted))
+        if after > before:
+            labels, confidence = pasted, sure
+    return labels, confidence
+
+
+def _only(regions: rg.Regions, k: int) -> rg.Regions:
+    r, one = regions, np.s_[k : k + 1]
+    return rg.Regions(r.boxes_xyxy[one], r.scores[one], r.windows[one], r.labels[one], r.confidence[one])
