@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HDM: proposals are measured once, boxes stay as they are, and the scores learn which regions bring something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+import cv2  # noqa: E402
+
+from nightlab_core.config import load_yaml, replace  # noqa: E402
+from nightlab_core.data import night  # noqa: E402
+from nightlab_core.export import ModelCard, save_checkpoint  # noqa: E402
+from nightlab_core.labels import CAMVID11, CITYSCAPES19  # noqa: E402
+from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
+from training import hdm, levels, proposals  # noqa: E402
+from training.data import SourceSettings  # noqa: E402
+
+RECIPES = Path(__file__).parents[2] / "config" / "train"
+PLAIN = NightLabSettings(
+    segmenter=SegmenterSettings(stages=5, channels=8, strides=(8, 16), deformable=()),
+    relam=None,
+    detector=DetectorSettings(channels=16, max_boxes=20),
+    region_hw=(64, 64),
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rendered frames as a data set, and a NightLab that was never trained."""
+    root = tmp_path_factory.mktemp("hdm")
+    for folder in ("images", "labels"):
+        (root / "mine" / folder).mkdir(parents=True)
+    for i in range(2):
+        frame = night.render_scene(i, size_hw=(120, 160))
+        cv2.imwrite(str(root / "mine" / "images" / f"{i}.png"), frame.image_bgr)
+        cv2.imwrite(str(root / "mine" / "labels" / f"{i}.png"), frame.labels)
+    torch.manual_seed(0)
+    card = ModelCard(name="tiny", hard_classes=("pole",), trained_on=(), licence="none", input_hw=(96, 128))
+    save_checkpoint(root / "nightlab.pt", PLAIN.build(), PLAIN, card)
+    return root
+
+
+def _recipe(root: Path, **changes: object) -> hdm.HdmRecipe:
+    shipped = load_yaml(RECIPES / "lite_hdm.yaml", hdm.HdmRecipe)
+    loop = replace(shipped.loop, steps=60, batch_size=2, workers=0, warmup_steps=0, learning_rate=0.01, ema_decay=0.0)
+    return replace(
+        shipped,
+        **{
+            "model": replace(PLAIN, detector=replace(PLAIN.detector, hdm_channels=16)),
+            "detector": str(root / "nightlab.pt"),
+            "levels": str(root / "nightlab.pt"),
+            "proposals": str(root / "proposals.npz"),
+            "frames": 3,
+            "per_frame": 6,
+            "input_hw": (96, 128),
+            "loop": loop,
+            "sources": (SourceSettings(kind="train_ids", folder="mine", weight=1.0, darken=0.5),),
+            **changes,
+        },
+    )
+
+
+def test_the_two_shipped_recipes_differ_in_their_target_alone() -> None:
+    first, second = (load_yaml(RECIPES / f"{name}.yaml", hdm.HdmRecipe) for name in ("lite_hdm", "lite_hdm_gain"))
+    assert (first.target, second.target) == ("equation6", "gain") and replace(second, target="equation6") == first
+
+
+def test_only_the_scores_learn(root: Path, tmp_path: Path) -> None:
+    recipe = _recipe(root)
+    hdm.train(recipe, root, tmp_path)
+    before, _ = levels.load_detector(root / "nightlab.pt")
+    after, input_hw = levels.load_detector(tmp_path / "checkpoint.pt")
+    assert input_hw == (96, 128) and after.hdm is not None
+    own = after.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in before.state_dict().items())
+
+    reader = proposals.open_reader(recipe.sources, root, 0)
+    measured = hdm.measure(recipe, before, reader)  # from the file
+    targets = torch.from_numpy(proposals.targets(measured, "equation6", "confident", [CITYSCAPES19]))
+    assert 0 < targets.mean() < 1  # there is something to tell apart
+    losses = []
+    for detector in (hdm.build(recipe), after):
+        samples = [hdm.ProposalSet(reader, measured, targets.numpy(), recipe, detector.multiple)[i] for i in range(3)]
+        with torch.no_grad():
+            loss = hdm.hardness_loss(hdm._Hardness(detector), hdm.collate(samples))["hardness"]
+        losses.append(float(loss.value))
+    assert losses[0] == pytest.approx(np.log(2), abs=0.02)  # a fresh head knows nothing
+    assert losses[1] < 0.8 * losses[0]
+
+    image = torch.rand(1, 3, 96, 128)
+    with torch.inference_mode():
+        old, new = before(image), after(image)
+    assert sorted(map(tuple, old[0][0].tolist())) == sorted(map(tuple, new[0][0].tolist()))  # the same boxes,
+    assert not torch.equal(old[1], new[1])  # in another order
+    assert (new[1][:, :-1] >= new[1][:, 1:]).all() and new[1].min() >= 0 and new[1].max() <= 1
+
+
+def test_measuring_goes_on_where_it_stopped_and_refuses_what_else_made_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proposals, "CHUNK", 1)
+    recipe = _recipe(root, proposals=str(tmp_path / "p.npz"))
+    detector = hdm.build(recipe)
+    reader = proposals.open_reader(recipe.sources, root, 0)
+    whole = hdm.measure(recipe, detector, reader)
+    (tmp_path / "p.npz").unlink()
+    frame = proposals.FrameReader.frame
+
+    def dies(self: proposals.FrameReader, index: int) -> tuple[int, np.ndarray, np.ndarray]:
+        if index == 2:
+            raise KeyboardInterrupt
+        return frame(self, index)
+
+    monkeypatch.setattr(proposals.FrameReader, "frame", dies)
+    with pytest.raises(KeyboardInterrupt):
+        hdm.measure(recipe, detector, reader)
+    monkeypatch.setattr(proposals.FrameReader, "frame", frame)
+    seen: list[int] = []
+    monkeypatch.setattr(proposals.FrameReader, "frame", lambda self, i: seen.append(i) or frame(self, i))
+    again = hdm.measure(recipe, detector, reader)
+    assert seen == [2]
+    for name in ("frame", "anchor", "score", "iou", "hits", "predicted", "source", "matrix"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
+    with pytest.raises(ValueError, match="measured with another per_frame; remove it"):
+        hdm.measure(replace(recipe, per_frame=5), detector, reader)
+
+
+def _measured(hits: list[int], source: list[int], frame: list[int]) -> proposals.Proposals:
+    """Proposals that change `hits` pixels of class 1, called class 0 before, on frames of 100 + 100 pixels."""
+    change = np.zeros((len(hits), 2, 19), np.int32)
+    change[:, :, 1] = np.array(hits)[:, None]
+    predicted = change.copy()
+    predicted[:, :, 0] = -change[:, :, 1]
+    matrix = np.zeros((len(source), 19, 20), np.int32)
+    matrix[:, 0, 0], matrix[:, 1, 1], matrix[:, 1, 0] = 100, 60, 40
+    better = np.stack([np.full(len(hits), 0.5), 0.5 + np.sign(hits) / 4], 1)
+    zeros = np.zeros(len(hits), np.int64)
+    return proposals.Proposals(
+        np.array(frame), zeros, zeros.astype(np.float32), better, change, predicted, np.array(source), matrix
+    )
+
+
+def test_targets() -> None:
+    measured = _measured([10, -10, 0, 40, 20], source=[0, 1], frame=[0, 0, 0, 1, 1])
+    sets = [CAMVID11, CITYSCAPES19]
+    np.testing.assert_array_equal(proposals.targets(measured, "equation6", "confident", sets), [1, 0, 0, 1, 1])
+    gain = proposals.targets(measured, "gain", "confident", sets, clip_at=100)
+    # The larger the gain the higher, 0.5 is none, a loss mirrors a gain, and the largest is 1.
+    np.testing.assert_allclose(gain, [0.625, 0.375, 0.5, 1.0, 0.75], atol=1e-6)
+    clipped = proposals.targets(measured, "gain", "confident", sets, clip_at=50)
+    assert clipped[3] == clipped[4] == 1.0
+    # Twice as many frames of one set change nothing for another.
+    more = _measured([10, -10, 0, 40, 20, 40], source=[0, 1, 1], frame=[0, 0, 0, 1, 1, 2])
+    np.testing.assert_allclose(proposals.targets(more, "gain", "confident", sets, clip_at=100)[:5], gain, atol=1e-6)
+
+
+def test_what_cannot_be_used_is_said(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="hdm_channels is 0"):
+        hdm.build(_recipe(root, model=PLAIN))
+    with pytest.raises(ValueError, match="does not fit the recipe's model"):
+        detector = replace(PLAIN.detector, hdm_channels=16, channels=24)
+        hdm.build(_recipe(root, model=replace(PLAIN, detector=detector)))
+    with pytest.raises(FileNotFoundError, match=r"missing.pt: no such checkpoint"):
+        hdm.build(_recipe(root, detector=str(tmp_path / "missing.pt")))
+    with pytest.raises(ValueError, match="no hardness detection module"):
+        levels.load_detector(root / "nightlab.pt")[0].hardness_logits(torch.rand(1, 3, 96, 128), torch.tensor([[0]]))

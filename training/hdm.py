@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Teach the detector which of its proposals are worth reading again (the paper's HDM).
+
+python -m training.hdm config/train/lite_hdm.yaml --data DATA --out OUT
+
+First both levels read the trained detector's proposals on training frames, once, and what each region brings is stored
+(`training.proposals`). Then a second head of the detector learns it; boxes and objectness stay as they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from nightlab_core.config import Settings
+from nightlab_core.gains import Merge
+from nightlab_core.models.detector import RegionDetector
+from nightlab_core.models.nightlab import NightLabSettings
+from training import levels, proposals
+from training.command import run_stage
+from training.data import SourceSettings
+from training.loop import LoopSettings, Losses, Mean, fit
+
+Sample = tuple[Tensor, Tensor, Tensor]  #: image (1, 3, H, W), anchors int64 (n,), targets float32 (n,)
+
+
+class HdmRecipe(Settings):
+    """A recipe of this stage, one YAML file."""
+
+    model: NightLabSettings  #: its detector has hdm_channels above 0, and is else that of `detector`
+    detector: str  #: checkpoint of the trained detector
+    levels: str  #: bundle, or NightLab checkpoint, with the image and the region level
+    proposals: str  #: file that keeps what was measured; recipes that differ in `target` share it
+    frames: int = Field(default=800, ge=1)  #: draws from the sources that are measured
+    per_frame: int = Field(default=24, ge=1)  #: proposals of a frame, the best after suppression
+    nms_iou: float = Field(default=0.7, gt=0, le=1)
+    region_margin: float = Field(default=0.15, ge=0, le=1)  #: as the pipeline's
+    target: Literal["equation6", "gain"]  #: see `proposals.targets`
+    merge: Merge = "confident"  #: of the gain
+    sources: tuple[SourceSettings, ...]
+    input_hw: tuple[int, int] = (480, 640)
+    loop: LoopSettings
+
+
+class ProposalSet(Dataset[Sample]):
+    """Measured frames with what each proposal brings, in an order of its own each time round."""
+
+    def __init__(
+        self, reader: proposals.FrameReader, measured: proposals.Proposals, targets: np.ndarray, recipe: HdmRecipe,
+        multiple: int,
+    ) -> None:  # fmt: skip
+        self.reader, self.measured, self.targets = reader, measured, targets
+        self.seed, self.input_hw, self.multiple = recipe.loop.seed, recipe.input_hw, multiple
+        self.frames = np.unique(measured.frame)  # those that have a proposal with a truth
+
+    def __getitem__(self, index: int) -> Sample:
+        turn, place = divmod(index, len(self.frames))
+        frame = int(np.random.default_rng((self.seed, turn)).permutation(self.frames)[place])
+        _, image, _ = self.reader.frame(frame)
+        own = self.measured.frame == frame
+        anchors, targets = (torch.from_numpy(a[own]) for a in (self.measured.anchor, self.targets))
+        return levels.detector_input(image, self.input_hw, self.multiple), anchors, targets
+
+
+class _Hardness(nn.Module):
+    """The logits of some proposals as a forward pass, so that a wrapper of it sees every call."""
+
+    def __init__(self, detector: RegionDetector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: list[Tensor], anchors: list[Tensor]) -> Tensor:
+        # Frames differ in size, and only a small head is learnt: one by one costs little.
+        found = [self.detector.hardness_logits(i, a[None])[0] for i, a in zip(images, anchors, strict=True)]
+        return torch.cat(found)
+
+
+def collate(samples: list[Sample]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Images and anchors as lists, targets in one row."""
+    images, anchors, targets = zip(*samples, strict=True)
+    return list(images), list(anchors), torch.cat(targets)
+
+
+def hardness_loss(model: nn.Module, batch: tuple[list[Tensor], list[Tensor], Tensor]) -> Losses:
+    """Binary cross-entropy; with targets between 0 and 1 the score that is learnt is their expectation."""
+    images, anchors, targets = batch
+    loss = F.binary_cross_entropy_with_logits(model(images, anchors).float(), targets, reduction="sum")
+    return {"hardness": Mean(loss, torch.tensor(float(len(targets)), device=loss.device))}
+
+
+def build(recipe: HdmRecipe) -> RegionDetector:
+    """The trained detector with a fresh second head; everything else is fixed."""
+    rdn, _ = levels.load_detector(Path(recipe.detector))
+    detector = recipe.model.build_detector()
+    if detector.hdm is None:
+        raise ValueError("model.detector.hdm_channels is 0; expected the width of the module that is to be trained")
+    own, trained = detector.state_dict(), rdn.state_dict()
+    misfits = sorted(
+        k for k in own if not k.startswith("hdm.") and (k not in trained or trained[k].shape != own[k].shape)
+    )
+    if misfits:
+        raise ValueError(f"{recipe.detector} does not fit the recipe's model: {misfits[0]} and {len(misfits) - 1} more")
+    detector.load_state_dict({k: own[k] if k.startswith("hdm.") else trained[k] for k in own})
+    detector.requires_grad_(False).eval().to(levels.device())
+    detector.hdm.requires_grad_(True).train()
+    return detector
+
+
+def train(recipe: HdmRecipe, data: Path, out: Path) -> None:
+    """Run the stage, or go on with it where `out` holds its checkpoint."""
+    torch.manual_seed(recipe.loop.seed)
+    detector = build(recipe)
+    reader = proposals.open_reader(recipe.sources, data, recipe.loop.seed)
+    measured = measure(recipe, detector, reader)
+    class_sets = [reader.classes(i) for i in range(len(recipe.sources))]
+    targets = proposals.targets(measured, recipe.target, recipe.merge, class_sets)
+    better = proposals.targets(measured, "equation6", recipe.merge, class_sets).mean()
+    print(
+        f"{len(targets)} proposals on {len(measured.source)} frames: the region level is better in {100 * better:.0f} %"
+        f" of them; mean target {targets.mean():.2f}"
+    )
+    samples = ProposalSet(reader, measured, targets, recipe, detector.multiple)
+    fit(_Hardness(detector), hardness_loss, samples, recipe.loop, out / "checkpoint.pt", recipe, collate)
+
+
+def measure(recipe: HdmRecipe, detector: RegionDetector, reader: proposals.FrameReader) -> proposals.Proposals:
+    """What each proposal brings, from the recipe's file as far as that goes."""
+    source = Path(recipe.levels)
+    made_by = recipe.model_dump(mode="json", include={"sources", "per_frame", "nms_iou", "region_margin", "input_hw"})
+    made_by |= {"seed": recipe.loop.seed, "frames": recipe.frames}
+    made_by |= {"detector": proposals.fingerprint(Path(recipe.detector)), "levels": proposals.fingerprint(source)}
+    measurer = proposals.Measurer(
+        detector, levels.open_image_level(source), levels.open_region_level(source),
+        recipe.input_hw, recipe.per_frame, recipe.nms_iou, recipe.region_margin,
+    )  # fmt: skip
+    return proposals.measure(measurer, reader, recipe.frames, Path(recipe.proposals), made_by)
+
+
+def main() -> None:
+    """Command line."""
+    run_stage(__doc__, HdmRecipe, train)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both levels make of the detector's proposals on training frames: measured once, stored, learnt from often.
+
+The segmenters were trained on these frames, so that the region level looks better here than it is. Darkened and
+distorted images, of which a recipe draws many, are partly new to them and take some of that away, not all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from nightlab_core.data import datasets
+from nightlab_core.gains import Merge, RegionGains, equation6, miou_gain, region_gains
+from nightlab_core.labels import CITYSCAPES19, ClassSet, in_class_set
+from nightlab_core.metrics import confusion_matrix
+from nightlab_core.models.detector import RegionDetector
+from nightlab_core.runtime import regions as rg
+from training import levels
+from training.data import SourceSettings, Stream
+
+NUM_CLASSES = len(CITYSCAPES19)  #: what smaller class sets are padded to
+CHUNK = 50  #: frames between two savings
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """N proposals on F frames."""
+
+    frame: np.ndarray  #: int64 (N,): index of the frame in the stream, rising
+    anchor: np.ndarray  #: int64 (N,): which of the detector's anchors it came from
+    score: np.ndarray  #: float32 (N,): objectness
+    iou: np.ndarray  #: float32 (N, 2), see `RegionGains`
+    hits: np.ndarray  #: int32 (N, M, C), see `RegionGains`
+    predicted: np.ndarray  #: int32 (N, M, C)
+    source: np.ndarray  #: int64 (F,): source of each frame, from 0 on
+    matrix: np.ndarray  #: int32 (F, C, C + 1): confusion matrix of the image level
+
+    def of(self, chosen: np.ndarray) -> RegionGains:
+        """The gains of some proposals, bool (N,)."""
+        return RegionGains(self.iou[chosen], self.hits[chosen], self.predicted[chosen])
+
+
+class FrameReader(Stream):
+    """Frame i as the levels and the detector are given it: whole, darkened and distorted, mirrored half of the time."""
+
+    def frame(self, index: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """Source, image uint8 (H, W, 3) BGR, labels uint8 (H, W): train ids."""
+        source, sample, image, rng = self.draw(index)
+        if rng.random() < 0.5:
+            return source, np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(sample.labels[:, ::-1])
+        return source, image, sample.labels
+
+    def classes(self, source: int) -> ClassSet:
+        """The class set that a source is judged in."""
+        kind = self.sources[source].kind
+        return datasets.DATASETS[kind][1] if kind in datasets.DATASETS else CITYSCAPES19
+
+
+@dataclass(frozen=True)
+class Measurer:
+    """Measures the proposals of single frames."""
+
+    detector: RegionDetector
+    image_level: levels.ImageLevel
+    region_level: levels.RegionLevel
+    input_hw: tuple[int, int]
+    per_frame: int
+    nms_iou: float
+    margin: float
+
+    def __call__(self, image_bgr: np.ndarray, labels: np.ndarray, classes: ClassSet) -> dict[str, np.ndarray]:
+        """Columns of `Proposals` for one frame, without `frame` and `source`. Boxes without any truth are left out."""
+        with torch.inference_mode():
+            device = next(self.detector.parameters()).device
+            image = levels.detector_input(image_bgr, self.input_hw, self.detector.multiple).to(device)
+            found = [t[0].cpu().numpy() for t in self.detector.propose(image)[:3]]
+        boxes, scores, anchors = levels.in_pixels(found[0], image_bgr), found[1], found[2]
+        kept = rg.non_maximum_suppression(boxes, scores, self.nms_iou, self.per_frame)
+        regions = levels.read_regions(image_bgr, boxes[kept], scores[kept], self.region_level, self.margin)
+        image_labels, confidence = self.image_level(image_bgr)
+        truth, image_labels, region_labels = (in_class_set(m, classes) for m in (labels, image_labels, regions.labels))
+        regions = rg.Regions(regions.boxes_xyxy, regions.scores, regions.windows, region_labels, regions.confidence)
+        gains = region_gains(truth, image_labels, confidence, regions, len(classes))
+        known = ~np.isnan(gains.iou[:, 0])
+        padding = NUM_CLASSES - len(classes)
+        counted = confusion_matrix(truth, image_labels, len(classes))
+        matrix = np.zeros((NUM_CLASSES, NUM_CLASSES + 1), np.int32)
+        matrix[: len(classes), : len(classes)], matrix[: len(classes), -1] = counted[:, :-1], counted[:, -1]
+        return {
+            "anchor": anchors[kept][known],
+            "score": scores[kept][known],
+            "iou": gains.iou[known],
+            "hits": np.pad(gains.hits[known], ((0, 0), (0, 0), (0, padding))),
+            "predicted": np.pad(gains.predicted[known], ((0, 0), (0, 0), (0, padding))),
+            "matrix": matrix[None],
+        }
+
+
+def measure(measurer: Measurer, reader: FrameReader, frames: int, path: Path, made_by: dict[str, object]) -> Proposals:
+    """The proposals of frames 0 to `frames` - 1, read from `path` as far as it goes, and stored there.
+
+    made_by: what decides the figures. Raises ValueError where the file was made by something else.
+    """
+    parts = [load(path, made_by)] if path.is_file() else []
+    first = len(parts[0].source) if parts else 0
+    for index in track(range(first, frames), f"proposals of {frames - first} frames"):
+        source, image, labels = reader.frame(index)
+        columns = measurer(image, labels, reader.classes(source))
+        frame = np.full(len(columns["anchor"]), index, np.int64)
+        parts.append(Proposals(**columns, frame=frame, source=np.array([source], np.int64)))
+        if (index + 1) % CHUNK == 0 or index + 1 == frames:
+            parts = [_joined(parts)]
+            _save(path, parts[0], made_by)
+    return parts[0]
+
+
+def load(path: Path, made_by: dict[str, object]) -> Proposals:
+    """Read what `measure` stored. Raises ValueError where something else made it."""
+    with np.load(path, allow_pickle=False) as stored:
+        before = json.loads(str(stored["made_by"]))
+        if changed := [key for key in made_by if before.get(key) != json.loads(json.dumps(made_by[key]))]:
+            raise ValueError(f"{path} was measured with another {', '.join(changed)}; remove it, or name another file")
+        return Proposals(**{f.name: stored[f.name] for f in fields(Proposals)})
+
+
+def targets(
+    proposals: Proposals, target: str, merge: Merge, classes: Sequence[ClassSet], clip_at: float = 90
+) -> np.ndarray:
+    """What the classification learns, float32 (N,) in 0..1; `classes` has the class set of every source.
+
+    "equation6": 1 where the region level's mean IoU in the box beats the image level's, else 0 (the patent's).
+    "gain": 0.5 + half of the gain in the data set's mean IoU (`gains.miou_gain`), which is 1 where the gain is that of
+    the `clip_at`-th percentile or more, and 0 where it is as large a loss: what is learnt is the expected gain, and
+    0.5 means none. All regions take the same time, so that this is also the order of gain per millisecond.
+    Each class set is measured by itself, per frame, so that no data set's size weighs in.
+    """
+    if target == "equation6":
+        return equation6(proposals.of(np.ones(len(proposals.frame), bool))).astype(np.float32)
+    gains = np.zeros(len(proposals.frame))
+    of_source = proposals.source[proposals.frame]
+    for key in {c.key for c in classes}:
+        sources = [i for i, c in enumerate(classes) if c.key == key]
+        frames, chosen = np.isin(proposals.source, sources), np.isin(of_source, sources)
+        if chosen.any():
+            matrix = proposals.matrix[frames].sum(axis=0, dtype=np.int64)
+            gains[chosen] = frames.sum() * miou_gain(proposals.of(chosen), merge, matrix)
+    large = np.percentile(np.abs(gains[gains != 0]), clip_at) if gains.any() else 1.0
+    return (0.5 + 0.5 * np.clip(gains / large, -1, 1)).astype(np.float32)
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a checkpoint, or of a bundle's manifest, which holds those of its networks."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such checkpoint or bundle; make it first, see docs/training.md")
+    return hashlib.sha256((path / "bundle.yaml" if path.is_dir() else path).read_bytes()).hexdigest()
+
+
+def open_reader(sources: Sequence[SourceSettings], data: Path, seed: int) -> FrameReader:
+    """The frames of a recipe's sources."""
+    return FrameReader(sources, data, seed)
+
+
+def _joined(parts: list[Proposals]) -> Proposals:
+    return Proposals(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Proposals)})
+
+
+def _save(path: Path, proposals: Proposals, made_by: dict[str, object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part.npz")
+    columns = {f.name: getattr(proposals, f.name) for f in fields(Proposals)}
+    np.savez_compressed(temporary, made_by=np.array(json.dumps(made_by)), **columns)
+    temporary.replace(path)
