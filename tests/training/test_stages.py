@@ -18,7 +18,7 @@ from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, Se
 from nightlab_core.models.pretrained import load_packaged_weights  # noqa: E402
 from nightlab_core.runtime.bundle import load_bundle  # noqa: E402
 from nightlab_core.runtime.pipeline import Pipeline  # noqa: E402
-from training import bundle, detector, evaluate, segmenter  # noqa: E402
+from training import bundle, detector, evaluate, relam, segmenter  # noqa: E402
 from training.data import BoxStream, FrameStream, RegionStream, SourceSettings  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
@@ -47,7 +47,7 @@ def test_shipped_recipes_are_valid() -> None:
     paths = sorted(RECIPES.glob("*.yaml"))
     assert len(paths) >= 4
     for path in paths:
-        recipe = load_yaml(path, kinds[path.stem.split("_")[-1]])
+        recipe = load_yaml(path, relam.ReLAMRecipe if "relam" in path.stem else kinds[path.stem.split("_")[-1]])
         for name in getattr(recipe, "hard_classes", ()):
             CITYSCAPES19.id_of(name)
 

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders of pictures without labels."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from nightlab_core.data.paired import DatasetError
+from nightlab_core.data.unlabelled import UnlabelledImages
+
+
+def _pictures(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for i, name in enumerate(names):
+        cv2.imwrite(str(folder / name), np.full((6, 8, 3), 10 * i, np.uint8))
+    return folder
+
+
+def test_pictures_come_by_name_without_those_to_measure_on(tmp_path: Path) -> None:
+    folder = _pictures(tmp_path / "a", "2.png", "1.png", "3.png")
+    samples = UnlabelledImages(folder, _pictures(tmp_path / "b", "2.jpg", "7.jpg"))
+    assert [s.name for s in samples] == ["1", "3"] and len(samples) == 2
+    assert samples[1].image_bgr[0, 0].tolist() == [20, 20, 20]
+    assert samples[0].labels.shape == (6, 8) and (samples[0].labels == 255).all()
+    assert [s.name for s in samples[:1]] == ["1"]
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    folder = _pictures(tmp_path / "a", "1.png")
+    with pytest.raises(DatasetError, match="nothing is left"):
+        UnlabelledImages(folder, folder)
+    (folder / "2.png").write_bytes(b"no picture")
+    with pytest.raises(DatasetError, match=r"2\.png cannot be decoded"):
+        UnlabelledImages(folder)[1]
+    with pytest.raises(DatasetError, match="missing"):
+        UnlabelledImages(tmp_path / "missing")
