@@ -135,7 +135,7 @@ def play(node: Any, source: FrameSource, rate: float, knock: bool = False) -> in
     first = next(ahead)
     if knock:
         answered = threading.Event()
-        threading.Thread(target=_set_on_line, args=(answered,), daemon=True).start()
+        threading.Thread(target=set_on_line, args=(answered,), daemon=True).start()
         pause_s = KNOCK_S
         while not answered.is_set():
             send(-1, first, 0.0)
@@ -154,7 +154,8 @@ def play(node: Any, source: FrameSource, rate: float, knock: bool = False) -> in
     return sent
 
 
-def _set_on_line(event: threading.Event) -> None:
+def set_on_line(event: threading.Event) -> None:
+    """Set an event when a line comes on standard input, or its end."""
     sys.stdin.readline()
     event.set()
 

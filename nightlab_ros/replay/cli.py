@@ -139,10 +139,11 @@ def _replay(args: argparse.Namespace, console: Console, stop: threading.Event) -
             f"{run.bundle.name} on {run.bundle.engine}",
             soft_wrap=True,
         )
+        notes: dict[str, str] = {}
         if spans:
             line = stack.enter_context(ReplayLine(console, total, total - left))
-            results = stack.enter_context(closing(_results(args, run, spans, bundle, pipeline, line, stop)))
-            run = rp.carry_out(args.out, run, results, args.workers or 0)
+            results = stack.enter_context(closing(_results(args, run, spans, bundle, pipeline, line, stop, notes)))
+            run = rp.carry_out(args.out, run, results, args.workers or 0, notes)
         elif run.finished is None:
             run = rp.carry_out(args.out, run, [])
     return _finish(args, run, console)
@@ -156,6 +157,7 @@ def _results(
     pipeline: Pipeline,
     line: ReplayLine,
     stop: threading.Event,
+    notes: dict[str, str],
 ) -> Generator[SpanResult, None, None]:
     """The results of all spans, by the way of running that was asked for."""
     settings, keep = run.settings, args.write_bag
@@ -175,7 +177,15 @@ def _results(
         from nightlab_ros.replay.live import replay_live
 
         return replay_live(
-            rp.whole(spans), run, bundle, args.out, keep_masks=keep, on_frames=line.frames, stopped=stop.is_set
+            rp.whole(spans),
+            run,
+            bundle,
+            args.out,
+            notes,
+            keep_masks=keep,
+            on_frames=line.frames,
+            on_note=line.note,
+            stopped=stop.is_set,
         )
     if settings.mode == "realtime":
         from nightlab_ros.replay.realtime import replay_realtime

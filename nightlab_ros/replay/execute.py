@@ -140,8 +140,13 @@ def _infer(items: Generator[_Item, None, None], pipeline: Pipeline) -> Iterator[
 
 
 def pack_masks(result: Result) -> bytes:
-    """Labels, confidence and the image level's labels as the channels of one PNG."""
-    stacked = np.stack([result.labels, result.confidence, result.image_labels], axis=2)
+    """What `pack_arrays` makes of a result's labels, confidence and image level's labels."""
+    return pack_arrays(result.labels, result.confidence, result.image_labels)
+
+
+def pack_arrays(labels: np.ndarray, confidence: np.ndarray, image_labels: np.ndarray) -> bytes:
+    """Three maps, uint8 (H, W), as the channels of one PNG."""
+    stacked = np.stack([labels, confidence, image_labels], axis=2)
     done, packed = cv2.imencode(".png", stacked, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    assert done  # a uint8 image in memory
+    assert done  # uint8 arrays in memory
     return packed.tobytes()

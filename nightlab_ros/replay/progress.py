@@ -47,6 +47,10 @@ class ReplayLine:
     ) -> None:
         self._progress.stop()
 
+    def note(self, text: str) -> None:
+        """Say what goes on where no frame is done for a while."""
+        self._progress.update(self._task, state=text)
+
     def frames(self, records: Sequence[FrameRecord]) -> None:
         """So many more frames are done."""
         self._done += len(records)

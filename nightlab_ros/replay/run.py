@@ -10,13 +10,14 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -197,8 +198,12 @@ def carry_out(
     run: Run,
     results: Iterable[SpanResult],
     workers: int = 0,
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> Run:
-    """Write down results as they come; returns the run as it then stands, complete or not."""
+    """Write down results as they come; returns the run as it then stands, complete or not.
+
+    `notes` is what the live node said, filled in while the results come.
+    """
     begun = time.monotonic()
     hashes = _Hashes(run.bags)
     try:
@@ -223,7 +228,7 @@ def carry_out(
             for bag in run.bags
         )
         finished = datetime.now(timezone.utc).isoformat(timespec="seconds") if data.complete else None
-        run = run.model_copy(update={"bags": bags, "finished": finished})
+        run = run.model_copy(update={"bags": bags, "finished": finished, "node": {**run.node, **notes}})
         write_run(out, run)
     return run
 

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replay through the live node: node and camera in processes of their own, on the tiny bundle."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+
+from rosbags.typesys import Stores, get_typestore
+from tiny_bags import FRAME_ID, START_NS, STEP_NS, make_frames, write_tiny_bag
+
+from nightlab_core.labels import CITYSCAPES19
+from nightlab_core.runtime.pipeline import Pipeline
+from nightlab_ros.replay.camera import stamp_of, with_stamp
+from nightlab_ros.replay.judge import Judge
+from nightlab_ros.replay.read import Bag
+from nightlab_ros.replay.records import load_run
+from nightlab_ros.replay.write import Packing
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.ros
+
+
+def test_a_stamp_is_changed_in_place(tmp_path: Path) -> None:
+    path = write_tiny_bag(tmp_path / "bag", make_frames(1))
+    with Bag(path) as bag:
+        raw = bag.raw(0)
+    assert isinstance(raw, bytes) and stamp_of(raw) == START_NS
+    changed = with_stamp(raw, 12_000_000_034)
+    message = get_typestore(Stores.ROS2_HUMBLE).deserialize_cdr(changed, "sensor_msgs/msg/Image")
+    assert (message.header.stamp.sec, message.header.stamp.nanosec, message.header.frame_id) == (12, 34, FRAME_ID)
+    assert changed[12:] == raw[12:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", ["none", "png"])
+def test_what_the_live_node_answers_is_judged(tmp_path: Path, tiny_bundle: Path, packing: Packing) -> None:
+    frames = make_frames(9, (64, 96))
+    path = write_tiny_bag(tmp_path / "bag", frames, packing=packing)
+    command = [
+        sys.executable,
+        "-m",
+        "nightlab_ros.replay.cli",
+        path,
+        "--ros",
+        "--rate",
+        "0.25",
+        "--bundle",
+        tiny_bundle,
+    ]
+    done = subprocess.run(
+        [*map(str, command), "--engine", "onnxruntime", "--write-bag", "--out", str(tmp_path / "out")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    data = load_run(tmp_path / "out")
+    assert data.complete and data.run.settings.mode == "live"
+    answered = [r for r in data.records if r.status == "ok"]
+    assert len(answered) >= 7, done.stdout  # one every 400 ms; a busy machine may miss one
+    pipeline = Pipeline.open(tiny_bundle, engine="onnxruntime", threads=1)
+    judge = Judge("bag", CITYSCAPES19, CITYSCAPES19)
+    with Bag(path) as bag:
+        for record, confusion in zip(data.labelled, data.counts.confusion, strict=True):
+            frame = bag.frame(record.index, CITYSCAPES19)
+            assert frame.image_bgr is not None
+            expected, counts = judge.result(frame, pipeline(frame.image_bgr))
+            np.testing.assert_array_equal(confusion, counts.confusion[0])
+            assert (record.mean_confidence, record.agreement) == (expected.mean_confidence, expected.agreement)
+            assert (record.frame_id, record.stamp_ns) == (FRAME_ID, START_NS + record.index * STEP_NS)
+            assert record.latency_ms is not None and record.age_ms is not None
+            # recorded 1 ms after its stamp, sent a little late; the clock goes at a quarter of the wall's rate
+            late_ms = record.age_ms - 1 - 0.25 * record.latency_ms
+            assert -1 < late_ms < 1 + 0.25 * float(data.run.node["replay_camera_late_ms_max"])
+    node = data.run.node
+    assert (node["replay_sent"], node["replay_out_of_order"], node["replay_of_no_image"]) == ("9", "0", "0")
+    assert int(node["received"]) >= len(answered) and float(node["frame_age_ms_p99"]) < 60_000
+    with Bag(tmp_path / "out" / "bags" / "bag", "/nightlab/mask") as masks:
+        assert len(masks) == len(answered)
