@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real processes: two train as one with twice the batch, and one that is killed goes on bit by bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+from small_stage import Halves, loss_of, network  # noqa: E402
+from torch import nn  # noqa: E402
+
+from training.distributed import ReducedBatchNorm2d  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+STAGE = str(ROOT / "tests" / "support" / "small_stage.py")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+SECONDS = 300
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command], env=ENVIRONMENT, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _state(out: Path) -> dict[str, Any]:
+    return torch.load(out / "checkpoint.pt", weights_only=True)
+
+
+def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    moments = [s["optimizer"]["state"] for s in (a, b)]
+    return (
+        all(torch.equal(value, b["model"][key]) for key, value in a["model"].items())
+        and all(torch.equal(value, b["average"][key]) for key, value in a["average"].items())
+        and all(torch.equal(v, moments[1][i][key]) for i, each in moments[0].items() for key, v in each.items())
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
+    alone = _run(STAGE, str(tmp_path / "one"), "4", "6")
+    torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
+    together = _run(*torchrun, STAGE, str(tmp_path / "two"), "2", "6")
+    one, two = _state(tmp_path / "one"), _state(tmp_path / "two")
+    for part in ("model", "average"):
+        for key, value in one[part].items():
+            torch.testing.assert_close(two[part][key], value, rtol=1e-4, atol=1e-6, msg=f"{part} {key}")
+    assert not torch.equal(one["model"]["0.weight"], network().state_dict()["0.weight"])
+    # Only the first process speaks and writes, and what it says is of both.
+    assert len(list((tmp_path / "two").iterdir())) == len(list((tmp_path / "one").iterdir())) == 2
+
+    def losses(log: str) -> list[str]:
+        return [line.split()[3] for line in log.splitlines() if line.startswith("step")]
+
+    assert losses(alone) == losses(together) and len(losses(alone)) == 6
+    # One process goes on where two were stopped, and the other way round: the batch is what counts.
+    assert "all 6 steps done" in _run(STAGE, str(tmp_path / "two"), "4", "6")
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
+    steps = "120"
+    _run(STAGE, str(tmp_path / "whole"), "4", steps)
+    process = subprocess.Popen(
+        [sys.executable, STAGE, str(tmp_path / "killed"), "4", steps], env=ENVIRONMENT, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + SECONDS
+    while not (tmp_path / "killed" / "checkpoint.pt").is_file():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 1 <= _state(tmp_path / "killed")["step"] < 120
+    assert not _same(_state(tmp_path / "killed"), _state(tmp_path / "whole"))
+    assert "going on at step" in _run(STAGE, str(tmp_path / "killed"), "4", steps)
+    assert _same(_state(tmp_path / "killed"), _state(tmp_path / "whole"))
+
+
+def test_the_samples_tell_a_mean_of_means_from_a_mean() -> None:
+    """Or the test with two processes would pass with a wrong mean."""
+    model, samples = network().eval(), [Halves()[i] for i in range(4)]
+    images, labels = (torch.stack(part) for part in zip(*samples, strict=True))
+    whole = loss_of(model, (images, labels))["cross_entropy"].value
+    halves = [loss_of(model, (images[r::2], labels[r::2]))["cross_entropy"].value for r in range(2)]
+    assert abs(whole - (halves[0] + halves[1]) / 2) > 1e-3
+
+
+def test_reduced_normalisation_of_one_process_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.nn.functional.all_reduce", lambda tensor: tensor)
+    torch.manual_seed(0)
+    plain = nn.BatchNorm2d(5)
+    nn.init.normal_(plain.weight)
+    reduced = ReducedBatchNorm2d(5)
+    reduced.load_state_dict(plain.state_dict())
+    for _ in range(3):
+        x = 20 + 3 * torch.randn(4, 5, 6, 7)
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        outputs = [norm(i) for norm, i in zip((plain, reduced), inputs, strict=True)]
+        torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
+        for output in outputs:
+            (output.square() * torch.arange(7)).sum().backward()
+        torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-3, atol=1e-3)
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(reduced.state_dict()[key], value)
+    reduced.load_state_dict(plain.state_dict())
+    assert torch.equal(reduced.eval()(x), plain.eval()(x))  # frozen statistics are each process's own business
