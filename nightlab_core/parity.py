@@ -6,20 +6,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import cv2
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from nightlab_core.models.nightlab import NightLab
 from nightlab_core.runtime import regions
 from nightlab_core.runtime.bundle import ENGINE_KINDS, EngineKind, load_bundle
 from nightlab_core.runtime.engine import engine_maker
 from nightlab_core.runtime.pipeline import MAX_REGIONS, PipelineSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nightlab_core.models.nightlab import NightLab
 
 MIN_AGREEMENT = 0.999  #: of labels, engine against torch in float32
 
@@ -77,23 +79,31 @@ def check_parity(
             (name,) = engine.inputs
             outputs = [tuple(engine(**{name: x}).values()) for x in inputs[kind]]
             engine.close()
-            compare = _compare_boxes if kind == "hardness" else _compare_labels
+            compare = compare_boxes if kind == "hardness" else compare_labels
             rows.append(Parity(kind, library, len(frames), *compare(expected[kind], outputs)))
     return rows
 
 
-@torch.inference_mode()
 def _in_torch(method: Callable[[Tensor], tuple[Tensor, Tensor]], x: np.ndarray) -> tuple[np.ndarray, ...]:
-    return tuple(t.numpy() for t in method(torch.from_numpy(x)))
+    import torch  # here alone, so that the rest serves machines without it
+
+    with torch.inference_mode():
+        return tuple(t.numpy() for t in method(torch.from_numpy(x)))
 
 
-def _compare_labels(expected: list[tuple[np.ndarray, ...]], got: list[tuple[np.ndarray, ...]]) -> tuple[float, int]:
+def compare_labels(
+    expected: Sequence[tuple[np.ndarray, ...]], got: Sequence[tuple[np.ndarray, ...]]
+) -> tuple[float, int]:
+    """Share of labels that are equal, and the largest difference of confidence, in 1/255.
+
+    Takes (labels, confidence) a call by both, uint8 of any equal shape.
+    """
     equal = [e[0].ravel() == g[0].ravel() for e, g in zip(expected, got, strict=True)]
     worst = [np.abs(e[1].astype(int) - g[1]).max() for e, g in zip(expected, got, strict=True)]
     return float(np.concatenate(equal).mean()), int(max(worst))
 
 
-def _compare_boxes(expected: list[tuple[np.ndarray, ...]], got: list[tuple[np.ndarray, ...]]) -> tuple[float, int]:
+def compare_boxes(expected: list[tuple[np.ndarray, ...]], got: list[tuple[np.ndarray, ...]]) -> tuple[float, int]:
     """Boxes are matched by the nearest, since two of equal score may change places."""
     matched, worst = [], 0.0
     for (boxes, scores), (boxes_got, scores_got) in zip(expected, got, strict=True):

@@ -95,6 +95,8 @@ def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
     opsets = [opset for opset in folded.opset_import if opset.domain in used]
     del folded.opset_import[:]
     folded.opset_import.extend(opsets)
+    for index, node in enumerate(folded.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
     return shape_inference.infer_shapes(folded, strict_mode=True, data_prop=True)
 
 

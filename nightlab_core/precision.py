@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What half precision does to a bundle: its labels beside float32's on real frames, and how near it comes to overflow.
+
+    python -m nightlab_core.precision BUNDLE --frames FOLDER
+
+ONNX Runtime has next to no operators in half on a CPU: it computes them in float32 and drops the roundings between, so
+that an overflow goes unseen. The graphs that TensorRT gets are therefore run here in float32 with every value that they
+hold in half rounded to half, which is what a GPU's product of half numbers with a sum in float32 gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
+from rich.table import Table
+
+from nightlab_core.parity import compare_labels, read_frames
+from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, BundleError, EngineKind, load_bundle
+from nightlab_core.runtime.engine import Engine, TensorSpec
+from nightlab_core.runtime.graphs import tensorrt_graph
+from nightlab_core.runtime.half import EXACT, HALF_MAX
+from nightlab_core.runtime.onnxruntime import OnnxRuntimeEngine
+from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
+from nightlab_core.runtime.regions import non_maximum_suppression
+
+MIN_AGREEMENT = 0.995  #: of labels, half against float32
+_PEAK, _SUM = "largest of ", "sum of "
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The largest magnitude that one operator in half wrote, before it was rounded."""
+
+    node: str
+    op_type: str
+    largest: float  #: NaN if it wrote a NaN
+
+    @property
+    def fits(self) -> bool:
+        """Whether half precision holds it."""
+        return self.largest <= HALF_MAX
+
+
+@dataclass(frozen=True)
+class HalfParity:
+    """One network in half against itself in float32, or the whole pipeline, on some frames."""
+
+    kind: EngineKind | str
+    calls: int
+    agreement: float  #: share of labels that are equal; for hardness, of the boxes kept, see `compare_proposals`
+    worst_confidence: int  #: largest difference of confidence, in 1/255; for hardness, of score
+    peaks: tuple[Peak, ...] = ()  #: of every operator in half, the largest first
+
+    @property
+    def passed(self) -> bool:
+        """Whether the agreement is high enough and nothing overflows."""
+        return self.agreement >= MIN_AGREEMENT and all(peak.fits for peak in self.peaks)
+
+
+def check_half(
+    bundle: Bundle,
+    frames: Sequence[np.ndarray],
+    settings: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
+) -> list[HalfParity]:
+    """Hold a bundle's networks in half against float32 on frames, uint8 (H, W, 3) BGR of any size.
+
+    Both get the very same inputs, the region network the windows that float32 proposes. The last row is the pipeline's
+    final labels, where half has proposed its own.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        full = {kind: RecordingEngine(OnnxRuntimeEngine(bundle.path(kind))) for kind in ENGINE_KINDS}
+        half = {kind: RoundedEngine(bundle.path(kind), Path(folder)) for kind in ENGINE_KINDS}
+    pipelines = [Pipeline(bundle, e["image"], e["hardness"], e["region"], settings) for e in (full, half)]
+    labels = [[(result.labels, result.confidence) for result in map(pipeline, frames)] for pipeline in pipelines]
+    rows = []
+    for kind in ENGINE_KINDS:
+        expected = [tuple(outputs.values()) for _, outputs in full[kind].calls]
+        got = [tuple(half[kind](**inputs).values()) for inputs, _ in full[kind].calls]
+        compare = compare_proposals if kind == "hardness" else compare_labels
+        rows.append(HalfParity(kind, len(got), *compare(expected, got), half[kind].peaks()))
+    for pipeline in pipelines:
+        pipeline.close()
+    return [*rows, HalfParity("pipeline", len(frames), *compare_labels(*labels))]
+
+
+def compare_proposals(
+    expected: Sequence[tuple[np.ndarray, ...]],
+    got: Sequence[tuple[np.ndarray, ...]],
+    min_iou: float = 0.9,
+    max_difference: float = 0.01,
+) -> tuple[float, int]:
+    """Share of the ten boxes kept after suppression that the other proposes too, and the worst difference of score.
+
+    Takes (boxes (1, N, 4), scores (1, N)) a frame by both. The same box has an IoU of `min_iou` or more and a score
+    that differs by at most `max_difference`. Scores are compared in order, in 1/255.
+    """
+    same, worst = [], 0.0
+    for (boxes, scores), (boxes_got, scores_got) in zip(expected, got, strict=True):
+        kept = non_maximum_suppression(boxes[0], scores[0], 0.5, 10)
+        near = iou_matrix(boxes[0][kept], boxes_got[0]) >= min_iou
+        alike = np.abs(scores[0][kept][:, None] - scores_got[0]) <= max_difference
+        same.append((near & alike).any(1))
+        worst = max(worst, float(np.abs(scores - scores_got).max()))
+    return float(np.concatenate(same).mean()), round(worst * 255)
+
+
+def iou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes (N, 4) and (M, 4) xyxy: (N, M)."""
+    corner = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    shared = (corner[1] - corner[0]).clip(0).prod(2)
+    area_a, area_b = ((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (a, b))
+    return shared / (area_a[:, None] + area_b - shared)
+
+
+class RecordingEngine:
+    """An engine that keeps what went in and what came out."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.name, self.inputs, self.outputs = engine.name, engine.inputs, engine.outputs
+        self.prepare, self.close = engine.prepare, engine.close
+        self.calls: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
+        self._engine = engine
+
+    def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Engine`."""
+        results = self._engine(**arrays)
+        self.calls.append((arrays, results))
+        return results
+
+
+class RoundedEngine:
+    """A network as it computes in half, on ONNX Runtime; it watches what each operator writes in half."""
+
+    name = "half"
+
+    def __init__(self, onnx_path: Path, folder: Path) -> None:
+        """Rewrite a bundle's network by way of a file in `folder`, which is no longer needed afterwards."""
+        graph = rounded(tensorrt_graph(onnx.load(onnx_path), "float16"))
+        self._nodes = {n.output[0]: n for n in graph.graph.node}
+        onnx.save(graph, folder / onnx_path.name)
+        self._engine = OnnxRuntimeEngine(folder / onnx_path.name)
+        self.inputs = self._engine.inputs
+        self.outputs: Mapping[str, TensorSpec] = {
+            name: spec for name, spec in self._engine.outputs.items() if not name.startswith((_PEAK, _SUM))
+        }
+        self.prepare, self.close = self._engine.prepare, self._engine.close
+        self._largest: dict[str, float] = {}
+
+    def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Engine`."""
+        results = self._engine(**arrays)
+        for name in results:
+            if name.startswith(_PEAK):
+                value = name.removeprefix(_PEAK)
+                # A maximum passes over NaN, a sum does not.
+                largest = results[name] if np.isfinite(results[_SUM + value]) else np.nan
+                self._largest[value] = float(np.maximum(largest, self._largest.get(value, 0.0)))
+        return {name: results[name] for name in self.outputs}
+
+    def peaks(self) -> tuple[Peak, ...]:
+        """What every operator in half has written at most, the largest first and NaN before it."""
+        found = [Peak(self._nodes[v].name, self._nodes[v].op_type, largest) for v, largest in self._largest.items()]
+        return tuple(sorted(found, key=lambda peak: np.nan_to_num(peak.largest, nan=np.inf), reverse=True))
+
+
+def rounded(half: onnx.ModelProto) -> onnx.ModelProto:
+    """A strongly typed graph in half as one in float32 that rounds every such value to half.
+
+    For each operator that computes in half, two outputs are added: its largest magnitude, and their sum.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(half)
+    graph = model.graph
+    in_half = {v.name for v in graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            values = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        nodes.append(node)
+        if node.op_type in EXACT or not in_half.intersection(node.output):
+            continue
+        (name,) = node.output
+        if node.op_type == "Cast":
+            node.op_type = "Identity"
+            del node.attribute[:]
+        exact, small = f"{name}.exact", f"{name}.rounded"
+        node.output[0] = exact
+        nodes += [
+            helper.make_node("Cast", [exact], [small], to=TensorProto.FLOAT16),
+            helper.make_node("Cast", [small], [name], to=TensorProto.FLOAT),
+            helper.make_node("Abs", [exact], [f"{name}.magnitude"]),
+            helper.make_node("ReduceMax", [f"{name}.magnitude"], [_PEAK + exact], keepdims=0),
+            helper.make_node("ReduceSum", [f"{name}.magnitude"], [_SUM + exact], keepdims=0),
+        ]
+        graph.output.extend(helper.make_tensor_value_info(p + exact, TensorProto.FLOAT, []) for p in (_PEAK, _SUM))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.value_info[:]
+    return model
+
+
+def print_half(rows: Sequence[HalfParity], title: str, worst: int = 3) -> bool:
+    """Show the rows as a table, and each network's `worst` operators; True if all passed."""
+    table = Table(title=title, title_justify="left")
+    for column in ("half against float32", "calls", "equal", "confidence off by", "largest value", ""):
+        table.add_column(column, justify="left" if column in ("half against float32", "") else "right")
+    for row in rows:
+        largest = f"{row.peaks[0].largest:.4g}" if row.peaks else ""
+        verdict = "ok" if row.passed else "FAILED"
+        table.add_row(row.kind, str(row.calls), f"{row.agreement:.3%}", f"{row.worst_confidence}/255", largest, verdict)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for row in rows:
+        for peak in row.peaks[:worst]:
+            remark = "" if peak.fits else f": more than half's {HALF_MAX:.0f}; build this engine in float32"
+            console.print(f"  {row.kind}: {peak.op_type} {peak.node} writes up to {peak.largest:.4g}{remark}")
+    return all(row.passed for row in rows)
+
+
+def main() -> None:
+    """Command line. Exit status 1 if half disagrees with float32 or overflows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument(
+        "--frames", type=Path, action="append", required=True, help="folder of pictures; again for more"
+    )
+    parser.add_argument("--count", type=int, default=16, help="frames of each folder (default: %(default)s)")
+    arguments = parser.parse_args()
+    try:
+        bundle = load_bundle(arguments.bundle)
+        sets = {folder: read_frames(folder, arguments.count) for folder in arguments.frames}
+        passed = [print_half(check_half(bundle, frames), str(folder)) for folder, frames in sets.items()]
+    except (BundleError, ValueError, FileNotFoundError, NotADirectoryError) as error:
+        parser.exit(2, f"{error}\n")
+    sys.exit(0 if all(passed) else 1)
+
+
+if __name__ == "__main__":
+    main()
