@@ -55,7 +55,7 @@ def sample_run(
             rng = np.random.default_rng([place, index])
             own = np.random.default_rng([seed, place, index])
             light = float(0.3 * 10 ** (-1.9 * index / frames)) * rng.uniform(0.9, 1.1)
-            status = "dropped" if lost and index % 17 == 16 else "unreadable" if lost and index == 50 else "ok"
+            status = "dropped" if lost and index % 17 == 16 else "unreadable" if lost and index == 49 else "ok"
             time_ns = 1_700_000_000_000_000_000 + int(index * 1e9 / hz)
             record = FrameRecord(
                 bag=bag,

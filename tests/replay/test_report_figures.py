@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from replay_samples import PRESENT, sample_run
+
+from nightlab_core.labels import CITYSCAPES19
+from nightlab_core.metrics import iou, mean_iou, paired_bootstrap
+from nightlab_core.runtime.light import DARK, LIGHT_BINS
+from nightlab_ros.replay.accuracy import accuracy_of
+from nightlab_ros.replay.behaviour import TIMELINE_POINTS, behaviour_of, timeline_of
+from nightlab_ros.replay.intervals import Interval, blocks_of, mean_interval, miou_interval, sum_by_block
+from nightlab_ros.replay.records import NUM_BANDS, NUM_BINS, Counts, FrameRecord, RunData
+from nightlab_ros.replay.summary import percentiles, reliability_of, summarize
+from nightlab_ros.replay.words import findings, judged
+
+
+def record(index: int, seconds: float = 0.1, bag: str = "a", **values: object) -> FrameRecord:
+    time_ns = int(index * seconds * 1e9)
+    return FrameRecord(bag=bag, index=index, time_ns=time_ns, stamp_ns=time_ns, **values)  # type: ignore[arg-type]
+
+
+def test_blocks_hold_five_seconds_of_one_bag() -> None:
+    frames = [record(i) for i in range(1000)] + [record(i, bag="b") for i in range(120)]
+    blocks = blocks_of(frames)
+    assert (np.diff(blocks) >= 0).all()
+    assert np.bincount(blocks).tolist() == [50] * 20 + [50, 50, 20]
+    assert blocks[999] != blocks[1000]
+
+
+def test_blocks_of_a_short_recording_are_shorter_and_of_rare_labels_single() -> None:
+    assert np.bincount(blocks_of([record(i) for i in range(60)])).tolist() == [6] * 10
+    assert blocks_of([record(i, seconds=30) for i in range(25)]).tolist() == list(range(25))
+    assert blocks_of([record(i) for i in range(4)]).tolist() == [0, 1, 2, 3]
+    assert blocks_of([]).tolist() == []
+
+
+def test_blocks_do_not_mind_times_that_stand_still_or_run_back() -> None:
+    still = [replace(record(i), time_ns=7) for i in range(40)]
+    assert np.bincount(blocks_of(still)).tolist() == [4] * 10
+    back = [replace(record(i), time_ns=10**9 - i) for i in range(40)]
+    assert len(blocks_of(back)) == 40
+
+
+def test_alike_neighbours_widen_the_interval_of_blocks() -> None:
+    """Gains that hold for ten frames on end say as much as a tenth of the frames."""
+    rng = np.random.default_rng(0)
+    gain = np.repeat(rng.normal(0.5, 5, 40), 10).round().astype(int)
+    first = np.array([[[50, 50, 0], [0, 10, 0]]] * 400)
+    second = np.array([[[50 + g, 50 - g, 0], [0, 10, 0]] for g in gain])
+    by_frame, by_block = (miou_interval(first, second, b) for b in (np.arange(400), np.arange(400) // 10))
+    assert by_frame is not None and by_block is not None
+    assert by_frame.difference == by_block.difference
+    widths = [i.high_95 - i.low_95 for i in (by_frame, by_block)]
+    assert widths[1] > 2.5 * widths[0]  # the square root of ten, less what chance takes away
+    assert (by_block.frames, by_block.blocks) == (400, 40)
+
+
+def test_blocks_of_one_frame_give_the_paired_bootstrap() -> None:
+    counts = sample_run(30, lost=False).counts.confusion.sum(axis=2)
+    found = miou_interval(counts[:, 0], counts[:, 1], np.arange(30))
+    assert found is not None
+    expected = paired_bootstrap(counts[:, 0], counts[:, 1])
+    assert (found.difference, found.low_95, found.high_95) == expected
+
+
+def test_sum_by_block_leaves_out_blocks_that_do_not_occur() -> None:
+    values = np.array([[1, 2], [3, 4], [5, 6]])
+    assert sum_by_block(values, np.array([4, 9, 4])).tolist() == [[6, 8], [3, 4]]
+
+
+def test_mean_interval_of_a_constant_has_no_width() -> None:
+    found = mean_interval(np.full(20, 0.25), np.arange(20) // 2)
+    assert found == Interval(difference=0.25, low_95=0.25, high_95=0.25, frames=20, blocks=10)
+    assert mean_interval(np.zeros(0), np.zeros(0, np.int64)) is None
+
+
+@pytest.mark.parametrize(
+    ("numbers", "blocks", "verdict"),
+    [
+        ((0.1, 0.01, 0.2), 10, "better"),
+        ((-0.1, -0.2, -0.01), 10, "worse"),
+        ((0.1, -0.01, 0.2), 10, "no difference shown"),
+        ((0.1, 0.0, 0.2), 10, "no difference shown"),
+        ((0.1, 0.09, 0.11), 5, "too few frames"),
+    ],
+)
+def test_verdict_follows_the_interval(numbers: tuple[float, float, float], blocks: int, verdict: str) -> None:
+    gain = Interval(difference=numbers[0], low_95=numbers[1], high_95=numbers[2], frames=99, blocks=blocks)
+    assert gain.verdict == verdict
+    assert "99 frames" in judged(gain)
+
+
+def test_light_bins_cover_everything_once() -> None:
+    for level in (0.0, 0.0149, 0.015, 0.03, 0.0599, 0.06, 0.12, 0.5, 1.0):
+        assert sum(part.holds(level) for part in LIGHT_BINS) == 1
+        assert DARK.holds(level) == (level < 0.06)
+    assert not any(part.holds(None) for part in LIGHT_BINS)
+
+
+def test_accuracy_in_parts_adds_up_to_the_whole() -> None:
+    data = sample_run(80)
+    report = summarize(data)
+    accuracy = report.accuracy
+    assert accuracy is not None
+    total = data.counts.confusion[:, 1].sum(axis=(0, 1))
+    assert accuracy.miou[1] == mean_iou(total)
+    assert np.array(accuracy.confusion[1]).tolist() == total.tolist()
+    assert accuracy.frames == len(data.labelled) == sum(part.frames for part in accuracy.by_light)
+    assert accuracy.dark.frames == sum(part.frames for part in accuracy.by_light[:3])
+    assert sum(c.pixels for c in accuracy.by_class) == total.sum()
+    for band, part in enumerate(accuracy.by_band):
+        assert part.miou[0] == mean_iou(data.counts.confusion[:, 0, band].sum(axis=0))
+    light = np.array([r.light_level for r in data.labelled])
+    for part, figures in zip(LIGHT_BINS, accuracy.by_light, strict=True):
+        held = (light >= part.low) & (light < part.high)
+        expected = iou(data.counts.confusion[held, 1].sum(axis=(0, 1)))
+        values = [np.nan if c.iou[1] is None else c.iou[1] for c in figures.classes]
+        np.testing.assert_array_equal(values, expected)
+
+
+def test_absent_classes_and_lights_are_none_and_never_zero() -> None:
+    accuracy = summarize(sample_run(40, skill=-0.9)).accuracy
+    assert accuracy is not None
+    by_name = {c.name: c for c in accuracy.by_class}
+    assert by_name["train"].iou == (None, None) and by_name["train"].gain is None
+    assert all((by_name[n].iou[1] is not None) == (n in PRESENT) for n in CITYSCAPES19.names)
+    day = [replace(r, light_level=0.5) for r in sample_run(10, lost=False).records]
+    counts = sample_run(10, lost=False).counts.confusion
+    only_day = accuracy_of(("a", "b"), "x", CITYSCAPES19.names, day, counts[:, 0], counts[:, 1])
+    assert only_day is not None
+    assert only_day.dark.frames == 0 and only_day.dark.miou == (None, None) and only_day.dark.gain is None
+    assert accuracy_of(("a", "b"), "x", CITYSCAPES19.names, [], counts[:0, 0], counts[:0, 1]) is None
+
+
+def test_reliability_of_a_table_worked_by_hand() -> None:
+    empty = Counts.empty(1)
+    reliability = np.zeros((2, 2, NUM_BINS, 2), np.int64)
+    sums = np.zeros((2, 2, NUM_BINS), np.int64)
+    reliability[0, 1, 10], sums[0, 1, 10] = (30, 12), 30 * 128  # says 128/255 = 0.502, keeps 0.4
+    reliability[1, 1, 19], sums[1, 1, 19] = (70, 70), 70 * 255  # says 1, keeps 1
+    figures = reliability_of(Counts(np.repeat(empty.confusion[:0], 0, 0), reliability, sums), 1)
+    assert figures.pixels[10] == 30 and figures.correct[10] == 0.4 and figures.correct[19] == 1
+    assert figures.confidence[10] == pytest.approx(128 / 255) and figures.confidence[0] is None
+    assert figures.expected_calibration_error == pytest.approx(0.3 * (128 / 255 - 0.4))
+    assert figures.mean_correct == pytest.approx(0.82)
+    assert figures.mean_confidence == pytest.approx(0.3 * 128 / 255 + 0.7)
+    assert reliability_of(Counts(empty.confusion, reliability, sums), 0).expected_calibration_error is None
+
+
+def test_percentiles_and_their_histogram() -> None:
+    values = [float(v) for v in range(1, 101)]
+    figures = percentiles(values)
+    assert figures is not None
+    assert (figures.p50, figures.max, figures.mean, figures.frames) == (50.5, 100, 50.5, 100)
+    assert sum(figures.counts) == 100  # also what is beyond the last edge
+    assert percentiles([]) is None
+
+
+def test_stages_that_did_not_run_are_not_timed() -> None:
+    frames = [
+        record(i, bag="evening.mcap", stages_ms={"total": 10.0, "crop": 0.0 if i % 2 else 4.0}) for i in range(10)
+    ]
+    run = sample_run(10).run
+    report = summarize(RunData(run, frames, Counts.empty(19)))
+    assert report.stages_ms["crop"].frames == 5 and report.stages_ms["crop"].p50 == 4
+    assert "region" not in report.stages_ms
+
+
+def test_behaviour_by_light_regions_and_heat() -> None:
+    frames = [
+        record(
+            0, light_level=0.01, mean_confidence=127.5, agreement=0.8, boxes_xyxy=((0, 0, 0.5, 0.5),), refined=(True,)
+        ),
+        record(1, light_level=0.01, mean_confidence=255.0, agreement=1.0, flicker=0.2),
+        record(2, light_level=0.5, mean_confidence=255.0, agreement=1.0, flicker=0.4, boxes_xyxy=((0, 0, 1, 1),) * 2),
+    ]
+    found = behaviour_of(frames)
+    dark, day = found.by_light[0], found.by_light[-1]
+    assert (dark.frames, dark.confidence, dark.agreement, dark.flicker, dark.regions) == (2, 0.75, 0.9, 0.2, 0.5)
+    assert (day.frames, day.flicker) == (1, 0.4)
+    assert found.by_light[1].confidence is None
+    assert found.regions_per_frame == (1, 1, 1) and found.refined_per_frame == (2, 1)
+    heat = np.array(found.region_heat)
+    assert heat[0, 0] == pytest.approx(2 / 3) and heat[-1, -1] == pytest.approx(1 / 3)
+
+
+def test_timeline_joins_bags_and_counts_losses() -> None:
+    frames = [record(i) for i in range(600)] + [record(i, bag="b", status="dropped") for i in range(30)]
+    found = timeline_of(frames)
+    assert len(found.seconds) == TIMELINE_POINTS
+    assert sum(found.lost) == 30
+    assert list(np.diff(found.seconds) > 0) == [True] * (TIMELINE_POINTS - 1)
+    assert found.bag_starts["a"] == 0 and found.bag_starts["b"] == pytest.approx(59.9, abs=0.01)
+    assert timeline_of([]).seconds == ()
+
+
+def test_partial_and_lost_frames_are_counted() -> None:
+    report = summarize(sample_run(60, bags=("a", "b"), missing=15))
+    numbers = report.frames
+    assert not report.complete
+    assert (numbers.expected, numbers.missing) == (120, 15)
+    assert numbers.ok + numbers.dropped + numbers.unreadable == 105
+    assert [bag.frames.missing for bag in report.bags] == [0, 15]
+    assert numbers.reasons["a newer frame was there"] == numbers.dropped
+
+
+def test_findings_say_what_the_figures_bear_out() -> None:
+    said = " ".join(findings(summarize(sample_run(600))))
+    assert "What the second level changes: better, +" in said
+    assert "frames were dropped" in said and "expected calibration error" in said
+    few = " ".join(findings(summarize(sample_run(4, lost=False))))
+    assert "too few frames to say" in few and "better, " not in few
+    unlabelled = " ".join(findings(summarize(sample_run(20, labelled=False))))
+    assert "No frame has labels" in unlabelled and "mIoU" not in unlabelled
+
+
+def test_bands_are_as_many_as_recorded() -> None:
+    accuracy = summarize(sample_run(12)).accuracy
+    assert accuracy is not None and len(accuracy.by_band) == NUM_BANDS
+    assert accuracy.by_band[0].name == "top, far" and accuracy.by_band[-1].span == "rows 75 to 100 %"
