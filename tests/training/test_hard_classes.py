@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which classes are hard, by hand, and which sets may not decide it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from trees import write_image, write_label
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+from nightlab_core.data.datasets import Sample  # noqa: E402
+from nightlab_core.labels import CAMVID11, CITYSCAPES19  # noqa: E402
+from nightlab_core.models.nightlab import NightLabSettings, SegmenterSettings  # noqa: E402
+from training import hard_classes as hc  # noqa: E402
+from training.data import SourceSettings  # noqa: E402
+from training.loop import LoopSettings  # noqa: E402
+from training.segmenter import SegmenterRecipe  # noqa: E402
+
+
+def test_a_class_is_hard_below_half_in_the_mean_of_the_sets_that_hold_it() -> None:
+    absent = np.full(19, np.nan)
+    first, second = absent.copy(), absent.copy()
+    first[[0, 5, 7]] = 0.9, 0.5, 0.6
+    second[[5, 7]] = 0.4, 0.4
+    hard, mean = hc.hard_classes({"a": first, "b": second})
+    assert hard == ["pole"]
+    assert mean[0] == 0.9 and mean[5] == pytest.approx(0.45) and mean[7] == 0.5 and np.isnan(mean[18])
+    assert hc.hard_classes({"a": first, "b": second}, 0.51)[0] == ["pole", "traffic sign"]
+
+
+def test_a_class_of_camvid_stands_for_all_that_is_judged_as_it() -> None:
+    labels = np.full((2, 4), 7, np.uint8)
+    labels[1] = 0
+    seen = labels.copy()
+    seen[0] = [6, 2, 2, 2]  # of four sign pixels one is called a light, which CamVid takes for a sign; three a building
+    found = hc.class_iou(
+        lambda image: (seen, seen), [Sample(np.zeros((2, 4, 3), np.uint8), labels, "a")], CAMVID11, "x"
+    )
+    assert found[6] == found[7] == 0.25 and found[0] == 1 and np.isnan(found[10])
+
+
+@pytest.mark.parametrize("name", ["camvid/test", "test", "mine/test_2", "night-test"])
+def test_a_test_set_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is a test set"):
+        hc.refuse_test(name)
+
+
+def test_other_names_are_not_taken_for_a_test_set() -> None:
+    for name in ("camvid/val", "latest/val", "contest"):
+        hc.refuse_test(name)
+
+
+def test_the_sets_of_training_are_refused(tmp_path: Path) -> None:
+    for folder in ("mine/train", "mine/val"):
+        write_image(tmp_path / folder / "images/a.png")
+        write_label(tmp_path / folder / "labels/a.png", [0, 5])
+    held_out, trained = (tmp_path / "mine" / s / "images/a.png" for s in ("val", "train"))
+    held_out.write_bytes(held_out.read_bytes() + b"another picture")
+    sources = [
+        SourceSettings(kind="train_ids", folder="mine/train", weight=1),
+        SourceSettings(kind="rendered", count=2, weight=1),
+    ]
+    seen = hc.training_images(sources, tmp_path)
+    assert seen == [trained]
+    hc.refuse_trained_on("mine/val", [held_out], seen)
+    shutil.copy(trained, held_out)  # a copy under another folder is the same frame
+    with pytest.raises(ValueError, match=r"trained on 1 of its 1 frames, such as a.png"):
+        hc.refuse_trained_on("mine/val", [held_out], seen)
+    unlabelled = [SourceSettings(kind="unlabelled", folder="mine/val/images", weight=1)]
+    assert hc.training_images(unlabelled, tmp_path) == [held_out]
+
+
+def test_the_command_writes_what_recipes_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, folder in enumerate(("mine/train", "mine/val", "mine/test")):
+        write_image(tmp_path / folder / f"images/{i}.png", (64, 64))
+        write_label(tmp_path / folder / f"labels/{i}.png", [0, 5, 11], (64, 64))
+    # The pictures are of one colour, so equal names would make them copies.
+    settings = NightLabSettings(segmenter=SegmenterSettings(channels=8))
+    source = SourceSettings(kind="train_ids", folder="mine/train", weight=1)
+    loop = LoopSettings(steps=1, batch_size=1, learning_rate=1)
+    recipe = SegmenterRecipe(model=settings, level="image", loop=loop, sources=(source,), input_hw=(64, 64))
+    checkpoint = tmp_path / "checkpoint.pt"
+    model = settings.build_level().state_dict()
+    torch.save({"model": model, "average": None, "step": 1, "recipe": recipe.model_dump(mode="json")}, checkpoint)
+
+    def run(name: str) -> None:
+        out = str(tmp_path / "out" / "hard.yaml")
+        command = ["hard_classes", str(checkpoint), "--data", str(tmp_path), "--set", name, "--out", out]
+        monkeypatch.setattr(sys, "argv", command)
+        hc.main()
+
+    run("mine/val")
+    written = yaml.safe_load((tmp_path / "out" / "hard.yaml").read_text())
+    assert set(written["iou"]) == {"road", "pole", "person"}
+    assert written["hard_classes"] == [n for n in CITYSCAPES19.names if written["iou"].get(n, 1) < 0.5]
+    assert len(written["hard_classes"]) >= 2  # fresh weights know nothing
+    for name, why in (("mine/test", "is a test set"), ("mine/train", "was trained on 1 of its 1 frames")):
+        with pytest.raises(SystemExit):
+            run(name)
+        assert why in capsys.readouterr().err

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Name the hard classes: those whose IoU is below 0.5 on data held out from training (NightLab, CVPR 2022).
+
+python -m training.hard_classes runs/lite_image/checkpoint.pt --data DATA --set camvid/val --set nightcoarse/val \\
+    --out runs/hard_classes.yaml
+
+The model is the image level's checkpoint, which says itself what it was trained on: a set that shares a frame with that
+is refused, and so is a test set, since what is chosen on it could not be measured on it. The list goes to
+`hard_classes` of the recipes of the region level and the detector.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from nightlab_core.data import datasets
+from nightlab_core.data.datasets import Sample
+from nightlab_core.data.unlabelled import UnlabelledImages
+from nightlab_core.labels import CITYSCAPES19, ClassSet, in_class_set
+from nightlab_core.metrics import confusion_matrix, iou
+from training import checkpoint as checkpoints
+from training import levels
+from training.command import errors_in_words
+from training.data import SourceSettings
+from training.evaluate import open_set
+from training.segmenter import SegmenterRecipe
+
+THRESHOLD = 0.5  #: the paper's
+
+
+def refuse_test(name: str) -> None:
+    """Raise ValueError for a set whose name says that it is a test set."""
+    if re.search(r"(^|[/_\-.])test", name.lower()):
+        raise ValueError(f"{name} is a test set; choose the hard classes on a val set, and keep this one to measure on")
+
+
+def training_images(sources: Sequence[SourceSettings], data: Path) -> list[Path]:
+    """The picture files that a recipe's sources draw from."""
+    images: list[Path] = []
+    for source in sources:
+        folder = data / source.folder
+        if source.kind == "unlabelled":
+            images += UnlabelledImages(folder, data / source.leave_out if source.leave_out else None).paths
+        elif source.kind == "pseudo":
+            images += datasets.open_dataset("train_ids", Path(source.folder), source.split)[0].images
+        elif source.kind != "rendered":
+            images += datasets.open_dataset(source.kind, folder, source.split, complete=False)[0].images
+    return images
+
+
+def refuse_trained_on(name: str, images: Sequence[Path], trained_on: Sequence[Path]) -> None:
+    """Raise ValueError where a set shares a frame, the file or a copy of equal name, with the training images."""
+    of_stem: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in trained_on:
+        of_stem[path.stem].append(path)
+    shared = [p for p in images if any(filecmp.cmp(p, other, shallow=False) for other in of_stem[p.stem])]
+    if shared:
+        raise ValueError(
+            f"{name}: the model was trained on {len(shared)} of its {len(images)} frames, such as {shared[0].name}; "
+            "expected a set that was held out from training"
+        )
+
+
+def class_iou(image_level: levels.ImageLevel, samples: Sequence[Sample], classes: ClassSet, name: str) -> np.ndarray:
+    """IoU by Cityscapes class, float64 (19,), NaN where the set cannot tell.
+
+    A class of a smaller set stands for all Cityscapes classes that are judged as it: what CamVid calls a sign is a
+    traffic light or a traffic sign, and both are hard where signs are.
+    """
+    matrix = np.zeros((len(classes), len(classes) + 1), np.int64)
+    for sample in track(samples, name, total=len(samples)):
+        found = image_level(sample.image_bgr)[0]
+        truth, found = in_class_set(sample.labels, classes), in_class_set(found, classes)
+        matrix += confusion_matrix(truth, found, len(classes))
+    judged_as = in_class_set(np.arange(len(CITYSCAPES19), dtype=np.uint8)[None], classes)[0]
+    return np.append(iou(matrix), np.full(256 - len(classes), np.nan))[judged_as]
+
+
+def hard_classes(found: dict[str, np.ndarray], threshold: float = THRESHOLD) -> tuple[list[str], np.ndarray]:
+    """Classes whose mean IoU over the sets that hold them is below the threshold, in the order of the class set, and
+    those means, float64 (19,); a class that no set holds is not called hard."""
+    values = np.stack(list(found.values()))
+    held = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        mean = np.where(held, values, 0).sum(0) / held.sum(0)
+    return [name for name, value in zip(CITYSCAPES19.names, mean, strict=True) if value < threshold], mean
+
+
+def report(found: dict[str, np.ndarray], hard: Sequence[str], mean: np.ndarray) -> None:
+    """Print the IoU of every class on every set."""
+    table = Table(title="IoU in %, image level")
+    for i, column in enumerate(("class", *found, "mean", "")):
+        table.add_column(column, justify="right" if i else "left")
+    for i, name in enumerate(CITYSCAPES19.names):
+        cells = ["absent" if np.isnan(v) else f"{100 * v:.1f}" for v in (*(f[i] for f in found.values()), mean[i])]
+        table.add_row(name, *cells, "hard" if name in hard else "")
+    Console().print(table)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="of the image level, as training.segmenter writes it")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
+    parser.add_argument("--set", action="append", required=True, help="for example camvid/val; may be given again")
+    parser.add_argument("--below", type=float, default=THRESHOLD, help="IoU (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="YAML file to write")
+    arguments = parser.parse_args()
+    with errors_in_words():
+        image_level = levels.open_image_level(arguments.checkpoint)
+        state = checkpoints.read(arguments.checkpoint)
+        if "recipe" not in state:
+            raise ValueError(
+                f"{arguments.checkpoint} does not say what it was trained on; expected a stage's checkpoint"
+            )
+        recipe = SegmenterRecipe.model_validate(state["recipe"], strict=False)
+        trained_on = training_images(recipe.sources, arguments.data)
+        found = {}
+        for name in arguments.set:
+            refuse_test(name)
+            samples, classes = open_set(arguments.data, name)
+            refuse_trained_on(name, samples.images, trained_on)  # type: ignore[attr-defined]
+            found[name] = class_iou(image_level, samples, classes, name)
+        hard, mean = hard_classes(found, arguments.below)
+        report(found, hard, mean)
+        measured = {n: round(float(v), 4) for n, v in zip(CITYSCAPES19.names, mean, strict=True) if not np.isnan(v)}
+        line = yaml.safe_dump({"hard_classes": hard}, default_flow_style=None, width=10**6, sort_keys=False)
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(
+            f"# IoU below {arguments.below} on {', '.join(found)}, image level {arguments.checkpoint}\n{line}"
+            + yaml.safe_dump({"iou": measured}, sort_keys=False),
+            encoding="utf-8",
+        )
+        print(f"{line.strip()}\nwritten to {arguments.out}; put the line into the recipes of region level and detector")
+
+
+if __name__ == "__main__":
+    main()
