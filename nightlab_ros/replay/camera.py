@@ -30,10 +30,11 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
+from nightlab_ros.demo import DIAGNOSTICS_S
 from nightlab_ros.player import KNOCK_S, set_on_line
 from nightlab_ros.replay.overlap import ahead
 from nightlab_ros.replay.read import COMPRESSED_TYPE, Bag
-from nightlab_ros.replay.realtime import due_times_s
+from nightlab_ros.replay.realtime import LONGEST_GAP_S, due_times_s
 
 CLOCK_S = 0.01
 #: Messages that are read before they are due.
@@ -114,6 +115,8 @@ def play(node: Any, bag: Bag, first: int, stop: int, rate: float) -> None:
                 if isinstance(raw, bytes) and len(raw) >= 12:
                     send(index, raw, 1e3 * (time.perf_counter() - begin - due))
         publisher.wait_for_all_acked(Duration(seconds=2.0))
+        # the node reports once a second of /clock: its last word, which counts every image, needs a clock that goes on
+        time.sleep(min(DIAGNOSTICS_S / rate, LONGEST_GAP_S))
     finally:
         clock.close()
 

@@ -26,7 +26,7 @@ from sensor_msgs.msg import Image
 
 from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.bundle import Bundle
-from nightlab_ros.demo import ANSWER_TIMEOUT_S, DIAGNOSTICS_S, QUIET_S
+from nightlab_ros.demo import ANSWER_TIMEOUT_S, QUIET_S
 from nightlab_ros.demo_run import Child, DemoError, ros_environment
 from nightlab_ros.monitor import NODE, Monitor
 from nightlab_ros.replay.execute import Span, SpanResult, pack_arrays
@@ -35,6 +35,9 @@ from nightlab_ros.replay.read import COMPRESSED_TYPE, Bag, BagFrame
 from nightlab_ros.replay.records import Counts, FrameRecord, Run
 
 LOST = "no mask came back: the node took a newer frame, or the transport lost it"
+
+#: For confidence and image level, which come after the mask.
+_LATE_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ def _play(
             time.sleep(0.05)
         if not stopped():
             camera.check()
-        time.sleep(DIAGNOSTICS_S)  # answers still on their way, and the node's last word, which counts every frame
+        time.sleep(_LATE_S)
         return list(camera.images), list(camera.knocked)
 
 
