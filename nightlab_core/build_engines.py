@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", nargs="?", type=Path, default=default_bundle(), help="default: the one shipped")
     parser.add_argument(
-        "--image-size", type=_size_hw, metavar="WIDTHxHEIGHT", help="the camera's; default: the bundle's own size"
+        "--image-size", type=parse_size_hw, metavar="WIDTHxHEIGHT", help="the camera's; default: the bundle's own size"
     )
     parser.add_argument("--precision", choices=get_args(Precision), default="float16")
     parser.add_argument(
@@ -103,23 +103,25 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _size_hw(text: str) -> tuple[int, int]:
+def parse_size_hw(text: str) -> tuple[int, int]:
+    """(height, width) from WIDTHxHEIGHT."""
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     if not match or "0" in match.groups():
         raise argparse.ArgumentTypeError(f"received {text!r}, expected the camera's size, such as 1280x720")
     return int(match[2]), int(match[1])
 
 
-def _flavour(options: argparse.Namespace) -> Flavour:
-    if options.flavour:
-        return import_flavour(options.flavour)
+def choose_flavour(name: FlavourName | None = None) -> Flavour:
+    """The flavour of this name, or the first that is installed. Raises ImportError saying what to install."""
+    if name:
+        return import_flavour(name)
     if not (flavours := installed_flavours()):
         raise ImportError("TensorRT is not installed: " + ", or ".join(PACKAGES.values()))
     return flavours[0]
 
 
 def _build(console: Console, options: argparse.Namespace) -> int:
-    bundle, flavour, (device, _) = load_bundle(options.bundle), _flavour(options), find_device()
+    bundle, flavour, (device, _) = load_bundle(options.bundle), choose_flavour(options.flavour), find_device()
     target = flavour.target(device, tuple(options.capability))
     frame_hw = options.image_size or bundle.manifest.engines.image.input_hw
     folder = cache_folder()
@@ -188,7 +190,7 @@ def _list(console: Console, options: argparse.Namespace) -> int:
 
 
 def _verify(console: Console, options: argparse.Namespace) -> int:
-    bundle, flavour, (device, reason) = load_bundle(options.bundle), _flavour(options), find_device()
+    bundle, flavour, (device, reason) = load_bundle(options.bundle), choose_flavour(options.flavour), find_device()
     folder, damaged, missing = cache_folder(), 0, 0
     for path in plan_files(folder):
         try:
