@@ -101,7 +101,7 @@ class Manifest(Settings):
     engines: EngineFiles
     preprocessing: str  #: in words; it is inside the graphs
     deform: Literal["deform_conv", "grid_sample"]  #: ONNX form of the deformable convolutions
-    weights: Literal["float16", "float32"]  #: how they are stored
+    weights: Literal["float16", "float32", "int8"]  #: how they are stored
     trained_on: tuple[str, ...]
     accuracy: dict[str, float]  #: measured figures by name
     licence: str
