@@ -26,6 +26,8 @@ _FLICKER_COLUMNS = 320
 _STILL = 4.0
 #: Below this share of still pixels the camera moved, and flicker says nothing.
 _LEAST_STILL = 0.05
+#: Stands for an id that has no class; no class set is that large.
+_STRANGE = 254
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Judge:
 
     def __init__(self, bag: str, predicted: ClassSet, judged: ClassSet) -> None:
         """`predicted` is the bundle's class set, `judged` that of the labels and of the counts."""
-        self._bag, self._predicted, self._judged = bag, predicted, judged
+        self._bag, self._judged, self._mapping = bag, judged, id_mapping(predicted, judged)
         self._before: tuple[np.ndarray, np.ndarray] | None = None
 
     def missing(self, frame: BagFrame, status: str = "unreadable", reason: str = "") -> FrameRecord:
@@ -101,7 +103,7 @@ class Judge:
         )
         if frame.labels is None:
             return record, Counts.empty(len(self._judged))
-        return record, count(frame.labels, answer, self._predicted, self._judged)
+        return record, count(frame.labels, answer, self._mapping, len(self._judged))
 
     def look(self, frame: BagFrame, labels: np.ndarray) -> None:
         """Take note of a frame that someone else judges: the one before the first."""
@@ -123,12 +125,21 @@ class Judge:
         return int(np.count_nonzero(still & (seen != before[1]))) / num_still
 
 
-def count(labels: np.ndarray, answer: Answer, predicted: ClassSet, judged: ClassSet) -> Counts:
-    """The counts of one frame. `labels` are ids of `judged`, the answer's of `predicted`.
+def id_mapping(predicted: ClassSet, judged: ClassSet) -> np.ndarray:
+    """Table from ids of one class set to the other's, uint8 (256,); 254 for an id that `predicted` does not have."""
+    table = np.full(256, _STRANGE, np.uint8)
+    known = np.array([*range(len(predicted)), IGNORE_ID], np.uint8)
+    table[known] = to_class_set(known, predicted, judged)
+    return table
 
-    Reliability leaves out pixels that the confidence threshold hid: nothing is claimed of them.
+
+def count(labels: np.ndarray, answer: Answer, mapping: np.ndarray, num_classes: int) -> Counts:
+    """The counts of one frame; `mapping` takes the answer's ids to those of the labels, as `id_mapping` makes it.
+
+    Reliability leaves out pixels that the confidence threshold hid: nothing is claimed of them. Raises ValueError for
+    ids that have no class.
     """
-    counts = Counts.empty(len(judged))
+    counts = Counts.empty(num_classes)
     confusion = np.zeros((1, *counts.confusion.shape[1:]), np.int64)
     reliability = np.zeros((1, *counts.reliability.shape[1:]), np.int64)
     confidence_sum = np.zeros((1, *counts.confidence_sum.shape[1:]), np.int64)
@@ -136,10 +147,10 @@ def count(labels: np.ndarray, answer: Answer, predicted: ClassSet, judged: Class
     known = labels != IGNORE_ID
     methods = ((answer.image_labels, answer.image_confidence), (answer.labels, answer.confidence))
     for method, (guess, confidence) in enumerate(methods):
-        mapped = to_class_set(guess, predicted, judged)
+        mapped = cv2.LUT(guess, mapping)
         for band, (top, bottom) in enumerate(pairwise(rows)):
             pairs = _histogram(labels[top:bottom], mapped[top:bottom])
-            confusion[0, method, band] = _confusion(pairs, len(judged))
+            confusion[0, method, band] = _confusion(pairs, num_classes)
         if confidence is not None:
             claimed = (known & (guess != IGNORE_ID)).view(np.uint8)
             pairs = _histogram(confidence, (mapped == labels).view(np.uint8), claimed)

@@ -8,7 +8,7 @@ import pytest
 
 from nightlab_core.labels import CAMVID11, CITYSCAPES19, CITYSCAPES_TO_CAMVID, IGNORE_ID, ClassSet, map_ids
 from nightlab_core.metrics import confusion_matrix
-from nightlab_ros.replay.judge import Answer, Judge, band_rows, count
+from nightlab_ros.replay.judge import Answer, Judge, band_rows, count, id_mapping
 from nightlab_ros.replay.read import BagFrame
 from nightlab_ros.replay.records import NUM_BINS
 
@@ -32,7 +32,7 @@ def test_counts_are_those_of_the_reference(size_hw: tuple[int, int], judged: Cla
     truth = random.integers(0, len(judged), size_hw, np.uint8)
     truth[random.random(size_hw) < 0.2] = IGNORE_ID
     answer = make_answer(random, size_hw, hidden)
-    counts = count(truth, answer, CITYSCAPES19, judged)
+    counts = count(truth, answer, id_mapping(CITYSCAPES19, judged), len(judged))
     rows = band_rows(size_hw[0])
     methods = ((answer.image_labels, answer.image_confidence), (answer.labels, answer.confidence))
     for method, (guess, confidence) in enumerate(methods):
@@ -92,4 +92,4 @@ def test_agreement_is_the_share_of_equal_pixels() -> None:
 def test_an_id_without_a_class_is_an_error() -> None:
     labels = np.full((4, 4), 30, np.uint8)
     with pytest.raises(ValueError, match="expected 0 to 18"):
-        count(np.zeros((4, 4), np.uint8), plain(labels), CITYSCAPES19, CITYSCAPES19)
+        count(np.zeros((4, 4), np.uint8), plain(labels), id_mapping(CITYSCAPES19, CITYSCAPES19), 19)
