@@ -69,9 +69,11 @@ def _fix_sizes(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> No
 def _cast_bytes(graph: onnx.GraphProto) -> None:
     """Cast byte inputs to float32 at once, since TensorRT has bytes for casts alone. Later casts are folded."""
     for value in graph.input:
-        if value.type.tensor_type.elem_type == TensorProto.UINT8:
+        readers = [node for node in graph.node if value.name in node.input]
+        is_byte = value.type.tensor_type.elem_type == TensorProto.UINT8
+        if is_byte and any(node.op_type != "Cast" for node in readers):
             number = f"{value.name}.float"
-            for node in graph.node:
+            for node in readers:
                 node.input[:] = [number if name == value.name else name for name in node.input]
             graph.node.insert(0, helper.make_node("Cast", [value.name], [number], name=number, to=TensorProto.FLOAT))
     del graph.value_info[:]
@@ -87,7 +89,12 @@ def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
         path = Path(folder) / "folded.onnx"
         options.optimized_model_filepath = str(path)
         try:
-            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(
+                model.SerializeToString(),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["WeightBiasQuantization", "QDQPropagationTransformer"],  # made for its own kernels
+            )
         except Exception as error:  # ONNX Runtime has no common base class for what it raises
             raise GraphError(f"ONNX Runtime refuses the graph, so that nothing can be folded: {error}") from error
         folded = onnx.load(path)

@@ -27,9 +27,11 @@ EXACT = frozenset({
 #: These round: half only between products, where the next product would round their result anyway. What is not named
 #: anywhere (normalisation, softmax, exp, sums, sampling, top-k, casts) stays in float32.
 ROUNDING = frozenset({
-    "Add", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "PRelu", "Resize",
-    "Sigmoid", "Sub", "Tanh"
+    "Add", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "PRelu", "QuantizeLinear",
+    "Resize", "Sigmoid", "Sub", "Tanh"
 })  # fmt: skip
+#: 8-bit values made floats for what reads them: half if that is half. Its counterpart QuantizeLinear rounds.
+DEQUANTIZE = "DequantizeLinear"
 #: Operators of which only the first input is data; the others have types of their own.
 FIRST_INPUT_ONLY = frozenset({"Resize"})
 
@@ -92,17 +94,25 @@ def half_nodes(graph: onnx.GraphProto) -> set[int]:
     float32.
     """
     floats = _float_values(graph)
-    large = {t.name for t in graph.initializer if t.name in floats and _overflows(numpy_helper.to_array(t))}
+    scales = {node.input[1] for node in graph.node if node.op_type in (DEQUANTIZE, "QuantizeLinear")}
+    unfit = {
+        tensor.name
+        for tensor in graph.initializer
+        if tensor.name in floats and not _fits_half(numpy_helper.to_array(tensor), tensor.name in scales)
+    }
     constants = {tensor.name for tensor in graph.initializer}
     readers: dict[str, list[int]] = defaultdict(list)
     for i, node in enumerate(graph.node):
         for name in node.input:
             readers[name].append(i)
     outside = {value.name for value in graph.output}
+    known = PRODUCTS | EXACT | ROUNDING | {DEQUANTIZE}
     chosen = {
         i
         for i, node in enumerate(graph.node)
-        if node.op_type in PRODUCTS | EXACT | ROUNDING and floats & set(node.output) and not large & set(node.input)
+        if node.op_type in known
+        and (floats & set(node.output) or node.op_type == "QuantizeLinear")
+        and not unfit & set(node.input)
     }
     products = {i for i in chosen if graph.node[i].op_type in PRODUCTS}
 
@@ -118,12 +128,13 @@ def half_nodes(graph: onnx.GraphProto) -> set[int]:
         kept: set[int] = set()
         grounded: set[str] = set()  # values that come from products alone
         for i, node in enumerate(graph.node):
-            data = [name for name in _data_inputs(node) if name in floats and name not in constants]
+            data = [name for name in _data_inputs(node) if name in floats or node.op_type == DEQUANTIZE]
+            data = [name for name in data if name and name not in constants]
             from_products = bool(data) and grounded.issuperset(data)
             if i not in products:
                 if i not in chosen or (node.op_type in ROUNDING and not (from_products and i in lead)):
                     continue
-                if node.op_type in EXACT and not (from_products or i in only_lead):
+                if node.op_type in EXACT | {DEQUANTIZE} and not (from_products or i in only_lead):
                     continue
             kept.add(i)
             if i in products or from_products:
@@ -137,9 +148,11 @@ def _data_inputs(node: onnx.NodeProto) -> list[str]:
     return list(node.input[:1] if node.op_type in FIRST_INPUT_ONLY else node.input)
 
 
-def _overflows(values: np.ndarray) -> bool:
+def _fits_half(values: np.ndarray, is_scale: bool) -> bool:
+    """Whether half precision holds the values; a scale must not become zero."""
     finite = values[np.isfinite(values)]
-    return bool(finite.size) and float(np.abs(finite).max()) > HALF_MAX
+    too_large = finite.size > 0 and np.abs(finite).max() > HALF_MAX
+    return not too_large and not (is_scale and bool((values.astype(np.float16) == 0).any()))
 
 
 def _float_values(graph: onnx.GraphProto) -> set[str]:

@@ -238,6 +238,14 @@ def test_the_shipped_bundle(kind: EngineKind) -> None:
     assert sizes and [d.dim_value for d in half.graph.input[0].type.tensor_type.shape.dim] == list(size)
 
 
+def test_a_graph_once_rewritten_can_be_rewritten_again() -> None:
+    """A quantised bundle holds such graphs."""
+    model = onnx.load(load_bundle(default_bundle()).path("image"))
+    once = tensorrt_graph(model, "float32")
+    size = {"frame": (1, 64, 96, 3)}
+    assert operators(tensorrt_graph(once, "float16", size)) == operators(tensorrt_graph(model, "float16", size))
+
+
 def test_the_choice_does_not_depend_on_names() -> None:
     model = onnx.load(load_bundle(default_bundle()).path("image"))
     folded = tensorrt_graph(model, "float32", {"frame": (1, 64, 96, 3)})
