@@ -28,7 +28,10 @@ from training.command import run_stage
 from training.data import SourceSettings
 from training.loop import LoopSettings, Losses, Mean, fit
 
-Sample = tuple[Tensor, Tensor, Tensor]  #: image (1, 3, H, W), anchors int64 (n,), targets float32 (n,)
+#: The backbone's features [(1, Ci, H / si, W / si)], anchors int64 (n,), targets float32 (n,).
+Sample = tuple[list[Tensor], Tensor, Tensor]
+#: Features are kept up to this size in all: the backbone is fixed, and each frame comes many times.
+CACHE_BYTES = 2 * 2**30
 
 
 class HdmRecipe(Settings):
@@ -53,20 +56,35 @@ class ProposalSet(Dataset[Sample]):
     """Measured frames with what each proposal brings, in an order of its own each time round."""
 
     def __init__(
-        self, reader: proposals.FrameReader, measured: proposals.Proposals, targets: np.ndarray, recipe: HdmRecipe,
-        multiple: int,
+        self, detector: RegionDetector, reader: proposals.FrameReader, measured: proposals.Proposals,
+        targets: np.ndarray, recipe: HdmRecipe,
     ) -> None:  # fmt: skip
-        self.reader, self.measured, self.targets = reader, measured, targets
-        self.seed, self.input_hw, self.multiple = recipe.loop.seed, recipe.input_hw, multiple
+        self.detector, self.reader, self.measured, self.targets = detector, reader, measured, targets
+        self.seed, self.input_hw = recipe.loop.seed, recipe.input_hw
         self.frames = np.unique(measured.frame)  # those that have a proposal with a truth
+        self.kept: dict[int, list[Tensor]] = {}
+        self.room = CACHE_BYTES
 
     def __getitem__(self, index: int) -> Sample:
         turn, place = divmod(index, len(self.frames))
         frame = int(np.random.default_rng((self.seed, turn)).permutation(self.frames)[place])
-        _, image, _ = self.reader.frame(frame)
         own = self.measured.frame == frame
         anchors, targets = (torch.from_numpy(a[own]) for a in (self.measured.anchor, self.targets))
-        return levels.detector_input(image, self.input_hw, self.multiple), anchors, targets
+        return [f.float() for f in self._features(frame)], anchors, targets
+
+    @torch.no_grad()
+    def _features(self, frame: int) -> list[Tensor]:
+        if frame in self.kept:
+            return self.kept[frame]
+        _, image, _ = self.reader.frame(frame)
+        ready = levels.detector_input(image, self.input_hw, self.detector.multiple)
+        device = next(self.detector.parameters()).device
+        # In half precision whether they are kept or not, so that a frame is the same every time.
+        features = [f.half().cpu() for f in self.detector.features(ready.to(device))]
+        size = sum(f.nbytes for f in features)
+        if size <= self.room:
+            self.kept[frame], self.room = features, self.room - size
+        return features
 
 
 class _Hardness(nn.Module):
@@ -76,22 +94,22 @@ class _Hardness(nn.Module):
         super().__init__()
         self.detector = detector
 
-    def forward(self, images: list[Tensor], anchors: list[Tensor]) -> Tensor:
+    def forward(self, features: list[list[Tensor]], anchors: list[Tensor]) -> Tensor:
         # Frames differ in size, and only a small head is learnt: one by one costs little.
-        found = [self.detector.hardness_logits(i, a[None])[0] for i, a in zip(images, anchors, strict=True)]
+        found = [self.detector.hardness_logits(f, a[None])[0] for f, a in zip(features, anchors, strict=True)]
         return torch.cat(found)
 
 
-def collate(samples: list[Sample]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Images and anchors as lists, targets in one row."""
-    images, anchors, targets = zip(*samples, strict=True)
-    return list(images), list(anchors), torch.cat(targets)
+def collate(samples: list[Sample]) -> tuple[list[list[Tensor]], list[Tensor], Tensor]:
+    """Features and anchors as lists, targets in one row."""
+    features, anchors, targets = zip(*samples, strict=True)
+    return list(features), list(anchors), torch.cat(targets)
 
 
-def hardness_loss(model: nn.Module, batch: tuple[list[Tensor], list[Tensor], Tensor]) -> Losses:
+def hardness_loss(model: nn.Module, batch: tuple[list[list[Tensor]], list[Tensor], Tensor]) -> Losses:
     """Binary cross-entropy; with targets between 0 and 1 the score that is learnt is their expectation."""
-    images, anchors, targets = batch
-    loss = F.binary_cross_entropy_with_logits(model(images, anchors).float(), targets, reduction="sum")
+    features, anchors, targets = batch
+    loss = F.binary_cross_entropy_with_logits(model(features, anchors).float(), targets, reduction="sum")
     return {"hardness": Mean(loss, torch.tensor(float(len(targets)), device=loss.device))}
 
 
@@ -126,7 +144,7 @@ def train(recipe: HdmRecipe, data: Path, out: Path) -> None:
         f"{len(targets)} proposals on {len(measured.source)} frames: the region level is better in {100 * better:.0f} %"
         f" of them; mean target {targets.mean():.2f}"
     )
-    samples = ProposalSet(reader, measured, targets, recipe, detector.multiple)
+    samples = ProposalSet(detector, reader, measured, targets, recipe)
     fit(_Hardness(detector), hardness_loss, samples, recipe.loop, out / "checkpoint.pt", recipe, collate)
 
 

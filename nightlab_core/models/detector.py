@@ -137,14 +137,18 @@ class RegionDetector(nn.Module):
             boxes = boxes.gather(1, place[..., None].expand(-1, -1, 4))
         return boxes, scores
 
-    def hardness_logits(self, image: Tensor, anchors: Tensor) -> Tensor:
+    def features(self, image: Tensor) -> list[Tensor]:
+        """The backbone's features of an image, which `hardness_logits` reads."""
+        return self._features(image)[1]
+
+    def hardness_logits(self, features: list[Tensor], anchors: Tensor) -> Tensor:
         """The hardness detection module's logits (B, N) of some anchors, int64 (B, N), of `propose`.
 
         Raises ValueError for a detector without one.
         """
         if self.hdm is None:
             raise ValueError("this detector has no hardness detection module; expected hdm_channels above 0")
-        return self.hdm(self._features(image)[1]).gather(1, anchors)
+        return self.hdm(features).gather(1, anchors)
 
     def loss(self, image: Tensor, boxes: list[Tensor]) -> dict[str, Tensor]:
         """Training losses of proposals against the true boxes, one (n, 4) xyxy tensor an image, in image pixels.

@@ -86,7 +86,8 @@ def test_only_the_scores_learn(root: Path, tmp_path: Path) -> None:
     assert 0 < targets.mean() < 1  # there is something to tell apart
     losses = []
     for detector in (hdm.build(recipe), after):
-        samples = [hdm.ProposalSet(reader, measured, targets.numpy(), recipe, detector.multiple)[i] for i in range(3)]
+        found = hdm.ProposalSet(detector, reader, measured, targets.numpy(), recipe)
+        samples = [found[i] for i in range(3)]
         with torch.no_grad():
             loss = hdm.hardness_loss(hdm._Hardness(detector), hdm.collate(samples))["hardness"]
         losses.append(float(loss.value))
@@ -169,4 +170,22 @@ def test_what_cannot_be_used_is_said(root: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"missing.pt: no such checkpoint"):
         hdm.build(_recipe(root, detector=str(tmp_path / "missing.pt")))
     with pytest.raises(ValueError, match="no hardness detection module"):
-        levels.load_detector(root / "nightlab.pt")[0].hardness_logits(torch.rand(1, 3, 96, 128), torch.tensor([[0]]))
+        levels.load_detector(root / "nightlab.pt")[0].hardness_logits([], torch.tensor([[0]]))
+
+
+def test_features_are_the_same_whether_they_are_kept_or_not(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = _recipe(root)
+    detector = hdm.build(recipe)
+    reader = proposals.open_reader(recipe.sources, root, 0)
+    measured = hdm.measure(recipe, detector, reader)
+    targets = np.zeros(len(measured.frame), np.float32)
+    keeping = hdm.ProposalSet(detector, reader, measured, targets, recipe)
+    monkeypatch.setattr(hdm, "CACHE_BYTES", 0)
+    poor = hdm.ProposalSet(detector, reader, measured, targets, recipe)
+    for i in (0, 3, 6):
+        for a, b in zip(keeping[i][0], poor[i][0], strict=True):
+            assert torch.equal(a, b)
+    assert keeping.kept and not poor.kept
+    # Every frame once a turn, in another order each turn.
+    turns = [[int(keeping[3 * t + i][1].sum()) for i in range(3)] for t in range(4)]
+    assert all(sorted(turn) == sorted(turns[0]) for turn in turns)
