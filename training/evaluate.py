@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure a bundle on labelled images, image level beside both levels, with the runtime that the vehicle runs.
+"""Measure a bundle or a checkpoint on labelled images, image level beside both levels.
 
 python -m training.evaluate BUNDLE --data DATA --set camvid/val
+python -m training.evaluate runs/lite_image/checkpoint.pt --data DATA --set camvid/val --flip --scales 0.75 1 1.25
+
+A bundle runs as in the vehicle, a checkpoint (of a whole NightLab or of an image-level stage) in torch.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -21,30 +25,43 @@ from nightlab_core.config import replace
 from nightlab_core.data import datasets
 from nightlab_core.data.datasets import Sample
 from nightlab_core.labels import ClassSet, in_class_set
-from nightlab_core.metrics import confusion_matrix, iou, mean_iou, paired_bootstrap
+from nightlab_core.metrics import confusion_matrix, iou
 from nightlab_core.runtime.bundle import load_bundle, write_manifest
+from nightlab_core.runtime.light import light_level
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
+from training.command import errors_in_words
+from training.figures import Difference, by_class, by_part, difference, percent
+from training.predictor import Predictor, open_checkpoint
+from training.sliding import TestTime
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Confusion matrices of every frame, (N, C, C + 1), by both methods."""
+    """Confusion matrices of N frames, (N, C, C + 1), by each method."""
 
     name: str
     classes: ClassSet
+    frames: tuple[str, ...]
+    light: np.ndarray  #: float64 (N,): light level of each frame
     image_level: np.ndarray
-    both_levels: np.ndarray
+    both_levels: np.ndarray | None  #: None for a model that has an image level alone
 
     def figures(self) -> dict[str, float]:
-        """Mean IoU of both, in percent, and the difference with its 95 % interval."""
-        difference, low, high = paired_bootstrap(self.image_level, self.both_levels)
-        return {
-            "image_level_miou": 100 * mean_iou(self.image_level.sum(0)),
-            "both_levels_miou": 100 * mean_iou(self.both_levels.sum(0)),
-            "difference": 100 * difference,
-            "difference_low": 100 * low,
-            "difference_high": 100 * high,
-        }
+        """Mean IoU in percent, and where there are both levels their difference with its 95 % interval."""
+        found = {"image_level_miou": percent(self.image_level)}
+        if self.both_levels is not None:
+            d = difference(self.image_level, self.both_levels)
+            found |= {"both_levels_miou": percent(self.both_levels)}
+            found |= {"difference": d.points, "difference_low": d.low, "difference_high": d.high}
+        return found
+
+    def report(self) -> dict[str, Any]:
+        """`figures`, and the same by class and by part of the set (named parts, light levels)."""
+        # An image level alone is laid beside itself, so that one form serves both.
+        second = self.image_level if self.both_levels is None else self.both_levels
+        by_name = {"frames": len(self.frames), "by_class": by_class(self.classes, self.image_level, second)}
+        parts = by_part(self.name, self.frames, self.light, self.image_level, second)
+        return {**self.figures(), **by_name, "by_part": parts}
 
 
 def open_set(root: Path, name: str, pattern: str = "*") -> tuple[Sequence[Sample], ClassSet]:
@@ -59,34 +76,48 @@ def open_set(root: Path, name: str, pattern: str = "*") -> tuple[Sequence[Sample
     return datasets.open_dataset("train_ids", root, name, pattern)
 
 
-def evaluate(pipeline: Pipeline, samples: Sequence[Sample], classes: ClassSet, name: str) -> Evaluation:
-    """Run the pipeline on every sample, at the sample's own size."""
-    image_level, both_levels = [], []
+def evaluate(predict: Predictor, samples: Sequence[Sample], classes: ClassSet, name: str) -> Evaluation:
+    """Run a model on every sample, at the sample's own size."""
+    frames, light, image_level, both_levels = [], [], [], []
     for sample in track(samples, name, total=len(samples)):
-        result = pipeline(sample.image_bgr)
-        truth, first, both = (in_class_set(m, classes) for m in (sample.labels, result.image_labels, result.labels))
-        image_level.append(confusion_matrix(truth, first, len(classes)))
-        both_levels.append(confusion_matrix(truth, both, len(classes)))
-    return Evaluation(name, classes, np.stack(image_level), np.stack(both_levels))
+        found = predict(sample.image_bgr)
+        truth = in_class_set(sample.labels, classes)
+        frames.append(sample.name)
+        light.append(light_level(sample.image_bgr))
+        image_level.append(confusion_matrix(truth, in_class_set(found.image_labels, classes), len(classes)))
+        if found.labels is not None:
+            both_levels.append(confusion_matrix(truth, in_class_set(found.labels, classes), len(classes)))
+    both = np.stack(both_levels) if both_levels else None
+    return Evaluation(name, classes, tuple(frames), np.array(light), np.stack(image_level), both)
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """One table: IoU of every class in percent, then the mean; a class without a true pixel is shown as absent."""
-    table = Table(title=f"{evaluation.name}, {len(evaluation.image_level)} frames, IoU in %")
-    for column in ("class", "image level", "both levels", "difference"):
-        table.add_column(column, justify="left" if column == "class" else "right")
-    rows = zip(
-        evaluation.classes.names, iou(evaluation.image_level.sum(0)), iou(evaluation.both_levels.sum(0)), strict=True
-    )
-    for class_name, a, b in rows:
-        cells = (
-            ("absent", "absent", "") if np.isnan(a) else (f"{100 * a:.1f}", f"{100 * b:.1f}", f"{100 * (b - a):+.1f}")
-        )
-        table.add_row(class_name, *cells)
-    f = evaluation.figures()
-    interval = f"{f['difference']:+.2f} [{f['difference_low']:+.2f}, {f['difference_high']:+.2f}]"
+    """Two tables: IoU of every class in percent and the mean, then the mean by part of the set.
+
+    A class without a true pixel is shown as absent.
+    """
+    report, both = evaluation.report(), evaluation.both_levels is not None
+    title = f"{evaluation.name}, {report['frames']} frames, IoU in %"
+    if not both:
+        table = _table(title, "class", "image level")
+        for name, value in zip(evaluation.classes.names, iou(evaluation.image_level.sum(0)), strict=True):
+            table.add_row(name, "absent" if np.isnan(value) else f"{100 * value:.1f}")
+        table.add_section()
+        table.add_row("mean", f"{report['image_level_miou']:.2f}")
+        for part in report["by_part"]:
+            table.add_row(f"{part['name']} ({part['frames']} frames)", f"{part['first']:.2f}")
+        Console().print(table)
+        return
+    table = _table(title, "class", "image level", "both levels", "difference")
+    for row in report["by_class"]:
+        table.add_row(row["name"], *(("absent", "absent", "") if row["first"] is None else _cells(row, 1)))
     table.add_section()
-    table.add_row("mean", f"{f['image_level_miou']:.2f}", f"{f['both_levels_miou']:.2f}", interval)
+    whole = difference(evaluation.image_level, evaluation.both_levels)  # type: ignore[arg-type]  # there are both
+    table.add_row("mean", f"{report['image_level_miou']:.2f}", f"{report['both_levels_miou']:.2f}", str(whole))
+    Console().print(table)
+    table = _table("mean IoU by part", "part", "image level", "both levels", "difference")
+    for row in report["by_part"]:
+        table.add_row(f"{row['name']}, {row['span']} ({row['frames']} frames)", *_cells(row, 2))
     Console().print(table)
 
 
@@ -101,36 +132,66 @@ def record(bundle_dir: Path, figures: dict[str, dict[str, float]]) -> None:
     write_manifest(bundle_dir, replace(manifest, accuracy={**manifest.accuracy, **measured}))
 
 
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    return table
+
+
+def _cells(row: dict[str, Any], digits: int) -> tuple[str, str, str]:
+    first, second = (f"{row[key]:.{digits}f}" for key in ("first", "second"))
+    return first, second, str(Difference(**row["difference"]))
+
+
+def _open(arguments: argparse.Namespace) -> tuple[Predictor, Pipeline | None]:
+    """The model to measure, and the pipeline to close afterwards where it is a bundle."""
+    settings = PipelineSettings(merge=arguments.merge, max_regions=arguments.max_regions)
+    window = tuple(arguments.window) if arguments.window else None
+    test_time = TestTime(scales=tuple(arguments.scales), flip=arguments.flip, window_hw=window)
+    model: Path = arguments.model
+    if not model.is_dir():
+        return open_checkpoint(model, settings, test_time), None
+    if test_time != TestTime():
+        raise ValueError(f"{model} is a bundle, which reads a frame once and whole; evaluate its checkpoint instead")
+    pipeline = Pipeline.open(model, engine=arguments.engine, precision=arguments.precision, settings=settings)
+    return pipeline, pipeline
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("model", type=Path, help="bundle (a folder) or checkpoint")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
     parser.add_argument("--set", action="append", required=True, help="for example camvid/val; may be given again")
     parser.add_argument("--pattern", default="*", help="glob of image names (default: all)")
-    parser.add_argument("--engine", choices=("auto", "openvino", "onnxruntime"), default="auto")
+    parser.add_argument("--engine", choices=("auto", "openvino", "onnxruntime", "tensorrt"), default="auto")
     parser.add_argument("--precision", choices=("auto", "float32"), default="float32")
     parser.add_argument("--merge", choices=("replace", "confident"), default=PipelineSettings().merge)
     parser.add_argument("--max-regions", type=int, default=PipelineSettings().max_regions)
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="of a checkpoint's image level")
+    parser.add_argument("--flip", action="store_true", help="read the mirror image too, of a checkpoint")
+    parser.add_argument("--window", type=int, nargs=2, metavar=("H", "W"), help="slide a window, of a checkpoint")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--record", action="store_true", help="write the figures into the bundle's manifest")
     arguments = parser.parse_args()
-    settings = PipelineSettings(merge=arguments.merge, max_regions=arguments.max_regions)
-    pipeline = Pipeline.open(
-        arguments.bundle, engine=arguments.engine, precision=arguments.precision, settings=settings
-    )
-    figures = {}
-    for name in arguments.set:
-        samples, classes = open_set(arguments.data, name, arguments.pattern)
-        name = name if arguments.pattern == "*" else f"{name}/{arguments.pattern}"
-        evaluation = evaluate(pipeline, samples, classes, name)
-        print_evaluation(evaluation)
-        figures[name] = evaluation.figures()
-    pipeline.close()
-    if arguments.record:
-        record(arguments.bundle, figures)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    with errors_in_words():
+        if arguments.record and not arguments.model.is_dir():
+            raise ValueError(f"{arguments.model} is no bundle; expected one where --record can write")
+        predict, pipeline = _open(arguments)
+        reports, figures = {}, {}
+        for name in arguments.set:
+            samples, classes = open_set(arguments.data, name, arguments.pattern)
+            name = name if arguments.pattern == "*" else f"{name}/{arguments.pattern}"
+            evaluation = evaluate(predict, samples, classes, name)
+            print_evaluation(evaluation)
+            reports[name], figures[name] = evaluation.report(), evaluation.figures()
+        if pipeline is not None:
+            pipeline.close()
+        if arguments.record:
+            record(arguments.model, figures)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nightlab_core.gains import MERGES, PASTES, changed_counts, equation6, miou_gain, paste_oracle, region_gains
+from nightlab_core.gains import (
+    MERGES,
+    PASTES,
+    changed_counts,
+    either_level,
+    equation6,
+    miou_gain,
+    paste_oracle,
+    region_gains,
+)
 from nightlab_core.metrics import confusion_matrix, mean_iou
 from nightlab_core.runtime.regions import Regions
 
@@ -94,3 +103,13 @@ def test_the_oracle_keeps_the_better_level_of_each_box() -> None:
     assert not IMAGE.any()  # what came in is as it was
     unlabelled = np.full_like(TRUTH, 255)
     np.testing.assert_array_equal(paste_oracle(IMAGE, SURE, regions, unlabelled, "replace")[0], IMAGE)
+
+
+def test_no_merge_beats_the_pixels_on_which_either_level_is_right() -> None:
+    left = np.array([[0, 0, 1, 0]] * 4)
+    regions = _regions(left, np.ones((4, 4)))
+    labels = either_level(IMAGE, regions, TRUTH)
+    np.testing.assert_array_equal(labels, np.hstack([left, np.zeros((4, 4))]))  # class 1's last column: neither is
+    wrong = np.ones((4, 4))
+    wrong[:, 2] = 0
+    np.testing.assert_array_equal(either_level(TRUTH, _regions(wrong, wrong), TRUTH), TRUTH)

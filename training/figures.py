@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of labelled frames that evaluation and ablation share: differences with intervals, and the parts of a set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from nightlab_core.labels import ClassSet
+from nightlab_core.metrics import iou, mean_iou, paired_bootstrap, paired_bootstrap_by_class
+from nightlab_core.runtime.light import DARK, LIGHT_BINS
+
+#: Parts of a data set that are named, by the set's name and globs of its frames' names. CamVid's dusk is one drive.
+NAMED_PARTS = {"camvid": {"dusk": "0001TP_*", "daylight": "Seq05VD_*"}}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Points of IoU in percent, with the 95 % interval of the paired bootstrap over frames."""
+
+    points: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.points:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> Difference:
+    """How much better the second method is; matrices (N, C, C + 1) of the same frames."""
+    return Difference(*(100 * value for value in paired_bootstrap(first, second)))
+
+
+def percent(matrices: np.ndarray) -> float:
+    """Mean IoU of matrices (N, C, C + 1) in percent, from the one matrix of all frames."""
+    return 100 * mean_iou(matrices.sum(axis=0))
+
+
+def by_class(classes: ClassSet, first: np.ndarray, second: np.ndarray) -> list[dict[str, Any]]:
+    """One entry a class: name, IoU of both methods in percent and their difference; None for a class without truth."""
+    pairs = zip(classes.names, iou(first.sum(axis=0)), iou(second.sum(axis=0)), strict=True)
+    intervals = 100 * paired_bootstrap_by_class(first, second)
+    return [
+        {"name": name, "first": None, "second": None, "difference": None}
+        if np.isnan(a)
+        else {"name": name, "first": 100 * a, "second": 100 * b, "difference": asdict(Difference(*interval.tolist()))}
+        for (name, a, b), interval in zip(pairs, intervals, strict=True)
+    ]
+
+
+def by_part(
+    name: str, frames: Sequence[str], light: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> list[dict[str, Any]]:
+    """One entry a part that holds frames: named parts of the set, then light levels; as `by_class`, of mean IoU."""
+    return [
+        {
+            "name": part,
+            "span": span,
+            "frames": int(held.sum()),
+            "first": percent(first[held]),
+            "second": percent(second[held]),
+            "difference": asdict(difference(first[held], second[held])),
+        }
+        for part, span, held in parts(name, frames, light)
+    ]
+
+
+def parts(name: str, frames: Sequence[str], light: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Name, span in words and frames, bool (N,), of the parts of a set that hold any frame.
+
+    name: such as "camvid/test". light: of each frame, see `runtime.light`.
+    """
+    for part, pattern in NAMED_PARTS.get(name.partition("/")[0], {}).items():
+        held = np.array([fnmatchcase(frame, pattern) for frame in frames], bool)
+        if held.any():
+            yield part, pattern, held
+    for light_bin in (*LIGHT_BINS, DARK):
+        held = np.array([light_bin.holds(level) for level in light], bool)
+        if held.any():
+            yield light_bin.name, f"light {light_bin.span}", held
