@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Print the paper's ladder on any data set: what each network and each choice of boxes adds, and how much is left.
+
+python -m training.ablate config/ablate/lite.yaml --data DATA --set camvid/val --json results.json --markdown results.md
+
+Every network runs once a frame, whatever number of rows uses it. A row whose checkpoint is not there is shown as not
+trained, with the command that trains it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from nightlab_core.config import load_yaml
+from nightlab_core.data.datasets import Sample
+from nightlab_core.gains import MERGES
+from nightlab_core.labels import ClassSet
+from nightlab_core.metrics import iou
+from nightlab_core.runtime.light import light_level
+from training.command import errors_in_words
+from training.evaluate import open_set
+from training.figures import Difference, by_class, by_part, difference, percent
+from training.ladder import Ablation, Counts, FrameLadder, Networks, Row, missing_paths
+from training.results import markdown
+
+
+def ablate(
+    ablation: Ablation, networks: Networks, samples: Sequence[Sample], classes: ClassSet, name: str
+) -> dict[str, Any]:
+    """Measure all rows on a data set. Returns what `--json` writes of it; IoU in percent, None for absent classes."""
+    rows = [row for row in ablation.rows if not missing_paths(row)]
+    counts: list[list[Counts]] = []
+    frames, light = [], []
+    for sample in track(samples, name, total=len(samples)):
+        ladder = FrameLadder(networks, ablation, sample, classes)
+        counts.append([ladder.count(row) for row in rows])
+        frames.append(sample.name)
+        light.append(light_level(sample.image_bgr))
+    stacked = {row.name: _stacked([of_frame[i] for of_frame in counts]) for i, row in enumerate(rows)}
+
+    entries: list[dict[str, Any]] = []
+    previous = ""
+    for row in ablation.rows:
+        if row.name not in stacked:
+            entries.append({"name": row.name, "not_trained": _how_to_train(ablation, row)})
+            continue
+        against = row.against if row.against in stacked else previous
+        entries.append(_entry(ablation, row, stacked[row.name], classes, against, stacked.get(against)))
+        previous = row.name
+    found: dict[str, Any] = {"name": name, "frames": len(frames), "classes": list(classes.names), "rows": entries}
+    with_boxes = [row for row in rows if row.boxes]
+    if with_boxes:
+        last = with_boxes[-1]
+        first, second = stacked[last.name].image, final(ablation, stacked[last.name])
+        parts = by_part(name, frames, np.array(light), first, second)
+        found["detail"] = {"row": last.name, "by_class": by_class(classes, first, second), "by_part": parts}
+    return found
+
+
+def final(ablation: Ablation, counts: Counts) -> np.ndarray:
+    """The matrices (N, C, C + 1) that a row stands for: with the recipe's merge and number of regions."""
+    if counts.sweep is None:
+        return counts.image
+    settings = ablation.pipeline
+    return counts.sweep[:, MERGES.index(settings.merge), settings.max_regions]
+
+
+def _entry(
+    ablation: Ablation, row: Row, counts: Counts, classes: ClassSet, against: str, other: Counts | None
+) -> dict[str, Any]:
+    matrices = final(ablation, counts)
+    entry: dict[str, Any] = {"name": row.name, "miou": percent(matrices), "image_level": percent(counts.image)}
+    entry["by_class"] = [None if np.isnan(v) else 100 * v for v in iou(matrices.sum(axis=0)).tolist()]
+    if other is not None:
+        entry |= {"against": against, "difference": asdict(difference(final(ablation, other), matrices))}
+    if counts.sweep is not None and counts.oracle is not None and counts.bound is not None:
+        numbers = range(counts.sweep.shape[2])
+        entry["sweep"] = {m: [percent(counts.sweep[:, i, n]) for n in numbers] for i, m in enumerate(MERGES)}
+        entry["gain"] = asdict(difference(counts.image, matrices))
+        entry |= {"oracle": percent(counts.oracle), "bound": percent(counts.bound)}
+        replaced, confident = (counts.sweep[:, i, ablation.pipeline.max_regions] for i in range(len(MERGES)))
+        entry["confident_over_replace"] = asdict(difference(replaced, confident))
+    return entry
+
+
+def _stacked(counts: list[Counts]) -> Counts:
+    """Of single frames, one of all: (N, C, C + 1), the sweep (N, M, MAX_REGIONS + 1, C, C + 1)."""
+    columns = {f.name: [getattr(c, f.name) for c in counts] for f in fields(Counts)}
+    return Counts(**{name: None if column[0] is None else np.stack(column) for name, column in columns.items()})  # type: ignore[arg-type]
+
+
+def _how_to_train(ablation: Ablation, row: Row) -> list[dict[str, str]]:
+    return [{"path": path, "command": ablation.train.get(path, "")} for path in missing_paths(row)]
+
+
+def print_ladder(found: dict[str, Any], ablation: Ablation) -> None:
+    """One table a data set."""
+    settings = ablation.pipeline
+    way = f"{settings.merge} merge, {settings.max_regions} regions"
+    table = Table(title=f"{found['name']}, {found['frames']} frames, mean IoU in %, {way}")
+    for column in ("row", "mIoU", "against the row before", "replace", "confident", "oracle", "bound"):
+        table.add_column(column, justify="left" if column == "row" else "right")
+    commands = []
+    for entry in found["rows"]:
+        if "not_trained" in entry:
+            table.add_row(entry["name"], "not trained")
+            commands += [f"{m['path']}: {m['command'] or 'no command known'}" for m in entry["not_trained"]]
+            continue
+        change = str(Difference(**entry["difference"])) if "difference" in entry else ""
+        sweep = [f"{entry['sweep'][m][settings.max_regions]:.2f}" for m in MERGES] if "sweep" in entry else ["", ""]
+        left = [f"{entry[key]:.2f}" if key in entry else "" for key in ("oracle", "bound")]
+        table.add_row(entry["name"], f"{entry['miou']:.2f}", change, *sweep, *left)
+    Console().print(table)
+    for command in dict.fromkeys(commands):
+        Console().print(f"not trained: {command}", soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="YAML recipe, see config/ablate")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
+    parser.add_argument("--set", action="append", required=True, help="for example camvid/val; may be given again")
+    parser.add_argument("--pattern", default="*", help="glob of image names (default: all)")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--markdown", type=Path, help="write the tables here")
+    arguments = parser.parse_args()
+    with errors_in_words():
+        ablation = load_yaml(arguments.recipe, Ablation)
+        networks = Networks.open([row for row in ablation.rows if not missing_paths(row)])
+        results = []
+        for name in arguments.set:
+            samples, classes = open_set(arguments.data, name, arguments.pattern)
+            name = name if arguments.pattern == "*" else f"{name}/{arguments.pattern}"
+            results.append(ablate(ablation, networks, samples, classes, name))
+            print_ladder(results[-1], ablation)
+        whole = {"recipe": str(arguments.recipe), "ablation": ablation.model_dump(mode="json"), "sets": results}
+        if arguments.json:
+            arguments.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        if arguments.markdown:
+            arguments.markdown.write_text(markdown(whole, arguments.json), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of an ablation, and what each makes of one frame: every network runs once a frame, whatever needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from nightlab_core.config import Settings, replace
+from nightlab_core.data.datasets import Sample, predicted_regions
+from nightlab_core.gains import MERGES, PASTES, changed_counts, either_level, paste_oracle
+from nightlab_core.labels import CITYSCAPES19, ClassSet, in_class_set
+from nightlab_core.metrics import confusion_matrix
+from nightlab_core.runtime import regions as rg
+from nightlab_core.runtime.pipeline import MAX_REGIONS, PipelineSettings
+from training import levels
+from training.predictor import best_boxes
+
+
+class Row(Settings):
+    """One row: which network stands where. A path is a bundle or a checkpoint."""
+
+    name: str
+    image: str
+    region: str = ""  #: empty: the image level alone
+    boxes: Literal["", "prediction", "detector"] = ""  #: "prediction": the hard classes in the image level's labels
+    detector: str = ""
+    against: str = ""  #: the row that it is compared with; empty: the last one before it that is measured
+
+    @model_validator(mode="after")
+    def _whole(self) -> Row:
+        if bool(self.region) != bool(self.boxes) or bool(self.detector) != (self.boxes == "detector"):
+            raise ValueError(
+                f"row {self.name!r}: a region level goes with boxes, and a detector with boxes: detector; received "
+                f"region {self.region!r}, boxes {self.boxes!r}, detector {self.detector!r}"
+            )
+        return self
+
+    def paths(self) -> list[str]:
+        """What has to be there for the row to be measured."""
+        return [p for p in (self.image, self.region, self.detector) if p]
+
+
+class Ablation(Settings):
+    """A recipe of `training.ablate`, one YAML file."""
+
+    rows: tuple[Row, ...] = Field(min_length=1)
+    hard_classes: tuple[str, ...]
+    pipeline: PipelineSettings = PipelineSettings()
+    train: dict[str, str] = Field(default_factory=dict)  #: the command that makes a path, for rows that lack it
+
+    @model_validator(mode="after")
+    def _names(self) -> Ablation:
+        seen: set[str] = set()
+        for row in self.rows:
+            if row.name in seen:
+                raise ValueError(f"two rows are named {row.name!r}; expected each name once")
+            if row.against and row.against not in seen:
+                raise ValueError(f"row {row.name!r} is compared with {row.against!r}, which is no row before it")
+            seen.add(row.name)
+        return self
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Confusion matrices of one frame, int64 (C, C + 1), or of N frames, (..., N, C, C + 1)."""
+
+    image: np.ndarray  #: of the image level
+    sweep: np.ndarray | None  #: (M, MAX_REGIONS + 1, C, C + 1): MERGES, then the number of regions; None without boxes
+    oracle: np.ndarray | None  #: with the recipe's merge and number, each box the better level by the truth
+    bound: np.ndarray | None  #: with the recipe's number, right in the boxes wherever either level is
+
+
+@dataclass
+class Networks:
+    """The networks of all rows, each opened once."""
+
+    image: dict[str, levels.ImageLevel] = field(default_factory=dict)
+    region: dict[str, levels.RegionLevel] = field(default_factory=dict)
+    detector: dict[str, levels.Detector] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, rows: list[Row]) -> Networks:
+        """Open what the rows name."""
+        networks = cls()
+        for row in rows:
+            _once(networks.image, row.image, levels.open_image_level)
+            if row.region:
+                _once(networks.region, row.region, levels.open_region_level)
+            if row.detector:
+                _once(networks.detector, row.detector, levels.open_detector)
+        return networks
+
+
+class FrameLadder:
+    """All rows on one frame. Answers are kept, so that rows which share a network, or a crop, share its work."""
+
+    def __init__(self, networks: Networks, ablation: Ablation, sample: Sample, classes: ClassSet) -> None:
+        self.networks, self.ablation, self.classes = networks, ablation, classes
+        self.frame_bgr, self.truth = sample.image_bgr, in_class_set(sample.labels, classes)
+        self.images: dict[str, tuple[np.ndarray, np.ndarray]] = {}  #: train ids and confidence
+        self.boxes: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+        self.crops: dict[tuple[str, tuple[int, ...]], tuple[np.ndarray, np.ndarray]] = {}
+        self.counts: dict[tuple[str, ...], Counts] = {}
+
+    def count(self, row: Row) -> Counts:
+        """The confusion matrices of a row."""
+        key = (row.image, row.region, row.boxes, row.detector)
+        if key not in self.counts:
+            self.counts[key] = self._count(row)
+        return self.counts[key]
+
+    def _count(self, row: Row) -> Counts:
+        labels, confidence = self._image_level(row.image)
+        labels = in_class_set(labels, self.classes)
+        num_classes = len(self.classes)
+        image = confusion_matrix(self.truth, labels, num_classes)
+        if not row.boxes:
+            return Counts(image, None, None, None)
+        settings = self.ablation.pipeline
+        regions = self._regions(row)
+        sweep = np.empty((len(MERGES), MAX_REGIONS + 1, *image.shape), np.int64)
+        for m, merge in enumerate(MERGES):
+            for number in range(MAX_REGIONS + 1):
+                merged = PASTES[merge](labels, confidence, _first(regions, number))[0]
+                sweep[m, number] = image + changed_counts(self.truth, labels, merged, num_classes)
+        chosen = _first(regions, settings.max_regions)
+        best, _ = paste_oracle(labels, confidence, chosen, self.truth, settings.merge)
+        oracle = image + changed_counts(self.truth, labels, best, num_classes)
+        right = either_level(labels, chosen, self.truth)
+        return Counts(image, sweep, oracle, image + changed_counts(self.truth, labels, right, num_classes))
+
+    def _image_level(self, path: str) -> tuple[np.ndarray, np.ndarray]:
+        if path not in self.images:
+            self.images[path] = self.networks.image[path](self.frame_bgr)
+        return self.images[path]
+
+    def _boxes(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        """The ten best boxes; the number that is used is another matter."""
+        key = (row.boxes, row.detector or row.image)
+        if key not in self.boxes:
+            if row.boxes == "detector":
+                found = self.networks.detector[row.detector](self.frame_bgr)
+            else:
+                hard = [CITYSCAPES19.id_of(name) for name in self.ablation.hard_classes]
+                found = predicted_regions(*self._image_level(row.image), hard)
+            ten = replace(self.ablation.pipeline, max_regions=MAX_REGIONS)
+            self.boxes[key] = best_boxes(*found, ten)
+        return self.boxes[key]
+
+    def _regions(self, row: Row) -> rg.Regions:
+        boxes, scores = self._boxes(row)
+        level = self.networks.region[row.region]
+        height, width = level.region_hw
+        windows = rg.context_boxes(boxes, self.truth.shape, self.ablation.pipeline.region_margin, width / height)
+        keys = [(row.region, tuple(window.tolist())) for window in windows]
+        if missing := [k for k, key in enumerate(keys) if key not in self.crops]:
+            labels, confidence = level.read(rg.crop_and_enlarge(self.frame_bgr, windows[missing], level.region_hw))
+            labels = in_class_set(labels, self.classes)
+            self.crops |= {keys[k]: (labels[i], confidence[i]) for i, k in enumerate(missing)}
+        read = [self.crops[key] for key in keys]
+        stacks = [np.stack(maps) for maps in zip(*read, strict=True)] or [np.zeros((0, height, width), np.uint8)] * 2
+        return rg.Regions(boxes, scores, windows, *stacks)
+
+
+def missing_paths(row: Row) -> list[str]:
+    """Paths of a row that do not exist."""
+    return [path for path in row.paths() if not Path(path).exists()]
+
+
+def _first(regions: rg.Regions, number: int) -> rg.Regions:
+    r, kept = regions, np.s_[:number]
+    return rg.Regions(r.boxes_xyxy[kept], r.scores[kept], r.windows[kept], r.labels[kept], r.confidence[kept])
+
+
+def _once(opened: dict[str, Any], path: str, opener: Callable[[Path], Any]) -> None:
+    if path not in opened:
+        opened[path] = opener(Path(path))

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of results, written from what `training.ablate --json` stored, so that no figure is typed by hand.
+
+python -m training.results results.json --out docs/results.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from training.command import errors_in_words
+from training.figures import Difference
+
+_INTRODUCTION = """# Results
+
+Written by `python -m training.ablate {recipe} --data DATA {sets} --markdown FILE`; no figure here is typed by hand.
+
+Mean IoU in percent, from one confusion matrix over all frames of a set; pixels without a label are left out, classes
+without a true pixel are absent. A bundle is read by the vehicle's engines in float32, single scale. In brackets, the
+95 % interval of the paired bootstrap over frames: frames of one drive are alike, which makes it too narrow. No figure
+here can be laid beside those published for NightCity or BDD100K: these are other frames.
+
+- **boxes from the prediction**: connected regions of the hard classes in the image level's own labels.
+- **RDN**: the detector, ranked by objectness. **HDM**: the same boxes, ranked by what the region level brings, which is
+  learnt as the patent's equation 6 or as the gain itself.
+- **replace**, **confident**: how regions are merged. **oracle**: each box keeps the better level by the truth, so that
+  it says how much a better choice among these boxes could still gain; it goes by the mean IoU inside each box, so that
+  a merge may pass it. **bound**: right in the boxes wherever either level is, which no merge of them can pass.
+"""
+
+
+def markdown(results: dict[str, Any], stored: Path | None = None) -> str:
+    """The page, of what `training.ablate` found."""
+    ablation, sets = results["ablation"], results["sets"]
+    arguments = " ".join(f"--set {found['name']}" for found in sets)
+    parts = [_INTRODUCTION.format(recipe=results["recipe"], sets=arguments)]
+    if stored is not None:
+        parts.append(f"All figures, with those by number of regions to the last digit: `{stored.name}`.\n")
+    for found in sets:
+        parts += _of_set(found, ablation["pipeline"])
+    missing = {m["path"]: m["command"] for found in sets for row in found["rows"] for m in row.get("not_trained", ())}
+    if missing:
+        parts.append("## Not trained\n\nThese checkpoints were not there; each row that needs one is left open.\n")
+        parts.append(_table(("checkpoint", "command"), ((f"`{p}`", f"`{c}`" if c else "") for p, c in missing.items())))
+    return "\n".join(parts)
+
+
+def _of_set(found: dict[str, Any], pipeline: dict[str, Any]) -> list[str]:
+    merge, number = pipeline["merge"], pipeline["max_regions"]
+    parts = [f"## {found['name']}, {found['frames']} frames\n"]
+    header = ("", "mIoU", "against the row before", "over its image level", "replace", "confident", "oracle", "bound")
+    parts.append(f"The ladder, with the {merge} merge and {number} regions:\n")
+    parts.append(_table(header, (_ladder_row(row, number) for row in found["rows"])))
+    measured = [row for row in found["rows"] if "not_trained" not in row]
+    with_boxes = [row for row in measured if "sweep" in row]
+    if with_boxes:
+        numbers = range(len(with_boxes[0]["sweep"][merge]))
+        parts.append("By number of regions:\n")
+        sweeps = (
+            (row["name"], kind, *(f"{v:.2f}" for v in row["sweep"][kind]))
+            for row in with_boxes
+            for kind in row["sweep"]
+        )
+        parts.append(_table(("", "merge", *map(str, numbers)), sweeps))
+    if "detail" in found:
+        detail = found["detail"]
+        parts.append(f"By class, image level and both levels ({detail['row']}):\n")
+        parts.append(_table(("class", "image level", "both levels", "difference"), map(_pair, detail["by_class"])))
+        parts.append("By light level (mean linear luminance, 0 to 1) and by named part:\n")
+        rows = ((r["name"], r["span"], str(r["frames"]), *_pair(r)[1:]) for r in detail["by_part"])
+        parts.append(_table(("part", "", "frames", "image level", "both levels", "difference"), rows))
+    if len(measured) > 1:
+        parts.append("Every row by class:\n")
+        by_class = zip(found["classes"], *(row["by_class"] for row in measured), strict=True)
+        rows = ((name, *("absent" if v is None else f"{v:.1f}" for v in values)) for name, *values in by_class)
+        parts.append(_table(("class", *(row["name"] for row in measured)), rows))
+    return parts
+
+
+def _ladder_row(row: dict[str, Any], number: int) -> tuple[str, ...]:
+    if "not_trained" in row:
+        return (row["name"], "not trained", *[""] * 6)
+    change, gain = (str(Difference(**row[key])) if key in row else "" for key in ("difference", "gain"))
+    merges = [f"{row['sweep'][m][number]:.2f}" for m in ("replace", "confident")] if "sweep" in row else ["", ""]
+    left = [f"{row[key]:.2f}" if key in row else "" for key in ("oracle", "bound")]
+    return (row["name"], f"{row['miou']:.2f}", change, gain, *merges, *left)
+
+
+def _pair(row: dict[str, Any]) -> tuple[str, ...]:
+    if row["first"] is None:
+        return (row["name"], "absent", "absent", "")
+    return (row["name"], f"{row['first']:.1f}", f"{row['second']:.1f}", str(Difference(**row["difference"])))
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [header, ("---", *("---:" for _ in header[1:])), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="what training.ablate --json wrote")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    with errors_in_words():
+        results = json.loads(arguments.results.read_text(encoding="utf-8"))
+        arguments.out.write_text(markdown(results, arguments.results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
