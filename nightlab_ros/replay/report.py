@@ -98,7 +98,8 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             found.update(flat(value, f"{prefix}{key}."))
         else:
-            found[prefix + key] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            found[prefix + key] = "—" if shown is None else shown
     return found
 
 

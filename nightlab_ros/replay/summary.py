@@ -54,6 +54,11 @@ class FrameNumbers(Figures):
     labelled: int
     reasons: dict[str, int]  #: of frames that are not ok, and of labels that could not be used
 
+    @property
+    def losses(self) -> list[str]:
+        """In which ways frames were lost."""
+        return [way for way in ("dropped", "unreadable", "missing") if getattr(self, way)]
+
 
 class BagFigures(Figures):
     """One bag."""
