@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ladder: each row is what the pipeline would do, each network runs once, and what is not trained is said."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_bundle import write_tiny_bundle
+
+pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+from nightlab_core.config import ConfigError, load_yaml, replace
+from nightlab_core.data.datasets import hard_regions, predicted_regions
+from nightlab_core.data.paired import Sample
+from nightlab_core.gains import MERGES
+from nightlab_core.labels import CAMVID11, CITYSCAPES19, in_class_set
+from nightlab_core.metrics import confusion_matrix
+from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
+from training.ablate import ablate, print_ladder
+from training.ladder import Ablation, FrameLadder, Networks, Row
+from training.results import markdown
+from training.segmenter import SegmenterRecipe
+
+CONFIG = Path(__file__).parents[2] / "config"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> str:
+    """The tiny bundle as a path in a recipe."""
+    return str(write_tiny_bundle(tmp_path / "bundle"))
+
+
+def _ablation(bundle: str, **changes: Any) -> Ablation:
+    both: dict[str, Any] = {"image": bundle, "region": bundle}
+    rows = (
+        Row(name="plain", image="runs/none.pt"),
+        Row(name="image", image=bundle),
+        Row(name="prediction", **both, boxes="prediction"),
+        Row(name="detector", **both, boxes="detector", detector=bundle),
+    )
+    train = {"runs/none.pt": "python -m training.segmenter none.yaml"}
+    return Ablation(**{"rows": rows, "hard_classes": ("pole", "sky"), "train": train, **changes})
+
+
+def _samples(number: int) -> list[Sample]:
+    rng = np.random.default_rng(0)
+    return [
+        Sample(rng.integers(0, 256, (64, 96, 3), np.uint8), rng.integers(0, 19, (64, 96), np.uint8), f"f{i}")
+        for i in range(number)
+    ]
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("number", [2, 10])
+def test_a_row_is_what_the_pipeline_does(bundle: str, merge: Any, number: int) -> None:
+    settings = PipelineSettings(merge=merge, max_regions=number)
+    ablation = _ablation(bundle, pipeline=settings)
+    row, sample = ablation.rows[3], _samples(1)[0]
+    counts = FrameLadder(Networks.open([row]), ablation, sample, CITYSCAPES19).count(row)
+    pipeline = Pipeline.open(bundle, precision="float32", settings=settings)
+    result = pipeline(sample.image_bgr)
+    pipeline.close()
+    np.testing.assert_array_equal(counts.image, confusion_matrix(sample.labels, result.image_labels, 19))
+    assert counts.sweep is not None and counts.oracle is not None and counts.bound is not None
+    expected = confusion_matrix(sample.labels, result.labels, 19)
+    np.testing.assert_array_equal(counts.sweep[MERGES.index(merge), number], expected)
+    np.testing.assert_array_equal(counts.sweep[:, 0], [counts.image] * 2)  # no region changes nothing
+    most = np.diagonal(counts.bound)
+    for matrix in (counts.image, counts.sweep[MERGES.index(merge), number], counts.oracle):
+        assert (np.diagonal(matrix) <= most).all()
+
+
+def test_labels_are_judged_in_the_sets_own_classes(bundle: str) -> None:
+    ablation, sample = _ablation(bundle), _samples(1)[0]
+    row = ablation.rows[3]
+    fine = FrameLadder(Networks.open([row]), ablation, sample, CITYSCAPES19).count(row)
+    coarse = FrameLadder(Networks.open([row]), ablation, sample, CAMVID11).count(row)
+    ids = in_class_set(np.arange(19, dtype=np.uint8)[None], CAMVID11)[0]
+    assert fine.sweep is not None and coarse.sweep is not None
+    for a, b in ((fine.image, coarse.image), (fine.sweep[0, 10], coarse.sweep[0, 10])):
+        merged = np.zeros((11, 12), np.int64)
+        np.add.at(merged, (ids[:, None], np.append(ids, 11)[None]), a)
+        np.testing.assert_array_equal(merged, b)
+
+
+def test_each_network_runs_once_a_frame(bundle: str) -> None:
+    both: dict[str, Any] = {"image": bundle, "region": bundle, "boxes": "detector", "detector": bundle}
+    rows = (Row(name="a", image=bundle), Row(name="b", **both), Row(name="c", **both))
+    ablation = _ablation(bundle, rows=rows)
+    networks, calls = Networks.open(list(rows)), Counter[str]()
+    image, detector, region = networks.image[bundle], networks.detector[bundle], networks.region[bundle]
+
+    def counted(name: str, function: Any) -> Any:
+        def call(array: np.ndarray) -> Any:
+            calls[name] += len(array) if name == "crops" else 1
+            return function(array)
+
+        return call
+
+    networks.image[bundle] = counted("image", image)
+    networks.detector[bundle] = counted("detector", detector)
+    networks.region[bundle] = type(region)(counted("crops", region.read), region.region_hw)
+    found = ablate(ablation, networks, _samples(2), CITYSCAPES19, "mine")
+    assert calls == {"image": 2, "detector": 2, "crops": 2 * 3}  # of the four boxes, one is suppressed
+    assert found["rows"][1]["miou"] == found["rows"][2]["miou"]
+    assert found["rows"][2]["difference"] == {"points": 0, "low": 0, "high": 0}
+
+
+def test_the_table_the_figures_and_the_page_agree(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ablation = _ablation(bundle)
+    networks = Networks.open(list(ablation.rows[1:]))
+    found = ablate(ablation, networks, _samples(3), CITYSCAPES19, "mine")
+    plain, image, prediction, detector = found["rows"]
+    assert plain == {
+        "name": "plain",
+        "not_trained": [{"path": "runs/none.pt", "command": "python -m training.segmenter none.yaml"}],
+    }
+    assert "difference" not in image and prediction["against"] == "image" and detector["against"] == "prediction"
+    assert detector["sweep"]["confident"][10] == detector["miou"] and detector["sweep"]["replace"][0] == image["miou"]
+    assert detector["bound"] >= detector["oracle"]
+
+    print_ladder(found, ablation)
+    shown = capsys.readouterr().out
+    assert "not trained: runs/none.pt: python -m training.segmenter none.yaml" in shown
+    whole = {"recipe": "x.yaml", "ablation": ablation.model_dump(mode="json"), "sets": [found]}
+    page = markdown(json.loads(json.dumps(whole, allow_nan=False)))
+    assert page == markdown(whole)
+    assert f"| detector | {detector['miou']:.2f} | " in page and "| plain | not trained |" in page
+    assert "| `runs/none.pt` | `python -m training.segmenter none.yaml` |" in page
+    for line in page.splitlines():  # no ragged table
+        assert not line.startswith("|") or line.endswith("|")
+
+
+def test_a_row_may_be_compared_with_an_earlier_one(bundle: str) -> None:
+    rows = _ablation(bundle).rows
+    ablation = _ablation(bundle, rows=(*rows[:3], replace(rows[3], against="image")))
+    found = ablate(ablation, Networks.open(list(rows[1:])), _samples(2), CITYSCAPES19, "mine")
+    assert found["rows"][3]["against"] == "image" and found["rows"][3]["difference"] == found["rows"][3]["gain"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("{name: a, image: x, region: y}", "a region level goes with boxes"),
+        ("{name: a, image: x, region: y, boxes: detector}", "a detector with boxes: detector"),
+        ("{name: a, image: x}, {name: a, image: x}", "expected each name once"),
+        ("{name: a, image: x, against: b}", "which is no row before it"),
+    ],
+)
+def test_recipes_that_cannot_be_are_refused(tmp_path: Path, rows: str, message: str) -> None:
+    (tmp_path / "x.yaml").write_text(f"hard_classes: [pole]\nrows: [{rows}]\n")
+    with pytest.raises(ConfigError, match=message):
+        load_yaml(tmp_path / "x.yaml", Ablation)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIG / "ablate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_ladders_name_recipes_that_are_there(path: Path) -> None:
+    ablation = load_yaml(path, Ablation)
+    named = {p for row in ablation.rows for p in row.paths()}
+    assert set(ablation.train) <= named
+    for made in (p for p in named if p.startswith("runs/")):
+        command = ablation.train[made]
+        recipe, out = re.fullmatch(r"python -m training\.\w+ (\S+) --data DATA --out (\S+)", command).groups()  # type: ignore[union-attr]
+        assert (CONFIG.parent / recipe).is_file() and made == f"{out}/checkpoint.pt"
+    for name in ablation.hard_classes:
+        CITYSCAPES19.id_of(name)
+
+
+def test_the_rungs_differ_in_the_model_alone() -> None:
+    names = ("lite_upernet", "lite_deform_head", "lite_deform", "lite_relam")
+    rungs = [load_yaml(CONFIG / "train" / "ablation" / f"{name}.yaml", SegmenterRecipe) for name in names]
+    assert all(replace(rung, model=rungs[0].model) == rungs[0] for rung in rungs)
+    assert [rung.model.segmenter.deformable for rung in rungs] == [(), ("head",), ("fpn", "head"), ("fpn", "head")]
+    assert [rung.model.relam is None for rung in rungs] == [True, True, True, False]
+
+
+def test_predicted_regions_are_scored_by_doubt() -> None:
+    labels, confidence = np.zeros((100, 200), np.uint8), np.full((100, 200), 255, np.uint8)
+    labels[20:30, 20:26], labels[20:30, 150:156] = 5, 7
+    confidence[:, 100:] = 51
+    boxes, scores = predicted_regions(labels, confidence, [5, 7])
+    np.testing.assert_array_equal(boxes, hard_regions(labels, [5, 7]))
+    np.testing.assert_allclose(sorted(scores), [0.0, 0.8], atol=1e-6)
+    assert scores[boxes[:, 0].argmax()] == scores.max()
+    boxes, scores = predicted_regions(np.zeros_like(labels), confidence, [5])
+    assert boxes.shape == (0, 4) and scores.shape == (0,)
