@@ -13,8 +13,9 @@ import torch
 
 from nightlab_core.config import Settings, load_yaml
 from nightlab_core.export import ModelCard, save_checkpoint
-from nightlab_core.models.nightlab import NightLabSettings
-from training.loop import load_weights
+from nightlab_core.models.nightlab import NightLab, NightLabSettings
+from training.checkpoint import load_weights
+from training.command import errors_in_words
 
 
 class BundleRecipe(Settings):
@@ -27,14 +28,19 @@ class BundleRecipe(Settings):
     card: ModelCard
 
 
-def assemble(recipe: BundleRecipe, out: Path) -> None:
-    """Write the checkpoint. A stage without a checkpoint of its own yet is an error that names the file."""
+def from_stages(recipe: BundleRecipe) -> NightLab:
+    """The NightLab of the stages' weights. A stage without a checkpoint of its own yet is an error that names it."""
     model = recipe.model.build()
     model.image.load_state_dict(_weights(recipe.image))
     model.region.load_state_dict(_weights(recipe.region))
     detector = {k.removeprefix("detector."): v for k, v in _weights(recipe.detector).items()}
     model.detector.load_state_dict(detector)
-    save_checkpoint(out, model, recipe.model, recipe.card)
+    return model
+
+
+def assemble(recipe: BundleRecipe, out: Path) -> None:
+    """Write the checkpoint."""
+    save_checkpoint(out, from_stages(recipe), recipe.model, recipe.card)
 
 
 def _weights(path: str) -> dict[str, torch.Tensor]:
@@ -49,7 +55,8 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
     arguments = parser.parse_args()
-    assemble(load_yaml(arguments.recipe, BundleRecipe), arguments.out)
+    with errors_in_words():
+        assemble(load_yaml(arguments.recipe, BundleRecipe), arguments.out)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,14 @@ from training.checkpoint import is_finished
 R = TypeVar("R", bound=Settings)
 
 
-def run_stage(description: str | None, recipe_class: type[R], train: Callable[[R, Path, Path], None]) -> None:
-    """Parse the command line and run `train(recipe, data, out)`; where `out` holds a finished run, say so instead."""
+def run_stage(
+    description: str | None,
+    recipe_class: type[R],
+    train: Callable[[R, Path, Path], None],
+    result: str = "checkpoint.pt",
+) -> None:
+    """Parse the command line and run `train(recipe, data, out)`; where `out` holds a finished run and `result`, the
+    last file that the stage writes, say so instead."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path, help="YAML recipe, see config/train")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
@@ -25,8 +31,8 @@ def run_stage(description: str | None, recipe_class: type[R], train: Callable[[R
     arguments = parser.parse_args()
     with errors_in_words():
         recipe = load_yaml(arguments.recipe, recipe_class)
-        if is_finished(arguments.out / "checkpoint.pt", recipe):
-            print(f"{arguments.out / 'checkpoint.pt'} is finished; remove it to train again")
+        if is_finished(arguments.out / "checkpoint.pt", recipe) and (arguments.out / result).is_file():
+            print(f"{arguments.out / result} is finished; remove {arguments.out} to train again")
             return
         train(recipe, arguments.data, arguments.out)
 

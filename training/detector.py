@@ -6,6 +6,7 @@ python -m training.detector config/train/lite_detector.yaml --data DATA --out OU
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ def collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tensor]]
     return torch.stack(images), list(boxes)
 
 
-def detection_loss(model: nn.Module, batch: tuple[Tensor, list[Tensor]]) -> Losses:
+def detection_loss(model: Callable[..., dict[str, Tensor]], batch: tuple[Tensor, list[Tensor]]) -> Losses:
     """torchvision's losses of proposals, with the boxes' weighted up to the size of the objectness."""
     losses = model(*batch)
     return {"objectness": losses["objectness"], "box": 5 * losses["box"]}

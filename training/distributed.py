@@ -29,6 +29,11 @@ def start_fabric(precision: str) -> Fabric:
     return fabric
 
 
+def is_first_process() -> bool:
+    """Whether this process is the one that writes: the only one, or the first of those that torchrun started."""
+    return int(os.environ.get("RANK", 0)) == 0 or not torch.distributed.is_torchelastic_launched()
+
+
 def synchronise_batch_norm(model: nn.Module, fabric: Fabric) -> None:
     """Let every batch normalisation that is in training mode take its statistics over all processes, in place.
 

@@ -18,7 +18,7 @@ from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, Se
 from nightlab_core.models.pretrained import load_packaged_weights  # noqa: E402
 from nightlab_core.runtime.bundle import load_bundle  # noqa: E402
 from nightlab_core.runtime.pipeline import Pipeline  # noqa: E402
-from training import bundle, detector, evaluate, relam, segmenter  # noqa: E402
+from training import bundle, detector, evaluate, hdm, joint, relam, segmenter  # noqa: E402
 from training.data import BoxStream, FrameStream, RegionStream, SourceSettings  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
@@ -44,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_shipped_recipes_are_valid() -> None:
     kinds = {"image": segmenter.SegmenterRecipe, "region": segmenter.SegmenterRecipe}
     kinds |= {"detector": detector.DetectorRecipe, "bundle": bundle.BundleRecipe}  # type: ignore[dict-item]
-    kinds |= {"hdm": hdm.HdmRecipe, "gain": hdm.HdmRecipe}  # type: ignore[dict-item]
+    kinds |= {"hdm": hdm.HdmRecipe, "gain": hdm.HdmRecipe, "joint": joint.JointRecipe}  # type: ignore[dict-item]
     paths = sorted(RECIPES.glob("*.yaml"))
     assert len(paths) >= 4
     for path in paths:

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Joint training: the losses of equation 8 and their weights, and a whole NightLab at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+import cv2  # noqa: E402
+
+from nightlab_core.config import load_yaml, replace  # noqa: E402
+from nightlab_core.data import night  # noqa: E402
+from nightlab_core.export import load_checkpoint  # noqa: E402
+from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
+from training import joint  # noqa: E402
+from training.bundle import from_stages  # noqa: E402
+from training.data import SourceSettings  # noqa: E402
+from training.loop import Mean  # noqa: E402
+
+SHIPPED = Path(__file__).parents[2] / "config" / "train" / "lite_joint.yaml"
+MODEL = NightLabSettings(
+    segmenter=SegmenterSettings(channels=8, stages=5, strides=(8, 16)),
+    detector=DetectorSettings(channels=8, stages=5, max_boxes=20, hdm_channels=8),
+    region_hw=(64, 64),
+)
+SOURCES = (
+    SourceSettings(kind="train_ids", folder="mine", weight=1.0),
+    SourceSettings(kind="camvid", folder="camvid", split="train", weight=1.0),
+)
+LIGHT = joint.LightSettings(
+    night=SOURCES[:1],
+    day=SOURCES[1:],
+    discriminator=joint.DiscriminatorSettings(channels=4, layers=1),
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rendered frames, and one more with CamVid's ids: sky, building, road and car."""
+    root = tmp_path_factory.mktemp("data")
+    camvid = {10: 0, 2: 1, 0: 3, 13: 8}
+    for i, folder in enumerate(("mine", "mine", "camvid/train")):
+        frame = night.render_scene(i, size_hw=(120, 160))
+        labels = frame.labels
+        if folder != "mine":
+            labels = sum((labels == a).astype("uint8") * b for a, b in camvid.items()).astype("uint8")  # type: ignore[union-attr]
+        for kind, picture in (("images", frame.image_bgr), ("labels", labels)):
+            (root / folder / kind).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(root / folder / kind / f"{i}.png"), picture)
+    return root
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> joint.JointRecipe:
+    """The shipped recipe on tiny networks, and checkpoints of stages that learnt nothing yet."""
+    folder = tmp_path_factory.mktemp("stages")
+    torch.manual_seed(0)
+    torch.save({"model": MODEL.build_level().state_dict(), "average": None}, folder / "level.pt")
+    detector = {f"detector.{k}": v for k, v in MODEL.build_detector().state_dict().items()}
+    torch.save({"model": detector, "average": None}, folder / "detector.pt")
+    shipped = load_yaml(SHIPPED, joint.JointRecipe)
+    loop = replace(
+        shipped.loop, steps=4, batch_size=2, warmup_steps=0, checkpoint_every=2, workers=0, tensorboard=False,
+        learning_rate=1e-3,
+    )  # fmt: skip
+    return replace(
+        shipped, model=MODEL, image=str(folder / "level.pt"), region=str(folder / "level.pt"),
+        detector=str(folder / "detector.pt"), loop=loop, sources=SOURCES, image_light=LIGHT, region_light=LIGHT,
+        input_hw=(96, 128), crop_hw=(64, 96), hard_classes=("pole", "car", "person"), per_frame=2,
+    )  # fmt: skip
+
+
+def _values(losses: joint.Losses) -> dict[str, float]:
+    return {k: (v.value if isinstance(v, Mean) else v).item() for k, v in losses.items()}
+
+
+def test_equation_8_adds_the_losses_of_all_stages(recipe: joint.JointRecipe, data: Path) -> None:
+    stream = joint.JointStream(recipe, data)
+    samples = [stream[i] for i in range(6)]
+    assert {sample.opened[0] for sample in samples} == {False, True}  # both kinds of labels
+    batch = joint.collate([*samples[:2], next(s for s in samples if s.opened[0])])
+    assert batch.frames.shape == (3, 3, 64, 96) and batch.windows.shape == (3, 3, 64, 64) and len(batch.boxes) == 3
+    model = joint.Joint(from_stages(recipe), recipe).eval()
+    torch.manual_seed(0)
+    found = _values(model(batch))
+    light = {f"{level}_{part}" for level in joint.LEVELS for part in ("adversarial", "structure", "identity")}
+    judges = {f"{level}_discriminator" for level in joint.LEVELS}
+    segmentation, detection = {"image_cross_entropy", "region_cross_entropy"}, {"objectness", "box", "hardness"}
+    assert set(found) == segmentation | detection | light | judges
+    assert all(value >= 0 for value in found.values()) and found["hardness"] > 0
+
+    weights = joint.LossWeights(segmentation=2.0, detection=3.0, light=0.5)
+    model.recipe = replace(recipe, weights=weights)
+    torch.manual_seed(0)
+    for name, value in _values(model(batch)).items():
+        of_stage = {**dict.fromkeys(segmentation, 2.0), **dict.fromkeys(detection, 3.0), **dict.fromkeys(light, 5.0)}
+        assert value == pytest.approx(found[name] * of_stage.get(name, 1.0), rel=1e-5), name  # light: 0.1 before
+
+
+def test_every_weight_learns_and_modes_stay(recipe: joint.JointRecipe, data: Path) -> None:
+    stream = joint.JointStream(recipe, data)
+    model = joint.Joint(from_stages(recipe), recipe).train()
+    joint.freeze(model.nightlab.image.segmenter.backbone, 1)
+    modes = [module.training for module in model.modules()]
+    batch = joint.collate([stream[i] for i in range(2)])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    totals = []
+    for _ in range(8):
+        losses = model(batch)
+        total = sum(loss.value if isinstance(loss, Mean) else loss for loss in losses.values())
+        optimizer.zero_grad()
+        total.backward()  # type: ignore[union-attr]
+        optimizer.step()
+        totals.append(sum(v for k, v in _values(losses).items() if "cross_entropy" in k))
+    assert totals[-1] < 0.8 * totals[0]
+    assert modes == [module.training for module in model.modules()]
+    idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert idle == []  # or several processes could not train together
+    assert model.light["image"].generator is model.nightlab.image.relam
+
+
+@pytest.mark.slow
+def test_a_stopped_run_ends_as_a_whole_one(
+    recipe: joint.JointRecipe, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joint.train(recipe, data, tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    def stop(self: joint.JointStream, index: int) -> joint.JointBatch:
+        if index == 2 * recipe.loop.batch_size:
+            raise Killed
+        return take(self, index)
+
+    take = joint.JointStream.__getitem__
+    monkeypatch.setattr(joint.JointStream, "__getitem__", stop)
+    with pytest.raises(Killed):
+        joint.train(recipe, data, tmp_path / "parts")
+    assert not (tmp_path / "parts" / "nightlab.pt").exists()
+    monkeypatch.setattr(joint.JointStream, "__getitem__", take)
+    joint.train(recipe, data, tmp_path / "parts")
+
+    models = [load_checkpoint(tmp_path / part / "nightlab.pt") for part in ("whole", "parts")]
+    assert models[0][1] == MODEL and models[0][2] == recipe.card
+    for (key, a), b in zip(models[0][0].state_dict().items(), models[1][0].state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
+def test_a_missing_stage_is_named(recipe: joint.JointRecipe, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.pt: no such checkpoint; train that stage first"):
+        joint.train(replace(recipe, region=str(tmp_path / "none.pt")), data, tmp_path / "out")

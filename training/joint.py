@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train both levels, the detector and the light adaptation together, from the stages' checkpoints on.
+
+python -m training.joint config/train/lite_joint.yaml --data DATA --out runs/lite_joint
+
+Equation 8 of the patent application (WO 2023/146470) adds three losses up, each with a weight of its own:
+
+    L = lambda_1 L_segmentation + lambda_2 L_detection + lambda_3 L_ReLAM
+
+Its three weights are published nowhere. Here L_segmentation is the cross-entropy of the image level plus that of the
+region level; L_detection is the proposals' (RDN) plus, for a detector with one, the hardness detection module's, on
+labels that equation 6 gives by what both levels read at that very step; L_ReLAM is the light adaptation's, SSIM and
+adversarial, summed over the levels. A discriminator's own loss is no part of L and has no weight.
+
+The result, OUT/nightlab.pt, is a whole NightLab as `training.bundle` writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from nightlab_core.config import Settings
+from nightlab_core.data import datasets
+from nightlab_core.export import save_checkpoint
+from nightlab_core.labels import CAMVID11, CAMVID_OPENED, CITYSCAPES19, map_ids
+from nightlab_core.models.deform import set_deform_form
+from nightlab_core.models.nightlab import NightLab
+from training import levels
+from training.bundle import BundleRecipe, from_stages
+from training.checkpoint import load_weights
+from training.command import run_stage
+from training.data import FrameStream, RegionStream, SourceSettings, to_tensors
+from training.detector import detection_loss
+from training.distributed import is_first_process
+from training.loop import LoopSettings, Losses, Mean, fit
+from training.proposals import Measurer
+from training.relam import DiscriminatorSettings, LightAdaptation, ReLAMRecipe, Unpaired, streams
+from training.segmenter import freeze, loss_weights, segmentation_loss
+
+LevelName = Literal["image", "region"]
+LEVELS: tuple[LevelName, ...] = ("image", "region")
+
+
+class LossWeights(Settings):
+    """The three weights of equation 8."""
+
+    segmentation: float = Field(default=1.0, ge=0)
+    detection: float = Field(default=1.0, ge=0)
+    light: float = Field(default=0.1, ge=0)
+
+
+class LightSettings(Settings):
+    """What one level's light adaptation learns from, see `ReLAMRecipe`."""
+
+    night: tuple[SourceSettings, ...]
+    day: tuple[SourceSettings, ...]
+    discriminator: DiscriminatorSettings = DiscriminatorSettings()
+    structure_weight: float = Field(default=1.0, ge=0)
+    identity_weight: float = Field(default=1.0, ge=0)
+    structure_reduction: int = Field(default=1, ge=1)
+
+
+class JointRecipe(BundleRecipe):
+    """A recipe of this stage, one YAML file: where the stages' checkpoints are, and how they are trained on."""
+
+    loop: LoopSettings
+    weights: LossWeights = LossWeights()
+    sources: tuple[SourceSettings, ...]
+    image_light: LightSettings
+    region_light: LightSettings
+    hard_classes: tuple[str, ...]
+    class_weights: dict[str, float] = Field(default_factory=dict)  #: see `SegmenterRecipe`
+    input_hw: tuple[int, int] = (480, 640)  #: working size of the image network; its area is what counts
+    crop_hw: tuple[int, int] = (352, 480)  #: multiples of 32
+    scale: tuple[float, float] = (0.8, 1.25)
+    frozen_stages: int = 2
+    per_frame: int = Field(default=4, ge=1)  #: proposals of a frame that both levels read for the detection module
+    nms_iou: float = Field(default=0.7, gt=0, le=1)
+    region_margin: float = Field(default=0.15, ge=0, le=1)  #: as the pipeline's
+
+    def light_recipe(self, level: LevelName) -> ReLAMRecipe:
+        """The recipe of one level's light adaptation."""
+        light = self.image_light if level == "image" else self.region_light
+        return ReLAMRecipe(
+            model=self.model, level=level, loop=self.loop, **{k: getattr(light, k) for k in LightSettings.model_fields},
+            input_hw=self.input_hw, crop_hw=self.crop_hw, scale=self.scale, hard_classes=self.hard_classes,
+        )  # fmt: skip
+
+
+class JointBatch(NamedTuple):
+    """B samples; images are float RGB in 0..1, labels int64 as the loss takes them (`labels.OPEN_LABELS`)."""
+
+    frames: Tensor  #: (B, 3, H, W)
+    labels: Tensor  #: (B, H, W)
+    boxes: list[Tensor]  #: B times float32 (n, 4) xyxy: hard regions of the frame
+    opened: list[bool]  #: whether CamVid's classes are what a frame is judged in
+    windows: Tensor  #: (B, 3, h, w), of other frames
+    window_labels: Tensor  #: (B, h, w)
+    light: tuple[tuple[Tensor, ...], ...]  #: night and day images (B, 3, ., .) of image and region level
+
+
+class JointStream(Dataset[JointBatch]):
+    """One sample of every stage; sample i is decided by the seed and i alone."""
+
+    def __init__(self, recipe: JointRecipe, data: Path) -> None:
+        hard = [CITYSCAPES19.id_of(name) for name in recipe.hard_classes]
+        seed, sources = recipe.loop.seed, recipe.sources
+        self.hard = hard
+        self.frames = FrameStream(sources, data, seed, recipe.crop_hw, recipe.input_hw, recipe.scale, hard, 0.5)
+        self.windows = RegionStream(sources, data, seed, recipe.model.region_hw, hard)
+        self.light: list[Unpaired] = [streams(recipe.light_recipe(level), data) for level in LEVELS]
+
+    def __getitem__(self, index: int) -> JointBatch:
+        source, image, labels = self.frames.crop(index)
+        frame, target = to_tensors(image, self.frames.opened(labels, source))
+        boxes = torch.from_numpy(datasets.hard_regions(labels, self.hard))
+        window, window_labels = self.windows[index]
+        light = self.light[0][index], self.light[1][index]
+        return JointBatch(
+            frame, target, [boxes], [self.frames.sources[source].kind == "camvid"], window, window_labels, light
+        )
+
+
+def collate(samples: list[JointBatch]) -> JointBatch:
+    """B samples of `JointStream` as one batch."""
+    frames, labels, boxes, opened, windows, window_labels, light = zip(*samples, strict=True)
+    pairs = [tuple(torch.stack(side) for side in zip(*level, strict=True)) for level in zip(*light, strict=True)]
+    return JointBatch(
+        torch.stack(frames), torch.stack(labels), [b for each in boxes for b in each],
+        [o for each in opened for o in each], torch.stack(windows), torch.stack(window_labels), tuple(pairs),
+    )  # fmt: skip
+
+
+class Joint(nn.Module):
+    """A NightLab and its light adaptations' discriminators; the forward pass gives equation 8's losses, weighted."""
+
+    def __init__(self, nightlab: NightLab, recipe: JointRecipe) -> None:
+        super().__init__()
+        self.nightlab, self.recipe = nightlab, recipe
+        self.light = nn.ModuleDict()
+        for name, level in zip(LEVELS, (nightlab.image, nightlab.region), strict=True):
+            adaptation: Any = LightAdaptation(recipe.light_recipe(name))
+            adaptation.generator = level.relam  # the level's own
+            self.light[name] = adaptation
+        self.register_buffer("class_weight", loss_weights(recipe.class_weights), persistent=False)
+
+    def forward(self, batch: JointBatch) -> Losses:
+        nightlab, weights = self.nightlab, self.recipe.weights
+        losses: dict[str, Tensor | Mean] = {}
+        seen = (nightlab.image, batch.frames, batch.labels), (nightlab.region, batch.windows, batch.window_labels)
+        for name, (level, images, labels) in zip(LEVELS, seen, strict=True):
+            loss = segmentation_loss(level, (images, labels), self.get_buffer("class_weight"))["cross_entropy"]
+            losses[f"{name}_cross_entropy"] = _scaled(loss, weights.segmentation)
+        for part, loss in detection_loss(nightlab.detector.loss, (batch.frames, batch.boxes)).items():
+            losses[part] = _scaled(loss, weights.detection)
+        if nightlab.detector.hdm is not None:
+            losses["hardness"] = _scaled(self.hardness(batch), weights.detection)
+        for (adapted, adaptation), (night, day) in zip(self.light.items(), batch.light, strict=True):
+            for part, loss in adaptation(night, day).items():
+                losses[f"{adapted}_{part}"] = loss if part == "discriminator" else _scaled(loss, weights.light)
+        return losses
+
+    def hardness(self, batch: JointBatch) -> Mean:
+        """The detection module's cross-entropy on each frame's best proposals, which equation 6 labels: 1 where the
+        mean IoU in the box is higher at the region level, as both levels are now."""
+        anchors, targets = [], []
+        with _evaluating(self.nightlab):
+            for image, labels, opened in zip(batch.frames, batch.labels, batch.opened, strict=True):
+                found = self._read(image, labels, opened)
+                anchors.append(torch.from_numpy(found["anchor"]).to(image.device))
+                targets.append(torch.from_numpy(found["iou"][:, 1] > found["iou"][:, 0]).to(image))
+        # Frames differ in how many proposals have a truth: one by one.
+        features = self.nightlab.detector.features(batch.frames)
+        picked = [
+            self.nightlab.detector.hardness_logits([f[i : i + 1] for f in features], index[None])[0].float()
+            for i, index in enumerate(anchors)
+        ]
+        target = torch.cat(targets)
+        total = F.binary_cross_entropy_with_logits(torch.cat(picked), target, reduction="sum")
+        return Mean(total, torch.tensor(float(len(target)), device=total.device))
+
+    def _read(self, image: Tensor, labels: Tensor, opened: bool) -> dict[str, np.ndarray]:
+        """What both levels make of a frame's proposals, see `proposals.Measurer`."""
+        recipe, nightlab = self.recipe, self.nightlab
+
+        def image_level(frame_bgr: np.ndarray) -> levels.Labels:
+            found = nightlab.image_level(torch.from_numpy(frame_bgr)[None].to(image.device))
+            return found[0][0].cpu().numpy(), found[1][0].cpu().numpy()
+
+        def region_level(crops: np.ndarray) -> levels.Labels:
+            found = nightlab.region_level(torch.from_numpy(crops).to(image.device))
+            return found[0].cpu().numpy(), found[1].cpu().numpy()
+
+        measurer = Measurer(
+            nightlab.detector, image_level, levels.RegionLevel(region_level, nightlab.region_hw),
+            recipe.crop_hw, recipe.per_frame, recipe.nms_iou, recipe.region_margin,
+        )  # fmt: skip
+        frame_bgr = (image * 255).round().to(torch.uint8).flip(0).permute(1, 2, 0).contiguous().cpu().numpy()
+        truth = labels.to(torch.uint8).cpu().numpy()
+        if opened:
+            truth = map_ids(truth, {after: before for before, after in CAMVID_OPENED.items()})
+        return measurer(frame_bgr, truth, CAMVID11 if opened else CITYSCAPES19)
+
+
+def _scaled(loss: Tensor | Mean, weight: float) -> Tensor | Mean:
+    return Mean(weight * loss.total, loss.number) if isinstance(loss, Mean) else weight * loss
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, and back to the mode that each module was in."""
+    learning = [module for module in model.modules() if module.training]
+    model.eval()
+    with torch.no_grad():
+        yield
+    for module in learning:
+        module.training = True
+
+
+def joint_loss(model: nn.Module, batch: JointBatch) -> Losses:
+    """See `Joint`."""
+    return model(batch)
+
+
+def train(recipe: JointRecipe, data: Path, out: Path) -> None:
+    """Run the stage, or go on with it where `out` holds its checkpoint, and write out/nightlab.pt."""
+    torch.manual_seed(recipe.loop.seed)
+    nightlab = from_stages(recipe)
+    set_deform_form(nightlab, "deform_conv" if torch.cuda.is_available() else "grid_sample")
+    model = Joint(nightlab, recipe).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    freeze(nightlab.image.segmenter.backbone, recipe.frozen_stages)
+    freeze(nightlab.region.segmenter.backbone, recipe.frozen_stages)
+    freeze(nightlab.detector.backbone, recipe.frozen_stages)
+    fit(model, joint_loss, JointStream(recipe, data), recipe.loop, out / "checkpoint.pt", recipe, collate)
+    if is_first_process():
+        weights = load_weights(out / "checkpoint.pt")
+        whole = {k.removeprefix("nightlab."): v for k, v in weights.items() if k.startswith("nightlab.")}
+        nightlab.load_state_dict(whole)
+        save_checkpoint(out / "nightlab.part", nightlab, recipe.model, recipe.card)
+        (out / "nightlab.part").replace(out / "nightlab.pt")
+
+
+def main() -> None:
+    """Command line."""
+    run_stage(__doc__, JointRecipe, train, result="nightlab.pt")
+
+
+if __name__ == "__main__":
+    main()
