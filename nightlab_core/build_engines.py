@@ -184,7 +184,8 @@ def _list(console: Console, options: argparse.Namespace) -> int:
         console.print(
             f"[bold]{path.name}[/] {header.plan_bytes / MEGABYTE:.1f} MB, built {header.built}", soft_wrap=True
         )
-        console.print(f"  {key.kind} {shape}, {key.precision}, ONNX {key.onnx_sha256[:12]}", soft_wrap=True)
+        held = f"inputs and outputs {header.io_bytes / MEGABYTE:.1f} MB"
+        console.print(f"  {key.kind} {shape}, {held}, {key.precision}, ONNX {key.onnx_sha256[:12]}", soft_wrap=True)
         console.print(f"  {key.flavour} {key.version}, {key.platform}, {key.target}: {usable}", soft_wrap=True)
     return 0
 

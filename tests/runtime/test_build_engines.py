@@ -58,7 +58,10 @@ def test_a_life_of_plans(
     assert capsys.readouterr().out.count(": whole") == 3
     assert main(["list"]) == 0
     output = capsys.readouterr().out
-    assert "region (1, 32, 48, 3) to (10, 32, 48, 3), float16" in output and output.count("can be loaded here") == 3
+    assert (
+        "region (1, 32, 48, 3) to (10, 32, 48, 3), inputs and outputs 0.1 MB, float16" in output
+        and output.count("can be loaded here") == 3
+    )
 
     # One is damaged: verify finds it, and clean removes it alone.
     image = next(path for path in plan_files(folder) if path.name.startswith("image"))
