@@ -16,9 +16,13 @@ import resource
 import sys
 import tempfile
 import time
+from collections import deque
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
+import cv2
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -31,24 +35,30 @@ from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_ros.replay import run as rp
 from nightlab_ros.replay.bag import IMAGE_TOPIC, LABEL_TOPIC
 from nightlab_ros.replay.execute import replay_spans
-from nightlab_ros.replay.records import ReplaySettings
+from nightlab_ros.replay.records import FrameRecord, ReplaySettings
 from nightlab_ros.replay.write import BagWriter, StorageName
 
 #: Different pictures in a generated bag; they repeat.
 _PICTURES = 10
 
 
-def make(path: Path, gigabytes: float, storage: StorageName, labelled: bool, console: Console) -> int:
-    """Write a bag of raw rendered frames, 1280x720, of so many GB (10^9 bytes); returns the number of frames."""
-    frames = list(render_clip(_PICTURES))
-    frame_bytes = frames[0].image_bgr.nbytes + (frames[0].labels.nbytes if labelled else 0)
+def make(
+    path: Path, gigabytes: float, size_hw: tuple[int, int], storage: StorageName, labelled: bool, console: Console
+) -> int:
+    """Write a bag of raw rendered frames of so many GB (10^9 bytes); returns the number of frames."""
+    size_wh = size_hw[::-1]
+    frames = [
+        (cv2.resize(f.image_bgr, size_wh), cv2.resize(f.labels, size_wh, interpolation=cv2.INTER_NEAREST))
+        for f in render_clip(_PICTURES)
+    ]
+    frame_bytes = sum(part.nbytes for part in frames[0][: 1 + labelled])
     count = max(1, round(gigabytes * 1e9 / frame_bytes))
     with BagWriter(path, storage, CITYSCAPES19.key) as bag:
         for index in track(range(count), "Writing", console=console):
-            frame, stamp_ns = frames[index % len(frames)], 10**18 + index * 33_333_333
-            bag.image(IMAGE_TOPIC, frame.image_bgr, stamp_ns, "camera", time_ns=stamp_ns)
+            (image, labels), stamp_ns = frames[index % len(frames)], 10**18 + index * 33_333_333
+            bag.image(IMAGE_TOPIC, image, stamp_ns, "camera", time_ns=stamp_ns)
             if labelled:
-                bag.image(LABEL_TOPIC, frame.labels, stamp_ns, "camera", time_ns=stamp_ns)
+                bag.image(LABEL_TOPIC, labels, stamp_ns, "camera", time_ns=stamp_ns)
     return count
 
 
@@ -65,23 +75,18 @@ def run(path: Path, pipeline: Pipeline, max_frames: int | None, rounds: int, con
             plan = rp.begin(out, settings, rp.bundle_info(pipeline.bundle, pipeline.engine_name), bags, restart=False)
             spans = rp.missing_spans(out, plan)
             with spans[0].source.open() as bag:
-                some = [frame.image_bgr for frame in bag.frames(0, min(count, 16)) if frame.image_bgr is not None]
+                some = [frame.image_bgr for frame in bag.frames(0, min(count, 8)) if frame.image_bgr is not None]
                 pipeline.prepare(some[0].shape[:2])
-                read_s.append(
-                    _seconds(lambda bag=bag: sum(f.image_bgr is not None for f in bag.frames(0, count, classes)))
-                )
-            pictures = itertools.islice(itertools.cycle(some), count)
-            infer_s.append(
-                _seconds(lambda pictures=pictures: [None for picture in pictures if pipeline(picture) is None])
-            )
-            before = _peak_mib()
-            results = replay_spans(spans, pipeline, classes)
-            replay_s.append(_seconds(lambda out=out, plan=plan, results=results: rp.carry_out(out, plan, results)))
-        console.print(
-            f"round {number + 1}: reading {read_s[-1]:.1f} s, pipeline {infer_s[-1]:.1f} s, replay {replay_s[-1]:.1f} s, peak "
-            f"memory {before:.0f} -> {_peak_mib():.0f} MiB",
-            soft_wrap=True,
-        )
+                read_s.append(_seconds(bag.frames(0, count, classes)))
+            infer_s.append(_seconds(map(pipeline, itertools.islice(itertools.cycle(some), count))))
+            del some
+            memory = _Memory()
+            begin = time.perf_counter()
+            rp.carry_out(out, plan, replay_spans(spans, pipeline, classes, on_frames=memory.note))
+            replay_s.append(time.perf_counter() - begin)
+        times = (("reading", read_s), ("pipeline", infer_s), ("replay", replay_s))
+        console.print(f"round {number + 1}: " + ", ".join(f"{name} {seconds[-1]:.1f} s" for name, seconds in times))
+        console.print(f"  most memory in each tenth of the replay, MiB: {memory.tenths()}", soft_wrap=True)
     slower = max(min(read_s), min(infer_s))
     table = Table(title=f"{path.name}: {count} frames, {bags[0].size_bytes / 1e9:.2f} GB", show_header=False)
     for name, value in (
@@ -89,20 +94,30 @@ def run(path: Path, pipeline: Pipeline, max_frames: int | None, rounds: int, con
         ("pipeline alone", f"{1e3 * min(infer_s) / count:.2f} ms a frame"),
         ("replay", f"{1e3 * min(replay_s) / count:.2f} ms a frame"),
         ("replay / slower of the two", f"{min(replay_s) / slower:.3f}"),
-        ("peak memory", f"{_peak_mib():.0f} MiB"),
     ):
         table.add_row(name, value)
     console.print(table)
 
 
-def _seconds(work: object) -> float:
+def _seconds(work: Iterable[object]) -> float:
+    """How long it takes to go through it."""
     begin = time.perf_counter()
-    work()  # type: ignore[operator]
+    deque(work, maxlen=0)
     return time.perf_counter() - begin
 
 
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+class _Memory:
+    """Resident memory of this process after every frame (Linux)."""
+
+    def __init__(self) -> None:
+        self._mib: list[float] = []
+
+    def note(self, records: Sequence[FrameRecord]) -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self._mib.append(pages * resource.getpagesize() / 2**20)
+
+    def tenths(self) -> str:
+        return " ".join(f"{part.max():.0f}" for part in np.array_split(np.asarray(self._mib), 10) if part.size)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -112,6 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     maker = commands.add_parser("make", help="write a large bag")
     maker.add_argument("bag", type=Path)
     maker.add_argument("--gigabytes", type=float, default=1.0)
+    maker.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), default=(720, 1280))
     maker.add_argument("--storage", choices=get_args(StorageName), default="mcap")
     maker.add_argument("--labelled", action="store_true")
     runner = commands.add_parser("run", help="time a replay")
@@ -123,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(highlight=False)
     try:
         if args.command == "make":
-            count = make(args.bag, args.gigabytes, args.storage, args.labelled, console)
+            count = make(args.bag, args.gigabytes, tuple(args.size), args.storage, args.labelled, console)
             console.print(f"{args.bag}: {count} frames", soft_wrap=True)
         else:
             pipeline = Pipeline.open(args.bundle)

@@ -56,7 +56,13 @@ def main(argv: list[str] | None = None) -> int:
         return _replay(args, console, stop)
     except KeyboardInterrupt:
         return 130
-    except (BundleError, DemoError, ImportError, OSError, RuntimeError, ValueError) as error:
+    except ImportError as error:
+        print(
+            f"nightlab-replay: {error}\nFor all that a replay may need: pip install -r requirements/replay.txt",
+            file=sys.stderr,
+        )
+        return 1
+    except (BundleError, DemoError, OSError, RuntimeError, ValueError) as error:
         print(f"nightlab-replay: {error}", file=sys.stderr)
         return 1
 
