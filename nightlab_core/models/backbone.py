@@ -11,6 +11,8 @@ import torch
 from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
 
+from nightlab_core.models.pretrained import load_pretrained_weights
+
 
 class Backbone(nn.Module):
     """Image (B, 3, H, W) RGB float in 0..1 -> features [(B, Ci, H / si, W / si)] at the given strides, in their order.
@@ -21,8 +23,10 @@ class Backbone(nn.Module):
         strides: which features are returned.
         stages: keep only this many stages of an EfficientNet; the last ones hold most of its weights. The feature of a
             stride is then that of the last stage kept. 0 keeps all.
-        pretrained: ask timm for ImageNet weights, for which a hub must be reachable; `models.pretrained` reads them
-            from an installed package instead.
+        output_stride: 8 or 16: later stages are dilated instead of reduced, and the feature of that stride is the last
+            one's. 0 leaves the backbone as it is.
+        drop_path: share of the residual branches that training leaves out at the deepest block (Huang et al., 2016).
+        pretrained: start from ImageNet weights, see `load_pretrained_weights`.
 
     The image is brought to the mean and deviation that the backbone was trained with.
     """
@@ -30,18 +34,36 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, strides: Sequence[int], *, stages: int = 0, pretrained: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        strides: Sequence[int],
+        *,
+        stages: int = 0,
+        output_stride: int = 0,
+        drop_path: float = 0.0,
+        pretrained: bool = False,
+    ) -> None:
         super().__init__()
         # Swin's windows fit any size; timm holds it to the one it was trained at unless told otherwise.
-        free_size: dict[str, Any] = {"strict_img_size": False} if name.startswith("swin") else {}
-        self.net = timm.create_model(name, features_only=True, pretrained=pretrained, **free_size)
+        options: dict[str, Any] = {"strict_img_size": False} if name.startswith("swin") else {}
+        if output_stride:
+            options["output_stride"] = output_stride
+        if drop_path:
+            options["drop_path_rate"] = drop_path
+        self.net = timm.create_model(name, features_only=True, **options)
+        if pretrained:
+            load_pretrained_weights(self.net, name)
         info: Any = self.net.feature_info
-        channels: dict[int, int] = dict(zip(info.reduction(), info.channels(), strict=True))
+        reductions: list[int] = info.reduction()
+        channels: dict[int, int] = dict(zip(reductions, info.channels(), strict=True))
         if stages:
             channels = self._keep_stages(name, stages)
         if missing := [s for s in strides if s not in channels]:
             raise ValueError(f"{name} has no features at strides {missing}; it has {list(channels)}")
-        self.indices = [list(channels).index(s) for s in strides]
+        # Dilated stages share a stride; the last of them counts. Dropped stages leave one feature a stride.
+        ends = list(channels) if stages else reductions
+        self.indices = [len(ends) - 1 - ends[::-1].index(s) for s in strides]
         self.channels = [channels[s] for s in strides]
         self.multiple = max(channels)
         self.features_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"

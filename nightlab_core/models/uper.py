@@ -15,13 +15,16 @@ from nightlab_core.models.deform import DeformConv2d
 Place = Literal["fpn", "head"]
 
 
-def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, *, deformable: bool = False) -> nn.Sequential:
-    """Convolution of stride 1 and same padding, batch normalisation, ReLU."""
+def conv_bn_relu(
+    in_channels: int, out_channels: int, kernel_size: int, *, deformable: bool = False, dilation: int = 1
+) -> nn.Sequential:
+    """Convolution of stride 1 and same padding, batch normalisation, ReLU; `dilation` is of the plain convolution."""
     conv: nn.Module
     if deformable:
         conv = DeformConv2d(in_channels, out_channels, kernel_size)
     else:
-        conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        padding = dilation * (kernel_size // 2)
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 

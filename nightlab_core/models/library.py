@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A segmenter of segmentation-models-pytorch: any segmentation network can stand at either level
+(WO 2023/146470, paragraph 33)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nightlab_core.models.segmenter import check_size
+
+
+class LibrarySegmenter(nn.Module):
+    """Image (B, 3, H, W) RGB float in 0..1 -> logits (B, num_classes, H, W).
+
+    Args:
+        model: a model of segmentation-models-pytorch, for example "Unet" or "Segformer".
+        backbone: an encoder of that library, for example "mobilenet_v2", or "tu-" and a timm model's name.
+        num_classes: channels of the logits.
+        pretrained: ask its hub for ImageNet weights of the encoder.
+
+    Raises ModuleNotFoundError where the library is not installed, ValueError or KeyError for a name it does not know.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: str, backbone: str, num_classes: int, *, pretrained: bool = False) -> None:
+        super().__init__()
+        try:
+            import segmentation_models_pytorch as smp
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("this model comes with: pip install segmentation-models-pytorch") from error
+        weights = "imagenet" if pretrained else None
+        self.net = smp.create_model(model, backbone, encoder_weights=weights, classes=num_classes)
+        self.multiple = int(self.net.encoder.output_stride)
+        for key, value in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
+            self.register_buffer(key, torch.tensor(value).reshape(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        check_size(image, self.multiple)
+        return self.net((image - self.mean) / self.std)
