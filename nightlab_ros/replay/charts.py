@@ -96,7 +96,7 @@ def path(xs: Sequence[float], ys: Sequence[float], kind: str) -> str:
 
 def short(value: float) -> str:
     """A number as a tick shows it: no trailing zeros, thousands as k."""
-    shown = f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.6g}"
+    shown = f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:.6g}"
     return shown.replace("-", "−")
 
 
@@ -281,7 +281,8 @@ def timeline(
     for place, count in zip(xs, lost, strict=True):
         if count:
             parts.append(rect(place - 1, gone.at(count), 2, gone.start - gone.at(count), "bad", f"{count} lost"))
-    return svg(width, 316, label, parts + x_axis(x, gone.start, "seconds", most=5 if width <= WIDTH else 10))
+    kind = "" if width <= WIDTH else "across"
+    return svg(width, 316, label, parts + x_axis(x, gone.start, "seconds", most=width // 80), kind)
 
 
 def _neighbour(values: Sequence[float], place: int) -> bool:
