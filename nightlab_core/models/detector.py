@@ -27,15 +27,16 @@ class HardnessHead(nn.Module):
     """Scores every anchor by what the region level would bring there: features [(B, Ci, H / si, W / si)], finest first
     -> logits (B, anchors), in the order of the proposals' own.
 
-    Coarse features are added to fine ones: whether a region is hard shows in what surrounds it.
+    Coarse features are added to fine ones: whether a region is hard shows in what surrounds it. In training, channels
+    are dropped: some thousand proposals are few, and a head without it learns them by heart.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int, anchors_per_place: int) -> None:
         super().__init__()
         self.laterals = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
         self.tower = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True),
+            nn.Dropout2d(0.3), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True),
+            nn.Dropout2d(0.3), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True),
         )  # fmt: skip
         self.logits = nn.Conv2d(channels, anchors_per_place, 1)
         nn.init.normal_(self.logits.weight, std=0.01)
