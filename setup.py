@@ -9,8 +9,12 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ElementTree.parse(ROOT / "package.xml").getroot()
 NAME = PACKAGE.findtext("name")
-# ROS's own packages come with ROS. colcon leaves these as they are, pip installs them.
-REQUIREMENTS = [line for line in (ROOT / "requirements/vehicle.txt").read_text().splitlines() if line[:1] not in "#"]
+
+
+def requirements(name: str) -> list[str]:
+    """The packages in requirements/<name>.txt, without the files that it includes."""
+    return [line for line in (ROOT / f"requirements/{name}.txt").read_text().splitlines() if line[:1] not in "#-"]
+
 
 setup(
     name=NAME,
@@ -29,8 +33,9 @@ setup(
         (f"share/{NAME}/launch", ["launch/nightlab.launch.py"]),
         (f"share/{NAME}/config", ["config/nightlab.yaml", "config/fastdds.xml"]),
     ],
-    install_requires=REQUIREMENTS,
-    extras_require={"test": ["pytest"]},
+    # ROS's own packages come with ROS. colcon leaves these as they are, pip installs them.
+    install_requires=requirements("vehicle"),
+    extras_require={"replay": requirements("replay"), "test": ["pytest"]},
     zip_safe=False,
     entry_points={
         "console_scripts": [
