@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -24,10 +25,10 @@ RNG = np.random.default_rng(0)
 HW = (12, 16)
 
 
-def small_network() -> onnx.ModelProto:
+def small_network() -> Any:
     """frame, bytes -> first -> middle -> offset -> sampling of what middle says -> mix -> last -> scores."""
 
-    def conv(source: str, name: str) -> onnx.NodeProto:
+    def conv(source: str, name: str) -> Any:
         return helper.make_node("Conv", [source, f"{name}.w"], [name], name=name, kernel_shape=[1, 1])
 
     nodes = [
@@ -75,13 +76,13 @@ def test_of_the_shipped_networks_most_convolutions_are_quantised(kind: quantize.
 
 
 @pytest.fixture(scope="module")
-def quantised(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("quantised") / "x.onnx"
     quantize._quantize(tensorrt_graph(small_network(), "float32"), frames(4), path)
     return onnx.load(path)
 
 
-def test_nodes_are_what_tensorrt_takes(quantised: onnx.ModelProto) -> None:
+def test_nodes_are_what_tensorrt_takes(quantised: Any) -> None:
     """Signed bytes with zero at zero, no bias in 32 bits, a scale a channel for weights."""
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in quantised.graph.initializer}
     quantise = [node for node in quantised.graph.node if node.op_type == "QuantizeLinear"]
@@ -94,7 +95,7 @@ def test_nodes_are_what_tensorrt_takes(quantised: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_it_can_be_rewritten_and_says_nearly_the_same(quantised: onnx.ModelProto, precision: str) -> None:
+def test_it_can_be_rewritten_and_says_nearly_the_same(quantised: Any, precision: str) -> None:
     rewritten = tensorrt_graph(quantised, precision)  # type: ignore[arg-type]
     onnx.checker.check_model(rewritten, full_check=True)
     types = {v.name: v.type.tensor_type.elem_type for v in rewritten.graph.value_info}
