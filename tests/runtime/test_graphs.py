@@ -204,6 +204,23 @@ def test_nothing_is_rounded_between_two_operators_in_float() -> None:
     assert "Cast" not in operators(half) and HALF not in types(half).values()
 
 
+def test_a_residual_sum_that_normalisation_reads_is_float() -> None:
+    """As in a Swin block, where the sum grows from block to block; the products in between are half."""
+    nodes = [conv("x", "stem")]
+    for i, source in enumerate(["stem", "sum0", "sum1"]):
+        nodes += [
+            helper.make_node("LayerNormalization", [source, "one"], [f"n{i}"]),
+            conv(f"n{i}", f"h{i}"),
+            helper.make_node("Gelu", [f"h{i}"], [f"g{i}"]),
+            conv(f"g{i}", f"p{i}"),
+            helper.make_node("Add", [source, f"p{i}"], [f"sum{i}"]),
+        ]
+    nodes.append(helper.make_node("LayerNormalization", ["sum2", "one"], ["y"]))
+    half = half_of(nodes, ["y"], one=np.ones(6, np.float32))
+    assert type_of(half, "Add") == type_of(half, "LayerNormalization") == {FLOAT}
+    assert type_of(half, "Conv") == type_of(half, "Gelu") == {HALF}
+
+
 def test_a_constant_too_large_for_half_keeps_its_operator_in_float() -> None:
     nodes = [conv("x", "a"), helper.make_node("Sigmoid", ["a"], ["b"]), helper.make_node("Mul", ["b", "huge"], ["c"])]
     nodes += [helper.make_node("Mul", ["c", "tiny"], ["d"]), conv("d", "y")]
