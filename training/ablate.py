@@ -31,7 +31,7 @@ from training.command import errors_in_words
 from training.evaluate import open_set
 from training.figures import Difference, by_class, by_part, difference, percent
 from training.ladder import Ablation, Counts, FrameLadder, Networks, Row, missing_paths
-from training.results import markdown
+from training.results import write_page
 
 
 def ablate(
@@ -148,7 +148,7 @@ def main() -> None:
         if arguments.json:
             arguments.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
         if arguments.markdown:
-            arguments.markdown.write_text(markdown(whole, arguments.json), encoding="utf-8")
+            write_page(whole, arguments.markdown, arguments.json)
 
 
 if __name__ == "__main__":

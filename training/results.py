@@ -33,8 +33,30 @@ here can be laid beside those published for NightCity or BDD100K: these are othe
 """
 
 
+#: Pictures that `training.pictures` writes, and what each shows.
+_PICTURES = {
+    "results_good.jpg": "The scenes with the highest IoU.",
+    "results_bad.jpg": "The scenes with the lowest IoU.",
+    "results_gain.jpg": "The scenes where the region level helps most.",
+}
+
+
+def write_page(results: dict[str, Any], out: Path, stored: Path | None = None) -> None:
+    """Write the page, with the pictures that lie in `images` beside it. `stored`: the file that holds all figures."""
+    parts = [markdown(results, stored)]
+    shown = [name for name in _PICTURES if (out.parent / "images" / name).is_file()]
+    if shown:
+        parts.append(
+            "\n## Good and bad frames\n\nRendered night scenes that no recipe trains on, by"
+            " `python -m training.pictures BUNDLE --out docs/images`: the frame with its regions, image level, both"
+            " levels, truth.\n"
+        )
+        parts += [f"\n{_PICTURES[name]}\n\n![{_PICTURES[name]}](images/{name})\n" for name in shown]
+    out.write_text("".join(parts), encoding="utf-8")
+
+
 def markdown(results: dict[str, Any], stored: Path | None = None) -> str:
-    """The page, of what `training.ablate` found."""
+    """The page's text and tables, of what `training.ablate` found."""
     ablation, sets = results["ablation"], results["sets"]
     arguments = " ".join(f"--set {found['name']}" for found in sets)
     parts = [_INTRODUCTION.format(recipe=results["recipe"], sets=arguments)]
@@ -109,7 +131,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with errors_in_words():
         results = json.loads(arguments.results.read_text(encoding="utf-8"))
-        arguments.out.write_text(markdown(results, arguments.results), encoding="utf-8")
+        write_page(results, arguments.out, arguments.results)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from nightlab_core.metrics import confusion_matrix
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
 from training.ablate import ablate, print_ladder
 from training.ladder import Ablation, FrameLadder, Networks, Row
-from training.results import markdown
+from training.results import markdown, write_page
 from training.segmenter import SegmenterRecipe
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -136,6 +136,19 @@ def test_the_table_the_figures_and_the_page_agree(bundle: str, capsys: pytest.Ca
     assert "| `runs/none.pt` | `python -m training.segmenter none.yaml` |" in page
     for line in page.splitlines():  # no ragged table
         assert not line.startswith("|") or line.endswith("|")
+
+
+def test_the_page_shows_the_pictures_that_are_there(bundle: str, tmp_path: Path) -> None:
+    ablation = _ablation(bundle)
+    found = ablate(ablation, Networks.open(list(ablation.rows[1:])), _samples(2), CITYSCAPES19, "mine")
+    whole = {"recipe": "x.yaml", "ablation": ablation.model_dump(mode="json"), "sets": [found]}
+    write_page(whole, tmp_path / "results.md")
+    assert (tmp_path / "results.md").read_text() == markdown(whole)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "results_bad.jpg").touch()
+    write_page(whole, tmp_path / "results.md")
+    page = (tmp_path / "results.md").read_text()
+    assert page.startswith(markdown(whole)) and "(images/results_bad.jpg)" in page and "results_good" not in page
 
 
 def test_a_row_may_be_compared_with_an_earlier_one(bundle: str) -> None:
