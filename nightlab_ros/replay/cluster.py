@@ -8,8 +8,10 @@ others.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -54,13 +56,18 @@ def replay_distributed(
     with ExitStack() as stack:
         if scheduler is None:
             _quiet()
-            cluster = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                dashboard_address=None,
-                silence_logs=logging.ERROR,
-            )
+            # Ctrl-C in a terminal reaches every process: the workers inherit this mask, and end when this process says.
+            usual = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                cluster = LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    dashboard_address=None,
+                    silence_logs=logging.ERROR,
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, usual)
             stack.callback(cluster.close)
             client = Client(cluster)
             threads = run.settings.threads or max(1, (os.cpu_count() or 1) // workers)
@@ -70,7 +77,7 @@ def replay_distributed(
         stack.callback(client.close)
         try:
             client.wait_for_workers(1, timeout=_PATIENCE_S)
-        except TimeoutError:
+        except (TimeoutError, asyncio.TimeoutError):
             raise OSError(
                 f"the cluster at {scheduler} has no worker; start one with: dask worker {scheduler}"
             ) from None

@@ -321,6 +321,25 @@ def test_a_lost_worker_costs_only_time(tmp_path: Path, bags: list[Path], pipelin
     assert_same(load_run(tmp_path), serial)
 
 
+def test_a_clusters_scheduler_is_named_by_its_address(
+    tmp_path: Path, bags: list[Path], pipeline: Pipeline, serial: RunData
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    from nightlab_ros.replay.cluster import replay_distributed
+
+    run, spans = begin(tmp_path, bags, pipeline)
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=2, processes=False, dashboard_address=None
+    ) as cluster:
+        address = cluster.scheduler_address
+        other = run.model_copy(update={"bundle": run.bundle.model_copy(update={"sha256": {"bundle.yaml": "0"}})})
+        with pytest.raises(StoreError, match="another bundle"):
+            list(replay_distributed(spans, other, scheduler=address))
+        rp.carry_out(tmp_path, run, replay_distributed(spans, run, scheduler=address, keep_masks=True), workers=2)
+    assert_same(load_run(tmp_path), serial)
+    assert len(list(write_mask_bags(tmp_path, run))) == 2
+
+
 def descendants(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
