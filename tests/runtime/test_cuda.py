@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seam to CUDA: what it asks of NVIDIA's bindings, call by call, and how it says that a call failed."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nightlab_core.runtime.cuda import Cuda, CudaError, Device, find_device
+
+bindings = pytest.importorskip("cuda.bindings.runtime")
+OK, BAD = bindings.cudaError_t.cudaSuccess, bindings.cudaError_t.cudaErrorMemoryAllocation
+
+
+class Recorder:
+    """NVIDIA's bindings, with the calls of a test answered and recorded instead of made."""
+
+    def __init__(self, **answers: tuple[Any, ...]) -> None:
+        self.answers, self.calls = answers, []  # type: ignore[var-annotated]
+
+    def __getattr__(self, name: str) -> Any:
+        if not callable(getattr(bindings, name)) or isinstance(getattr(bindings, name), type):
+            return getattr(bindings, name)
+        if name in ("cudaGetErrorName", "cudaGetErrorString"):
+            return getattr(bindings, name)
+
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            self.calls.append((name, *arguments))
+            return self.answers.get(name, (OK,))
+
+        return call
+
+
+def cuda_with(**answers: tuple[Any, ...]) -> tuple[Cuda, Recorder]:
+    cuda = Cuda()
+    cuda._runtime = recorder = Recorder(**answers)
+    return cuda, recorder
+
+
+def test_every_call_asks_for_what_it_should() -> None:
+    cuda, recorder = cuda_with(
+        cudaStreamCreateWithFlags=(OK, bindings.cudaStream_t(7)),
+        cudaMalloc=(OK, 4096),
+        cudaMemGetInfo=(OK, 100, 200),
+        cudaStreamEndCapture=(OK, "graph"),
+        cudaGraphInstantiate=(OK, bindings.cudaGraphExec_t(9)),
+    )
+    array = np.arange(6, dtype=np.float32)
+    assert cuda.create_stream() == 7 and cuda.allocate(24) == 4096 and cuda.free_bytes() == 100
+    cuda.copy_to_device(4096, array, 7)
+    cuda.copy_to_host(array, 4096, 7)
+    cuda.synchronize(7)
+    cuda.begin_capture(7)
+    assert cuda.end_capture(7) == 9
+    cuda.launch(9, 7)
+    cuda.destroy_graph(9)
+    cuda.free(4096)
+    cuda.destroy_stream(7)
+    host, copy = array.ctypes.data, bindings.cudaMemcpyKind
+    assert recorder.calls == [
+        ("cudaStreamCreateWithFlags", bindings.cudaStreamNonBlocking),
+        ("cudaMalloc", 24),
+        ("cudaMemGetInfo",),
+        ("cudaMemcpyAsync", 4096, host, 24, copy.cudaMemcpyHostToDevice, 7),
+        ("cudaMemcpyAsync", host, 4096, 24, copy.cudaMemcpyDeviceToHost, 7),
+        ("cudaStreamSynchronize", 7),
+        ("cudaStreamBeginCapture", 7, bindings.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal),
+        ("cudaStreamEndCapture", 7),
+        ("cudaGraphInstantiate", "graph", 0),
+        ("cudaGraphDestroy", "graph"),  # what is launched is its instance
+        ("cudaGraphLaunch", 9, 7),
+        ("cudaGraphExecDestroy", 9),
+        ("cudaFree", 4096),
+        ("cudaStreamDestroy", 7),
+    ]
+
+
+def test_pinned_memory_is_used_where_it_lies_and_freed_by_its_address() -> None:
+    memory = np.zeros(32, np.uint8)  # stands for what CUDA would hand out
+    cuda, recorder = cuda_with(cudaMallocHost=(OK, memory.ctypes.data))
+    pinned = cuda.allocate_pinned(32)
+    pinned[:] = 5
+    assert (memory == 5).all() and pinned.dtype == np.uint8 and pinned.shape == (32,)
+    cuda.free_pinned(pinned)
+    assert recorder.calls == [("cudaMallocHost", 32), ("cudaFreeHost", memory.ctypes.data)]
+
+
+def test_a_graph_that_cannot_be_instantiated_is_destroyed() -> None:
+    cuda, recorder = cuda_with(cudaStreamEndCapture=(OK, "graph"), cudaGraphInstantiate=(BAD, None))
+    with pytest.raises(CudaError, match="cudaGraphInstantiate: cudaErrorMemoryAllocation: out of memory"):
+        cuda.end_capture(7)
+    assert recorder.calls[-1] == ("cudaGraphDestroy", "graph")
+
+
+def test_the_device() -> None:
+    properties = SimpleNamespace(name=b"Orin\0\0", major=8, minor=7, totalGlobalMem=8 << 30)
+    cuda, _ = cuda_with(cudaGetDeviceProperties=(OK, properties))
+    assert cuda.device() == Device("Orin", "8.7", 8 << 30)
+    assert str(cuda.device()) == "Orin (compute capability 8.7)"
+
+
+def test_without_the_bindings_the_reason_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    device, reason = find_device()
+    assert device is None and "pip install cuda-bindings" in reason
+
+
+def test_without_a_gpu_the_reason_is_cuda_s() -> None:
+    device, reason = find_device()
+    if device is not None:
+        pytest.skip(f"there is a GPU: {device}")
+    assert reason.startswith("cudaGetDeviceProperties: cudaError")
