@@ -69,6 +69,8 @@ def record_inputs(bundle: Bundle, frames: Sequence[np.ndarray]) -> Calls:
     for frame in frames:
         pipeline(frame)
     pipeline.close()
+    if silent := [kind for kind in ENGINE_KINDS if not engines[kind].calls]:
+        raise ValueError(f"on these {len(frames)} frames the networks {silent} are never asked; give more frames")
     return {kind: [inputs for inputs, _ in engines[kind].calls] for kind in ENGINE_KINDS}
 
 
@@ -89,7 +91,7 @@ def sensitive(graph: onnx.GraphProto) -> set[str]:
         node = producers.get(name)
         if node is None or node.op_type in PRODUCTS:
             return name in pictures
-        return any(from_picture(source) for source in node.input)
+        return node.op_type != "Shape" and any(from_picture(source) for source in node.input)
 
     @cache
     def decides(name: str) -> bool:

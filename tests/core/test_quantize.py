@@ -115,6 +115,11 @@ def test_a_bundle_is_not_written_over_itself(tmp_path: Path) -> None:
         quantize.quantize_bundle(bundle, tmp_path, [])
 
 
+def test_without_frames_there_is_nothing_to_calibrate_on(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"0 frames.*never asked"):
+        quantize.record_inputs(load_bundle(write_tiny_bundle(tmp_path)), [])
+
+
 def test_a_quantised_bundle_is_a_bundle(tmp_path: Path) -> None:
     """The tiny networks have nothing to quantise, so that their answers stay and only the manifest changes."""
     bundle = load_bundle(write_tiny_bundle(tmp_path / "float"))
