@@ -29,15 +29,16 @@ SOURCE := $(if $(INPUT),--input '$(INPUT)') $(if $(LABELS),--labels '$(LABELS)')
 	$(if $(GLOB),--glob '$(GLOB)') $(if $(TOPIC),--topic '$(TOPIC)') $(if $(FRAMES),--frames '$(FRAMES)')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format clean train-lite .given-data
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo
 	@echo "demo:  INPUT=(rosbag, folder of images or video) LABELS= CLASSES=(cityscapes19, camvid11) GLOB= TOPIC= FRAMES= RATE=10"
 	@echo "       OUT=demo_out PARAMS='mode:=image_level ...' (the node's parameters)"
 	@echo "test:  ROS=kilted or jazzy, TESTS='tests/ros -k demo'"
-	@echo "both:  PYTHON=(a Python 3.10 to 3.13)"
+	@echo "train-lite: DATA=(folder of the data sets, see docs/training.md)"
+	@echo "all:   PYTHON=(a Python 3.10 to 3.13)"
 
 demo: $(DEMO_ENV)/.ready ## play a labelled night clip through the node; INPUT=... plays your own
 	@$(DEMO_ENV)/bin/python -m nightlab_ros.demo $(SOURCE) --rate '$(RATE)' --out '$(OUT)' $(foreach p,$(PARAMS),--param '$(p)')
@@ -54,6 +55,29 @@ lint: $(TEST_ENV)/.ready ## formatting, lint, types and the rules on who imports
 format: $(TEST_ENV)/.ready ## rewrite the sources as lint wants them
 	$(TEST_ENV)/bin/python -m ruff check --fix .
 	$(TEST_ENV)/bin/python -m ruff format .
+
+# On a CPU the allocator must keep its pages, or the kernel takes half of a step; see docs/training.md.
+TRAIN := env GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=34359738368 $(TEST_ENV)/bin/python
+RECIPES := config/train
+FRAMES = '$(DATA)/camvid/val/images'
+
+.given-data:
+	@[ -d '$(DATA)' ] || { echo "DATA is '$(DATA)'; expected the folder of the data sets: make train-lite DATA=..." >&2; exit 1; }
+
+train-lite: .given-data $(TEST_ENV)/.ready ## train the lite bundle from nothing but data, up to its figures; goes on where it was stopped
+	[ -e runs/pseudo_night/.done ] || $(TRAIN) -m training.pseudo nightlab_core/bundles/nightlab-lite --data '$(DATA)' --out runs/pseudo_night
+	@touch runs/pseudo_night/.done
+	$(TRAIN) -m training.segmenter $(RECIPES)/lite_image.yaml --data '$(DATA)' --out runs/lite_image
+	$(TRAIN) -m training.segmenter $(RECIPES)/lite_region.yaml --data '$(DATA)' --out runs/lite_region
+	$(TRAIN) -m training.detector $(RECIPES)/lite_detector.yaml --data '$(DATA)' --out runs/lite_detector
+	@# HDM learns from what both levels read in the plain detector's boxes. Exported once: what was measured belongs to it.
+	[ runs/lite_rdn_bundle/bundle.yaml -nt runs/lite_detector/checkpoint.pt ] || { \
+		$(TRAIN) -m training.bundle $(RECIPES)/lite_bundle.yaml --out runs/lite_rdn_bundle.pt && \
+		$(TRAIN) -m nightlab_core.export runs/lite_rdn_bundle.pt runs/lite_rdn_bundle --frames $(FRAMES); }
+	$(TRAIN) -m training.hdm $(RECIPES)/lite_hdm.yaml --data '$(DATA)' --out runs/lite_hdm
+	$(TRAIN) -m training.bundle $(RECIPES)/lite_hdm_bundle.yaml --out runs/nightlab-lite.pt
+	$(TRAIN) -m nightlab_core.export runs/nightlab-lite.pt runs/nightlab-lite --frames $(FRAMES)
+	$(TRAIN) -m training.evaluate runs/nightlab-lite --data '$(DATA)' --set camvid/val --set nightcoarse/val --record
 
 clean: ## remove the environments, the caches and the demo's output
 	rm -rf .venv-demo .venv-test .venv-test-* demo_out .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build *.egg-info
