@@ -175,3 +175,14 @@ def test_learning_rate_rises_and_falls() -> None:
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.5)
     assert all(a > b for a, b in itertools.pairwise(rates[10:])) and rates[-1] > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_half_precision_goes_on_with_its_loss_scale(tmp_path: Path) -> None:
+    whole = _train(tmp_path / "whole", precision="16-mixed")
+    with pytest.raises(FloatingPointError):
+        _train(tmp_path / "parts", poison=33, precision="16-mixed")
+    state = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
+    assert state["scaler"]["scale"] > 1
+    assert _equal(whole, _train(tmp_path / "parts", precision="16-mixed"))
