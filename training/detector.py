@@ -16,7 +16,6 @@ from nightlab_core.config import Settings
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.nightlab import NightLabSettings
-from nightlab_core.models.pretrained import load_packaged_weights
 from training.command import run_stage
 from training.data import BoxStream, SourceSettings
 from training.loop import LoopSettings, Losses, fit
@@ -64,7 +63,7 @@ def train(recipe: DetectorRecipe, data: Path, out: Path) -> None:
     """Run the stage, or go on with it where `out` holds its checkpoint."""
     torch.manual_seed(recipe.loop.seed)
     detector = recipe.model.build_detector()
-    load_packaged_weights(detector.backbone.net, recipe.model.detector.backbone)
+    detector.backbone.load_pretrained()
     detector.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     freeze(detector.backbone, recipe.frozen_stages)
     hard = [CITYSCAPES19.id_of(name) for name in recipe.hard_classes]

@@ -35,6 +35,7 @@ from nightlab_core.export import save_checkpoint
 from nightlab_core.labels import CAMVID11, CAMVID_OPENED, CITYSCAPES19, map_ids
 from nightlab_core.models.deform import set_deform_form
 from nightlab_core.models.nightlab import NightLab
+from nightlab_core.output_labels import OutputLabels
 from training import levels
 from training.bundle import BundleRecipe, from_stages
 from training.checkpoint import load_weights
@@ -45,7 +46,7 @@ from training.distributed import is_first_process
 from training.loop import LoopSettings, Losses, Mean, fit
 from training.proposals import Measurer
 from training.relam import DiscriminatorSettings, LightAdaptation, ReLAMRecipe, Unpaired, streams
-from training.segmenter import freeze, loss_weights, segmentation_loss
+from training.segmenter import ALL_CLASSES, backbone_of, freeze, loss_weights, segmentation_loss
 
 LevelName = Literal["image", "region"]
 LEVELS: tuple[LevelName, ...] = ("image", "region")
@@ -152,14 +153,18 @@ class Joint(nn.Module):
             adaptation: Any = LightAdaptation(recipe.light_recipe(name))
             adaptation.generator = level.relam  # the level's own
             self.light[name] = adaptation
-        self.register_buffer("class_weight", loss_weights(recipe.class_weights), persistent=False)
+        self.outputs = ALL_CLASSES, OutputLabels.of(recipe.model.region_classes)
+        for name, outputs in zip(LEVELS, self.outputs, strict=True):
+            weights = {k: v for k, v in recipe.class_weights.items() if name == "image" or k in outputs.names}
+            self.register_buffer(f"{name}_weight", loss_weights(weights, outputs), persistent=False)
 
     def forward(self, batch: JointBatch) -> Losses:
         nightlab, weights = self.nightlab, self.recipe.weights
         losses: dict[str, Tensor | Mean] = {}
         seen = (nightlab.image, batch.frames, batch.labels), (nightlab.region, batch.windows, batch.window_labels)
-        for name, (level, images, labels) in zip(LEVELS, seen, strict=True):
-            loss = segmentation_loss(level, (images, labels), self.get_buffer("class_weight"))["cross_entropy"]
+        for name, (level, images, labels), outputs in zip(LEVELS, seen, self.outputs, strict=True):
+            weight = self.get_buffer(f"{name}_weight")
+            loss = segmentation_loss(level, (images, labels), weight, outputs)["cross_entropy"]
             losses[f"{name}_cross_entropy"] = _scaled(loss, weights.segmentation)
         for part, loss in detection_loss(nightlab.detector.loss, (batch.frames, batch.boxes)).items():
             losses[part] = _scaled(loss, weights.detection)
@@ -238,8 +243,8 @@ def train(recipe: JointRecipe, data: Path, out: Path) -> None:
     nightlab = from_stages(recipe)
     set_deform_form(nightlab, "deform_conv" if torch.cuda.is_available() else "grid_sample")
     model = Joint(nightlab, recipe).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    freeze(nightlab.image.segmenter.backbone, recipe.frozen_stages)
-    freeze(nightlab.region.segmenter.backbone, recipe.frozen_stages)
+    freeze(backbone_of(nightlab.image), recipe.frozen_stages)
+    freeze(backbone_of(nightlab.region), recipe.frozen_stages)
     freeze(nightlab.detector.backbone, recipe.frozen_stages)
     fit(model, joint_loss, JointStream(recipe, data), recipe.loop, out / "checkpoint.pt", recipe, collate)
     if is_first_process():

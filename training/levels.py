@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.nightlab import Level, NightLabSettings, to_image, to_labels
+from nightlab_core.output_labels import OutputLabels
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import EngineKind, load_bundle
 from nightlab_core.runtime.engine import engine_maker
@@ -68,11 +69,14 @@ def open_region_level(path: Path) -> RegionLevel:
 
         return RegionLevel(read, file.input_hw)
     model, _ = _open_level(path, "region")
-    region_hw = _settings_of(checkpoints.read(path)).region_hw
+    settings = _settings_of(checkpoints.read(path))
+    region_hw = settings.region_hw
+    ids = torch.tensor(OutputLabels.of(settings.region_classes).ids, device=device())
 
     @torch.inference_mode()
     def read_in_torch(crops: np.ndarray) -> Labels:
-        labels, confidence = to_labels(model(to_image(torch.from_numpy(crops).to(device()))), region_hw)
+        logits = model(to_image(torch.from_numpy(crops).to(device())))
+        labels, confidence = to_labels(logits, region_hw, ids)
         return labels.cpu().numpy(), confidence.cpu().numpy()
 
     return RegionLevel(read_in_torch, region_hw)
@@ -165,7 +169,7 @@ def _joined(parts: list[dict[str, np.ndarray]], size_hw: tuple[int, int]) -> Lab
     return np.concatenate(labels), np.concatenate(confidence)
 
 
-def _open_level(path: Path, level: str) -> tuple[Level, tuple[int, int]]:
+def _open_level(path: Path, level: Literal["image", "region"]) -> tuple[Level, tuple[int, int]]:
     state = _read(path)
     weights = checkpoints.load_weights(path)
     trained = state["recipe"].get("level", "") if "recipe" in state else ""
@@ -173,7 +177,7 @@ def _open_level(path: Path, level: str) -> tuple[Level, tuple[int, int]]:
         weights = _part(weights, level)
     elif trained != level:
         raise ValueError(f"{path} is of another stage ({trained or 'not a segmenter'}); expected the {level} level")
-    model = _settings_of(state).build_level()
+    model = _settings_of(state).build_level(level)
     model.load_state_dict(weights)
     return model.eval().to(device()), _input_hw(state)
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nightlab_core.config import Settings
-from nightlab_core.labels import CITYSCAPES19, IGNORE_ID, OPEN_LABELS
+from nightlab_core.labels import CITYSCAPES19, IGNORE_ID
 from nightlab_core.models.backbone import Backbone
 from nightlab_core.models.deform import set_deform_form
-from nightlab_core.models.nightlab import NightLabSettings
-from nightlab_core.models.pretrained import load_packaged_weights
+from nightlab_core.models.library import LibrarySegmenter
+from nightlab_core.models.nightlab import Level, NightLabSettings
+from nightlab_core.output_labels import OutputLabels
 from training.command import run_stage
 from training.data import FrameStream, RegionStream, SourceSettings
 from training.loop import LoopSettings, Losses, Mean, fit, load_weights
@@ -37,7 +38,15 @@ class SegmenterRecipe(Settings):
     #: How much a true pixel of a class counts in the loss; 1 for all that are not named.
     class_weights: dict[str, float] = Field(default_factory=dict)
     frozen_stages: int = 2  #: leading backbone stages that keep their ImageNet weights
+    frozen_statistics: bool = True  #: the backbone's normalisation keeps its statistics: batches of 8 or less want it
     start_from: str = ""  #: checkpoint whose weights are taken; empty: ImageNet's
+
+
+def backbone_of(level: Level) -> Backbone:
+    """The backbone of a level, to freeze. Raises ValueError for a library's network."""
+    if isinstance(level.segmenter, LibrarySegmenter):
+        raise ValueError("a library's network cannot be frozen: say frozen_stages: 0 and frozen_statistics: false")
+    return level.segmenter.backbone
 
 
 def freeze(backbone: Backbone, stages: int) -> None:
@@ -46,6 +55,8 @@ def freeze(backbone: Backbone, stages: int) -> None:
     A few images a batch are too few for either, and the leading stages are most of a CPU's backward pass.
     """
     net: Any = backbone.net
+    if stages and not hasattr(net, "conv_stem"):
+        raise ValueError(f"frozen_stages is {stages}; the leading stages of an EfficientNet alone can be kept: say 0")
     if stages:
         for part in (net.conv_stem, net.bn1, *net.blocks[:stages]):
             part.requires_grad_(False)
@@ -54,36 +65,42 @@ def freeze(backbone: Backbone, stages: int) -> None:
             module.eval()
 
 
-def open_log_softmax(logits: Tensor) -> Tensor:
-    """Log-probabilities (B, 19 + open labels, H, W) of logits (B, 19, H, W); see `labels.OPEN_LABELS`.
+ALL_CLASSES = OutputLabels.of()
+
+
+def open_log_softmax(logits: Tensor, outputs: OutputLabels = ALL_CLASSES) -> Tensor:
+    """Log-probabilities (B, C + open labels, H, W) of logits (B, C, H, W); see `OutputLabels.opened`.
 
     The probability of a label that leaves several classes open is the sum of theirs.
     """
     log_p = logits.log_softmax(1)
-    opened = [log_p[:, members].logsumexp(1, keepdim=True) for members in OPEN_LABELS.values()]
+    opened = [log_p[:, members].logsumexp(1, keepdim=True) for members in outputs.opened]
     return torch.cat([log_p, *opened], 1)
 
 
-def loss_weights(classes: dict[str, float]) -> Tensor:
-    """Weight of every label, (19 + open labels,): 1 where nothing is said, an open label the least of its classes'."""
-    weight = torch.ones(len(CITYSCAPES19))
+def loss_weights(classes: dict[str, float], outputs: OutputLabels = ALL_CLASSES) -> Tensor:
+    """Weight of every label, (C + open labels,): 1 where nothing is said, an open label the least of its classes'."""
+    weight = torch.ones(len(outputs))
     for name, value in classes.items():
-        weight[CITYSCAPES19.id_of(name)] = value
-    opened = torch.stack([weight[list(members)].min() for members in OPEN_LABELS.values()])
-    return torch.cat([weight, opened])
+        if name not in outputs.names:
+            raise KeyError(f"class_weights names {name!r}; the network tells apart {', '.join(outputs.names)}")
+        weight[outputs.names.index(name)] = value
+    return torch.cat([weight, *(weight[list(members)].min()[None] for members in outputs.opened)])
 
 
-def segmentation_loss(model: nn.Module, batch: tuple[Tensor, Tensor], weight: Tensor) -> Losses:
+def segmentation_loss(
+    model: nn.Module, batch: tuple[Tensor, Tensor], weight: Tensor, outputs: OutputLabels = ALL_CLASSES
+) -> Losses:
     """Pixel-wise cross-entropy on every second pixel of every second row, unlabelled pixels left out.
 
     Neighbours hold the same answer, and logits of every class at full size are a CPU's largest tensors. `weight` is
     that of `loss_weights`; the mean is over pixels, so that a heavy class adds to the loss and takes nothing away.
     """
     image, labels = batch
-    labels = labels[:, ::2, ::2]
+    labels = torch.tensor(outputs.targets, device=labels.device)[labels[:, ::2, ::2]]
     logits = model(image.contiguous(memory_format=torch.channels_last))
     logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    total = F.nll_loss(open_log_softmax(logits), labels, weight, ignore_index=IGNORE_ID, reduction="sum")
+    total = F.nll_loss(open_log_softmax(logits, outputs), labels, weight, ignore_index=IGNORE_ID, reduction="sum")
     return {"cross_entropy": Mean(total, (labels != IGNORE_ID).sum())}
 
 
@@ -110,17 +127,19 @@ def start(model: nn.Module, checkpoint: Path, level: str) -> None:
 def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
     """Run the stage, or go on with it where `out` holds its checkpoint."""
     torch.manual_seed(recipe.loop.seed)
-    model = recipe.model.build_level()
+    model = recipe.model.build_level(recipe.level)
+    outputs = OutputLabels.of(recipe.model.region_classes if recipe.level == "region" else ())
     if recipe.start_from:
         start(model, Path(recipe.start_from), recipe.level)
     else:
-        load_packaged_weights(model.segmenter.backbone.net, recipe.model.segmenter.backbone)
+        model.segmenter.load_pretrained()
     # torchvision's operator is several times slower than grid_sample in a CPU's backward pass.
     set_deform_form(model, "deform_conv" if torch.cuda.is_available() else "grid_sample")
     model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    freeze(model.segmenter.backbone, recipe.frozen_stages)
+    if recipe.frozen_stages or recipe.frozen_statistics:
+        freeze(backbone_of(model), recipe.frozen_stages)
     hard = [CITYSCAPES19.id_of(name) for name in recipe.hard_classes]
-    weight = loss_weights(recipe.class_weights)
+    weight = loss_weights(recipe.class_weights, outputs)
     stream: FrameStream | RegionStream
     if recipe.level == "image":
         stream = FrameStream(
@@ -131,7 +150,7 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
         stream = RegionStream(recipe.sources, data, recipe.loop.seed, recipe.model.region_hw, hard)
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
-        return segmentation_loss(model, batch, weight.to(batch[0].device))
+        return segmentation_loss(model, batch, weight.to(batch[0].device), outputs)
 
     fit(model, loss, stream, recipe.loop, out / "checkpoint.pt", recipe)
 

@@ -45,6 +45,7 @@ class Backbone(nn.Module):
         pretrained: bool = False,
     ) -> None:
         super().__init__()
+        self.name = name
         # Swin's windows fit any size; timm holds it to the one it was trained at unless told otherwise.
         options: dict[str, Any] = {"strict_img_size": False} if name.startswith("swin") else {}
         if output_stride:
@@ -52,8 +53,6 @@ class Backbone(nn.Module):
         if drop_path:
             options["drop_path_rate"] = drop_path
         self.net = timm.create_model(name, features_only=True, **options)
-        if pretrained:
-            load_pretrained_weights(self.net, name)
         info: Any = self.net.feature_info
         reductions: list[int] = info.reduction()
         channels: dict[int, int] = dict(zip(reductions, info.channels(), strict=True))
@@ -71,6 +70,8 @@ class Backbone(nn.Module):
         for key, default in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
             value = torch.tensor(statistics.get(key, default)).reshape(1, 3, 1, 1)
             self.register_buffer(key, value, persistent=False)
+        if pretrained:
+            self.load_pretrained()
 
     def _keep_stages(self, name: str, stages: int) -> dict[int, int]:
         """Drop later stages; return stride -> channels of what is left, each stride with its last stage kept."""
@@ -85,6 +86,10 @@ class Backbone(nn.Module):
         net._stage_out_idx = {stage: index for index, stage in enumerate(ends.values())}
         last = {stride: net.blocks[stage - 1][-1] for stride, stage in ends.items()}
         return {s: (b.conv_pwl if hasattr(b, "conv_pwl") else b.conv_pw).out_channels for s, b in last.items()}
+
+    def load_pretrained(self) -> None:
+        """Take ImageNet weights, see `load_pretrained_weights`."""
+        load_pretrained_weights(self.net, self.name)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         features = self.net((image - self.mean) / self.std)

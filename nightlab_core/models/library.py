@@ -17,7 +17,6 @@ class LibrarySegmenter(nn.Module):
         model: a model of segmentation-models-pytorch, for example "Unet" or "Segformer".
         backbone: an encoder of that library, for example "mobilenet_v2", or "tu-" and a timm model's name.
         num_classes: channels of the logits.
-        pretrained: ask its hub for ImageNet weights of the encoder.
 
     Raises ModuleNotFoundError where the library is not installed, ValueError or KeyError for a name it does not know.
     """
@@ -25,17 +24,30 @@ class LibrarySegmenter(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: str, backbone: str, num_classes: int, *, pretrained: bool = False) -> None:
+    def __init__(self, model: str, backbone: str, num_classes: int) -> None:
         super().__init__()
         try:
             import segmentation_models_pytorch as smp
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("this model comes with: pip install segmentation-models-pytorch") from error
-        weights = "imagenet" if pretrained else None
-        self.net = smp.create_model(model, backbone, encoder_weights=weights, classes=num_classes)
+        self.backbone_name = backbone
+        self.net = smp.create_model(model, backbone, encoder_weights=None, classes=num_classes)
         self.multiple = int(self.net.encoder.output_stride)
         for key, value in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
             self.register_buffer(key, torch.tensor(value).reshape(1, 3, 1, 1), persistent=False)
+
+    def load_pretrained(self) -> None:
+        """Take the library's ImageNet weights for the encoder. Raises OSError where its hub cannot be reached."""
+        import segmentation_models_pytorch as smp
+
+        try:
+            encoder = smp.encoders.get_encoder(self.backbone_name, weights="imagenet")
+        except Exception as error:  # what a hub's client raises changes with its release
+            raise OSError(
+                f"ImageNet weights of {self.backbone_name} did not come from the hub of segmentation-models-pytorch"
+                f" ({type(error).__name__}: {error}); start from a checkpoint (start_from) where it cannot be reached"
+            ) from error
+        self.net.encoder.load_state_dict(encoder.state_dict())
 
     def forward(self, image: Tensor) -> Tensor:
         check_size(image, self.multiple)

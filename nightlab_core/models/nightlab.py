@@ -52,7 +52,7 @@ class SegmenterSettings(Settings):
     output_stride: Literal[8, 16] = 16  #: of deeplabv3plus
     library_model: str = "Unet"  #: of "library": its name in segmentation-models-pytorch
 
-    def build(self, num_classes: int) -> nn.Module:
+    def build(self, num_classes: int) -> Segmenter | DeepLabV3Plus | LibrarySegmenter:
         """A segmenter with fresh weights: image (B, 3, H, W) RGB in 0..1 -> logits (B, num_classes, h, w)."""
         if self.architecture == "deeplabv3plus":
             return DeepLabV3Plus(self.backbone, num_classes, self.channels, self.output_stride)

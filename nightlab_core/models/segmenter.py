@@ -56,6 +56,10 @@ class Segmenter(nn.Module):
         self.multiple = self.backbone.multiple
         self.head = UPerHead(self.backbone.channels, channels, num_classes, deformable, detail_channels=detail_channels)
 
+    def load_pretrained(self) -> None:
+        """Take ImageNet weights for the backbone, see `load_pretrained_weights`."""
+        self.backbone.load_pretrained()
+
     def forward(self, image: Tensor) -> Tensor:
         check_size(image, self.multiple)
         return self.head(self.backbone(image))
@@ -78,6 +82,10 @@ class DeepLabV3Plus(nn.Module):
         self.backbone = Backbone(backbone, (4, output_stride), output_stride=output_stride, pretrained=pretrained)
         self.multiple = self.backbone.multiple
         self.head = DeepLabHead(self.backbone.channels, channels, num_classes, output_stride)
+
+    def load_pretrained(self) -> None:
+        """Take ImageNet weights for the backbone, see `load_pretrained_weights`."""
+        self.backbone.load_pretrained()
 
     def forward(self, image: Tensor) -> Tensor:
         check_size(image, self.multiple)
