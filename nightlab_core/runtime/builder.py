@@ -12,6 +12,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,7 @@ from nightlab_core.runtime.regions import network_size_hw
 Precision = Literal["float16", "float32"]
 #: Raised with every change of the rewriting in graphs.py or of the building here, so that older plans are not taken.
 GRAPH_VERSION = 1
+POLL_S = 0.02
 
 
 class BuildStopped(Exception):
@@ -52,7 +54,7 @@ class Progress:
         return f"{self.kind} {self.fraction:.0%}, {self.doing}"
 
 
-#: Is told how far a build is, often and from whichever thread TensorRT works in; answers whether to go on.
+#: Is told how far a build is, many times a second, in the thread that asked for it; answers whether to go on.
 OnProgress = Callable[[Progress], bool]
 
 
@@ -152,11 +154,7 @@ def serialize(
     config.add_optimization_profile(profile)
     if not flavour.needs_gpu_to_build:
         _aim(flavour, config, key.target)
-    monitor = _monitor(trt, key.kind, on_progress)
-    config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
-    if monitor.failure is not None:
-        raise monitor.failure
+    plan = _run_build(trt, builder, network, config, key.kind, on_progress)
     if plan is None:
         raise flavour.error(f"TensorRT {flavour.version} cannot build the {key.kind} network")
     return bytes(memoryview(plan)), _layers(trt, network), _io_bytes(trt, network, key.shapes)
@@ -217,18 +215,33 @@ def _aim(flavour: Flavour, config: Any, target: Target) -> None:
             raise flavour.error(f"tensorrt_rtx cannot build for {target}")
 
 
-def _monitor(trt: Any, kind: EngineKind, on_progress: OnProgress) -> Any:
+def _run_build(trt: Any, builder: Any, network: Any, config: Any, kind: EngineKind, on_progress: OnProgress) -> Any:
+    """Build in a thread, so that here progress is told steadily, however long one step takes, and signals are seen."""
+    config.progress_monitor = monitor = _monitor(trt)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(builder.build_serialized_network, network, config)
+        try:
+            while not wait([future], POLL_S).done:
+                if not on_progress(Progress(kind, monitor.fraction, monitor.doing)):
+                    raise BuildStopped(f"the build of the {kind} network was stopped")
+        except BaseException:
+            monitor.stopped = True  # TensorRT gives up at its next step, for which the pool waits
+            raise
+        return future.result()
+
+
+def _monitor(trt: Any) -> Any:
     class Monitor(trt.IProgressMonitor):
         """Phases nest: a phase's own steps, and within the step at hand the phase below it."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.failure: Exception | None = None
+            self.fraction, self.doing, self.stopped = 0.0, "starting", False
             self._phases: dict[str, list[int]] = {}  # name: steps done, steps in all; outermost first
-            self._fraction = 0.0
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             self._phases[phase] = [0, max(1, steps)]
+            self.doing = phase
 
         def phase_finish(self, phase: str) -> None:
             self._phases.pop(phase, None)
@@ -240,13 +253,8 @@ def _monitor(trt: Any, kind: EngineKind, on_progress: OnProgress) -> Any:
             for done, steps in list(self._phases.values()):
                 fraction += share * min(done, steps) / steps
                 share /= steps
-            self._fraction = max(self._fraction, min(1.0, fraction))
-            try:  # an exception must not pass through TensorRT
-                if not on_progress(Progress(kind, self._fraction, phase)):
-                    self.failure = BuildStopped(f"the build of the {kind} network was stopped")
-            except Exception as error:
-                self.failure = error
-            return self.failure is None
+            self.fraction = max(self.fraction, min(1.0, fraction))
+            return not self.stopped
 
     return Monitor()
 

@@ -28,17 +28,17 @@ pytestmark = pytest.mark.ros
 #: builds there; it cannot load what it built.
 WITH_GPU = """
 import sys, time
-from nightlab_core.runtime import choice
+from nightlab_core.runtime import builder, choice
 from nightlab_core.runtime.cuda import Device
 from nightlab_ros.node import main
 
-def slow_build(bundle, key, flavour, folder, on_progress):
-    def slowly(progress):
-        time.sleep(0.01)
-        return on_progress(progress)
-    return build_plan(bundle, key, flavour, folder, slowly)
+def slow_monitor(trt):
+    monitor = make_monitor(trt)
+    step_complete = monitor.step_complete
+    monitor.step_complete = lambda phase, step: (time.sleep(0.01), step_complete(phase, step))[1]
+    return monitor
 
-build_plan, choice.build_plan = choice.build_plan, slow_build
+make_monitor, builder._monitor = builder._monitor, slow_monitor
 choice.find_device = lambda: (Device("NVIDIA RTX A2000", "8.6", 0), "")
 sys.exit(main())
 """

@@ -167,7 +167,7 @@ def test_a_build_that_is_stopped_opens_nothing(bundle: Bundle, machine: Path) ->
                 engine=engine,  # type: ignore[arg-type]
                 frame_hw=FRAME_HW,
                 build=True,
-                on_progress=lambda progress: progress.fraction < 0.3,
+                on_progress=lambda progress: progress.doing == "rewriting the graph",
             )
     assert plan_files(machine) == []
 

@@ -136,13 +136,13 @@ def test_progress_rises_to_the_end(tiny: Bundle, flavour: Flavour, tmp_path: Pat
     build_plan(tiny, key_of(tiny, flavour), flavour, tmp_path, listen)
     fractions = [progress.fraction for progress in heard]
     assert fractions == sorted(fractions) and fractions[0] == 0.0 and fractions[-1] == 1.0
-    assert len(set(fractions)) > 10 and {progress.kind for progress in heard} == {"image"}
-    assert "Building engine" in {progress.doing for progress in heard}
+    assert len(set(fractions)) > 2 and {progress.kind for progress in heard} == {"image"}
+    assert [progress.doing for progress in heard][-1] == "stored"
 
 
 def test_a_build_can_be_stopped(tiny: Bundle, flavour: Flavour, tmp_path: Path) -> None:
     with pytest.raises(BuildStopped, match="the build of the image network was stopped"):
-        build_plan(tiny, key_of(tiny, flavour), flavour, tmp_path, lambda progress: progress.fraction < 0.2)
+        build_plan(tiny, key_of(tiny, flavour), flavour, tmp_path, lambda progress: progress.doing.startswith("rewr"))
     assert plan_files(tmp_path) == []
     _, was_built = build_plan(tiny, key_of(tiny, flavour), flavour, tmp_path)
     assert was_built
@@ -150,7 +150,7 @@ def test_a_build_can_be_stopped(tiny: Bundle, flavour: Flavour, tmp_path: Path) 
 
 def test_an_error_of_the_listener_s_comes_out(tiny: Bundle, flavour: Flavour, tmp_path: Path) -> None:
     def listen(progress: Progress) -> bool:
-        if progress.fraction > 0.2:
+        if progress.doing != "rewriting the graph":
             raise KeyError("in the listener")
         return True
 
@@ -230,7 +230,7 @@ def dying_replace(source, target):
         die()
 
 def listen(progress):
-    if moment == "building" and progress.fraction > 0.3:
+    if moment == "building" and progress.doing != "rewriting the graph":
         die()
     return True
 
