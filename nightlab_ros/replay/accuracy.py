@@ -16,6 +16,9 @@ from nightlab_core.runtime.light import DARK, LIGHT_BINS, LightBin
 from nightlab_ros.replay.intervals import Figures, Interval, blocks_of, class_intervals, miou_interval
 from nightlab_ros.replay.records import FrameRecord
 
+#: Drawing single frames takes 16 kB a frame: of more frames than this only stretches are drawn.
+_MOST_SINGLE = 20_000
+
 
 class ClassFigures(Figures):
     """One class. IoU is None where the truth holds no pixel of it."""
@@ -51,7 +54,8 @@ class Accuracy(Figures):
     miou: tuple[float | None, float | None]
     pixel_accuracy: tuple[float | None, float | None]
     gain: Interval | None
-    frame_by_frame: Interval | None  #: as `gain`, with frames drawn one by one: too narrow for frames of one drive
+    frame_by_frame: Interval | None  #: as `gain`, with frames drawn one by one: too narrow for frames of one drive;
+    #: None where they are too many to draw
     by_class: tuple[ClassFigures, ...]
     by_light: tuple[LightFigures, ...]
     dark: LightFigures
@@ -88,7 +92,7 @@ def accuracy_of(
         miou=(number(mean_iou(sums[0])), number(mean_iou(sums[1]))),
         pixel_accuracy=(_pixel_accuracy(sums[0]), _pixel_accuracy(sums[1])),
         gain=miou_interval(*whole, blocks),
-        frame_by_frame=miou_interval(*whole, np.arange(len(records))),
+        frame_by_frame=miou_interval(*whole, np.arange(len(records))) if len(records) <= _MOST_SINGLE else None,
         by_class=_by_class(names, *whole, blocks),
         by_light=tuple(at_light(part) for part in LIGHT_BINS),
         dark=at_light(DARK),

@@ -70,10 +70,11 @@ def blocks_of(records: Sequence[FrameRecord]) -> np.ndarray:
 
 def sum_by_block(values: np.ndarray, blocks: np.ndarray) -> np.ndarray:
     """Sums (M, ...) over the frames of each of the M blocks that occur."""
-    unique, place = np.unique(blocks, return_inverse=True)
-    sums = np.zeros((len(unique), *values.shape[1:]), values.dtype)
-    np.add.at(sums, place, values)
-    return sums
+    if not len(blocks):
+        return values
+    order = np.argsort(blocks, kind="stable")
+    starts = np.flatnonzero(np.diff(blocks[order], prepend=blocks[order[0]] - 1))
+    return np.add.reduceat(values[order], starts, axis=0)
 
 
 def miou_interval(first: np.ndarray, second: np.ndarray, blocks: np.ndarray) -> Interval | None:

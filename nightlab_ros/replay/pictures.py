@@ -12,7 +12,7 @@ import numpy as np
 
 from nightlab_core.labels import IGNORE_ID, ClassSet, overlay
 from nightlab_core.metrics import iou
-from nightlab_core.runtime.bundle import MANIFEST_NAME, BundleError, sha256_of
+from nightlab_core.runtime.bundle import MANIFEST_NAME, sha256_of
 from nightlab_core.runtime.pipeline import Pipeline, Result
 from nightlab_ros.demo_report import to_class_set
 from nightlab_ros.replay.intervals import BLOCK_S
@@ -74,8 +74,8 @@ class Again:
                 threads=settings.threads,
                 settings=settings.pipeline,
             )
-        except (BundleError, ImportError) as error:
-            raise PicturesError(str(error)) from error
+        except Exception as error:  # of whichever engine: the figures are written, and pictures are an extra
+            raise PicturesError(f"the bundle {bundle} does not open any more: {error}") from error
         self._stack.callback(self._pipeline.close)
 
     def __enter__(self) -> Again:
@@ -97,7 +97,10 @@ class Again:
             raise PicturesError(f"frame {record.index} of {record.bag}: {frame.reason}")
         if frame.time_ns != record.time_ns:
             raise PicturesError(f"the bag {record.bag} is not the one that was replayed")
-        return frame, self._pipeline(frame.image_bgr)
+        try:
+            return frame, self._pipeline(frame.image_bgr)
+        except Exception as error:  # as above
+            raise PicturesError(f"frame {record.index} of {record.bag} cannot be segmented again: {error}") from error
 
     def _bag(self, name: str) -> Bag:
         if name not in self._bags:

@@ -209,7 +209,7 @@ def test_partial_and_lost_frames_are_counted() -> None:
 
 
 def test_findings_say_what_the_figures_bear_out() -> None:
-    said = " ".join(findings(summarize(sample_run(600))))
+    said = " ".join(findings(summarize(sample_run(160, hz=2))))
     assert "What the second level changes: better, +" in said
     assert "frames were dropped" in said and "expected calibration error" in said
     few = " ".join(findings(summarize(sample_run(4, lost=False))))
