@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from nightlab_core.runtime.builder import GRAPH_VERSION, BuildStopped, Precision, build_plan, plan_key, plan_shapes
-from nightlab_core.runtime.builder import Progress as BuildProgress
+from nightlab_core.runtime.builder import GRAPH_VERSION, Precision, build_plan, plan_key, plan_shapes
 from nightlab_core.runtime.bundle import ENGINE_KINDS, BundleError, default_bundle, load_bundle
 from nightlab_core.runtime.choice import build_command
+from nightlab_core.runtime.compiler import BuildStopped
+from nightlab_core.runtime.compiler import Progress as BuildProgress
 from nightlab_core.runtime.cuda import CudaError, Device, find_device
 from nightlab_core.runtime.flavours import (
     PACKAGES,

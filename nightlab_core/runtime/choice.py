@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from nightlab_core.runtime.builder import OnProgress, Precision, build_plan, plan_key, plan_shapes
+from nightlab_core.runtime.builder import Precision, build_plan, plan_key, plan_shapes
 from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, EngineKind
+from nightlab_core.runtime.compiler import OnProgress
 from nightlab_core.runtime.cuda import CudaError, Device, find_device
 from nightlab_core.runtime.engine import Engine, EngineChoice, engine_maker
 from nightlab_core.runtime.flavours import PACKAGES, Flavour, Target, TensorRtError, installed_flavours

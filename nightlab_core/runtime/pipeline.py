@@ -26,9 +26,9 @@ from pydantic import Field
 from nightlab_core.config import Settings
 from nightlab_core.labels import IGNORE_ID
 from nightlab_core.runtime import regions as rg
-from nightlab_core.runtime.builder import OnProgress
 from nightlab_core.runtime.bundle import Bundle, check_contract, load_bundle
 from nightlab_core.runtime.choice import open_engines
+from nightlab_core.runtime.compiler import OnProgress
 from nightlab_core.runtime.engine import Engine, EngineChoice
 from nightlab_core.runtime.light import light_level
 

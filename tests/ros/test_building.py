@@ -17,7 +17,7 @@ pytest.importorskip("onnxruntime")
 from lifecycle_msgs.msg import Transition
 from ros_harness import Client, NodeProcess
 
-from nightlab_core.runtime.builder import Progress
+from nightlab_core.runtime.compiler import Progress
 from nightlab_ros import building
 from nightlab_ros.building import BuildReporter
 from nightlab_ros.health import Report
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.ros
 #: builds there; it cannot load what it built.
 WITH_GPU = """
 import sys, time
-from nightlab_core.runtime import builder, choice
+from nightlab_core.runtime import choice, compiler
 from nightlab_core.runtime.cuda import Device
 from nightlab_ros.node import main
 
@@ -38,7 +38,7 @@ def slow_monitor(trt):
     monitor.step_complete = lambda phase, step: (time.sleep(0.01), step_complete(phase, step))[1]
     return monitor
 
-make_monitor, builder._monitor = builder._monitor, slow_monitor
+make_monitor, compiler._monitor = compiler._monitor, slow_monitor
 choice.find_device = lambda: (Device("NVIDIA RTX A2000", "8.6", 0), "")
 sys.exit(main())
 """

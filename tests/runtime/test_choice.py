@@ -18,9 +18,9 @@ pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("onnxruntime")
 
 from nightlab_core.runtime import choice
-from nightlab_core.runtime.builder import BuildStopped, Progress
 from nightlab_core.runtime.bundle import Bundle, load_bundle
 from nightlab_core.runtime.choice import build_command, open_engines
+from nightlab_core.runtime.compiler import BuildStopped, Progress
 from nightlab_core.runtime.cuda import CudaError, Device
 from nightlab_core.runtime.engine import TensorSpec
 from nightlab_core.runtime.flavours import TensorRtError, import_flavour

@@ -15,16 +15,9 @@ from onnx import TensorProto, helper
 
 pytest.importorskip("tensorrt_rtx")
 
-from nightlab_core.runtime.builder import (
-    BuildStopped,
-    Precision,
-    Progress,
-    build_plan,
-    plan_key,
-    plan_shapes,
-    serialize,
-)
+from nightlab_core.runtime.builder import Precision, build_plan, plan_key, plan_shapes
 from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, EngineKind, default_bundle, load_bundle
+from nightlab_core.runtime.compiler import BuildStopped, Progress, serialize
 from nightlab_core.runtime.cuda import Device
 from nightlab_core.runtime.flavours import RTX_CAPABILITIES, Flavour, Target, TensorRtError, import_flavour
 from nightlab_core.runtime.plans import PlanHeader, PlanKey, find_plan, locked, plan_files, read_plan
