@@ -275,7 +275,10 @@ def timeline(
     xs = [x.at(s) for s in seconds]
     for axis, values, kind in ((light, light_level, "line-a"), (sure, confidence, "line-b")):
         ys = [math.nan if v is None else axis.at(v) for v in values]
-        parts.append(path(xs, ys, kind))
+        drawn = [(xs[i], y) for i, y in enumerate(ys)]
+        for start in starts[1:]:  # no line from one drive to the next
+            drawn.insert(sum(place < x.at(start) for place, _ in drawn), (x.at(start), math.nan))
+        parts.append(path([p[0] for p in drawn], [p[1] for p in drawn], kind))
         alone = [i for i, y in enumerate(ys) if math.isfinite(y) and not _neighbour(ys, i)]
         parts += [dot(xs[i], ys[i], kind.replace("line", "fill"), radius=2) for i in alone]
     for place, count in zip(xs, lost, strict=True):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from replay_samples import PRESENT, sample_run
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.metrics import iou, mean_iou, paired_bootstrap
 from nightlab_core.runtime.light import DARK, LIGHT_BINS
+from nightlab_ros.replay import charts
 from nightlab_ros.replay.accuracy import accuracy_of
 from nightlab_ros.replay.behaviour import TIMELINE_POINTS, behaviour_of, timeline_of
 from nightlab_ros.replay.intervals import Interval, blocks_of, mean_interval, miou_interval, sum_by_block
@@ -222,3 +224,30 @@ def test_bands_are_as_many_as_recorded() -> None:
     accuracy = summarize(sample_run(12)).accuracy
     assert accuracy is not None and len(accuracy.by_band) == NUM_BANDS
     assert accuracy.by_band[0].name == "top, far" and accuracy.by_band[-1].span == "rows 75 to 100 %"
+
+
+def test_lines_break_between_bags_and_where_nothing_is_known() -> None:
+    seconds, light = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0), (0.1, 0.2, None, 0.1, 0.1, 0.2)
+    drawn = charts.timeline(seconds, light, light, (0,) * 6, (0.0, 3.5), "two bags")
+    lines = re.findall(r'<path d="([^"]*)" class="line-a"', drawn)
+    assert len(lines) == 1 and lines[0].count("M") == 3 and lines[0].count("L") == 2
+
+
+def test_a_chart_escapes_names_and_keeps_to_its_axes() -> None:
+    drawn = charts.dumbbells([("<b>", 10.0, 120.0), ("none", None, None)], "%", '"quoted"')
+    assert "&lt;b&gt;" in drawn and "<b>" not in drawn and "&#34;quoted&#34;" in drawn
+    assert max(float(x) for x in re.findall(r'cx="([\d.]+)"', drawn)) <= charts.WIDTH
+    assert "—" in drawn
+
+
+@pytest.mark.parametrize(
+    ("axis", "ticks"),
+    [
+        (charts.Axis(0, 10, 0, 100), [0, 2, 4, 6, 8, 10]),
+        (charts.Axis(-1.1, 1.1, 0, 100), [-1, -0.5, 0, 0.5, 1]),
+        (charts.Axis(0.001, 1, 0, 100, log=True), [0.001, 0.01, 0.1, 1]),
+        (charts.Axis(3, 3, 0, 100), [3]),
+    ],
+)
+def test_ticks_are_round(axis: charts.Axis, ticks: list[float]) -> None:
+    assert axis.ticks() == pytest.approx(ticks)
