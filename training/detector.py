@@ -35,7 +35,7 @@ class DetectorRecipe(Settings):
     frozen_stages: int = 1
 
 
-class _Losses(nn.Module):
+class ProposalLosses(nn.Module):
     """The detector's losses as a forward pass, so that a wrapper of it sees every call."""
 
     def __init__(self, detector: RegionDetector) -> None:
@@ -70,7 +70,7 @@ def train(recipe: DetectorRecipe, data: Path, out: Path) -> None:
     stream = BoxStream(
         recipe.sources, data, recipe.loop.seed, recipe.crop_hw, recipe.input_hw, recipe.scale, hard_ids=hard
     )
-    model, checkpoint = _Losses(detector), out / "checkpoint.pt"
+    model, checkpoint = ProposalLosses(detector), out / "checkpoint.pt"
     fit(model, detection_loss, stream, recipe.loop, checkpoint, recipe, collate)
 
 

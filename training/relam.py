@@ -126,6 +126,8 @@ def streams(recipe: ReLAMRecipe, data: Path) -> Unpaired:
 
 def load_relam(checkpoint: Path) -> dict[str, Tensor]:
     """The weights of the light adaptation in a checkpoint of this stage, for `Level.relam.load_state_dict`."""
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"{checkpoint}: no such checkpoint; train that stage first, see docs/training.md")
     weights = load_weights(checkpoint)
     found = {k.removeprefix("generator."): v for k, v in weights.items() if k.startswith("generator.")}
     if not found:

@@ -21,6 +21,7 @@ from nightlab_core.output_labels import OutputLabels
 from training.command import run_stage
 from training.data import FrameStream, RegionStream, SourceSettings
 from training.loop import LoopSettings, Losses, Mean, fit, load_weights
+from training.relam import load_relam
 
 
 class SegmenterRecipe(Settings):
@@ -40,6 +41,7 @@ class SegmenterRecipe(Settings):
     frozen_stages: int = 2  #: leading backbone stages that keep their ImageNet weights
     frozen_statistics: bool = True  #: the backbone's normalisation keeps its statistics: batches of 8 or less want it
     start_from: str = ""  #: checkpoint whose weights are taken; empty: ImageNet's
+    relam_from: str = ""  #: checkpoint of `training.relam` for the light adaptation; empty: it starts as it is
 
 
 def backbone_of(level: Level) -> Backbone:
@@ -133,6 +135,8 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
         start(model, Path(recipe.start_from), recipe.level)
     else:
         model.segmenter.load_pretrained()
+    if recipe.relam_from:
+        model.relam.load_state_dict(load_relam(Path(recipe.relam_from)))
     # torchvision's operator is several times slower than grid_sample in a CPU's backward pass.
     set_deform_form(model, "deform_conv" if torch.cuda.is_available() else "grid_sample")
     model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
