@@ -19,8 +19,10 @@ from nightlab_ros.replay.records import FrameRecord
 
 #: Seconds of driving in a block.
 BLOCK_S = 5.0
-#: Blocks are shorter where a recording would hold fewer than this many.
+#: Blocks are shorter where there would be fewer than this many, but never shorter than a second: frames within one show
+#: the same street.
 WANTED_BLOCKS = 10
+LEAST_BLOCK_S = 1.0
 #: With fewer blocks nothing is claimed: six that point the same way by chance alone are one case in thirty.
 LEAST_BLOCKS = 6
 SAMPLES = 2000
@@ -43,7 +45,7 @@ class Interval(Figures):
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse", "no difference shown" or "too few frames", where more is better."""
+        """One of "better", "worse", "no difference shown" and "too few frames", where more is better."""
         if self.blocks < LEAST_BLOCKS:
             return "too few frames"
         return "better" if self.low_95 > 0 else "worse" if self.high_95 < 0 else "no difference shown"
@@ -60,8 +62,8 @@ def blocks_of(records: Sequence[FrameRecord]) -> np.ndarray:
     for bag, frames in by_bag.items():
         gaps = np.diff([r.time_ns for r in frames]) / 1e9
         gaps = gaps[gaps > 0]
-        per_block = round(BLOCK_S / float(np.median(gaps))) if gaps.size else len(frames)
-        per_block = min(max(per_block, 1), wanted)
+        gap_s = float(np.median(gaps)) if gaps.size else BLOCK_S / wanted
+        per_block = max(min(round(BLOCK_S / gap_s), wanted), round(LEAST_BLOCK_S / gap_s), 1)
         for place, record in enumerate(frames):
             numbers[bag, record.index] = first + place // per_block
         first += math.ceil(len(frames) / per_block)
