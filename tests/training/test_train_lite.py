@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make train-lite`: every command in its order, on the shipped recipes with tiny data and two steps a stage."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+import cv2
+
+from nightlab_core.config import load_yaml, read_yaml
+from nightlab_core.data import night
+from nightlab_core.labels import CITYSCAPES_TO_CAMVID, map_ids
+from nightlab_core.runtime.bundle import load_bundle
+from training.bundle import BundleRecipe
+from training.hdm import HdmRecipe
+from training.segmenter import SegmenterRecipe
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "config" / "train"
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+def _make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    # make's own variables would make this one a part of the run that the tests are in.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k != "DATA"}
+    command = ["make", "-f", str(ROOT / "Makefile"), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=1800, check=False)
+
+
+def test_without_data_it_says_what_is_missing_before_it_installs_anything() -> None:
+    done = _make("train-lite", "DATA=/no/such/folder")
+    assert done.returncode != 0 and "expected the folder of the data sets" in done.stderr
+    assert "Making" not in done.stdout
+
+
+def test_each_stage_finds_what_those_before_it_made() -> None:
+    """The paths in the recipes and in the Makefile are written twice: here they are held against each other."""
+    image = load_yaml(RECIPES / "lite_image.yaml", SegmenterRecipe)
+    region = load_yaml(RECIPES / "lite_region.yaml", SegmenterRecipe)
+    hdm = load_yaml(RECIPES / "lite_hdm.yaml", HdmRecipe)
+    plain = load_yaml(RECIPES / "lite_bundle.yaml", BundleRecipe)
+    final = load_yaml(RECIPES / "lite_hdm_bundle.yaml", BundleRecipe)
+    assert image.start_from in ("", "checkpoints/nightlab-lite.pt")
+    assert region.start_from == plain.image == final.image == "runs/lite_image/checkpoint.pt"
+    assert plain.region == final.region == "runs/lite_region/checkpoint.pt"
+    assert plain.detector == hdm.detector == "runs/lite_detector/checkpoint.pt"
+    assert hdm.levels == "runs/lite_rdn_bundle" and final.detector == "runs/lite_hdm/checkpoint.pt"
+    assert hdm.model == final.model and plain.model == region.model == image.model
+
+
+def _tiny(name: str, sources: list[dict[str, Any]]) -> dict[str, Any]:
+    """A shipped recipe with two steps and tiny data."""
+    recipe = read_yaml(RECIPES / name)
+    if "loop" in recipe:
+        quick = {"steps": 2, "batch_size": 2, "warmup_steps": 0, "checkpoint_every": 1, "workers": 0}
+        recipe["loop"] |= {**quick, "tensorboard": False, "learning_rate": 1e-5}
+        recipe["sources"] = sources
+        recipe |= {"input_hw": [96, 128]} | ({"frames": 2, "per_frame": 4} if "hdm" in name else {"crop_hw": [64, 96]})
+        # Darkened pseudo labels are a part of the image level's diet.
+        recipe["sources"] = sources + (
+            [{"kind": "pseudo", "folder": "runs/pseudo_night", "weight": 0.3}] * ("image" in name)
+        )
+    return recipe
+
+
+@pytest.mark.slow
+def test_the_whole_chain_on_tiny_data(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    folders = {"camvid/train": 2, "camvid/val": 2, "nightcoarse/val": 1, "daynight/night": 2}
+    for seed, (folder, count) in enumerate(folders.items()):
+        for i in range(count):
+            frame = night.render_scene(10 * seed + i, size_hw=(120, 160))
+            labels = map_ids(frame.labels, CITYSCAPES_TO_CAMVID) if "camvid" in folder else frame.labels
+            labels[labels == 255] = 11 if "camvid" in folder else 255
+            images = tmp_path / "data" / folder / ("" if "daynight" in folder else "images")
+            (tmp_path / "data" / folder / "labels").mkdir(parents=True, exist_ok=True)
+            images.mkdir(exist_ok=True)
+            cv2.imwrite(str(images / f"{folder.replace('/', '_')}_{i}.png"), frame.image_bgr)
+            cv2.imwrite(str(tmp_path / "data" / folder / "labels" / f"{folder.replace('/', '_')}_{i}.png"), labels)
+    work = tmp_path / "work"
+    (work / "config" / "train").mkdir(parents=True)
+    sources = [{"kind": "camvid", "folder": "camvid", "split": "train", "weight": 1.0}]
+    for recipe in RECIPES.glob("lite_*.yaml"):
+        text = yaml.safe_dump(_tiny(recipe.name, sources), sort_keys=False)
+        (work / "config" / "train" / recipe.name).write_text(text)
+    for name in ("training", "nightlab_core", "checkpoints", "requirements"):
+        (work / name).symlink_to(ROOT / name)
+    # The environment that runs this test in place of the one that make would install.
+    (work / ".venv-test").mkdir()
+    for part in Path(sys.prefix).iterdir():
+        if part.name != ".ready":
+            (work / ".venv-test" / part.name).symlink_to(part)
+    (work / ".venv-test" / ".ready").touch()
+
+    first = _make("train-lite", f"DATA={tmp_path / 'data'}", cwd=work)
+    assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
+    measured = load_bundle(work / "runs" / "nightlab-lite").manifest.accuracy
+    assert {"camvid_val_both_levels_miou", "nightcoarse_val_difference"} <= set(measured)
+    assert len(list((work / "runs" / "pseudo_night" / "labels").iterdir())) == 2
+
+    (work / "runs" / "lite_hdm" / "checkpoint.pt").unlink()
+    again = _make("train-lite", f"DATA={tmp_path / 'data'}", cwd=work)
+    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
+    done = [line for line in again.stdout.splitlines() if "is finished" in line]
+    assert [line.split("/")[1] for line in done] == ["lite_image", "lite_region", "lite_detector"]
+    assert "step 2/2" in again.stdout  # HDM's
