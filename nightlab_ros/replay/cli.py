@@ -11,6 +11,7 @@ Frames with a label map of the same stamp (a topic of mono8 ids whose name has t
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=110)
-    stop = _stop_on_signals(console)
+    stop = _stop_on_signals()
     try:
         return _replay(args, console, stop)
     except KeyboardInterrupt:
@@ -124,6 +125,7 @@ def _replay(args: argparse.Namespace, console: Console, stop: threading.Event) -
         label_topic=args.label_topic,
         rate=args.rate,
         max_frames=args.frames,
+        keep_masks=args.write_bag,
     )
     with ExitStack() as stack:
         pipeline = Pipeline.open(
@@ -166,7 +168,7 @@ def _results(
     notes: dict[str, str],
 ) -> Generator[SpanResult, None, None]:
     """The results of all spans, by the way of running that was asked for."""
-    settings, keep = run.settings, args.write_bag
+    settings, keep = run.settings, run.settings.keep_masks
     if settings.mode == "all" and (args.workers or args.scheduler):
         from nightlab_ros.replay.cluster import replay_distributed
 
@@ -257,7 +259,7 @@ def _pipeline_settings(given: list[str]) -> PipelineSettings:
         raise ValueError(f"--set {first['loc'][0]}={first['input']}: {first['msg']}") from None
 
 
-def _stop_on_signals(console: Console) -> threading.Event:
+def _stop_on_signals() -> threading.Event:
     """Set by SIGINT or SIGTERM; a second one ends the process without a report."""
     stop = threading.Event()
 
@@ -265,7 +267,7 @@ def _stop_on_signals(console: Console) -> threading.Event:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        console.print("\nStopping after the frame at hand ...")
+        os.write(2, b"\nStopping after the frame at hand ...\n")  # a console may be in the midst of writing
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)

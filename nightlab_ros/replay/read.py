@@ -45,6 +45,10 @@ class BagFrame:
     reason: str = ""
 
 
+class MissingTopicError(ValueError):
+    """The topic that was asked for is not there, or none that would do."""
+
+
 class Bag:
     """An opened bag; a context manager. Any thread may read."""
 
@@ -60,6 +64,11 @@ class Bag:
             self.label_topic = _choose(path, topics, label_topic, "label", labels=True)
             self._images = self._storage.index(self.image_topic)
             self._labels = self._label_index()
+        except MissingTopicError as error:
+            self._storage.close()
+            if not self.problems:
+                raise
+            raise BagError(f"{error}\n{'; '.join(self.problems)}") from error  # it may have been in the lost part
         except BaseException:
             self._storage.close()
             raise
@@ -220,7 +229,7 @@ def _choose(path: Path, topics: dict[str, Topic], asked: str | None, what: str, 
     if asked is not None:
         if asked in of_images:
             return asked
-        raise ValueError(f"{path}: {what} topic {asked} is not there. {_listed(topics)}")
+        raise MissingTopicError(f"{path}: {what} topic {asked} is not there. {_listed(topics)}")
     found = [name for name in of_images if is_label_topic(name) == labels]
     # of a camera that was recorded both ways, the raw images
     found = [name for name in found if not (name.endswith("/compressed") and name[: -len("/compressed")] in found)]
@@ -230,7 +239,7 @@ def _choose(path: Path, topics: dict[str, Topic], asked: str | None, what: str, 
     if not found and labels:
         return None
     if not found:
-        raise ValueError(f"{path} holds no topic of camera images. {_listed(topics)}")
+        raise MissingTopicError(f"{path} holds no topic of camera images. {_listed(topics)}")
     option = "--label-topic" if labels else "--topic"
     raise ValueError(f"{path} holds several {what} topics: name one with {option}. {_listed(topics)}")
 

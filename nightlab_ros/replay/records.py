@@ -106,6 +106,7 @@ class ReplaySettings(_Model):
     rate: float = 1.0  #: real time and live: so many times the recorded rate
     max_frames: int | None = None  #: of each bag
     chunk_frames: int = 64
+    keep_masks: bool = False  #: for a bag of masks
 
     @property
     def class_set(self) -> ClassSet:

@@ -161,7 +161,7 @@ def begin(out: Path, settings: ReplaySettings, bundle: BundleInfo, bags: Sequenc
             read_chunk(path)
         except StoreError:
             path.unlink()
-    return old
+    return old.model_copy(update={"bags": run.bags})  # what is wrong with single frames is found anew
 
 
 def missing_spans(out: Path, run: Run) -> list[Span]:
