@@ -47,12 +47,15 @@ class Evaluation:
     both_levels: np.ndarray | None  #: None for a model that has an image level alone
 
     def figures(self) -> dict[str, float]:
-        """Mean IoU in percent, and where there are both levels their difference with its 95 % interval."""
+        """Mean IoU in percent, and where there are both levels their difference, with its 95 % interval if frames
+        are enough."""
         found = {"image_level_miou": percent(self.image_level)}
         if self.both_levels is not None:
             d = difference(self.image_level, self.both_levels)
             found |= {"both_levels_miou": percent(self.both_levels)}
-            found |= {"difference": d.points, "difference_low": d.low, "difference_high": d.high}
+            found |= {"difference": d.points}
+            if d.low is not None and d.high is not None:
+                found |= {"difference_low": d.low, "difference_high": d.high}
         return found
 
     def report(self) -> dict[str, Any]:

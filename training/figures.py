@@ -18,21 +18,26 @@ from nightlab_core.runtime.light import DARK, LIGHT_BINS
 NAMED_PARTS = {"camvid": {"dusk": "0001TP_*", "daylight": "Seq05VD_*"}}
 
 
+#: With fewer frames nothing is claimed: six that point the same way by chance alone are one case in thirty.
+LEAST_FRAMES = 6
+
+
 @dataclass(frozen=True)
 class Difference:
-    """Points of IoU in percent, with the 95 % interval of the paired bootstrap over frames."""
+    """Points of IoU in percent, with the 95 % interval of the paired bootstrap; None of too few frames."""
 
     points: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
     def __str__(self) -> str:
-        return f"{self.points:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+        interval = "too few frames" if self.low is None else f"{self.low:+.2f}, {self.high:+.2f}"
+        return f"{self.points:+.2f} [{interval}]"
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> Difference:
     """How much better the second method is; matrices (N, C, C + 1) of the same frames."""
-    return Difference(*(100 * value for value in paired_bootstrap(first, second)))
+    return _difference([100 * value for value in paired_bootstrap(first, second)], len(first))
 
 
 def percent(matrices: np.ndarray) -> float:
@@ -47,9 +52,19 @@ def by_class(classes: ClassSet, first: np.ndarray, second: np.ndarray) -> list[d
     return [
         {"name": name, "first": None, "second": None, "difference": None}
         if np.isnan(a)
-        else {"name": name, "first": 100 * a, "second": 100 * b, "difference": asdict(Difference(*interval.tolist()))}
+        else {
+            "name": name,
+            "first": 100 * a,
+            "second": 100 * b,
+            "difference": asdict(_difference(interval.tolist(), len(first))),
+        }
         for (name, a, b), interval in zip(pairs, intervals, strict=True)
     ]
+
+
+def _difference(interval: list[float], frames: int) -> Difference:
+    points, low, high = interval
+    return Difference(points, low, high) if frames >= LEAST_FRAMES else Difference(points, None, None)
 
 
 def by_part(

@@ -24,7 +24,7 @@ from nightlab_core.labels import BDD18, CAMVID11, CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings  # noqa: E402
 from training import evaluate, levels  # noqa: E402
-from training.figures import parts  # noqa: E402
+from training.figures import difference, parts  # noqa: E402
 from training.predictor import open_checkpoint  # noqa: E402
 from training.sliding import TestTime, probabilities, slide  # noqa: E402
 
@@ -176,6 +176,16 @@ def test_figures_by_hand() -> None:
     json.dumps(report, allow_nan=False)
     alone = evaluate.evaluate(_constant(2, None), _samples(), CAMVID11, "camvid/test")  # type: ignore[arg-type]
     assert set(alone.figures()) == {"image_level_miou"} and alone.both_levels is None
+
+
+def test_an_interval_needs_frames() -> None:
+    six = evaluate.evaluate(_constant(2, 0), _samples() * 3, CAMVID11, "mine")  # type: ignore[arg-type]
+    few = evaluate.evaluate(_constant(2, 0), _samples(), CAMVID11, "mine")  # type: ignore[arg-type]
+    assert few.figures().keys() == six.figures().keys() - {"difference_low", "difference_high"}
+    whole, few_whole = (difference(e.image_level, e.both_levels) for e in (six, few))  # type: ignore[arg-type]
+    assert str(whole) == f"{whole.points:+.2f} [{whole.low:+.2f}, {whole.high:+.2f}]"
+    assert str(few_whole) == f"{whole.points:+.2f} [too few frames]"
+    assert [row["difference"]["low"] for row in few.report()["by_class"] if row["difference"]] == [None, None]
 
 
 def test_parts_hold_every_frame_once() -> None:
