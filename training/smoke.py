@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does a recipe build and train at its full size on this machine, and how much memory does that take?
+
+python -m training.smoke config/train/nightcity_plus_swin_b/image.yaml --steps 2
+
+runs the stage's own loop for a few steps on random images and labels; no data set and no ImageNet weights are needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from nightlab_core.config import Settings, load_yaml, replace
+from nightlab_core.models.deform import set_deform_form
+from nightlab_core.output_labels import OutputLabels
+from training import detector, relam, segmenter
+from training.command import errors_in_words
+from training.loop import Losses, fit
+
+Loss = Callable[[nn.Module, Any], Losses]
+Collate = Callable[[list[Any]], Any]
+
+
+class RandomImages(Dataset[Any]):
+    """Sample i is what `draw` makes of a random generator seeded with i."""
+
+    def __init__(self, draw: Callable[[torch.Generator], Any]) -> None:
+        self.draw = draw
+
+    def __getitem__(self, index: int) -> Any:
+        return self.draw(torch.Generator().manual_seed(index))
+
+
+def recipe_class(path: Path) -> type[Settings]:
+    """The stage of a recipe by its file's name. Raises ValueError for one that trains no network from images."""
+    if "relam" in path.stem:
+        return relam.ReLAMRecipe
+    stages: dict[str, type[Settings]] = {
+        "image": segmenter.SegmenterRecipe,
+        "region": segmenter.SegmenterRecipe,
+        "detector": detector.DetectorRecipe,
+    }
+    stage = path.stem.split("_")[-1]
+    if stage not in stages:
+        raise ValueError(f"{path} is of stage {stage!r}; expected a recipe whose name ends in {', '.join(stages)}")
+    return stages[stage]
+
+
+def stage(recipe: Any) -> tuple[nn.Module, Loss, RandomImages, Collate | None]:
+    """The network of a recipe with random weights, its loss, and random samples of the size that it trains on."""
+    windows = getattr(recipe, "level", "") == "region"
+    size_hw = recipe.model.region_hw if windows else recipe.crop_hw
+
+    def image(generator: torch.Generator) -> Tensor:
+        return torch.rand(3, *size_hw, generator=generator)
+
+    if isinstance(recipe, relam.ReLAMRecipe):
+        pairs = RandomImages(lambda g: (image(g) / 4, image(g)))
+        return relam.LightAdaptation(recipe), relam.adaptation_loss, pairs, None
+    if isinstance(recipe, detector.DetectorRecipe):
+        boxes = torch.tensor([[64.0, 32.0, 128.0, 160.0], [200.0, 100.0, 260.0, 140.0]])
+        proposals = detector.ProposalLosses(recipe.model.build_detector())
+        return proposals, detector.detection_loss, RandomImages(lambda g: (image(g), boxes)), detector.collate
+    outputs = OutputLabels.of(recipe.model.region_classes if windows else ())
+    weight = segmenter.loss_weights(recipe.class_weights, outputs)
+    samples = RandomImages(lambda g: (image(g), torch.randint(0, 19, size_hw, generator=g)))
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
+        return segmenter.segmentation_loss(model, batch, weight.to(batch[0].device), outputs)
+
+    return recipe.model.build_level(recipe.level), loss, samples, None
+
+
+def smoke(path: Path, steps: int, batch_size: int = 0, precision: str = "") -> dict[str, float]:
+    """Run `steps` steps of a recipe; with `batch_size` or `precision`, with that instead of the recipe's.
+
+    Returns seconds a step, millions of weights, and the peak memory in GB: of the process, and of the GPU if any.
+    """
+    recipe: Any = load_yaml(path, recipe_class(path))
+    changes: dict[str, Any] = {"steps": steps, "warmup_steps": 0, "workers": 0, "tensorboard": False, "log_every": 1}
+    changes |= ({"batch_size": batch_size} if batch_size else {}) | ({"precision": precision} if precision else {})
+    recipe = replace(recipe, loop=replace(recipe.loop, **changes))
+    model, loss, samples, collate = stage(recipe)
+    # The operator that a GPU trains with: sampling by grid_sample takes nine times the memory.
+    set_deform_form(model, "deform_conv")
+    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.monotonic()
+        fit(model, loss, samples, recipe.loop, Path(folder) / "checkpoint.pt", recipe, collate)
+        seconds = time.monotonic() - start
+    figures = {
+        "batch_size": float(recipe.loop.batch_size),
+        "seconds_per_step": seconds / steps,
+        "weights_million": sum(p.numel() for p in model.parameters()) / 1e6,
+        "peak_process_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    }
+    if torch.cuda.is_available():
+        figures["peak_gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return figures
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="YAML recipe whose name ends in image, region or detector")
+    parser.add_argument("--steps", type=int, default=2, help="steps to run (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=0, help="images a step (default: the recipe's)")
+    parser.add_argument("--precision", default="", help="such as 32-true (default: the recipe's)")
+    arguments = parser.parse_args()
+    with errors_in_words():
+        figures = smoke(arguments.recipe, arguments.steps, arguments.batch_size, arguments.precision)
+    print("  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()
