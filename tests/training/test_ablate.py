@@ -186,6 +186,16 @@ def test_shipped_ladders_name_recipes_that_are_there(path: Path) -> None:
         CITYSCAPES19.id_of(name)
 
 
+def test_the_papers_rungs_differ_in_the_model_alone() -> None:
+    folder = CONFIG / "train"
+    whole = load_yaml(folder / "nightcity_plus_swin_b" / "image.yaml", SegmenterRecipe)
+    for name, deformable in (("upernet", ()), ("deform_head", ("head",)), ("deform", ("fpn", "head"))):
+        rung = load_yaml(folder / "ablation" / f"swin_b_{name}.yaml", SegmenterRecipe)
+        assert rung.model.segmenter == replace(whole.model.segmenter, deformable=deformable)
+        assert rung.model.relam is None and not rung.relam_from
+        assert replace(rung, model=whole.model, relam_from=whole.relam_from) == whole
+
+
 def test_the_rungs_differ_in_the_model_alone() -> None:
     names = ("lite_upernet", "lite_deform_head", "lite_deform", "lite_relam")
     rungs = [load_yaml(CONFIG / "train" / "ablation" / f"{name}.yaml", SegmenterRecipe) for name in names]
