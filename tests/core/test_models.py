@@ -21,7 +21,7 @@ from nightlab_core.models.nightlab import (  # noqa: E402
     to_labels,
 )
 from nightlab_core.models.relam import ReLAM  # noqa: E402
-from nightlab_core.models.segmenter import Segmenter  # noqa: E402
+from nightlab_core.models.segmenter import DeepLabV3Plus, Segmenter  # noqa: E402
 from nightlab_core.runtime.pipeline import PipelineSettings  # noqa: E402
 
 SMALL = NightLabSettings(
@@ -115,6 +115,39 @@ class TestSegmenter:
             Segmenter("resnet18", 19, 16, stages=3)
 
 
+class TestDeepLab:
+    @pytest.mark.parametrize(("output_stride", "dilations"), [(16, [6, 12, 18]), (8, [12, 24, 36])])
+    def test_logits_lie_on_stride_four(self, output_stride: int, dilations: list[int]) -> None:
+        model = DeepLabV3Plus("resnet18", 5, 16, output_stride).eval()
+        features = model.backbone(torch.rand(1, 3, 64, 96))
+        assert [tuple(f.shape[1:]) for f in features] == [(64, 16, 24), (512, 64 // output_stride, 96 // output_stride)]
+        assert model(torch.rand(1, 3, 64, 96)).shape == (1, 5, 16, 24)
+        assert [branch[0].dilation[0] for branch in model.head.pooling.atrous] == dilations
+        with pytest.raises(ValueError, match=f"multiples of {output_stride}"):
+            model(torch.rand(1, 3, 60, 97))
+
+    def test_one_image_trains_every_weight(self) -> None:
+        model = DeepLabV3Plus("resnet18", 4, 16)
+        model(torch.rand(1, 3, 64, 64)).square().sum().backward()
+        used = [n for n, p in model.named_parameters() if not n.startswith("backbone.net.fc")]
+        assert [n for n, p in model.named_parameters() if n in used and p.grad is None] == []
+
+
+class TestLibrarySegmenter:
+    def test_any_network_of_the_library_gives_logits(self) -> None:
+        pytest.importorskip("segmentation_models_pytorch")
+        settings = SegmenterSettings(architecture="library", library_model="FPN", backbone="mobilenet_v2")
+        model = settings.build(7).eval()
+        assert model.multiple == 32 and model(torch.rand(1, 3, 64, 96)).shape == (1, 7, 64, 96)
+        with pytest.raises(ValueError, match="128x160"):
+            model(torch.rand(1, 3, 100, 130))
+
+    def test_an_unknown_network_is_refused(self) -> None:
+        pytest.importorskip("segmentation_models_pytorch")
+        with pytest.raises((ValueError, KeyError), match="NoNet"):
+            SegmenterSettings(architecture="library", library_model="NoNet", backbone="resnet18").build(7)
+
+
 class TestRegionDetector:
     def test_boxes_are_normalised_sorted_and_limited(self) -> None:
         torch.manual_seed(0)
@@ -185,6 +218,36 @@ class TestNightLab:
     def test_settings_without_light_adaptation(self) -> None:
         level = NightLabSettings(relam=None, segmenter=SegmenterSettings(channels=16)).build_level()
         assert isinstance(level.relam, torch.nn.Identity)
+
+    def test_region_level_with_its_own_classes_says_their_ids(self) -> None:
+        settings = SMALL.model_copy(update={"region_classes": ("person", "pole")})
+        model = settings.build().eval()
+        assert model.region.segmenter.head.classifier[-1].out_channels == 3
+        assert model.image.segmenter.head.classifier[-1].out_channels == 19
+        assert not any("region_ids" in key for key in model.state_dict())  # old checkpoints load
+        logits = torch.zeros(1, 3, 2, 2)
+        logits[0, [1, 0, 2, 2], [0, 0, 1, 1], [0, 1, 0, 1]] = 9.0
+        labels, _ = to_labels(logits, (2, 2), model.region_ids)
+        assert labels[0].tolist() == [[5, 11], [255, 255]]
+
+    def test_other_leaves_the_image_levels_labels(self) -> None:
+        torch.manual_seed(0)
+        settings = SMALL.model_copy(update={"region_classes": ("person", "pole")})
+        model = settings.build().eval()
+        torch.nn.init.constant_(model.region.segmenter.head.classifier[-1].bias[2:], 99.0)
+        frame = np.random.default_rng(0).integers(0, 256, (128, 192, 3), np.uint8)
+        image_level, _ = model.predict(frame, PipelineSettings(max_regions=0))
+        assert np.array_equal(model.predict(frame)[0], image_level)
+
+    def test_unknown_region_classes_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="lamp post"):
+            NightLabSettings(region_classes=("lamp post",))
+
+    def test_levels_may_differ(self) -> None:
+        deeplab = SegmenterSettings(architecture="deeplabv3plus", backbone="resnet18", channels=16)
+        settings = SMALL.model_copy(update={"region_segmenter": deeplab})
+        assert isinstance(settings.build_level("image").segmenter, Segmenter)
+        assert isinstance(settings.build_level("region").segmenter, DeepLabV3Plus)
 
     def test_paper_sizes_build(self) -> None:
         settings = NightLabSettings(

