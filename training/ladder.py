@@ -30,6 +30,7 @@ class Row(Settings):
     region: str = ""  #: empty: the image level alone
     boxes: Literal["", "prediction", "detector"] = ""  #: "prediction": the hard classes in the image level's labels
     detector: str = ""
+    score_threshold: float = Field(default=0.0, ge=0, le=1)  #: boxes with a lower score are left alone
     against: str = ""  #: the row that it is compared with; empty: the last one before it that is measured
 
     @model_validator(mode="after")
@@ -106,11 +107,11 @@ class FrameLadder:
         self.images: dict[str, tuple[np.ndarray, np.ndarray]] = {}  #: train ids and confidence
         self.boxes: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
         self.crops: dict[tuple[str, tuple[int, ...]], tuple[np.ndarray, np.ndarray]] = {}
-        self.counts: dict[tuple[str, ...], Counts] = {}
+        self.counts: dict[tuple[object, ...], Counts] = {}
 
     def count(self, row: Row) -> Counts:
         """The confusion matrices of a row."""
-        key = (row.image, row.region, row.boxes, row.detector)
+        key = (row.image, row.region, row.boxes, row.detector, row.score_threshold)
         if key not in self.counts:
             self.counts[key] = self._count(row)
         return self.counts[key]
@@ -151,7 +152,9 @@ class FrameLadder:
                 found = predicted_regions(*self._image_level(row.image), hard)
             ten = replace(self.ablation.pipeline, max_regions=MAX_REGIONS)
             self.boxes[key] = best_boxes(*found, ten)
-        return self.boxes[key]
+        boxes, scores = self.boxes[key]
+        kept = scores >= row.score_threshold
+        return boxes[kept], scores[kept]
 
     def _regions(self, row: Row) -> rg.Regions:
         boxes, scores = self._boxes(row)

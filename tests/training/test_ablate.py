@@ -77,6 +77,14 @@ def test_a_row_is_what_the_pipeline_does(bundle: str, merge: Any, number: int) -
         assert (np.diagonal(matrix) <= most).all()
 
 
+def test_boxes_below_a_rows_threshold_are_left_alone(bundle: str) -> None:
+    row = replace(_ablation(bundle).rows[3], score_threshold=0.85)
+    ablation, sample = _ablation(bundle, rows=(row,)), _samples(1)[0]
+    counts = FrameLadder(Networks.open([row]), ablation, sample, CITYSCAPES19).count(row)
+    assert counts.sweep is not None  # of scores of about 0.9, 0.7 and 0.4 one is left
+    assert (counts.sweep[:, 1] != counts.sweep[:, 0]).any() and (counts.sweep[:, 10] == counts.sweep[:, 1]).all()
+
+
 def test_labels_are_judged_in_the_sets_own_classes(bundle: str) -> None:
     ablation, sample = _ablation(bundle), _samples(1)[0]
     row = ablation.rows[3]
