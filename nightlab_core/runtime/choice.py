@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from nightlab_core.runtime.builder import Precision, build_plan, plan_key, plan_shapes
 from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, EngineKind
 from nightlab_core.runtime.compiler import OnProgress
-from nightlab_core.runtime.cuda import CudaError, Device, find_device
+from nightlab_core.runtime.cuda import CudaError, Device, find_device, has_driver
 from nightlab_core.runtime.engine import Engine, EngineChoice, engine_maker
 from nightlab_core.runtime.flavours import PACKAGES, Flavour, Target, TensorRtError, installed_flavours
 from nightlab_core.runtime.plans import PlanError, PlanHeader, Range, Shape, cache_folder, find_plan
@@ -68,6 +68,11 @@ def open_engines(
                 note = f"there is a GPU, {device}, but TensorRT does not run: {error}"
         elif engine == "tensorrt":
             raise CudaError(f"engine 'tensorrt' needs an NVIDIA GPU and its driver, and none can be used: {reason}")
+        elif has_driver():
+            note = (
+                f"NVIDIA's driver is installed, but TensorRT finds no GPU: {reason}. Bindings newer than the driver "
+                "are a usual cause: pip install 'cuda-bindings<13' for a driver of CUDA 12, or update the driver"
+            )
     make = engine_maker("auto" if engine == "tensorrt" else engine, precision=precision, threads=threads)
     return _open_each(lambda kind: make(bundle.path(kind)), note)
 

@@ -111,7 +111,10 @@ class Cuda:
         self._call("cudaGraphExecDestroy", graph)
 
     def _call(self, function: str, *arguments: Any) -> Any:
-        status, *values = getattr(self._runtime, function)(*arguments)
+        try:
+            status, *values = getattr(self._runtime, function)(*arguments)
+        except RuntimeError as error:  # older bindings raise where there is no driver
+            raise CudaError(f"{function}: {error}") from error
         if status != self._runtime.cudaError_t.cudaSuccess:
             _, name = self._runtime.cudaGetErrorName(status)
             _, reason = self._runtime.cudaGetErrorString(status)
@@ -125,3 +128,12 @@ def find_device() -> tuple[Device | None, str]:
         return Cuda().device(), ""
     except (CudaError, ImportError) as error:
         return None, str(error)
+
+
+def has_driver() -> bool:
+    """Whether NVIDIA's driver is installed, so that a GPU that cannot be used is a fault and no lack."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True

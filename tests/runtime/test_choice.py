@@ -72,6 +72,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "find_device", lambda: (None, "cudaErrorNoDevice: no CUDA-capable device is detected"))
+    monkeypatch.setattr(choice, "has_driver", lambda: False)
 
 
 def test_auto_builds_only_if_told_and_loads_what_is_there(bundle: Bundle, machine: Path) -> None:
@@ -130,6 +131,16 @@ def test_auto_without_a_gpu_says_nothing(bundle: Bundle, machine: Path, monkeypa
     assert not machine.exists()
     with pytest.raises(CudaError, match=r"engine 'tensorrt' needs an NVIDIA GPU .*no CUDA-capable device"):
         open_engines(bundle, engine="tensorrt", frame_hw=FRAME_HW)
+
+
+def test_a_driver_without_a_usable_gpu_is_told(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's bindings may be missing or newer than the driver: the CPU must not take over in silence."""
+    without_gpu(monkeypatch)
+    monkeypatch.setattr(choice, "has_driver", lambda: True)
+    engines = open_engines(bundle, frame_hw=FRAME_HW)
+    assert engines.image.name in ("openvino", "onnxruntime")
+    assert "no CUDA-capable device is detected" in engines.note and "'cuda-bindings<13'" in engines.note
+    assert open_engines(bundle, engine="onnxruntime", frame_hw=FRAME_HW).note == ""
 
 
 def test_a_gpu_without_tensorrt_says_what_to_install(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nightlab_core.runtime.cuda import Cuda, CudaError, Device, find_device
+from nightlab_core.runtime import cuda as cuda_module
+from nightlab_core.runtime.cuda import Cuda, CudaError, Device, find_device, has_driver
 
 bindings = pytest.importorskip("cuda.bindings.runtime")
 OK, BAD = bindings.cudaError_t.cudaSuccess, bindings.cudaError_t.cudaErrorMemoryAllocation
@@ -114,3 +115,24 @@ def test_without_a_gpu_the_reason_is_cuda_s() -> None:
     if device is not None:
         pytest.skip(f"there is a GPU: {device}")
     assert reason.startswith("cudaGetDeviceProperties: cudaError")
+
+
+def test_bindings_that_raise_without_a_driver_are_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cuda-bindings 12.8 do, of which JetPack 6 needs some version below 13."""
+
+    def raising(*arguments: Any) -> None:
+        raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    monkeypatch.setattr(bindings, "cudaGetDeviceProperties", raising)
+    assert find_device() == (None, "cudaGetDeviceProperties: Failed to dlopen libcuda.so.1")
+
+
+def test_whether_there_is_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    asked: list[str] = []
+    monkeypatch.setattr(cuda_module.ctypes, "CDLL", asked.append)
+    assert has_driver() and asked == ["libcuda.so.1"]
+    monkeypatch.setattr(cuda_module.ctypes, "CDLL", absent)
+    assert not has_driver()
