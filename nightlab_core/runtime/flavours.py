@@ -12,7 +12,8 @@ import importlib
 import logging
 import platform
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any, Literal, get_args
 
@@ -57,7 +58,6 @@ class Flavour:
 
     name: FlavourName
     trt: Any  #: the module
-    messages: list[str] = field(default_factory=list)  #: errors that TensorRT logged since the list was cleared
 
     @property
     def version(self) -> str:
@@ -68,23 +68,13 @@ class Flavour:
         return self.name == "tensorrt"
 
     def logger(self) -> Any:
-        """A logger that passes warnings on to Python's logging, and keeps errors for the exception that follows."""
-        trt, messages = self.trt, self.messages
-        severity = trt.ILogger.Severity
+        """TensorRT's logger: warnings go on to Python's logging, errors are kept for the exception that follows."""
+        return _logger(self.trt)[0]
 
-        class Logger(trt.ILogger):  # type: ignore[name-defined]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, level: Any, message: str) -> None:
-                if level in (severity.INTERNAL_ERROR, severity.ERROR):
-                    messages.append(message)
-                elif level == severity.WARNING:
-                    log.warning("TensorRT: %s", message)
-                else:
-                    log.debug("TensorRT: %s", message)
-
-        return Logger()
+    @property
+    def messages(self) -> list[str]:
+        """Errors that TensorRT logged since the list was cleared."""
+        return _logger(self.trt)[1]
 
     def error(self, what: str) -> TensorRtError:
         """An error with the first reason that TensorRT logged: what follows it is its echo."""
@@ -126,6 +116,27 @@ class Flavour:
         """The compute capabilities that TensorRT for RTX can be told to build for, e.g. ("7.5", "8.0")."""
         numbers = [n[2:] for n in self.trt.ComputeCapability.__members__ if n.startswith("SM")]
         return tuple(f"{n[:-1]}.{n[-1]}" for n in sorted(numbers, key=int))
+
+
+@cache
+def _logger(trt: Any) -> tuple[Any, list[str]]:
+    """The process's one logger and its errors: TensorRT holds on to the first that it gets, and warns of another."""
+    messages: list[str] = []
+    severity = trt.ILogger.Severity
+
+    class Logger(trt.ILogger):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, level: Any, message: str) -> None:
+            if level in (severity.INTERNAL_ERROR, severity.ERROR):
+                messages.append(message)
+            elif level == severity.WARNING:
+                log.warning("TensorRT: %s", message)
+            else:
+                log.debug("TensorRT: %s", message)
+
+    return Logger(), messages
 
 
 def platform_name() -> str:

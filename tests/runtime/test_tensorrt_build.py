@@ -176,6 +176,16 @@ def test_waiting_for_another_process_can_be_stopped(tiny: Bundle, flavour: Flavo
     assert set(heard) == {"waiting for another process that builds"}
 
 
+def test_one_logger_serves_the_process(flavour: Flavour, caplog: pytest.LogCaptureFixture) -> None:
+    """TensorRT keeps the first logger that it is given, even once its owner is gone, and warns of every other one."""
+    with caplog.at_level("WARNING"):
+        runtimes = [flavour.trt.Runtime(import_flavour("tensorrt_rtx").logger()) for _ in range(3)]
+    assert None not in runtimes and "logger passed into" not in caplog.text
+    flavour.messages.clear()
+    assert runtimes[2].deserialize_cuda_engine(b"no plan at all") is None
+    assert flavour.messages
+
+
 def test_what_a_plan_is_built_for(flavour: Flavour) -> None:
     assert flavour.target(None) == Target(RTX_CAPABILITIES)
     assert flavour.target(Device("RTX A2000", "8.6", 0)) == Target(RTX_CAPABILITIES)
