@@ -21,7 +21,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from pydantic import ValidationError
 
@@ -86,10 +86,13 @@ class PlanHeader(Settings):
 
 
 def cache_folder() -> Path:
-    """NIGHTLAB_PLANS, or nightlab/plans in the user's cache folder."""
+    """NIGHTLAB_PLANS, or nightlab/plans in the user's cache folder. Raises PlanError where the user has none."""
     if folder := os.environ.get("NIGHTLAB_PLANS"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nightlab" / "plans"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nightlab" / "plans"
+    except RuntimeError as error:  # as in a container, run as a user that it does not know
+        raise PlanError("this user has no home folder: set NIGHTLAB_PLANS to the folder of the plans") from error
 
 
 def differences(key: PlanKey, wanted: PlanKey) -> list[str]:
@@ -122,13 +125,17 @@ def covers(built: Mapping[str, Range], wanted: Mapping[str, Range]) -> bool:
 
 def plan_files(folder: Path) -> list[Path]:
     """The plans in a folder, oldest first; none where there is no folder."""
-    return sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: (path.stat().st_mtime, path.name))
+    ages = []
+    for path in folder.glob(f"*{SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # removed by another process since it was listed
+            ages.append((path.stat().st_mtime, path.name, path))
+    return [path for _, _, path in sorted(ages)]
 
 
 def read_header(path: Path) -> PlanHeader:
     """The checked header of a plan's file. Raises PlanError saying what is wrong with it."""
-    header, _ = _read_head(path)
-    return header
+    with _open(path) as file:
+        return _read_head(path, file)
 
 
 def read_plan(path: Path, wanted: PlanKey | None = None) -> tuple[PlanHeader, bytes]:
@@ -136,13 +143,14 @@ def read_plan(path: Path, wanted: PlanKey | None = None) -> tuple[PlanHeader, by
 
     Without `wanted`, whether the plan suits this machine is not asked.
     """
-    _check_owner(path)
-    header, start = _read_head(path)
-    if header.key.file_name != path.name:
-        raise PlanError(f"{path}: does not match its key, by which it would be called {header.key.file_name}")
-    if wanted is not None and (phrases := differences(header.key, wanted)):
-        raise PlanError(f"{path}: " + "; ".join(phrases))
-    plan = path.read_bytes()[start:]
+    with _open(path) as file:  # once, so that what is checked is what is loaded, whoever renames files meanwhile
+        _check_owner(path, os.fstat(file.fileno()))
+        header = _read_head(path, file)
+        if header.key.file_name != path.name:
+            raise PlanError(f"{path}: does not match its key, by which it would be called {header.key.file_name}")
+        if wanted is not None and (phrases := differences(header.key, wanted)):
+            raise PlanError(f"{path}: " + "; ".join(phrases))
+        plan = file.read()
     if len(plan) != header.plan_bytes:
         raise PlanError(f"{path}: received {len(plan)} bytes of plan, expected {header.plan_bytes}: it was cut short")
     received = hashlib.sha256(plan).hexdigest()
@@ -238,13 +246,18 @@ def remove_plans(folder: Path, unwanted: Callable[[Path], bool]) -> Iterable[tup
                 yield path, size
 
 
-def _read_head(path: Path) -> tuple[PlanHeader, int]:
-    """The header, and where the plan begins."""
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
     try:
         with path.open("rb") as file:
-            first, line = file.readline(200), file.readline(1 << 20)
+            yield file
     except OSError as error:
         raise PlanError(f"{path}: {error.strerror}") from error
+
+
+def _read_head(path: Path, file: BinaryIO) -> PlanHeader:
+    """The checked header; the plan is what the file holds after it."""
+    first, line = file.readline(200), file.readline(1 << 20)
     words = first.decode(errors="replace").split()
     if len(words) != 3 or words[0] != MAGIC:
         raise PlanError(f"{path}: does not begin as a plan of nightlab's does")
@@ -253,16 +266,12 @@ def _read_head(path: Path) -> tuple[PlanHeader, int]:
     if hashlib.sha256(line.rstrip(b"\n")).hexdigest() != words[2] or not line.endswith(b"\n"):
         raise PlanError(f"{path}: the header was changed or cut short")
     try:
-        return PlanHeader.model_validate_json(line), len(first) + len(line)
+        return PlanHeader.model_validate_json(line)
     except ValidationError as error:
         raise PlanError(f"{path}: the header is not one of this version: {error.errors()[0]['msg']}") from error
 
 
-def _check_owner(path: Path) -> None:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise PlanError(f"{path}: {error.strerror}") from error
+def _check_owner(path: Path, status: os.stat_result) -> None:
     if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PlanError(
             f"{path}: users other than root and this one may write it, and a plan can hold code: "

@@ -18,6 +18,7 @@ import pytest
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("onnx")
 
+from nightlab_core.runtime import plans
 from nightlab_core.runtime.builder import build_plan, plan_key, plan_shapes
 from nightlab_core.runtime.bundle import Bundle, load_bundle
 from nightlab_core.runtime.flavours import Flavour, Target, import_flavour
@@ -233,6 +234,32 @@ def test_a_plan_of_another_user_is_refused(plan: Path) -> None:
         read_plan(plan)
 
 
+def test_what_is_checked_is_what_is_loaded(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another file may get the plan's name between two steps of the checks."""
+    whole, check = plan.read_bytes(), plans._check_owner
+
+    def check_and_swap(path: Path, status: os.stat_result) -> None:
+        check(path, status)
+        other = path.with_name("other")
+        other.write_bytes(b"somebody else's code")
+        other.replace(path)
+
+    monkeypatch.setattr(plans, "_check_owner", check_and_swap)
+    header, data = read_plan(plan)
+    assert whole.endswith(data) and len(data) == header.plan_bytes
+
+
+def test_a_plan_that_is_removed_while_the_folder_is_read_is_no_crash(
+    bundle: Bundle, flavour: Flavour, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = plan.with_name("region-0000000000000000.plan")
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: iter([gone, plan]))
+    assert plan_files(plan.parent) == [plan]
+    monkeypatch.setattr(plans, "plan_files", lambda folder: [gone])
+    with pytest.raises(PlanError, match=f"{gone}: No such file or directory"):
+        find_plan(plan.parent, key_of(bundle, flavour))
+
+
 def test_an_empty_cache_says_so(bundle: Bundle, flavour: Flavour, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(PlanError, match=f"there is no plan of the region network in {folder}"):
@@ -335,6 +362,17 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert cache_folder() == Path("/var/cache/nightlab/plans")
     monkeypatch.setenv("NIGHTLAB_PLANS", "/opt/plans")
     assert cache_folder() == Path("/opt/plans")
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("XDG_CACHE_HOME", "NIGHTLAB_PLANS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(PlanError, match="no home folder: set NIGHTLAB_PLANS"):
+        cache_folder()
 
 
 def test_a_header_survives_its_text(plan: Path) -> None:
