@@ -35,6 +35,7 @@ from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_ros.replay import run as rp
 from nightlab_ros.replay.bag import IMAGE_TOPIC, LABEL_TOPIC
 from nightlab_ros.replay.execute import replay_spans
+from nightlab_ros.replay.provenance import bundle_info
 from nightlab_ros.replay.records import FrameRecord, ReplaySettings
 from nightlab_ros.replay.write import BagWriter, StorageName
 
@@ -72,7 +73,7 @@ def run(path: Path, pipeline: Pipeline, max_frames: int | None, rounds: int, con
     for number in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder)
-            plan = rp.begin(out, settings, rp.bundle_info(pipeline.bundle, pipeline.engine_name), bags, restart=False)
+            plan = rp.begin(out, settings, bundle_info(pipeline.bundle, pipeline.engine_name), bags, restart=False)
             spans = rp.missing_spans(out, plan)
             with spans[0].source.open() as bag:
                 some = [frame.image_bgr for frame in bag.frames(0, min(count, 8)) if frame.image_bgr is not None]

@@ -34,6 +34,7 @@ from nightlab_ros.demo_run import DemoError
 from nightlab_ros.replay import run as rp
 from nightlab_ros.replay.execute import Span, SpanResult, replay_spans
 from nightlab_ros.replay.progress import ReplayLine
+from nightlab_ros.replay.provenance import bundle_info
 from nightlab_ros.replay.records import ReplaySettings, Run
 from nightlab_ros.replay.report import write_report
 
@@ -138,7 +139,7 @@ def _replay(args: argparse.Namespace, console: Console, stop: threading.Event) -
         stack.callback(pipeline.close)
         if pipeline.engine_note:
             console.print(f"[yellow]{escape(pipeline.engine_note)}[/]", soft_wrap=True)
-        run = rp.begin(args.out, settings, rp.bundle_info(bundle, pipeline.engine_name), bags, args.restart)
+        run = rp.begin(args.out, settings, bundle_info(bundle, pipeline.engine_name), bags, args.restart)
         spans = rp.missing_spans(args.out, run)
         total, left = sum(b.num_frames for b in run.bags), sum(s.stop - s.first for s in spans)
         going_on = f", {total - left} of them done before" if total > left else ""

@@ -3,18 +3,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
 import shutil
-import sys
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -22,8 +15,8 @@ from types import MappingProxyType
 import numpy as np
 
 from nightlab_core.labels import CLASS_SETS, ClassSet
-from nightlab_core.runtime.bundle import MANIFEST_NAME, Bundle, sha256_of
 from nightlab_ros.replay.execute import BagSource, Span, SpanResult
+from nightlab_ros.replay.provenance import Hashes, machine, versions
 from nightlab_ros.replay.read import Bag
 from nightlab_ros.replay.records import (
     BagInfo,
@@ -44,7 +37,6 @@ from nightlab_ros.replay.records import (
 from nightlab_ros.replay.storage import BagError, bag_files
 
 MASKS = "masks"
-_PACKAGES = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "rosbags", "mcap", "distributed", "rclpy")
 
 
 def look_at(paths: Sequence[Path], topic: str | None, label_topic: str | None, max_frames: int | None) -> list[BagInfo]:
@@ -117,19 +109,6 @@ def judged_classes(asked: str | None, bags: Sequence[BagInfo], bundle: ClassSet)
             )
         return CLASS_SETS[str(key)]
     return bundle
-
-
-def bundle_info(bundle: Bundle, engine: str) -> BundleInfo:
-    """What is written down of a bundle."""
-    files = bundle.manifest.engines
-    names = [MANIFEST_NAME, files.image.file, files.hardness.file, files.region.file]
-    return BundleInfo(
-        path=str(bundle.dir.resolve()),
-        name=bundle.manifest.name,
-        sha256={name: sha256_of(bundle.dir / name) for name in names},
-        manifest=bundle.manifest.model_dump(mode="json"),
-        engine=engine,
-    )
 
 
 def begin(out: Path, settings: ReplaySettings, bundle: BundleInfo, bags: Sequence[BagInfo], restart: bool) -> Run:
@@ -205,7 +184,7 @@ def carry_out(
     `notes` is what the live node said, filled in while the results come.
     """
     begun = time.monotonic()
-    hashes = _Hashes(run.bags)
+    hashes = Hashes(run.bags)
     try:
         for result in results:
             for index, packed in result.masks.items():
@@ -270,27 +249,6 @@ def masks_path(out: Path, bag: str, index: int) -> Path:
     return out / MASKS / bag / f"{index:08d}.png"
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the libraries that have a say in the result."""
-    found = {"python": platform.python_version()}
-    for package in ("nightlab_ros", *_PACKAGES):
-        with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
-
-
-def machine() -> dict[str, str]:
-    """What this replay ran on; the distributed one's workers may differ."""
-    cpu = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    found = {"system": platform.platform(), "cpu": cpu, "cores": str(os.cpu_count())}
-    if sys.platform == "linux":
-        found["memory_gib"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f}"
-    return found
-
-
 def _differences(old: Run, new: Run) -> list[str]:
     found = []
     was, now = (run.settings.model_dump(mode="json") for run in (old, new))
@@ -309,36 +267,6 @@ def _differences(old: Run, new: Run) -> list[str]:
     else:
         found += [f"bag {name}: its size, frames or topics have changed" for name in there if there[name] != here[name]]
     return found
-
-
-class _Hashes:
-    """SHA-256 of every file of the bags, computed beside the replay, which has the files in memory anyway."""
-
-    def __init__(self, bags: Sequence[BagInfo]) -> None:
-        self._found: dict[str, dict[str, str]] = {}
-        self._cancelled = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(bags,), daemon=True)
-        self._thread.start()
-
-    def wait(self) -> dict[str, dict[str, str]]:
-        self._thread.join()
-        return self._found
-
-    def cancel(self) -> dict[str, dict[str, str]]:
-        self._cancelled.set()
-        return {}
-
-    def _work(self, bags: Sequence[BagInfo]) -> None:
-        for bag in bags:
-            with suppress(OSError):  # one that cannot be read is a problem that the bag's list has already
-                self._found[bag.name] = {f.name: self._hash(f) for f in bag_files(Path(bag.path))}
-
-    def _hash(self, path: Path) -> str:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while not self._cancelled.is_set() and (block := file.read(1 << 20)):
-                digest.update(block)
-        return digest.hexdigest()
 
 
 def _distinct(problems: Iterable[str]) -> tuple[str, ...]:

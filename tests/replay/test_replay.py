@@ -27,6 +27,7 @@ from nightlab_ros.replay.bag import main as bag_main
 from nightlab_ros.replay.cli import main
 from nightlab_ros.replay.execute import Span, replay_spans
 from nightlab_ros.replay.masks import write_mask_bags
+from nightlab_ros.replay.provenance import bundle_info
 from nightlab_ros.replay.realtime import DROPPED, LONGEST_GAP_S, due_times_s, replay_realtime
 from nightlab_ros.replay.records import Counts, FrameRecord, ReplaySettings, Run, RunData, StoreError, load_run
 
@@ -51,7 +52,7 @@ def bags(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def begin(
     out: Path, bags: list[Path], pipeline: Pipeline, settings: ReplaySettings = SETTINGS
 ) -> tuple[Run, list[Span]]:
-    info = rp.bundle_info(pipeline.bundle, pipeline.engine_name)
+    info = bundle_info(pipeline.bundle, pipeline.engine_name)
     run = rp.begin(out, settings, info, rp.look_at(bags, None, None, settings.max_frames), restart=False)
     return run, rp.missing_spans(out, run)
 
