@@ -71,8 +71,8 @@ def build_plan(
 ) -> tuple[PlanHeader, bool]:
     """Build the plan with this key into the cache, unless a whole one is there; its header, and whether it was built.
 
-    Raises TensorRtError naming the layer that TensorRT refuses, PlanError where the folder cannot be written,
-    ImportError naming a missing package, and BuildStopped.
+    Raises TensorRtError naming the layer that TensorRT refuses, PlanError where the folder cannot be written or the
+    bundle was changed, ImportError naming a missing package, and BuildStopped.
     """
 
     def wait() -> None:
@@ -113,9 +113,16 @@ def _rewritten(path: Path, key: PlanKey) -> tuple[bytes, dict[str, TensorInfo], 
         from nightlab_core.runtime.graphs import tensorrt_graph
     except ImportError as error:
         raise ImportError(
-            f"building TensorRT engines needs a package that is missing ({error}): pip install onnx"
+            f"building TensorRT engines needs packages of which one is missing ({error}): pip install onnx onnxruntime"
         ) from error
-    model = onnx.load(path)
+    data = path.read_bytes()  # now, as it may have been exported anew while another process built
+    received = hashlib.sha256(data).hexdigest()
+    if received != key.onnx_sha256:
+        raise PlanError(
+            f"{path}: received SHA-256 {received}, expected {key.onnx_sha256}: the file was changed since the bundle "
+            "was opened; give the command again, or configure the node again"
+        )
+    model = onnx.load_model_from_string(data)
     fixed = {name: low for name, (low, _, high) in key.shapes.items() if low == high}
     try:
         rewritten = tensorrt_graph(model, key.precision, fixed)

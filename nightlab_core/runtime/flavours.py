@@ -124,7 +124,7 @@ def _logger(trt: Any) -> tuple[Any, list[str]]:
     messages: list[str] = []
     severity = trt.ILogger.Severity
 
-    class Logger(trt.ILogger):  # type: ignore[name-defined]
+    class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 

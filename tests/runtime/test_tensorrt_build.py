@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, EngineKind, defau
 from nightlab_core.runtime.compiler import BuildStopped, Progress, serialize
 from nightlab_core.runtime.cuda import Device
 from nightlab_core.runtime.flavours import RTX_CAPABILITIES, Flavour, Target, TensorRtError, import_flavour
-from nightlab_core.runtime.plans import PlanHeader, PlanKey, find_plan, locked, plan_files, read_plan
+from nightlab_core.runtime.plans import PlanError, PlanHeader, PlanKey, find_plan, locked, plan_files, read_plan
 
 ROOT = Path(__file__).parents[2]
 FRAME_HW = (64, 96)
@@ -162,6 +163,25 @@ def test_a_whole_plan_is_not_built_again_and_a_spoilt_one_is(tiny: Bundle, flavo
     _, was_built = build_plan(tiny, key, flavour, tmp_path)
     assert was_built
     read_plan(path, key)
+
+
+def test_a_bundle_that_changed_since_it_was_opened_gets_no_plan(flavour: Flavour, tmp_path: Path, tiny: Bundle) -> None:
+    """Its plan would be stored under the old file's sum, and be loaded for it."""
+    folder = Path(shutil.copytree(tiny.dir, tmp_path / "bundle"))
+    bundle = load_bundle(folder)
+    with bundle.path("image").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(PlanError, match=r"image\.onnx: received SHA-256 .* was changed since the bundle was opened"):
+        build_plan(bundle, key_of(bundle, flavour), flavour, tmp_path / "plans")
+    assert plan_files(tmp_path / "plans") == []
+
+
+def test_a_missing_package_is_named(
+    flavour: Flavour, tmp_path: Path, tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError, match=r"one is missing .*onnx.*: pip install onnx onnxruntime"):
+        build_plan(tiny, key_of(tiny, flavour), flavour, tmp_path)
 
 
 def test_waiting_for_another_process_can_be_stopped(tiny: Bundle, flavour: Flavour, tmp_path: Path) -> None:
