@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from segmentation_models_pytorch.losses import LovaszLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,6 +39,7 @@ class SegmenterRecipe(Settings):
     hard_share: float = 0.0  #: part of the image level's crops that are cut round a hard class
     #: How much a true pixel of a class counts in the loss; 1 for all that are not named.
     class_weights: dict[str, float] = Field(default_factory=dict)
+    lovasz_weight: float = Field(default=0.0, ge=0)  #: of the Lovasz softmax loss beside the cross-entropy
     frozen_stages: int = 2  #: leading backbone stages that keep their ImageNet weights
     frozen_statistics: bool = True  #: the backbone's normalisation keeps its statistics: batches of 8 or less want it
     start_from: str = ""  #: checkpoint whose weights are taken; empty: ImageNet's
@@ -90,10 +92,32 @@ def loss_weights(classes: dict[str, float], outputs: OutputLabels = ALL_CLASSES)
     return torch.cat([weight, *(weight[list(members)].min()[None] for members in outputs.opened)])
 
 
+def close_labels(log_p: Tensor, labels: Tensor, outputs: OutputLabels = ALL_CLASSES) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (B, C, H, W) and labels (B, H, W) below C, from those of `open_log_softmax`.
+
+    Where a label leaves several classes open, the first of them takes the label and the probability of them all.
+    """
+    count = len(outputs)
+    closed = log_p[:, :count]
+    channel = torch.arange(count, device=log_p.device)[:, None, None]
+    for k, (first, *others) in enumerate(outputs.opened, start=count):
+        here = (labels == k)[:, None]
+        given_up = sum((channel == other for other in others), channel < 0)
+        closed = torch.where(here & (channel == first), log_p[:, k : k + 1], closed)
+        closed = torch.where(here & given_up, -100.0, closed)
+        labels = torch.where(here[:, 0], first, labels)
+    return closed, labels
+
+
 def segmentation_loss(
-    model: nn.Module, batch: tuple[Tensor, Tensor], weight: Tensor, outputs: OutputLabels = ALL_CLASSES
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    weight: Tensor,
+    outputs: OutputLabels = ALL_CLASSES,
+    lovasz_weight: float = 0.0,
 ) -> Losses:
-    """Pixel-wise cross-entropy on every second pixel of every second row, unlabelled pixels left out.
+    """Pixel-wise cross-entropy on every second pixel of every second row, unlabelled pixels left out; and the Lovasz
+    softmax loss (Berman et al., CVPR 2018), which stands for the IoU itself, on a quarter of these.
 
     Neighbours hold the same answer, and logits of every class at full size are a CPU's largest tensors. `weight` is
     that of `loss_weights`; the mean is over pixels, so that a heavy class adds to the loss and takes nothing away.
@@ -102,8 +126,14 @@ def segmentation_loss(
     labels = torch.tensor(outputs.targets, device=labels.device)[labels[:, ::2, ::2]]
     logits = model(image.contiguous(memory_format=torch.channels_last))
     logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    total = F.nll_loss(open_log_softmax(logits, outputs), labels, weight, ignore_index=IGNORE_ID, reduction="sum")
-    return {"cross_entropy": Mean(total, (labels != IGNORE_ID).sum())}
+    log_p = open_log_softmax(logits, outputs)
+    total = F.nll_loss(log_p, labels, weight, ignore_index=IGNORE_ID, reduction="sum")
+    losses: dict[str, Tensor | Mean] = {"cross_entropy": Mean(total, (labels != IGNORE_ID).sum())}
+    if lovasz_weight:
+        few_log_p, few_labels = close_labels(log_p[..., ::2, ::2], labels[:, ::2, ::2], outputs)
+        lovasz = LovaszLoss("multiclass", ignore_index=IGNORE_ID)(few_log_p, few_labels)
+        losses["lovasz"] = lovasz_weight * lovasz
+    return losses
 
 
 def start(model: nn.Module, checkpoint: Path, level: str) -> None:
@@ -154,7 +184,7 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
         stream = RegionStream(recipe.sources, data, recipe.loop.seed, recipe.model.region_hw, hard)
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
-        return segmentation_loss(model, batch, weight.to(batch[0].device), outputs)
+        return segmentation_loss(model, batch, weight.to(batch[0].device), outputs, recipe.lovasz_weight)
 
     fit(model, loss, stream, recipe.loop, out / "checkpoint.pt", recipe)
 

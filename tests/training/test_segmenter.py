@@ -18,7 +18,7 @@ from nightlab_core.labels import (  # noqa: E402
     OPEN_LABELS,
 )
 from nightlab_core.output_labels import OutputLabels  # noqa: E402
-from training.segmenter import loss_weights, open_log_softmax, segmentation_loss, start  # noqa: E402
+from training.segmenter import close_labels, loss_weights, open_log_softmax, segmentation_loss, start  # noqa: E402
 
 
 def test_an_open_label_holds_what_camvid_puts_into_one_class() -> None:
@@ -80,6 +80,30 @@ def test_a_stage_starts_from_another_or_from_one_level_of_a_whole(
         start(fresh, tmp_path / "missing.pt", "image")
     with pytest.raises(ValueError, match="no weight that fits"):
         start(nn.Conv2d(3, 8, 3), tmp_path / "stage.pt", "image")
+
+
+def test_closed_labels_give_the_probability_of_all_that_was_open_to_the_first() -> None:
+    logits = torch.randn(1, 19, 2, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[[0, 23], [20, 255]]])
+    log_p, closed = close_labels(open_log_softmax(logits), labels)
+    p, before = log_p.exp()[0], logits.softmax(1)[0]
+    assert closed.tolist() == [[[0, 12], [6, 255]]]
+    torch.testing.assert_close(p.sum(0), torch.ones(2, 2))
+    torch.testing.assert_close(p[:, 0, 0], before[:, 0, 0])  # nothing open here
+    torch.testing.assert_close(p[12, 0, 1], before[[12, 17, 18], 0, 1].sum())
+    assert p[17, 0, 1] < 1e-9 and p[18, 0, 1] < 1e-9
+
+
+def test_lovasz_is_nought_where_all_is_right_and_one_where_all_is_wrong() -> None:
+    labels = torch.zeros(1, 8, 8, dtype=torch.long)
+    labels[..., 4:] = 23
+    right = torch.zeros(1, 19, 4, 4)
+    right[:, 0, :, :2] = right[:, 18, :, 2:] = 50.0  # a bicycle is as good as its rider
+    batch = (torch.zeros(1, 3, 8, 8), labels)
+    for logits, expected in ((right, 0.0), (right.flip(3), 1.0)):
+        losses = segmentation_loss(_Constant(logits.repeat_interleave(8, 2).repeat_interleave(8, 3)), batch,
+                                   loss_weights({}), lovasz_weight=2.0)  # fmt: skip
+        assert losses["lovasz"].item() == pytest.approx(2 * expected, abs=0.01)
 
 
 class _Constant(nn.Module):
