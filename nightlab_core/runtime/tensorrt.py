@@ -111,12 +111,13 @@ class _Execution:
         largest = {name: high for name, (_, _, high) in header.key.shapes.items()}
         fixed = all(low == high for low, _, high in header.key.shapes.values())
         with ExitStack() as stack:  # undoes all in reverse order, should a step fail
-            self._objects: list[Any] = []  # runtime, engine, context; no other reference is kept
+            self._objects: list[Any] = []  # runtime, engine, perhaps configuration, context; no other reference is kept
             stack.callback(_release, self._objects)
             flavour.messages.clear()
             self._keep(flavour.trt.Runtime(flavour.logger()), "cannot start")
             self._keep(self._objects[-1].deserialize_cuda_engine(plan), "cannot load the plan")
-            self._keep(self._objects[-1].create_execution_context(), "has no memory to run the plan")
+            self._objects += _runtime_config(flavour.trt, self._objects[1])
+            self._keep(self._objects[1].create_execution_context(*self._objects[2:]), "has no memory to run the plan")
             _check_tensors(flavour, self._objects[1], header)
             self._stream = cuda.create_stream()
             stack.callback(cuda.destroy_stream, self._stream)
@@ -161,7 +162,7 @@ class _Execution:
 
     @property
     def _context(self) -> Any:
-        return self._objects[2]
+        return self._objects[-1]
 
     def _set_shapes(self, shapes: Mapping[str, Shape]) -> None:
         self._shapes: Mapping[str, Shape] = {}  # until all went well
@@ -200,8 +201,21 @@ class _Execution:
         self._objects.append(made)
 
 
+def _runtime_config(trt: Any, engine: Any) -> list[Any]:
+    """What a context is created with: one configuration for TensorRT for RTX, none for TensorRT.
+
+    Unless told otherwise TensorRT for RTX compiles kernels for a new number of regions in the background. At once means
+    in `prepare`, and so before the node is active.
+    """
+    if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        return []
+    config = engine.create_runtime_config()
+    config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    return [config]
+
+
 def _release(objects: list[Any]) -> None:
-    """Let go of context, engine and runtime, in this order."""
+    """Let go of the context first and the runtime last."""
     while objects:
         objects.pop()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,23 @@ def test_the_order_and_the_sizes_of_a_life(machine: Machine) -> None:
         "synchronize", "drop context", "drop engine", "drop runtime", *frees, "destroy_stream"
     ]  # fmt: skip
     machine.assert_nothing_is_left()
+
+
+def test_tensorrt_for_rtx_compiles_for_a_shape_at_once_and_never_in_the_background(machine: Machine) -> None:
+    machine.image().close()
+    assert machine.trt.runtime_configs == [None]  # TensorRT itself has no such choice
+    strategies = SimpleNamespace(LAZY="lazy", EAGER="eager")
+    machine.trt.DynamicShapesKernelSpecializationStrategy = strategies  # type: ignore[attr-defined]
+    machine.region().close()
+    assert machine.trt.runtime_configs[1].dynamic_shapes_kernel_specialization_strategy == "eager"
+    machine.assert_nothing_is_left()
+
+
+def test_what_the_installed_tensorrt_for_rtx_calls_its_choice_of_compiling() -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    assert trt.DynamicShapesKernelSpecializationStrategy.EAGER != trt.DynamicShapesKernelSpecializationStrategy.LAZY
+    assert hasattr(trt.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
+    assert hasattr(trt.ICudaEngine, "create_runtime_config")
 
 
 def test_a_fixed_shape_is_launched_as_one_graph(machine: Machine) -> None:

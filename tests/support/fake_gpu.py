@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,7 @@ class FakeTensorRt:
 
     def __init__(self, cuda: FakeCuda, networks: Mapping[bytes, tuple[Network, PlanHeader]]) -> None:
         self.cuda, self.networks = cuda, networks
+        self.runtime_configs: list[Any] = []  #: with which contexts were made
         self.refuse: set[str] = set()  #: calls that answer None or False, as TensorRT's do when they fail
 
     @staticmethod
@@ -200,7 +202,11 @@ class _Engine(_Object):
     def get_tensor_dtype(self, name: str) -> np.dtype:
         return np.dtype(self._tensors[name].dtype)
 
-    def create_execution_context(self) -> Any:
+    def create_runtime_config(self) -> Any:
+        return SimpleNamespace(dynamic_shapes_kernel_specialization_strategy="lazy")
+
+    def create_execution_context(self, config: Any = None) -> Any:
+        self._trt.runtime_configs.append(config)
         return _Context(self) if self._trt.answers("create_execution_context", self._logger) else None
 
 
