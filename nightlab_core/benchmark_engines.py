@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import get_args
 
 import numpy as np
 from rich.console import Console
@@ -24,7 +25,7 @@ from nightlab_core.build_engines import choose_flavour, parse_size_hw
 from nightlab_core.runtime.builder import build_plan, plan_key, plan_shapes
 from nightlab_core.runtime.bundle import Bundle, BundleError, EngineKind, default_bundle, load_bundle
 from nightlab_core.runtime.cuda import Cuda, CudaError
-from nightlab_core.runtime.flavours import Flavour, TensorRtError
+from nightlab_core.runtime.flavours import Flavour, FlavourName, TensorRtError
 from nightlab_core.runtime.plans import PlanError, PlanHeader, Range, Shape, read_plan
 from nightlab_core.runtime.tensorrt import TensorRtEngine
 
@@ -105,6 +106,12 @@ def _shown(timing: Timing) -> tuple[str, str]:
     return f"{timing.median_ms:.2f}", f"{timing.p99_ms:.2f}"
 
 
+def _runs(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"received {text!r}, expected a whole number from 1 on")
+    return int(text)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0, or 1 with the reason on stderr."""
     parser = argparse.ArgumentParser(
@@ -112,8 +119,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("bundle", nargs="?", type=Path, default=default_bundle(), help="default: the one shipped")
     parser.add_argument("--image-size", type=parse_size_hw, default=(720, 1280), metavar="WIDTHxHEIGHT")
-    parser.add_argument("--flavour", help="tensorrt or tensorrt_rtx; default: the first that is installed")
-    parser.add_argument("--runs", type=int, default=500)
+    parser.add_argument("--flavour", choices=get_args(FlavourName), help="default: the first that is installed")
+    parser.add_argument("--runs", type=_runs, default=500, help="calls to time (default: %(default)s)")
     options = parser.parse_args(arguments)
     console = Console()
     try:

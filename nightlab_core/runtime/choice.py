@@ -145,7 +145,13 @@ def _load(
 
     def make(kind: EngineKind) -> Engine:
         largest = {name: high for name, (_, _, high) in plan_shapes(bundle, kind, frame_hw).items()}
-        return TensorRtEngine(flavour, partial(open_plan, kind), largest)
+        try:
+            return TensorRtEngine(flavour, partial(open_plan, kind), largest)
+        except TensorRtError as error:  # of a plan that is whole and fits
+            raise TensorRtError(
+                f"{error}\nUpdate NVIDIA's driver if it is older than TensorRT; else build the plans anew: "
+                f"nightlab-engine clean --all, then {build_command(bundle, frame_hw, precision)}"
+            ) from error
 
     return _open_each(make)
 

@@ -85,3 +85,10 @@ def test_without_a_gpu_it_says_why(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setattr(benchmark_engines, "Cuda", none)
     assert main([]) == 1
     assert capsys.readouterr().err == "benchmark: cudaGetDeviceProperties: cudaErrorNoDevice\n"
+
+
+@pytest.mark.parametrize("arguments", [["--flavour", "onnx"], ["--runs", "0"], ["--runs", "many"]])
+def test_bad_options_are_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert f"'{arguments[1]}'" in capsys.readouterr().err

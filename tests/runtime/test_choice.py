@@ -162,6 +162,7 @@ def test_a_plan_that_the_gpu_refuses(bundle: Bundle, machine: Path, monkeypatch:
     monkeypatch.setattr(LoadedPlan, "fail_on", "region")
     engines = open_engines(bundle, frame_hw=FRAME_HW)
     assert engines.image.name != "tensorrt_rtx" and "the plan is refused on this GPU" in engines.note
+    assert f"clean --all, then {build_command(bundle, FRAME_HW)}" in engines.note
     assert [plan.closed for plan in LoadedPlan.opened] == [True, True]
 
 
