@@ -22,7 +22,7 @@ class CudaError(RuntimeError):
 class Device:
     """The GPU that engines run on: the first that CUDA shows (CUDA_VISIBLE_DEVICES chooses)."""
 
-    name: str  #: as the driver calls it, e.g. "Orin"
+    name: str  #: the driver's, which several of a family share, and the size: "Orin with 16 multiprocessors"
     capability: str  #: compute capability, e.g. "8.7"
     memory_bytes: int  #: of the whole device
 
@@ -46,7 +46,8 @@ class Cuda:
         """What the GPU is. Raises CudaError where there is none, or no driver that fits."""
         properties = self._call("cudaGetDeviceProperties", 0)
         name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
-        return Device(name.strip("\0 "), f"{properties.major}.{properties.minor}", int(properties.totalGlobalMem))
+        name = f"{name.strip(chr(0) + ' ')} with {properties.multiProcessorCount} multiprocessors"
+        return Device(name, f"{properties.major}.{properties.minor}", int(properties.totalGlobalMem))
 
     def free_bytes(self) -> int:
         """Device memory that nothing uses."""

@@ -98,10 +98,13 @@ def test_a_graph_that_cannot_be_instantiated_is_destroyed() -> None:
 
 
 def test_the_device() -> None:
-    properties = SimpleNamespace(name=b"Orin\0\0", major=8, minor=7, totalGlobalMem=8 << 30)
+    """Modules of one family bear one name: a plan tuned on the large one is none for the small one."""
+    properties = SimpleNamespace(name=b"Orin\0\0", major=8, minor=7, totalGlobalMem=8 << 30, multiProcessorCount=16)
     cuda, _ = cuda_with(cudaGetDeviceProperties=(OK, properties))
-    assert cuda.device() == Device("Orin", "8.7", 8 << 30)
-    assert str(cuda.device()) == "Orin (compute capability 8.7)"
+    assert cuda.device() == Device("Orin with 16 multiprocessors", "8.7", 8 << 30)
+    assert str(cuda.device()) == "Orin with 16 multiprocessors (compute capability 8.7)"
+    properties.multiProcessorCount = 8
+    assert cuda.device().name != "Orin with 16 multiprocessors"
 
 
 def test_without_the_bindings_the_reason_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
