@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import get_args
 
@@ -64,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
         return options.run(console, options)
     except (BundleError, PlanError, TensorRtError, CudaError, ImportError) as error:
         print(f"nightlab-engine {options.command}: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"nightlab-engine {options.command}: interrupted", file=sys.stderr)
     except BuildStopped:
         print(f"nightlab-engine {options.command}: interrupted; the plans that were finished are kept", file=sys.stderr)
     return 1
@@ -232,8 +235,9 @@ def _clean(console: Console, options: argparse.Namespace) -> int:
             return True
         return options.all or bool(_useless(header.key, device, versions))
 
+    tell = cache(partial(console.print, "waiting for another process that builds"))  # once
     count, total = 0, 0
-    for path, size in remove_plans(cache_folder(), unwanted):
+    for path, size in remove_plans(cache_folder(), unwanted, tell):
         count, total = count + 1, total + size
         console.print(f"removed {path.name}", soft_wrap=True)
     console.print(f"{count} plans removed, {total / MEGABYTE:.1f} MB")

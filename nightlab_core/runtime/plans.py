@@ -236,9 +236,12 @@ def locked(folder: Path, waiting: Callable[[], None] = lambda: None) -> Iterator
         yield
 
 
-def remove_plans(folder: Path, unwanted: Callable[[Path], bool]) -> Iterable[tuple[Path, int]]:
-    """Delete plans and yield each with its size in bytes. A process that has one loaded keeps it."""
-    with locked(folder):
+def remove_plans(
+    folder: Path, unwanted: Callable[[Path], bool], waiting: Callable[[], None] = lambda: None
+) -> Iterable[tuple[Path, int]]:
+    """Delete plans and yield each with its size in bytes. A process that has one loaded keeps it. `waiting`: see
+    `locked`."""
+    with locked(folder, waiting):
         for path in plan_files(folder):
             if unwanted(path):
                 size = path.stat().st_size

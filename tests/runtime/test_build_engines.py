@@ -17,7 +17,7 @@ pytest.importorskip("onnx")
 
 from nightlab_core import build_engines
 from nightlab_core.build_engines import main
-from nightlab_core.runtime import flavours
+from nightlab_core.runtime import flavours, plans
 from nightlab_core.runtime.cuda import Device
 from nightlab_core.runtime.plans import plan_files, read_header, read_plan
 
@@ -90,6 +90,24 @@ def test_clean_all(tiny_bundle: Path, folder: Path, capsys: pytest.CaptureFixtur
     assert "0 plans removed" in capsys.readouterr().out
     assert main(["clean", "--all"]) == 0
     assert "3 plans removed" in capsys.readouterr().out
+
+
+def test_clean_says_that_it_waits_for_a_build_and_can_be_interrupted(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(plans.time, "sleep", sleep)
+    with plans.locked(folder):
+        assert main(["clean"]) == 1
+    output = capsys.readouterr()
+    assert output.out.count("waiting for another process that builds") == 1
+    assert output.err == "nightlab-engine clean: interrupted\n"
 
 
 def test_the_default_size_is_the_bundle_s_and_both_precisions_live_together(tiny_bundle: Path, folder: Path) -> None:
