@@ -128,6 +128,7 @@ def build(recipe: HdmRecipe) -> RegionDetector:
     detector.load_state_dict({k: own[k] if k.startswith("hdm.") else trained[k] for k in own})
     detector.requires_grad_(False).eval().to(levels.device())
     detector.hdm.requires_grad_(True).train()
+    detector.hdm.classifies.fill_(recipe.target == "equation6")
     return detector
 
 

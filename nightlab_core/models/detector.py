@@ -24,12 +24,15 @@ from nightlab_core.models.backbone import Backbone
 
 
 class HardnessHead(nn.Module):
-    """Scores every anchor by what the region level would bring there: features [(B, Ci, H / si, W / si)], finest first
-    -> logits (B, anchors), in the order of the proposals' own.
+    """Scores every anchor by what the region level would bring there: features [(B, Ci, H / si, W / si)], finest first,
+    and objectness logits (B, anchors) -> logits (B, anchors) in the same order.
 
-    Coarse features are added to fine ones: whether a region is hard shows in what surrounds it. In training, channels
-    are dropped: some thousand proposals are few, and a head without it learns them by heart.
+    Coarse features are added to fine ones: whether a region is hard shows in what surrounds it. A part of the
+    objectness is the start, from which some thousand proposals teach the rest; in training, channels are dropped, or
+    the head would learn them by heart.
     """
+
+    classifies: Tensor  #: bool: the score says whether a region is worth reading, but not how much it brings
 
     def __init__(self, in_channels: Sequence[int], channels: int, anchors_per_place: int) -> None:
         super().__init__()
@@ -39,16 +42,23 @@ class HardnessHead(nn.Module):
             nn.Dropout2d(0.3), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True),
         )  # fmt: skip
         self.logits = nn.Conv2d(channels, anchors_per_place, 1)
+        self.trust = nn.Parameter(torch.tensor(0.3))
+        # In the checkpoint, because it follows from what was learnt, not from how a model is put together.
+        self.register_buffer("classifies", torch.tensor(False))
         nn.init.normal_(self.logits.weight, std=0.01)
         nn.init.zeros_(self.logits.bias)  # type: ignore[arg-type]
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], objectness: Tensor) -> Tensor:
         merged = [lateral(f) for lateral, f in zip(self.laterals, features, strict=True)]
         for i in reversed(range(len(merged) - 1)):
             merged[i] = merged[i] + F.interpolate(merged[i + 1], size=merged[i].shape[-2:], mode="nearest")
-        maps = [self.logits(self.tower(m)) for m in merged]
-        flat = [permute_and_flatten(m, m.shape[0], m.shape[1], 1, m.shape[2], m.shape[3]) for m in maps]
-        return torch.cat(flat, 1)[..., 0]
+        return _by_anchor([self.logits(self.tower(m)) for m in merged]) + self.trust * objectness
+
+
+def _by_anchor(maps: Sequence[Tensor]) -> Tensor:
+    """Maps [(B, A, h, w)] of each stride as one row (B, anchors), in the order of the proposals' own."""
+    flat = [permute_and_flatten(m, m.shape[0], m.shape[1], 1, m.shape[2], m.shape[3]) for m in maps]
+    return torch.cat(flat, 1)[..., 0]
 
 
 class RegionDetector(nn.Module):
@@ -134,7 +144,12 @@ class RegionDetector(nn.Module):
         """Boxes (B, N, 4) xyxy in 0..1 and hardness scores (B, N) in 0..1, best first, N at most `max_boxes`."""
         boxes, scores, order, features = self.propose(image)
         if self.hdm is not None:
-            scores, place = self.hdm(features).gather(1, order).sigmoid().topk(scores.shape[1], dim=1)
+            hardness = self.hardness_logits(features, order).sigmoid()
+            if self.hdm.classifies:
+                # Better is better, by three pixels or by thousands: as an order that would prefer the easy and small.
+                # So what is worth reading comes first, in the proposals' own order, and then the rest.
+                hardness = ((hardness >= 0.5).to(scores.dtype) + scores) / 2
+            scores, place = hardness.topk(scores.shape[1], dim=1)
             boxes = boxes.gather(1, place[..., None].expand(-1, -1, 4))
         return boxes, scores
 
@@ -149,7 +164,8 @@ class RegionDetector(nn.Module):
         """
         if self.hdm is None:
             raise ValueError("this detector has no hardness detection module; expected hdm_channels above 0")
-        return self.hdm(features).gather(1, anchors)
+        objectness, _ = self.rpn.head([lateral(f) for lateral, f in zip(self.laterals, features, strict=True)])
+        return self.hdm(features, _by_anchor(objectness)).gather(1, anchors)
 
     def loss(self, image: Tensor, boxes: list[Tensor]) -> dict[str, Tensor]:
         """Training losses of proposals against the true boxes, one (n, 4) xyxy tensor an image, in image pixels.
