@@ -26,7 +26,7 @@ from pydantic import Field
 from nightlab_core.config import Settings
 from nightlab_core.labels import IGNORE_ID
 from nightlab_core.runtime import regions as rg
-from nightlab_core.runtime.bundle import Bundle, check_contract, load_bundle
+from nightlab_core.runtime.bundle import Bundle, BundleError, check_contract, load_bundle
 from nightlab_core.runtime.choice import open_engines
 from nightlab_core.runtime.compiler import OnProgress
 from nightlab_core.runtime.engine import Engine, EngineChoice
@@ -136,7 +136,12 @@ class Pipeline:
             on_progress=on_progress,
         )
         log.info("bundle %s runs on %s", bundle.manifest.name, engines.image.name)
-        pipeline = cls(bundle, engines.image, engines.hardness, engines.region, settings)
+        try:
+            pipeline = cls(bundle, engines.image, engines.hardness, engines.region, settings)
+        except BundleError:
+            for one in (engines.image, engines.hardness, engines.region):
+                one.close()
+            raise
         pipeline.engine_note = engines.note
         return pipeline
 

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from nightlab_core.runtime import pipeline as pipeline_module
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import BundleError, EngineKind, load_bundle
+from nightlab_core.runtime.choice import Engines
 from nightlab_core.runtime.engine import TensorSpec
 from nightlab_core.runtime.light import light_level
 from nightlab_core.runtime.pipeline import STAGES, Pipeline, PipelineSettings
@@ -328,6 +330,16 @@ def test_an_engine_that_breaks_the_contract_is_refused(tiny_bundle: Path) -> Non
     image, hardness = FakeEngine("image", plain_maps(1, 1)), FakeEngine("hardness", known_boxes())
     with pytest.raises(BundleError, match="the region network's inputs"):
         Pipeline(load_bundle(tiny_bundle), image, hardness, region=image)
+
+
+def test_engines_that_break_the_contract_are_closed(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they hold on a GPU would stay there."""
+    image, hardness = FakeEngine("image", plain_maps(1, 1)), FakeEngine("hardness", known_boxes())
+    region = FakeEngine("image", plain_maps(1, 1))
+    monkeypatch.setattr(pipeline_module, "open_engines", lambda *_, **__: Engines(image, hardness, region))
+    with pytest.raises(BundleError, match="the region network's inputs"):
+        Pipeline.open(tiny_bundle)
+    assert [engine.closed for engine in (image, hardness, region)] == [1, 1, 1]
 
 
 BLOCKED = """
