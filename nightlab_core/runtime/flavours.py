@@ -23,7 +23,7 @@ FlavourName = Literal["tensorrt", "tensorrt_rtx"]
 #: Packages to name when one is missing.
 PACKAGES = {
     "tensorrt": "JetPack's python3-libnvinfer, or pip's tensorrt",
-    "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
+    "tensorrt_rtx": "pip install tensorrt-rtx-cu13 (tensorrt-rtx-cu12 for a driver of CUDA 12)",
 }
 #: What a plan of TensorRT for RTX is built for unless told otherwise. Turing (7.5) is left out, as NVIDIA's own default
 #: leaves it out: with it the image network's plan of the lite bundle grew from 17 to 208 MB.
