@@ -35,7 +35,11 @@ setup(
     ],
     # ROS's own packages come with ROS. colcon leaves these as they are, pip installs them.
     install_requires=requirements("vehicle"),
-    extras_require={"replay": requirements("replay"), "test": ["pytest"]},
+    extras_require={
+        "replay": requirements("replay"),
+        "tensorrt": requirements("tensorrt"),
+        "test": ["pytest"],
+    },
     zip_safe=False,
     entry_points={
         "console_scripts": [
