@@ -43,6 +43,7 @@ from nightlab_core.runtime.plans import (
     PlanError,
     PlanHeader,
     PlanKey,
+    PlanOwnerError,
     cache_folder,
     find_plan,
     plan_files,
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0, or 1 with the reason on stderr."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    console = Console()
+    console = Console(markup=False)  # a path may hold square brackets
     try:
         return options.run(console, options)
     except (BundleError, PlanError, TensorRtError, CudaError, ImportError) as error:
@@ -185,9 +186,7 @@ def _list(console: Console, options: argparse.Namespace) -> int:
         low, high = (shapes[i] for shapes in key.shapes.values() for i in (0, 2))
         shape = f"{low}" if low == high else f"{low} to {high}"
         usable = _useless(key, device, versions) or ("can be loaded here" if device else "there is no GPU here")
-        console.print(
-            f"[bold]{path.name}[/] {header.plan_bytes / MEGABYTE:.1f} MB, built {header.built}", soft_wrap=True
-        )
+        console.print(f"{path.name} {header.plan_bytes / MEGABYTE:.1f} MB, built {header.built}", soft_wrap=True)
         held = f"inputs and outputs {header.io_bytes / MEGABYTE:.1f} MB"
         console.print(f"  {key.kind} {shape}, {held}, {key.precision}, ONNX {key.onnx_sha256[:12]}", soft_wrap=True)
         console.print(f"  {key.flavour} {key.version}, {key.platform}, {key.target}: {usable}", soft_wrap=True)
@@ -231,8 +230,14 @@ def _clean(console: Console, options: argparse.Namespace) -> int:
     def unwanted(path: Path) -> bool:
         try:
             header, _ = read_plan(path)
+        except PlanOwnerError as error:  # root may clean up where another user's node finds its plans
+            if not options.all:
+                console.print(f"kept: {error}", soft_wrap=True)
+            return options.all
         except PlanError:
             return True
+        if header.key.flavour not in versions:  # perhaps in another environment: nothing can be said
+            return options.all
         return options.all or bool(_useless(header.key, device, versions))
 
     tell = cache(partial(console.print, "waiting for another process that builds"))  # once

@@ -28,7 +28,7 @@ from nightlab_core.runtime.plans import (
 from nightlab_core.runtime.regions import network_size_hw
 
 Precision = Literal["float16", "float32"]
-#: Raised with every change of the rewriting in graphs.py or of the building here, so that older plans are not taken.
+#: Raised with every change of graphs.py, half.py or the building, so that older plans are not taken.
 GRAPH_VERSION = 1
 
 

@@ -40,6 +40,10 @@ class PlanError(Exception):
     """There is no plan that may be loaded; the message says what differs and which command builds a new one."""
 
 
+class PlanOwnerError(PlanError):
+    """A plan that somebody else may have written, which says nothing of whether it is whole."""
+
+
 class PlanKey(Settings):
     """All that a plan depends on. A plan is loaded only where every field agrees."""
 
@@ -276,7 +280,7 @@ def _read_head(path: Path, file: BinaryIO) -> PlanHeader:
 
 def _check_owner(path: Path, status: os.stat_result) -> None:
     if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PlanError(
+        raise PlanOwnerError(
             f"{path}: users other than root and this one may write it, and a plan can hold code: "
             f"received owner {status.st_uid}, mode {stat.filemode(status.st_mode)}; expected owner 0 or "
             f"{os.geteuid()} and no write permission for others (chmod go-w), or build it anew"

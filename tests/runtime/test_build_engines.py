@@ -84,6 +84,41 @@ def test_a_life_of_plans(
     assert "2 plans removed" in capsys.readouterr().out and plan_files(folder) == []
 
 
+def test_clean_keeps_the_plans_of_a_tensorrt_that_is_not_seen_from_here(
+    tiny_bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A virtual environment may hide JetPack's, whose plans took long to build."""
+    main(["build", str(tiny_bundle), *SIZE])
+    monkeypatch.setattr(build_engines, "installed_flavours", list)
+    capsys.readouterr()
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out.count("installed is none") == 3
+    assert main(["clean"]) == 0
+    assert len(plan_files(folder)) == 3
+    assert main(["clean", "--all"]) == 0
+    assert plan_files(folder) == []
+
+
+def test_clean_keeps_what_another_user_s_node_may_load(
+    tiny_bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["build", str(tiny_bundle), *SIZE])
+    path = plan_files(folder)[0]
+    path.chmod(0o664)  # to be told from a damaged one, as is another owner, whom only root could make
+    assert main(["clean"]) == 0
+    assert f"kept: {path}: users other than root" in capsys.readouterr().out and len(plan_files(folder)) == 3
+    assert main(["clean", "--all"]) == 0
+    assert plan_files(folder) == []
+
+
+def test_a_path_with_square_brackets_is_shown_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTLAB_PLANS", str(tmp_path / "[bold]" / "plans"))
+    assert main(["list"]) == 0
+    assert f"0 plans in {tmp_path}/[bold]/plans" in capsys.readouterr().out
+
+
 def test_clean_all(tiny_bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["build", str(tiny_bundle), *SIZE])
     assert main(["clean"]) == 0
