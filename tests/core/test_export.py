@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from nightlab_core import parity  # noqa: E402
+from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data import night  # noqa: E402
 from nightlab_core.export import ModelCard, export_bundle, load_checkpoint, save_checkpoint  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLab, NightLabSettings, SegmenterSettings  # noqa: E402
@@ -111,6 +112,44 @@ def test_the_pipeline_agrees_with_the_torch_reference(model: NightLab, tmp_path:
     assert result.refined.any()
     assert (result.labels == labels).mean() > 0.995
     assert np.abs(result.confidence.astype(int) - confidence).mean() < 0.5
+
+
+def test_a_library_network_goes_the_whole_way(frames: list[np.ndarray], tmp_path: Path) -> None:
+    """Any segmentation network can stand at either level: one of segmentation-models-pytorch at both, with another
+    class set in regions, from settings over checkpoint, export and parity to the vehicle's pipeline."""
+    pytest.importorskip("segmentation_models_pytorch")
+    torch.manual_seed(0)
+    network = SegmenterSettings(architecture="library", library_model="FPN", backbone="mobilenet_v2")
+    settings = replace(SETTINGS, segmenter=network, region_classes=("pole", "person", "car"))
+    model = settings.build()
+    for level in (model.image, model.region):
+        torch.nn.init.normal_(level.segmenter.net.segmentation_head[0].weight, std=1.0)
+    save_checkpoint(tmp_path / "library.pt", model, settings, CARD)
+    model, settings, card = load_checkpoint(tmp_path / "library.pt")
+    assert settings.segmenter == network and len(settings.region_classes) == 3
+    export_bundle(model, settings, card, tmp_path / "bundle")
+    rows = parity.check_parity(model, tmp_path / "bundle", frames[:2])
+    assert all(r.passed for r in rows), rows
+    pipeline = Pipeline.open(tmp_path / "bundle", precision="float32")
+    frame = night.render_scene(3, size_hw=(192, 256)).image_bgr
+    result = pipeline(frame)
+    pipeline.close()
+    labels, _ = model.predict(frame)
+    assert result.labels.shape == (192, 256) and result.refined.any()
+    assert set(np.unique(result.labels[result.labels != result.image_labels])) <= {5, 11, 13}
+    assert (result.labels == labels).mean() > 0.995
+
+
+def test_a_region_level_with_other_agrees_with_torch(frames: list[np.ndarray], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = replace(SETTINGS, region_classes=("pole", "person"))
+    model = settings.build()
+    torch.nn.init.normal_(model.region.segmenter.head.classifier[-1].weight, std=1.0)
+    export_bundle(model, settings, CARD, tmp_path)
+    rows = parity.check_parity(model, tmp_path, frames[:1])
+    assert all(r.passed for r in rows), rows
+    crops = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), np.uint8)
+    assert set(np.unique(model.region_level(torch.from_numpy(crops))[0])) == {5, 11, 255}
 
 
 def test_another_number_of_classes_is_refused(model: NightLab, tmp_path: Path) -> None:
