@@ -12,7 +12,7 @@ import numpy as np
 
 from nightlab_ros.replay.read import IMAGE_TYPE
 from nightlab_ros.replay.records import FrameRecord, Run, load_run
-from nightlab_ros.replay.run import masks_path
+from nightlab_ros.replay.run import MASK_BAGS, masks_path
 from nightlab_ros.replay.write import DETECTIONS_TYPE, BagWriter
 
 MASK, CONFIDENCE, REGIONS = "/nightlab/mask", "/nightlab/confidence", "/nightlab/regions"
@@ -29,7 +29,7 @@ def write_mask_bags(out: Path, run: Run) -> Iterator[Path]:
         kept = [r for r in records if r.bag == bag.name and masks_path(out, bag.name, r.index).exists()]
         if not kept:
             continue
-        folder = out / "bags" / bag.name
+        folder = out / MASK_BAGS / bag.name
         folder.parent.mkdir(exist_ok=True)
         unfinished = folder.with_name(f".{folder.name}")
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -36,7 +36,7 @@ from nightlab_ros.replay.records import (
 )
 from nightlab_ros.replay.storage import BagError, bag_files
 
-MASKS = "masks"
+CHUNKS, MASKS, MASK_BAGS = "chunks", "masks", "bags"
 
 
 def look_at(paths: Sequence[Path], topic: str | None, label_topic: str | None, max_frames: int | None) -> list[BagInfo]:
@@ -114,8 +114,10 @@ def judged_classes(asked: str | None, bags: Sequence[BagInfo], bundle: ClassSet)
 def begin(out: Path, settings: ReplaySettings, bundle: BundleInfo, bags: Sequence[BagInfo], restart: bool) -> Run:
     """A new run in `out`, or the one that is there if it is of the same settings, bundle and bags.
 
-    Raises StoreError that names what differs, unless `restart` lets the old one be thrown away.
+    Raises StoreError that names what differs, unless `restart` lets the old one be thrown away; also where `out` holds
+    folders that no replay wrote and that would be overwritten.
     """
+    _spare_others(out, settings, bags)
     run = Run(
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         settings=settings,
@@ -125,7 +127,7 @@ def begin(out: Path, settings: ReplaySettings, bundle: BundleInfo, bags: Sequenc
         machine=machine(),
     )
     if restart or not (out / "run.json").exists():
-        for folder in ("chunks", MASKS):
+        for folder in (CHUNKS, MASKS):
             shutil.rmtree(out / folder, ignore_errors=True)
         write_run(out, run)
         return run
@@ -247,6 +249,18 @@ def write_masks(out: Path, bag: str, index: int, packed: bytes) -> None:
 def masks_path(out: Path, bag: str, index: int) -> Path:
     """Where a frame's masks are kept."""
     return out / MASKS / bag / f"{index:08d}.png"
+
+
+def _spare_others(out: Path, settings: ReplaySettings, bags: Sequence[BagInfo]) -> None:
+    """Raise StoreError for what a replay into `out` would delete though it is not a replay's."""
+    if settings.keep_masks:
+        for bag in bags:
+            if Path(bag.path) == (out / MASK_BAGS / bag.name).resolve():
+                raise StoreError(f"the bag of masks would take the place of {bag.path}: give another --out")
+    folders = (CHUNKS, MASKS, MASK_BAGS) if settings.keep_masks else (CHUNKS, MASKS)
+    found = [folder for folder in folders if (out / folder).exists()]
+    if found and not (out / "run.json").exists():
+        raise StoreError(f"{out} holds {' and '.join(found)}, which no replay wrote: give another --out")
 
 
 def _differences(old: Run, new: Run) -> list[str]:

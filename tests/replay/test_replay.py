@@ -149,6 +149,26 @@ def test_other_settings_are_refused(tmp_path: Path, bags: list[Path], pipeline: 
         begin(tmp_path, bags[:1], pipeline)
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_folders_that_no_replay_wrote_are_left_alone(
+    tmp_path: Path, bags: list[Path], pipeline: Pipeline, restart: bool
+) -> None:
+    precious = tmp_path / "masks" / "by_hand.png"
+    precious.parent.mkdir()
+    precious.write_bytes(b"years of work")
+    info = bundle_info(pipeline.bundle, pipeline.engine_name)
+    with pytest.raises(StoreError, match=r"masks.*no replay.*another --out"):
+        rp.begin(tmp_path, SETTINGS, info, rp.look_at(bags, None, None, None), restart)
+    assert precious.read_bytes() == b"years of work"
+
+
+def test_a_bag_of_masks_never_takes_the_place_of_a_replayed_bag(tmp_path: Path, pipeline: Pipeline) -> None:
+    bag = write_tiny_bag(tmp_path / "bags" / "drive", make_frames(2))
+    with pytest.raises(StoreError, match=r"drive.*another --out"):
+        begin(tmp_path, [bag], pipeline, SETTINGS.model_copy(update={"keep_masks": True}))
+    assert (bag / "drive.mcap").exists() and not (tmp_path / "run.json").exists()
+
+
 def test_two_bags_of_one_name_and_one_bag_twice(tmp_path: Path, bags: list[Path]) -> None:
     other = write_tiny_bag(tmp_path / "one", make_frames(1))
     assert [bag.name for bag in rp.look_at([bags[0], other], None, None, None)] == ["one", "one_"]
