@@ -69,7 +69,7 @@ def sheet(scenes: list[Judged]) -> np.ndarray:
 
 def _named(panel: np.ndarray, name: str) -> np.ndarray:
     small = cv2.resize(panel, PANEL_HW[::-1], interpolation=cv2.INTER_AREA)
-    small[:28] //= 3
+    small[:28] = small[:28] // 3
     cv2.putText(small, name, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (255, 255, 255), 1, cv2.LINE_AA)
     return small
 
