@@ -120,6 +120,18 @@ def map_ids(labels: np.ndarray, mapping: dict[int, int]) -> np.ndarray:
     return mapped.astype(np.uint8)
 
 
+def to_class_set(labels: np.ndarray, source: ClassSet, target: ClassSet) -> np.ndarray:
+    """A label map in another class set: CamVid's own grouping, or else by name; what the target lacks becomes 255."""
+    if source.names == target.names:
+        return labels
+    if (source.names, target.names) == (CITYSCAPES19.names, CAMVID11.names):
+        return map_ids(labels, CITYSCAPES_TO_CAMVID)
+    if (source.names, target.names) == (CAMVID11.names, CITYSCAPES19.names):
+        return map_ids(labels, CAMVID_TO_CITYSCAPES)
+    ids = {i: target.id_of(name) if name in target.names else IGNORE_ID for i, name in enumerate(source.names)}
+    return map_ids(labels, ids)
+
+
 def in_class_set(labels: np.ndarray, classes: ClassSet) -> np.ndarray:
     """A label map of Cityscapes train ids, uint8 (H, W), in the ids of the class set that it is judged in."""
     if classes is CITYSCAPES19:

@@ -14,16 +14,7 @@ import cv2
 import numpy as np
 
 from nightlab_core.data.frames import Frame, FrameSource
-from nightlab_core.labels import (
-    CAMVID11,
-    CAMVID_TO_CITYSCAPES,
-    CITYSCAPES19,
-    CITYSCAPES_TO_CAMVID,
-    IGNORE_ID,
-    ClassSet,
-    map_ids,
-    overlay,
-)
+from nightlab_core.labels import ClassSet, overlay, to_class_set
 from nightlab_core.metrics import confusion_matrix, iou, mean_iou, paired_bootstrap
 from nightlab_ros.page import jpeg_uri, write_jpeg, write_page
 
@@ -100,18 +91,6 @@ def problems(recording: Recording) -> list[str]:
         if mask.encoding != "mono8":
             found.append(f"the mask of {stamp_ns} ns has the encoding {mask.encoding!r}, expected 'mono8'")
     return found
-
-
-def to_class_set(labels: np.ndarray, source: ClassSet, target: ClassSet) -> np.ndarray:
-    """A label map in another class set: CamVid's own grouping, or else by name; what the target lacks becomes 255."""
-    if source.names == target.names:
-        return labels
-    if (source.names, target.names) == (CITYSCAPES19.names, CAMVID11.names):
-        return map_ids(labels, CITYSCAPES_TO_CAMVID)
-    if (source.names, target.names) == (CAMVID11.names, CITYSCAPES19.names):
-        return map_ids(labels, CAMVID_TO_CITYSCAPES)
-    ids = {i: target.id_of(name) if name in target.names else IGNORE_ID for i, name in enumerate(source.names)}
-    return map_ids(labels, ids)
 
 
 def write_report(recording: Recording, source: FrameSource, classes: ClassSet, out: Path) -> dict[str, Any]:

@@ -13,10 +13,9 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from nightlab_core.labels import IGNORE_ID, ClassSet
+from nightlab_core.labels import IGNORE_ID, ClassSet, to_class_set
 from nightlab_core.runtime.light import light_level
 from nightlab_core.runtime.pipeline import Result
-from nightlab_ros.demo_report import to_class_set
 from nightlab_ros.replay.read import BagFrame
 from nightlab_ros.replay.records import NUM_BANDS, NUM_BINS, Counts, FrameRecord
 

@@ -17,6 +17,7 @@ from nightlab_core.labels import (
     map_ids,
     overlay,
     palette_bgr,
+    to_class_set,
 )
 
 
@@ -112,3 +113,12 @@ def test_overlay_blends_where_labelled_and_keeps_the_picture_elsewhere() -> None
 def test_overlay_refuses_a_mask_of_another_size() -> None:
     with pytest.raises(ValueError, match=r"image is \(4, 4\), labels are \(2, 2\)"):
         overlay(np.zeros((4, 4, 3), np.uint8), np.zeros((2, 2), np.uint8), CITYSCAPES19)
+
+
+def test_any_class_set_goes_into_any_other_by_name() -> None:
+    labels = np.array([[0, 2, 13, 255]], np.uint8)
+    assert to_class_set(labels, CITYSCAPES19, CITYSCAPES19) is labels
+    assert to_class_set(labels, CITYSCAPES19, CAMVID11).tolist() == [[3, 1, 8, 255]]
+    assert to_class_set(np.array([[3, 8, 255]], np.uint8), CAMVID11, CITYSCAPES19).tolist() == [[0, 13, 255]]
+    few = ClassSet("few", ("car", "hovercraft"), ((0, 0, 0), (1, 1, 1)))
+    assert to_class_set(np.array([[0, 1, 255]], np.uint8), few, CITYSCAPES19).tolist() == [[13, 255, 255]]

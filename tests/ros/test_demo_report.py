@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from nightlab_core.data.frames import open_frames
-from nightlab_core.labels import CAMVID11, CITYSCAPES19, ClassSet
+from nightlab_core.labels import CAMVID11, CITYSCAPES19
 from nightlab_ros.demo import table
-from nightlab_ros.demo_report import Mask, Recording, Sent, problems, to_class_set, write_report
+from nightlab_ros.demo_report import Mask, Recording, Sent, problems, write_report
 from nightlab_ros.demo_run import live_state
 
 SIZE_HW = (4, 6)
@@ -69,15 +69,6 @@ def test_no_mask_and_a_mask_of_no_frame_are_problems() -> None:
     strange = recording(1, (0,))
     strange.masks[5] = strange.masks[strange.sent[0].stamp_ns]
     assert problems(strange) == ["a mask has the stamp 5 ns, which no frame had"]
-
-
-def test_class_sets() -> None:
-    labels = np.array([[0, 2, 13, 255]], np.uint8)
-    assert to_class_set(labels, CITYSCAPES19, CITYSCAPES19) is labels
-    assert to_class_set(labels, CITYSCAPES19, CAMVID11).tolist() == [[3, 1, 8, 255]]
-    assert to_class_set(np.array([[3, 8, 255]], np.uint8), CAMVID11, CITYSCAPES19).tolist() == [[0, 13, 255]]
-    few = ClassSet("few", ("car", "hovercraft"), ((0, 0, 0), (1, 1, 1)))
-    assert to_class_set(np.array([[0, 1, 255]], np.uint8), few, CITYSCAPES19).tolist() == [[13, 255, 255]]
 
 
 def test_report_by_hand(tmp_path: Path) -> None:
