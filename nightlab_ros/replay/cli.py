@@ -141,7 +141,7 @@ def _replay(args: argparse.Namespace, console: Console, stop: threading.Event) -
             console.print(f"[yellow]{escape(pipeline.engine_note)}[/]", soft_wrap=True)
         run = rp.begin(args.out, settings, bundle_info(bundle, pipeline.engine_name), bags, args.restart)
         spans = rp.missing_spans(args.out, run)
-        total, left = sum(b.num_frames for b in run.bags), sum(s.stop - s.first for s in spans)
+        total, left = run.num_frames, sum(s.stop - s.first for s in spans)
         going_on = f", {total - left} of them done before" if total > left else ""
         console.print(
             f"[bold]Replay[/] of {len(bags)} bag{'s' * (len(bags) != 1)}, {total} frames{going_on}: "

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from nightlab_ros.replay.read import IMAGE_TYPE
-from nightlab_ros.replay.records import FrameRecord, Run, load_run
+from nightlab_ros.replay.records import FrameRecord, Run, load_records
 from nightlab_ros.replay.run import MASK_BAGS, masks_path
 from nightlab_ros.replay.write import DETECTIONS_TYPE, BagWriter
 
@@ -24,7 +24,7 @@ def write_mask_bags(out: Path, run: Run) -> Iterator[Path]:
 
     A message has its image's stamp, frame_id and time of recording. A bag of an earlier sitting is written anew.
     """
-    records = load_run(out).records
+    records = load_records(out, run)
     for bag in run.bags:
         kept = [r for r in records if r.bag == bag.name and masks_path(out, bag.name, r.index).exists()]
         if not kept:

@@ -27,7 +27,7 @@ from nightlab_ros.replay.records import (
     StoreError,
     TopicInfo,
     chunk_paths,
-    load_run,
+    load_records,
     read_chunk,
     read_run,
     write_atomic,
@@ -148,7 +148,7 @@ def begin(out: Path, settings: ReplaySettings, bundle: BundleInfo, bags: Sequenc
 def missing_spans(out: Path, run: Run) -> list[Span]:
     """The frames without a record, in spans of at most `chunk_frames`, in order."""
     done: dict[str, set[int]] = {bag.name: set() for bag in run.bags}
-    for record in load_run(out).records:
+    for record in load_records(out, run):
         done[record.bag].add(record.index)
     spans = []
     for bag in run.bags:
@@ -195,20 +195,19 @@ def carry_out(
                 write_chunk(out, result.records, result.counts)
     finally:
         run = run.model_copy(update={"wall_s": run.wall_s + time.monotonic() - begun, "workers": workers})
-        data = load_run(out)
-        sha256 = hashes.wait() if data.complete else hashes.cancel()
+        records = load_records(out, run)
+        complete = len(records) == run.num_frames
+        sha256 = hashes.wait() if complete else hashes.cancel()
         bags = tuple(
             bag.model_copy(
                 update={
                     "sha256": sha256.get(bag.name, {}),
-                    "problems": _distinct(
-                        [*bag.problems, *problems_of([r for r in data.records if r.bag == bag.name])]
-                    ),
+                    "problems": _distinct([*bag.problems, *problems_of([r for r in records if r.bag == bag.name])]),
                 }
             )
             for bag in run.bags
         )
-        finished = datetime.now(timezone.utc).isoformat(timespec="seconds") if data.complete else None
+        finished = datetime.now(timezone.utc).isoformat(timespec="seconds") if complete else None
         run = run.model_copy(update={"bags": bags, "finished": finished, "node": {**run.node, **notes}})
         write_run(out, run)
     return run

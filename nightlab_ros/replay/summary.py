@@ -97,7 +97,7 @@ def summarize(data: RunData) -> Report:
     return Report(
         complete=data.complete,
         run=run,
-        frames=_frame_numbers(data.records, sum(b.num_frames for b in run.bags)),
+        frames=_frame_numbers(data.records, run.num_frames),
         bags=_bag_figures(data),
         accuracy=accuracy_of(methods, run.settings.classes, names, data.labelled, image_level, both_levels),
         reliability={m: reliability_of(data.counts, i) for i, m in enumerate(METHODS)} if len(data.counts) else {},

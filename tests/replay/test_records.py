@@ -54,7 +54,7 @@ def test_a_run_comes_back_in_order_to_the_last_digit(tmp_path: Path) -> None:
     data = rec.load_run(tmp_path)
     expected = [frames[bag, i] for bag in ("b", "a") for i in range(3)]  # as run.json lists the bags
     assert data.records == [r for r, _ in expected]
-    assert data.complete
+    assert data.complete and rec.load_records(tmp_path, data.run) == data.records
     np.testing.assert_array_equal(data.counts.confusion, np.concatenate([c.confusion for _, c in expected]))
     np.testing.assert_array_equal(data.counts.confidence_sum, np.concatenate([c.confidence_sum for _, c in expected]))
     assert not list(tmp_path.rglob("*tmp*"))
@@ -90,3 +90,5 @@ def test_a_missing_run_and_a_damaged_chunk_are_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(rec.StoreError, match="a-00000000"):
         rec.load_run(tmp_path)
+    with pytest.raises(rec.StoreError, match="a-00000000"):
+        rec.load_records(tmp_path, make_run())
