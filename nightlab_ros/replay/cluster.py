@@ -44,13 +44,13 @@ def replay_distributed(
     stopped: Callable[[], bool] = lambda: False,
 ) -> Generator[SpanResult, None, None]:
     """Yield every span's result, in whatever order they come, from `workers` processes on this machine or from the
-    cluster at `scheduler`. When `stopped` says so, what is not done is given up.
+    cluster at `scheduler`. When `stopped` says so, spans that are not done are given up.
 
-    Raises StoreError where the workers' bundle is another, OSError for a scheduler that does not answer, and what a
-    span raises.
+    Raises StoreError where the workers' bundle is another, OSError for a scheduler that does not answer or is
+    restarted, RuntimeError for a span that kills its workers, and what a span raises.
     """
     try:
-        from distributed import Client, LocalCluster, as_completed
+        from distributed import CancelledError, Client, KilledWorker, LocalCluster, as_completed
     except ImportError as error:
         raise ImportError("several workers need dask: pip install 'dask' 'distributed'") from error
     with ExitStack() as stack:
@@ -84,15 +84,33 @@ def replay_distributed(
         waiting = list(reversed(spans))
         manifest_sha256 = run.bundle.sha256[MANIFEST_NAME]
         pending = as_completed()
-        while not stopped() and (waiting or not pending.is_empty()):
-            room = len(client.scheduler_info(n_workers=-1)["workers"]) + _WAITING - pending.count()
+        handed_out: dict[str, Span] = {}
+        stopping = False
+        while not stopping and (waiting or not pending.is_empty()):
+            stopping = stopped()  # what came in by now is taken before the end
+            room = 0 if stopping else len(client.scheduler_info(n_workers=-1)["workers"]) + _WAITING - pending.count()
             for _ in range(min(room, len(waiting))):
                 span = waiting.pop()
                 arguments = (run.bundle.path, manifest_sha256, run.bundle.engine, run.settings, threads, keep_masks)
-                pending.add(client.submit(_replay_span, span, *arguments, pure=False))
+                future = client.submit(_replay_span, span, *arguments, pure=False)
+                pending.add(future)
+                handed_out[str(future.key)] = span
             ready = pending.next_batch(block=False)
             for future in ready:
-                result: SpanResult = future.result()
+                span = handed_out.pop(str(future.key))
+                try:
+                    result: SpanResult = future.result()
+                except KilledWorker as error:
+                    raise RuntimeError(
+                        f"frames {span.first} to {span.stop - 1} of {span.source.name} were given up, because every "
+                        "worker that took them died, as it does where memory runs out: run the same command again with "
+                        "fewer --workers, or none"
+                    ) from error
+                except CancelledError as error:
+                    raise OSError(
+                        "the cluster's scheduler dropped the work, as it does where it is restarted: run the same "
+                        "command again to go on"
+                    ) from error
                 on_frames(result.records)
                 yield result
             if not ready:
