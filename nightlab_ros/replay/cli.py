@@ -4,7 +4,7 @@
     nightlab-replay night_drive/ dusk.mcap --bundle my_bundle --out replay_out
     nightlab-replay compare old_out new_out --no-worse-than 0.5
 
-Frames with a label map of the same stamp (a topic of mono8 ids whose name has the part "labels", "gt" or
+Frames with a label map of the same stamp (a topic of mono8 ids whose name has the part "label", "labels", "gt" or
 "ground_truth") are judged against it. What was interrupted goes on when the same command runs again.
 """
 

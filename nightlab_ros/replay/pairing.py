@@ -82,8 +82,9 @@ def _match_bags(first: Run, second: Run) -> dict[str, str]:
     """Name of the bag in the second run -> in the first."""
     found: dict[str, str] = {}
     for bag in second.bags:
-        same = [other for other in first.bags if _same_files(bag, other)]
-        named = [other for other in first.bags if other.name == bag.name and not (bag.sha256 and other.sha256)]
+        free = [other for other in first.bags if other.name not in found.values()]
+        same = [other for other in free if _same_files(bag, other)]
+        named = [other for other in free if other.name == bag.name and not (bag.sha256 and other.sha256)]
         for other in (same or named)[:1]:
             if (other.image_topic, other.label_topic) != (bag.image_topic, bag.label_topic):
                 raise CompareError(

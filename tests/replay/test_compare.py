@@ -123,6 +123,21 @@ def test_bags_are_matched_by_their_files_not_their_names() -> None:
     assert len(pair(drive(), second).records) == 240
 
 
+def test_a_bag_is_matched_but_once() -> None:
+    """Two copies of one recording are two bags; frames would be counted twice otherwise."""
+    bag = drive().run.bags[0]
+    copy = bag.model_copy(update={"name": "copy.mcap"})
+    both = with_run(drive(), bags=(bag, copy))
+    copied = [replace(r, bag="copy.mcap") for r in drive().records]
+    second = replace(both, records=[*drive().records, *copied], counts=twice(drive().counts))
+    pairs = pair(drive(), second)
+    assert len(pairs.records) == 240 and pairs.left_out == {"only in B": 240}
+
+
+def twice(counts: Counts) -> Counts:
+    return Counts.concatenate([counts, counts], counts.confusion.shape[3])
+
+
 def refused(first: RunData, second: RunData) -> str:
     with pytest.raises(CompareError) as error:
         pair(first, second)
