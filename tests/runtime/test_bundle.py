@@ -126,7 +126,7 @@ def test_a_link_out_of_the_folder_is_held_by_its_sha(copy: Path, tmp_path: Path)
         (lambda m: m["classes"]["colors_rgb"].__setitem__(3, [0, 0, 256]), "less than or equal to 255"),
         (lambda m: m.update(hard_classes=["pole", "unicorn"]), r"\['unicorn'\] are not among the classes"),
         (lambda m: m.update(accuracy={"miou": "good"}), "key 'accuracy.miou': received 'good'"),
-        (lambda m: m.update(weights="int8"), "key 'weights': received 'int8'"),
+        (lambda m: m.update(weights="int4"), "key 'weights': received 'int4'"),
     ],
 )
 def test_a_wrong_manifest_is_refused(copy: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
