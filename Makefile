@@ -64,7 +64,7 @@ FRAMES = '$(DATA)/camvid/val/images'
 .given-data:
 	@[ -d '$(DATA)' ] || { echo "DATA is '$(DATA)'; expected the folder of the data sets: make train-lite DATA=..." >&2; exit 1; }
 
-train-lite: .given-data $(TEST_ENV)/.ready ## train the lite bundle from nothing but data, up to its figures; goes on where it was stopped
+train-lite: .given-data $(TEST_ENV)/.ready ## train the lite bundle on, from the shipped weights and the data to its figures; resumes where it was stopped
 	[ -e runs/pseudo_night/.done ] || $(TRAIN) -m training.pseudo nightlab_core/bundles/nightlab-lite --data '$(DATA)' --out runs/pseudo_night
 	@touch runs/pseudo_night/.done
 	$(TRAIN) -m training.segmenter $(RECIPES)/lite_image.yaml --data '$(DATA)' --out runs/lite_image
