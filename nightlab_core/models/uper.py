@@ -66,7 +66,8 @@ class UPerHead(nn.Module):
 
     `deformable` names the places whose 3x3 convolutions are deformable: "fpn", "head", both or none (the ablation).
     With `detail_channels` the finest features stay out of the pyramid: they refine its enlarged output in one layer of
-    that width, as DeepLabV3+'s decoder does. Poles keep a pixel of their own, and the pyramid stays on the coarser grid.
+    that width, as DeepLabV3+'s decoder does. Poles keep a pixel of their own, and the pyramid
+    stays on the coarser grid.
     """
 
     def __init__(
