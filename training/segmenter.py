@@ -72,14 +72,16 @@ def freeze(backbone: Backbone, stages: int) -> None:
 ALL_CLASSES = OutputLabels.of()
 
 
-def open_log_softmax(logits: Tensor, outputs: OutputLabels = ALL_CLASSES) -> Tensor:
-    """Log-probabilities (B, C + open labels, H, W) of logits (B, C, H, W); see `OutputLabels.opened`.
+def settle(logits: Tensor, labels: Tensor, outputs: OutputLabels = ALL_CLASSES) -> Tensor:
+    """Labels (B, H, W) below C, or 255, from those that leave several classes open; see `OutputLabels.opened`.
 
-    The probability of a label that leaves several classes open is the sum of theirs.
+    Such a label becomes the likeliest of its classes by the logits (B, C, H, W). The mask shows the one likeliest
+    class of all: a cyclist shared out among rider, motorcycle and bicycle would lose to the person.
     """
-    log_p = logits.log_softmax(1)
-    opened = [log_p[:, members].logsumexp(1, keepdim=True) for members in outputs.opened]
-    return torch.cat([log_p, *opened], 1)
+    for k, members in enumerate(outputs.opened, start=len(outputs)):
+        likeliest = torch.tensor(members, device=labels.device)[logits[:, members].argmax(1)]
+        labels = torch.where(labels == k, likeliest, labels)
+    return labels
 
 
 def loss_weights(classes: dict[str, float], outputs: OutputLabels = ALL_CLASSES) -> Tensor:
@@ -90,23 +92,6 @@ def loss_weights(classes: dict[str, float], outputs: OutputLabels = ALL_CLASSES)
             raise KeyError(f"class_weights names {name!r}; the network tells apart {', '.join(outputs.names)}")
         weight[outputs.names.index(name)] = value
     return torch.cat([weight, *(weight[list(members)].min()[None] for members in outputs.opened)])
-
-
-def close_labels(log_p: Tensor, labels: Tensor, outputs: OutputLabels = ALL_CLASSES) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (B, C, H, W) and labels (B, H, W) below C, from those of `open_log_softmax`.
-
-    Where a label leaves several classes open, the first of them takes the label and the probability of them all.
-    """
-    count = len(outputs)
-    closed = log_p[:, :count]
-    channel = torch.arange(count, device=log_p.device)[:, None, None]
-    for k, (first, *others) in enumerate(outputs.opened, start=count):
-        here = (labels == k)[:, None]
-        given_up = sum((channel == other for other in others), channel < 0)
-        closed = torch.where(here & (channel == first), log_p[:, k : k + 1], closed)
-        closed = torch.where(here & given_up, -100.0, closed)
-        labels = torch.where(here[:, 0], first, labels)
-    return closed, labels
 
 
 def segmentation_loss(
@@ -126,12 +111,13 @@ def segmentation_loss(
     labels = torch.tensor(outputs.targets, device=labels.device)[labels[:, ::2, ::2]]
     logits = model(image.contiguous(memory_format=torch.channels_last))
     logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    log_p = open_log_softmax(logits, outputs)
-    total = F.nll_loss(log_p, labels, weight, ignore_index=IGNORE_ID, reduction="sum")
-    losses: dict[str, Tensor | Mean] = {"cross_entropy": Mean(total, (labels != IGNORE_ID).sum())}
+    settled = settle(logits.detach(), labels, outputs)
+    known = labels != IGNORE_ID
+    costs = F.cross_entropy(logits, settled, ignore_index=IGNORE_ID, reduction="none")
+    total = (costs * weight[labels.where(known, 0)]).sum()
+    losses: dict[str, Tensor | Mean] = {"cross_entropy": Mean(total, known.sum())}
     if lovasz_weight:
-        few_log_p, few_labels = close_labels(log_p[..., ::2, ::2], labels[:, ::2, ::2], outputs)
-        lovasz = LovaszLoss("multiclass", ignore_index=IGNORE_ID)(few_log_p, few_labels)
+        lovasz = LovaszLoss("multiclass", ignore_index=IGNORE_ID)(logits[..., ::2, ::2], settled[:, ::2, ::2])
         losses["lovasz"] = lovasz_weight * lovasz
     return losses
 

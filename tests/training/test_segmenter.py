@@ -18,7 +18,7 @@ from nightlab_core.labels import (  # noqa: E402
     OPEN_LABELS,
 )
 from nightlab_core.output_labels import OutputLabels  # noqa: E402
-from training.segmenter import close_labels, loss_weights, open_log_softmax, segmentation_loss, start  # noqa: E402
+from training.segmenter import loss_weights, segmentation_loss, settle, start  # noqa: E402
 
 
 def test_an_open_label_holds_what_camvid_puts_into_one_class() -> None:
@@ -30,11 +30,25 @@ def test_an_open_label_holds_what_camvid_puts_into_one_class() -> None:
         assert set(OPEN_LABELS.get(opened, (opened,))) == meant
 
 
-def test_the_probability_of_an_open_label_is_the_sum_of_its_classes() -> None:
-    log_p = open_log_softmax(torch.randn(2, 19, 3, 4))
-    assert log_p.shape == (2, 24, 3, 4)
-    torch.testing.assert_close(log_p[:, :19].exp().sum(1), torch.ones(2, 3, 4))
-    torch.testing.assert_close(log_p[:, 20].exp(), log_p[:, 6].exp() + log_p[:, 7].exp())
+def test_an_open_label_is_settled_by_the_likeliest_of_its_classes() -> None:
+    logits = torch.zeros(1, 19, 1, 4)
+    logits[0, 11] = 9.0  # the person is likelier still, and not among them
+    logits[0, 12, 0, 0] = logits[0, 18, 0, 1] = logits[0, 7, 0, 2] = 1.0
+    labels = torch.tensor([[[23, 23, 20, 255]]])
+    assert settle(logits, labels).tolist() == [[[12, 18, 7, 255]]]
+
+
+def test_an_open_label_pushes_the_other_classes_of_it_down_too() -> None:
+    """Shared among three, what belongs to one would lose the pixel to a fourth."""
+    logits = torch.zeros(1, 19, 4, 4)
+    logits[:, 12] = 1.0
+    logits.requires_grad_()
+    losses = segmentation_loss(
+        _Constant(logits), (torch.zeros(1, 3, 8, 8), torch.full((1, 8, 8), 23)), loss_weights({})
+    )
+    losses["cross_entropy"].value.backward()
+    assert logits.grad is not None
+    assert (logits.grad[:, 12] < 0).all() and (logits.grad[:, [11, 17, 18]] > 0).all()
 
 
 def test_an_open_label_is_content_with_any_of_its_classes() -> None:
@@ -80,18 +94,6 @@ def test_a_stage_starts_from_another_or_from_one_level_of_a_whole(
         start(fresh, tmp_path / "missing.pt", "image")
     with pytest.raises(ValueError, match="no weight that fits"):
         start(nn.Conv2d(3, 8, 3), tmp_path / "stage.pt", "image")
-
-
-def test_closed_labels_give_the_probability_of_all_that_was_open_to_the_first() -> None:
-    logits = torch.randn(1, 19, 2, 2, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([[[0, 23], [20, 255]]])
-    log_p, closed = close_labels(open_log_softmax(logits), labels)
-    p, before = log_p.exp()[0], logits.softmax(1)[0]
-    assert closed.tolist() == [[[0, 12], [6, 255]]]
-    torch.testing.assert_close(p.sum(0), torch.ones(2, 2))
-    torch.testing.assert_close(p[:, 0, 0], before[:, 0, 0])  # nothing open here
-    torch.testing.assert_close(p[12, 0, 1], before[[12, 17, 18], 0, 1].sum())
-    assert p[17, 0, 1] < 1e-9 and p[18, 0, 1] < 1e-9
 
 
 def test_lovasz_is_nought_where_all_is_right_and_one_where_all_is_wrong() -> None:
