@@ -109,30 +109,6 @@ def test_night_turns_towards_day_and_day_stays(data: Path, tmp_path: Path) -> No
     assert sheet[:, 420:840].mean() > sheet[:, :420].mean()  # the adapted column is brighter than the night's
 
 
-@pytest.mark.parametrize("level", ["image", "region"])
-def test_a_stopped_run_goes_on_bit_by_bit(data: Path, tmp_path: Path, level: str, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    recipe = _recipe(level)
-    relam.train(recipe, data, tmp_path / "whole")
-    losses, calls = relam.adaptation_loss, []
-
-    def stops(model: torch.nn.Module, batch: object) -> object:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return losses(model, batch)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(relam, "adaptation_loss", stops)
-    with pytest.raises(KeyboardInterrupt):
-        relam.train(recipe, data, tmp_path / "parts")
-    monkeypatch.undo()
-    relam.train(recipe, data, tmp_path / "parts")
-    whole, parts = (relam.load_relam(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
-    assert whole.keys() == parts.keys() and all(torch.equal(whole[k], parts[k]) for k in whole)
-    fresh = MODEL.build_level().relam
-    fresh.load_state_dict(whole)
-    assert any(p.abs().sum() > 0 for p in fresh.light.parameters())  # type: ignore[union-attr]
-
-
 def test_region_images_are_windows(data: Path) -> None:
     night, day = relam.streams(_recipe("region"), data)[3]
     assert night.shape == day.shape == (3, 64, 64) and day.mean() > night.mean()
