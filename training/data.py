@@ -165,7 +165,7 @@ class RegionStream(Stream):
             top_left = rng.uniform(0, 0.7, 2) * [width, height]
             return np.concatenate([top_left, top_left + rng.uniform(0.08, 0.3, 2) * [width, height]])
         box = boxes[rng.integers(len(boxes))]
-        if rng.random() < 0.5:
+        if rng.random() < 0.25:
             return box
         centre = (box[:2] + box[2:]) / 2
         around = datasets.hard_regions(labels, self.hard_ids)

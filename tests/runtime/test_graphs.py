@@ -231,9 +231,10 @@ def test_a_constant_too_large_for_half_keeps_its_operator_in_float() -> None:
 @pytest.mark.parametrize("kind", ENGINE_KINDS)
 def test_the_shipped_bundle(kind: EngineKind) -> None:
     """Bytes in, cast at once; float32's answers from the float32 graph, convolutions in half in the other."""
-    model = onnx.load(load_bundle(default_bundle()).path(kind))
+    bundle = load_bundle(default_bundle())
+    model = onnx.load(bundle.path(kind))
     (name,) = [value.name for value in model.graph.input]
-    size = (2, 256, 256, 3) if kind == "region" else (1, 96, 128, 3)
+    size = (2, *bundle.manifest.engines.region.input_hw, 3) if kind == "region" else (1, 96, 128, 3)
     array = RNG.integers(0, 256, size, dtype=np.uint8)
     expected = run(model, **{name: array})
     for sizes in (None, {name: size}):

@@ -65,7 +65,8 @@ def shipped(flavour: Flavour, tmp_path_factory: pytest.TempPathFactory) -> dict[
 def test_the_shipped_bundle_builds_in_half_precision(shipped: dict[EngineKind, PlanHeader]) -> None:
     assert {kind: header.plan_bytes > 1_000_000 for kind, header in shipped.items()} == dict.fromkeys(shipped, True)
     assert shipped["image"].key.shapes["frame"] == ((1, 416, 736, 3),) * 3
-    assert shipped["region"].key.shapes["crops"] == ((1, 256, 256, 3), (10, 256, 256, 3), (10, 256, 256, 3))
+    crop = (*load_bundle(default_bundle()).manifest.engines.region.input_hw, 3)
+    assert shipped["region"].key.shapes["crops"] == ((1, *crop), (10, *crop), (10, *crop))
 
 
 @pytest.mark.slow

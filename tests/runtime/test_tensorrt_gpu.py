@@ -77,7 +77,8 @@ def test_labels_are_onnx_runtime_s(engines: Engines) -> None:
         assert np.percentile(np.abs(difference), 99) <= 8
     reference = OnnxRuntimeEngine(bundle.path("region"))
     pictures = frames(5)
-    crops = np.concatenate([p[:, y : y + 256, 100:356] for p in pictures for y in (0, 200)])
+    height, width = bundle.manifest.engines.region.input_hw
+    crops = np.concatenate([p[:, y : y + height, 100 : 100 + width] for p in pictures for y in (0, 150)])
     for batch in (10, 1, 3, 7, 10):
         expected, received = reference(crops=crops[:batch]), engines.region(crops=crops[:batch])
         assert (received["labels"] == expected["labels"]).mean() >= 0.995
