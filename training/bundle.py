@@ -10,10 +10,13 @@ import argparse
 from pathlib import Path
 
 import torch
+from pydantic import Field
+from torch import nn
 
 from nightlab_core.config import Settings, load_yaml
 from nightlab_core.export import ModelCard, save_checkpoint
 from nightlab_core.models.nightlab import NightLab, NightLabSettings
+from nightlab_core.output_labels import OutputLabels
 from training.checkpoint import load_weights
 from training.command import errors_in_words
 
@@ -25,6 +28,9 @@ class BundleRecipe(Settings):
     image: str
     region: str
     detector: str
+    #: Added to the region level's logits of these classes, chosen on val: its windows are crowded with hard classes in
+    #: training, so that how likely each is has to be set right again (Menon et al., ICLR 2021).
+    region_offsets: dict[str, float] = Field(default_factory=dict)
     card: ModelCard
 
 
@@ -33,9 +39,22 @@ def from_stages(recipe: BundleRecipe) -> NightLab:
     model = recipe.model.build()
     model.image.load_state_dict(_weights(recipe.image))
     model.region.load_state_dict(_weights(recipe.region))
+    if recipe.region_offsets:
+        offset(model.region.segmenter, OutputLabels.of(recipe.model.region_classes).names, recipe.region_offsets)
     detector = {k.removeprefix("detector."): v for k, v in _weights(recipe.detector).items()}
     model.detector.load_state_dict(detector)
     return model
+
+
+def offset(segmenter: nn.Module, names: tuple[str, ...], offsets: dict[str, float]) -> None:
+    """Add to the bias of the segmenter's last convolution, whose output k is the logit of names[k]."""
+    *_, classifier = (m for m in segmenter.modules() if isinstance(m, nn.Conv2d))
+    if classifier.bias is None or len(classifier.bias) != len(names):
+        raise ValueError(f"region_offsets: the segmenter ends in {classifier}, not in {len(names)} biased logits")
+    for name, value in offsets.items():
+        if name not in names:
+            raise KeyError(f"region_offsets names {name!r}; the network tells apart {', '.join(names)}")
+        classifier.bias.data[names.index(name)] += value
 
 
 def assemble(recipe: BundleRecipe, out: Path) -> None:
