@@ -54,6 +54,7 @@ class Ablation(Settings):
     hard_classes: tuple[str, ...]
     pipeline: PipelineSettings = PipelineSettings()
     train: dict[str, str] = Field(default_factory=dict)  #: the command that makes a path, for rows that lack it
+    note: str = ""  #: what a reader of the page must know of these rows
 
     @model_validator(mode="after")
     def _names(self) -> Ablation:

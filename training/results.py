@@ -60,6 +60,8 @@ def markdown(results: dict[str, Any], stored: Path | None = None) -> str:
     ablation, sets = results["ablation"], results["sets"]
     arguments = " ".join(f"--set {found['name']}" for found in sets)
     parts = [_INTRODUCTION.format(recipe=results["recipe"], sets=arguments)]
+    if ablation["note"]:
+        parts.append(f"{ablation['note'].strip()}\n")
     if stored is not None:
         parts.append(f"All figures, with those by number of regions to the last digit: `{stored.name}`.\n")
     for found in sets:

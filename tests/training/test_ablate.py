@@ -140,6 +140,8 @@ def test_the_table_the_figures_and_the_page_agree(bundle: str, capsys: pytest.Ca
     whole = {"recipe": "x.yaml", "ablation": ablation.model_dump(mode="json"), "sets": [found]}
     page = markdown(json.loads(json.dumps(whole, allow_nan=False)))
     assert page == markdown(whole)
+    noted = {**whole, "ablation": {**whole["ablation"], "note": "Few steps."}}  # type: ignore[dict-item]
+    assert "\nFew steps.\n" in markdown(noted) and "Few steps." not in page
     assert f"| detector | {detector['miou']:.2f} | " in page and "| plain | not trained |" in page
     assert "| `runs/none.pt` | `python -m training.segmenter none.yaml` |" in page
     for line in page.splitlines():  # no ragged table
