@@ -65,6 +65,21 @@ def test_streams_are_decided_by_seed_and_index(data: Path) -> None:
     assert any(len(b) for b in found) and all(b.shape[1] == 4 for b in found)
 
 
+def test_an_offset_raises_one_class_alone() -> None:
+    segmenter = MODEL.build_level("region").segmenter.eval()
+    image, names = torch.rand(1, 3, 64, 64), CITYSCAPES19.names
+    with torch.inference_mode():
+        before = segmenter(image)
+        bundle.offset(segmenter, names, {"pole": 0.5})
+        raised = segmenter(image) - before
+    torch.testing.assert_close(raised[:, 5], torch.full_like(raised[:, 5], 0.5))
+    assert raised[:, [i for i in range(19) if i != 5]].abs().max() < 1e-5
+    with pytest.raises(KeyError, match="names 'lamp'"):
+        bundle.offset(segmenter, names, {"lamp": 1.0})
+    with pytest.raises(ValueError, match="not in 3 biased logits"):
+        bundle.offset(segmenter, names[:3], {"road": 1.0})
+
+
 @pytest.mark.slow
 def test_all_stages_up_to_a_measured_bundle(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
