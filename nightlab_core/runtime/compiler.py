@@ -95,9 +95,11 @@ def _run_build(trt: Any, builder: Any, network: Any, config: Any, kind: EngineKi
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(builder.build_serialized_network, network, config)
         try:
-            while not wait([future], POLL_S).done:
+            done = False
+            while not done:  # asked once at least, so that a quick build can be stopped too
                 if not on_progress(Progress(kind, monitor.fraction, monitor.doing)):
                     raise BuildStopped(f"the build of the {kind} network was stopped")
+                done = bool(wait([future], POLL_S).done)
         except BaseException:
             monitor.stopped = True  # TensorRT gives up at its next step, for which the pool waits
             raise

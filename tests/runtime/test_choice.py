@@ -181,7 +181,7 @@ def test_a_build_that_is_stopped_opens_nothing(bundle: Bundle, machine: Path) ->
                 build=True,
                 on_progress=lambda progress: progress.doing == "rewriting the graph",
             )
-    assert len(plan_files(machine)) <= 2  # a build this small may be done before the stop reaches it; no other begins
+    assert not plan_files(machine)
 
 
 def test_an_unknown_engine_is_refused(bundle: Bundle) -> None:
