@@ -66,9 +66,9 @@ class Stream(Dataset[tuple[Tensor, ...]]):
         weights = np.asarray([s.weight for s in sources])
         self.shares = weights / weights.sum()
 
-    def draw(self, index: int) -> tuple[int, Sample, np.ndarray, np.random.Generator]:
+    def draw(self, *index: int) -> tuple[int, Sample, np.ndarray, np.random.Generator]:
         """The source and sample of an index, its image darkened and distorted, and the generator for what follows."""
-        rng = np.random.default_rng((self.seed, index))
+        rng = np.random.default_rng((self.seed, *index))
         source = rng.choice(len(self.sources), p=self.shares)
         sample = self.samples[source][int(rng.integers(len(self.samples[source])))]
         image = sample.image_bgr
@@ -88,7 +88,11 @@ def to_tensors(image: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 class FrameStream(Stream):
-    """Random crops of whole frames, seen at about the image network's working scale."""
+    """Random crops of whole frames, seen at about the image network's working scale.
+
+    `hard_share` of the crops hold a hard class. Into `paste_share` of them what another crop shows of `paste_ids` is
+    pasted where it stood there (ClassMix: Olsson et al., WACV 2021): a few cyclists are seen in every street and light.
+    """
 
     def __init__(
         self,
@@ -100,25 +104,41 @@ class FrameStream(Stream):
         scale: tuple[float, float],
         hard_ids: Sequence[int] = (),
         hard_share: float = 0.0,
+        paste_ids: Sequence[int] = (),
+        paste_share: float = 0.0,
     ) -> None:
         super().__init__(sources, root, seed)
         self.crop_hw, self.area, self.scale = crop_hw, input_hw[0] * input_hw[1], scale
         self.hard_ids, self.hard_share = hard_ids, hard_share
+        self.paste_ids, self.paste_share = paste_ids, paste_share
 
-    def crop(self, index: int) -> tuple[int, np.ndarray, np.ndarray]:
-        """Source, image and labels of the crop of an index; `hard_share` of the crops hold a hard class."""
-        source, sample, image, rng = self.draw(index)
+    def crop(self, *index: int) -> tuple[int, np.ndarray, np.ndarray, np.random.Generator]:
+        """Source, image and labels of the crop of an index, and the generator for what follows."""
+        source, sample, image, rng = self.draw(*index)
         working = math.sqrt(self.area / (image.shape[0] * image.shape[1]))
         scale = working * math.exp(rng.uniform(math.log(self.scale[0]), math.log(self.scale[1])))
         wanted = None
         if rng.random() < self.hard_share:
             present = np.intersect1d(np.unique(sample.labels), self.hard_ids)
             wanted = int(rng.choice(present)) if len(present) else None
-        return source, *transforms.scale_crop_flip(image, sample.labels, self.crop_hw, scale, rng, wanted)
+        return source, *transforms.scale_crop_flip(image, sample.labels, self.crop_hw, scale, rng, wanted), rng
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        source, image, labels = self.crop(index)
-        return to_tensors(image, self.opened(labels, source))
+        source, image, labels, rng = self.crop(index)
+        labels = self.opened(labels, source)
+        if rng.random() < self.paste_share:
+            image, labels = self._paste(image, labels, index, rng)
+        return to_tensors(image, labels)
+
+    def _paste(self, image: np.ndarray, labels: np.ndarray, index: int, rng: np.random.Generator) -> transforms.Pair:
+        source, donor, donor_labels, _ = self.crop(index, 1)
+        if donor.mean() < image.mean() / 2:  # by day what the night hid is black on bright
+            return image, labels
+        if donor.mean() > image.mean() * 2:  # by night what the day lit would shine
+            donor = transforms.darken(donor, rng)
+        pasted = np.isin(donor_labels, self.paste_ids)
+        donor_labels = self.opened(donor_labels, source)
+        return np.where(pasted[..., None], donor, image), np.where(pasted, donor_labels, labels)
 
 
 class RegionStream(Stream):
@@ -177,5 +197,5 @@ class BoxStream(FrameStream):
     """Crops of frames with the regions round their hard-class instances, for the detector."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        _, image, labels = self.crop(index)
+        _, image, labels, _ = self.crop(index)
         return to_tensors(image, labels)[0], torch.from_numpy(datasets.hard_regions(labels, self.hard_ids))

@@ -122,7 +122,7 @@ class JointStream(Dataset[JointBatch]):
         self.light: list[Unpaired] = [streams(recipe.light_recipe(level), data) for level in LEVELS]
 
     def __getitem__(self, index: int) -> JointBatch:
-        source, image, labels = self.frames.crop(index)
+        source, image, labels, _ = self.frames.crop(index)
         frame, target = to_tensors(image, self.frames.opened(labels, source))
         boxes = torch.from_numpy(datasets.hard_regions(labels, self.hard))
         window, window_labels = self.windows[index]

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from pydantic import ValidationError
 from trees import write_image, write_label
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
-from nightlab_core.data.datasets import DatasetError, LabelledImages
-from nightlab_core.labels import BDD18, CAMVID11, CITYSCAPES19
-from training import data, evaluate
+from nightlab_core.data.datasets import DatasetError, LabelledImages  # noqa: E402
+from nightlab_core.labels import BDD18, CAMVID11, CITYSCAPES19  # noqa: E402
+from training import data, evaluate  # noqa: E402
 
 
 @pytest.fixture
@@ -60,3 +61,53 @@ def test_evaluation_finds_each_set_by_its_name(root: Path) -> None:
         evaluate.open_set(root, "nightcity_plus/val")
     samples, classes = evaluate.open_set(root, "bdd100k_night/val")
     assert classes is BDD18 and [s.name for s in samples] == ["x"]
+
+
+@pytest.fixture
+def undistorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data.transforms, "photometric", lambda image, rng: image)
+
+
+def paste_stream(root: Path, levels: tuple[int, int], share: float) -> data.FrameStream:
+    """Two frames of 8 x 8, each of one grey level: the first all road, the second with a rider in its middle."""
+    for name, level, rider in (("a", levels[0], False), ("b", levels[1], True)):
+        labels = np.zeros((8, 8), np.uint8)
+        labels[2:6, 2:6] = 12 if rider else 0
+        for folder, picture in (("images", np.full((8, 8, 3), level, np.uint8)), ("labels", labels)):
+            (root / "two" / folder).mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(root / "two" / folder / f"{name}.png"), picture)
+    source = data.SourceSettings(kind="train_ids", folder="two", weight=1)
+    return data.FrameStream(
+        [source], root, seed=0, crop_hw=(8, 8), input_hw=(8, 8), scale=(1.0, 1.0), paste_ids=[12], paste_share=share
+    )
+
+
+@pytest.mark.usefixtures("undistorted")
+def test_what_another_crop_shows_is_pasted_where_it_stood(tmp_path: Path) -> None:
+    plain, pasting = (paste_stream(tmp_path, (100, 120), share) for share in (0.0, 1.0))
+    pasted_into = 0
+    for i in range(30):
+        (image, labels), (mixed, mixed_labels) = plain[i], pasting[i]
+        donor, donor_labels = plain.crop(i, 1)[1:3]
+        rider = torch.from_numpy(donor_labels == 12)
+        assert torch.equal(mixed_labels, labels.where(~rider, 12))
+        assert torch.equal(mixed, image.where(~rider, data.to_tensors(donor, donor_labels)[0]))
+        assert all(torch.equal(a, b) for a, b in zip(pasting[i], (mixed, mixed_labels), strict=True))  # decided by i
+        pasted_into += bool((labels != mixed_labels).any())
+    assert pasted_into > 3
+
+
+@pytest.mark.usefixtures("undistorted")
+def test_day_is_pasted_into_night_darkened_and_night_into_day_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data.transforms, "darken", lambda image, rng: image // 10)
+    for levels, is_pasted in (((8, 200), True), ((200, 8), False)):
+        stream = paste_stream(tmp_path, levels, 1.0)
+        frames = [(i, stream.crop(i)[1:3], stream.crop(i, 1)[1:3]) for i in range(40)]
+        crossing = [(i, own) for i, own, donor in frames if 12 not in own[1] and 12 in donor[1]]
+        assert len(crossing) > 3
+        for i, _ in crossing:
+            mixed, labels = stream[i]
+            assert (12 in labels) is is_pasted
+            assert (mixed[:, labels == 12] * 255 == 20).all()
