@@ -47,6 +47,7 @@ def ablate(
         frames.append(sample.name)
         light.append(light_level(sample.image_bgr))
     stacked = {row.name: _stacked([of_frame[i] for of_frame in counts]) for i, row in enumerate(rows)}
+    finals = {row.name: final(ablation, row, stacked[row.name]) for row in rows}
 
     entries: list[dict[str, Any]] = []
     previous = ""
@@ -55,40 +56,40 @@ def ablate(
             entries.append({"name": row.name, "not_trained": _how_to_train(ablation, row)})
             continue
         against = row.against if row.against in stacked else previous
-        entries.append(_entry(ablation, row, stacked[row.name], classes, against, stacked.get(against)))
+        entries.append(_entry(ablation, row, stacked[row.name], finals, classes, against))
         previous = row.name
     found: dict[str, Any] = {"name": name, "frames": len(frames), "classes": list(classes.names), "rows": entries}
     with_boxes = [row for row in rows if row.boxes]
     if with_boxes:
         last = with_boxes[-1]
-        first, second = stacked[last.name].image, final(ablation, stacked[last.name])
+        first, second = stacked[last.name].image, finals[last.name]
         parts = by_part(name, frames, np.array(light), first, second)
         found["detail"] = {"row": last.name, "by_class": by_class(classes, first, second), "by_part": parts}
     return found
 
 
-def final(ablation: Ablation, counts: Counts) -> np.ndarray:
-    """The matrices (N, C, C + 1) that a row stands for: with the recipe's merge and number of regions."""
+def final(ablation: Ablation, row: Row, counts: Counts) -> np.ndarray:
+    """The matrices (N, C, C + 1) that a row stands for: with the recipe's merge and its number of regions."""
     if counts.sweep is None:
         return counts.image
-    settings = ablation.pipeline
-    return counts.sweep[:, MERGES.index(settings.merge), settings.max_regions]
+    return counts.sweep[:, MERGES.index(ablation.pipeline.merge), ablation.regions_of(row)]
 
 
 def _entry(
-    ablation: Ablation, row: Row, counts: Counts, classes: ClassSet, against: str, other: Counts | None
+    ablation: Ablation, row: Row, counts: Counts, finals: dict[str, np.ndarray], classes: ClassSet, against: str
 ) -> dict[str, Any]:
-    matrices = final(ablation, counts)
+    matrices = finals[row.name]
     entry: dict[str, Any] = {"name": row.name, "miou": percent(matrices), "image_level": percent(counts.image)}
     entry["by_class"] = [None if np.isnan(v) else 100 * v for v in iou(matrices.sum(axis=0)).tolist()]
-    if other is not None:
-        entry |= {"against": against, "difference": asdict(difference(final(ablation, other), matrices))}
+    if against:
+        entry |= {"against": against, "difference": asdict(difference(finals[against], matrices))}
     if counts.sweep is not None and counts.oracle is not None and counts.bound is not None:
+        entry["regions"] = chosen = ablation.regions_of(row)
         numbers = range(counts.sweep.shape[2])
         entry["sweep"] = {m: [percent(counts.sweep[:, i, n]) for n in numbers] for i, m in enumerate(MERGES)}
         entry["gain"] = asdict(difference(counts.image, matrices))
         entry |= {"oracle": percent(counts.oracle), "bound": percent(counts.bound)}
-        replaced, confident = (counts.sweep[:, i, ablation.pipeline.max_regions] for i in range(len(MERGES)))
+        replaced, confident = (counts.sweep[:, i, chosen] for i in range(len(MERGES)))
         entry["confident_over_replace"] = asdict(difference(replaced, confident))
     return entry
 
@@ -106,7 +107,7 @@ def _how_to_train(ablation: Ablation, row: Row) -> list[dict[str, str]]:
 def print_ladder(found: dict[str, Any], ablation: Ablation) -> None:
     """One table a data set."""
     settings = ablation.pipeline
-    way = f"{settings.merge} merge, {settings.max_regions} regions"
+    way = f"{settings.merge} merge, {settings.max_regions} regions unless a row says otherwise"
     table = Table(title=f"{found['name']}, {found['frames']} frames, mean IoU in %, {way}")
     for column in ("row", "mIoU", "against the row before", "replace", "confident", "oracle", "bound"):
         table.add_column(column, justify="left" if column == "row" else "right")
@@ -117,7 +118,7 @@ def print_ladder(found: dict[str, Any], ablation: Ablation) -> None:
             commands += [f"{m['path']}: {m['command'] or 'no command known'}" for m in entry["not_trained"]]
             continue
         change = str(Difference(**entry["difference"])) if "difference" in entry else ""
-        sweep = [f"{entry['sweep'][m][settings.max_regions]:.2f}" for m in MERGES] if "sweep" in entry else ["", ""]
+        sweep = [f"{entry['sweep'][m][entry['regions']]:.2f}" for m in MERGES] if "sweep" in entry else ["", ""]
         left = [f"{entry[key]:.2f}" if key in entry else "" for key in ("oracle", "bound")]
         table.add_row(entry["name"], f"{entry['miou']:.2f}", change, *sweep, *left)
     Console().print(table)

@@ -31,6 +31,7 @@ class Row(Settings):
     boxes: Literal["", "prediction", "detector"] = ""  #: "prediction": the hard classes in the image level's labels
     detector: str = ""
     score_threshold: float = Field(default=0.0, ge=0, le=1)  #: boxes with a lower score are left alone
+    max_regions: int | None = Field(default=None, ge=0, le=MAX_REGIONS)  #: null: the recipe's number
     against: str = ""  #: the row that it is compared with; empty: the last one before it that is measured
 
     @model_validator(mode="after")
@@ -55,6 +56,10 @@ class Ablation(Settings):
     pipeline: PipelineSettings = PipelineSettings()
     train: dict[str, str] = Field(default_factory=dict)  #: the command that makes a path, for rows that lack it
     note: str = ""  #: what a reader of the page must know of these rows
+
+    def regions_of(self, row: Row) -> int:
+        """How many regions of a frame a row reads."""
+        return self.pipeline.max_regions if row.max_regions is None else row.max_regions
 
     @model_validator(mode="after")
     def _names(self) -> Ablation:
@@ -112,7 +117,7 @@ class FrameLadder:
 
     def count(self, row: Row) -> Counts:
         """The confusion matrices of a row."""
-        key = (row.image, row.region, row.boxes, row.detector, row.score_threshold)
+        key = (row.image, row.region, row.boxes, row.detector, row.score_threshold, row.max_regions)
         if key not in self.counts:
             self.counts[key] = self._count(row)
         return self.counts[key]
@@ -131,7 +136,7 @@ class FrameLadder:
             for number in range(MAX_REGIONS + 1):
                 merged = PASTES[merge](labels, confidence, _first(regions, number))[0]
                 sweep[m, number] = image + changed_counts(self.truth, labels, merged, num_classes)
-        chosen = _first(regions, settings.max_regions)
+        chosen = _first(regions, self.ablation.regions_of(row))
         best, _ = paste_oracle(labels, confidence, chosen, self.truth, settings.merge)
         oracle = image + changed_counts(self.truth, labels, best, num_classes)
         right = either_level(labels, chosen, self.truth)

@@ -77,11 +77,14 @@ def _of_set(found: dict[str, Any], pipeline: dict[str, Any]) -> list[str]:
     merge, number = pipeline["merge"], pipeline["max_regions"]
     parts = [f"## {found['name']}, {found['frames']} frames\n"]
     header = ("", "mIoU", "against the row before", "over its image level", "replace", "confident", "oracle", "bound")
-    parts.append(f"The ladder, with the {merge} merge and {number} regions:\n")
-    parts.append(_table(header, (_ladder_row(row, number) for row in found["rows"])))
+    parts.append(f"The ladder, with the {merge} merge and {number} regions unless a row says otherwise:\n")
     measured = [row for row in found["rows"] if "not_trained" not in row]
+    before = dict(zip((row["name"] for row in measured[1:]), (row["name"] for row in measured), strict=False))
+    parts.append(_table(header, (_ladder_row(row, before.get(row["name"], "")) for row in found["rows"])))
     with_boxes = [row for row in measured if "sweep" in row]
     if with_boxes:
+        # Rows that differ in their number alone share a line.
+        with_boxes = list({json.dumps(row["sweep"]): row for row in reversed(with_boxes)}.values())[::-1]
         numbers = range(len(with_boxes[0]["sweep"][merge]))
         parts.append("By number of regions:\n")
         sweeps = (
@@ -105,11 +108,15 @@ def _of_set(found: dict[str, Any], pipeline: dict[str, Any]) -> list[str]:
     return parts
 
 
-def _ladder_row(row: dict[str, Any], number: int) -> tuple[str, ...]:
+def _ladder_row(row: dict[str, Any], before: str) -> tuple[str, ...]:
     if "not_trained" in row:
         return (row["name"], "not trained", *[""] * 6)
     change, gain = (str(Difference(**row[key])) if key in row else "" for key in ("difference", "gain"))
-    merges = [f"{row['sweep'][m][number]:.2f}" for m in ("replace", "confident")] if "sweep" in row else ["", ""]
+    if row.get("against", before) != before:
+        change += f" against {row['against']}"
+    merges = ["", ""]
+    if "sweep" in row:
+        merges = [f"{row['sweep'][m][row['regions']]:.2f}" for m in ("replace", "confident")]
     left = [f"{row[key]:.2f}" if key in row else "" for key in ("oracle", "bound")]
     return (row["name"], f"{row['miou']:.2f}", change, gain, *merges, *left)
 

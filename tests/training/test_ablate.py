@@ -166,6 +166,20 @@ def test_a_row_may_be_compared_with_an_earlier_one(bundle: str) -> None:
     ablation = _ablation(bundle, rows=(*rows[:3], replace(rows[3], against="image")))
     found = ablate(ablation, Networks.open(list(rows[1:])), _samples(2), CITYSCAPES19, "mine")
     assert found["rows"][3]["against"] == "image" and found["rows"][3]["difference"] == found["rows"][3]["gain"]
+    page = markdown({"recipe": "x.yaml", "ablation": ablation.model_dump(mode="json"), "sets": [found]})
+    assert [line.split("|")[1].strip() for line in page.splitlines() if " against image |" in line] == ["detector"]
+
+
+def test_a_row_may_read_fewer_regions(bundle: str) -> None:
+    rows = _ablation(bundle).rows
+    ablation = _ablation(bundle, rows=(*rows[1:], replace(rows[3], name="one region", max_regions=1)))
+    found = ablate(ablation, Networks.open(list(rows[1:])), _samples(2), CITYSCAPES19, "mine")
+    ten, one = found["rows"][-2:]
+    assert (ten["regions"], one["regions"]) == (10, 1)
+    assert one["miou"] == ten["sweep"]["confident"][1] != ten["miou"] == ten["sweep"]["confident"][10]
+    page = markdown({"recipe": "x.yaml", "ablation": ablation.model_dump(mode="json"), "sets": [found]})
+    assert f"| one region | {one['miou']:.2f} | " in page
+    assert "| one region | confident |" not in page  # the line by number of regions is that of all ten
 
 
 @pytest.mark.parametrize(
