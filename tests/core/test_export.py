@@ -77,6 +77,19 @@ def test_parity_sees_a_wrong_network(model: NightLab, frames: list[np.ndarray], 
     assert not any(r.passed for r in parity.check_parity(other, tmp_path, frames[:1], ["onnxruntime"]))
 
 
+def test_a_checkpoint_keeps_what_is_no_convolution_in_float32(tmp_path: Path) -> None:
+    """In half precision a variance below 3e-8 is 0 and one above 65504 infinite: its channel would be scaled wrong."""
+    model = SETTINGS.build()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d) and module.running_var is not None:
+            module.running_var.copy_(torch.logspace(-9, 6, len(module.running_var)))
+    save_checkpoint(tmp_path / "x.pt", model, SETTINGS, CARD)
+    loaded = load_checkpoint(tmp_path / "x.pt")[0].state_dict()
+    for key, value in model.state_dict().items():
+        kept = value.half().float() if value.is_floating_point() and value.dim() > 1 else value
+        assert torch.equal(loaded[key], kept), key
+
+
 def test_half_precision_storage_halves_the_files_and_changes_nothing(
     checkpoint: Path, frames: list[np.ndarray], tmp_path: Path
 ) -> None:
