@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn  # noqa: E402
 
 from nightlab_core.data.paired import Sample  # noqa: E402
-from nightlab_core.export import ModelCard, save_checkpoint  # noqa: E402
+from nightlab_core.export import ModelCard, load_checkpoint, save_checkpoint  # noqa: E402
 from nightlab_core.labels import BDD18, CAMVID11, CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings  # noqa: E402
@@ -98,9 +98,8 @@ def test_a_checkpoint_reads_as_its_stages_do(tmp_path: Path) -> None:
     frame = _frame(96, 128)
     settings = PipelineSettings(max_regions=4)
     found = open_checkpoint(tmp_path / "all.pt", settings, TestTime())(frame)
-    half = {k: v.half().float() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    model.load_state_dict(half)
-    labels, _ = model.eval().predict(frame, settings)
+    model = load_checkpoint(tmp_path / "all.pt")[0]
+    labels, _ = model.predict(frame, settings)
     assert found.labels is not None and (found.labels == labels).mean() > 0.999
     assert (found.labels != found.image_labels).any()
 
