@@ -173,8 +173,7 @@ class RegionDetector(nn.Module):
                 # So what is worth reading comes first, in the proposals' own order, and then the rest.
                 hardness = ((hardness >= 0.5).to(scores.dtype) + scores) / 2
             if self.hdm_choice:
-                # Ten regions that are each read for what they bring lie on one another; those that objectness puts
-                # first, a hard thing each, are spread over the frame.
+                # Objectness chooses, the module ranks: with as many regions read, the frame is RDN's.
                 hardness = hardness * apart(boxes, self.hdm_choice)
             scores, place = hardness.topk(scores.shape[1], dim=1)
             boxes = boxes.gather(1, place[..., None].expand(-1, -1, 4))
