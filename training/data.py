@@ -58,10 +58,22 @@ def load_source(source: SourceSettings, root: Path) -> Sequence[Sample]:
 
 
 class Stream(Dataset[tuple[Tensor, ...]]):
-    """Labelled images in an endless order; sub-classes say what a sample is made of one."""
+    """Labelled images in an endless order; sub-classes say what a sample is made of one.
 
-    def __init__(self, sources: Sequence[SourceSettings], root: Path, seed: int) -> None:
+    Into `paste_share` of the samples what another sample shows of `paste_ids` is pasted where it stood there (ClassMix:
+    Olsson et al., WACV 2021): a few cyclists are seen in every street and light.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[SourceSettings],
+        root: Path,
+        seed: int,
+        paste_ids: Sequence[int] = (),
+        paste_share: float = 0.0,
+    ) -> None:
         self.sources, self.seed = list(sources), seed
+        self.paste_ids, self.paste_share = paste_ids, paste_share
         self.samples = [load_source(s, root) for s in sources]
         weights = np.asarray([s.weight for s in sources])
         self.shares = weights / weights.sum()
@@ -76,54 +88,15 @@ class Stream(Dataset[tuple[Tensor, ...]]):
             image = transforms.darken(image, rng)
         return source, sample, transforms.photometric(image, rng), rng
 
+    def crop(self, *index: int) -> tuple[int, np.ndarray, np.ndarray, np.random.Generator]:
+        """Source, image and labels of the crop of an index, and the generator for what follows."""
+        raise NotImplementedError
+
     def opened(self, labels: np.ndarray, source: int) -> np.ndarray:
         """Labels of a source as the loss takes them, see `labels.OPEN_LABELS`."""
         return map_ids(labels, CAMVID_OPENED) if self.sources[source].kind == "camvid" else labels
 
-
-def to_tensors(image: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(3, H, W) float32 RGB in 0..1 and (H, W) int64."""
-    rgb = np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))
-    return torch.from_numpy(rgb).float() / 255, torch.from_numpy(labels.astype(np.int64))
-
-
-class FrameStream(Stream):
-    """Random crops of whole frames, seen at about the image network's working scale.
-
-    `hard_share` of the crops hold a hard class. Into `paste_share` of them what another crop shows of `paste_ids` is
-    pasted where it stood there (ClassMix: Olsson et al., WACV 2021): a few cyclists are seen in every street and light.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[SourceSettings],
-        root: Path,
-        seed: int,
-        crop_hw: tuple[int, int],
-        input_hw: tuple[int, int],
-        scale: tuple[float, float],
-        hard_ids: Sequence[int] = (),
-        hard_share: float = 0.0,
-        paste_ids: Sequence[int] = (),
-        paste_share: float = 0.0,
-    ) -> None:
-        super().__init__(sources, root, seed)
-        self.crop_hw, self.area, self.scale = crop_hw, input_hw[0] * input_hw[1], scale
-        self.hard_ids, self.hard_share = hard_ids, hard_share
-        self.paste_ids, self.paste_share = paste_ids, paste_share
-
-    def crop(self, *index: int) -> tuple[int, np.ndarray, np.ndarray, np.random.Generator]:
-        """Source, image and labels of the crop of an index, and the generator for what follows."""
-        source, sample, image, rng = self.draw(*index)
-        working = math.sqrt(self.area / (image.shape[0] * image.shape[1]))
-        scale = working * math.exp(rng.uniform(math.log(self.scale[0]), math.log(self.scale[1])))
-        wanted = None
-        if rng.random() < self.hard_share:
-            present = np.intersect1d(np.unique(sample.labels), self.hard_ids)
-            wanted = int(rng.choice(present)) if len(present) else None
-        return source, *transforms.scale_crop_flip(image, sample.labels, self.crop_hw, scale, rng, wanted), rng
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         source, image, labels, rng = self.crop(index)
         labels = self.opened(labels, source)
         if rng.random() < self.paste_share:
@@ -141,6 +114,44 @@ class FrameStream(Stream):
         return np.where(pasted[..., None], donor, image), np.where(pasted, donor_labels, labels)
 
 
+def to_tensors(image: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+    """(3, H, W) float32 RGB in 0..1 and (H, W) int64."""
+    rgb = np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))
+    return torch.from_numpy(rgb).float() / 255, torch.from_numpy(labels.astype(np.int64))
+
+
+class FrameStream(Stream):
+    """Random crops of whole frames, seen at about the image network's working scale; `hard_share` hold a hard class."""
+
+    def __init__(
+        self,
+        sources: Sequence[SourceSettings],
+        root: Path,
+        seed: int,
+        crop_hw: tuple[int, int],
+        input_hw: tuple[int, int],
+        scale: tuple[float, float],
+        hard_ids: Sequence[int] = (),
+        hard_share: float = 0.0,
+        paste_ids: Sequence[int] = (),
+        paste_share: float = 0.0,
+    ) -> None:
+        super().__init__(sources, root, seed, paste_ids, paste_share)
+        self.crop_hw, self.area, self.scale = crop_hw, input_hw[0] * input_hw[1], scale
+        self.hard_ids, self.hard_share = hard_ids, hard_share
+
+    def crop(self, *index: int) -> tuple[int, np.ndarray, np.ndarray, np.random.Generator]:
+        """Source, image and labels of the crop of an index, and the generator for what follows."""
+        source, sample, image, rng = self.draw(*index)
+        working = math.sqrt(self.area / (image.shape[0] * image.shape[1]))
+        scale = working * math.exp(rng.uniform(math.log(self.scale[0]), math.log(self.scale[1])))
+        wanted = None
+        if rng.random() < self.hard_share:
+            present = np.intersect1d(np.unique(sample.labels), self.hard_ids)
+            wanted = int(rng.choice(present)) if len(present) else None
+        return source, *transforms.scale_crop_flip(image, sample.labels, self.crop_hw, scale, rng, wanted), rng
+
+
 class RegionStream(Stream):
     """Enlarged windows round instances of the hard classes, cut as the pipeline cuts them."""
 
@@ -152,12 +163,15 @@ class RegionStream(Stream):
         region_hw: tuple[int, int],
         hard_ids: Sequence[int],
         elsewhere: float = 0.15,
+        paste_ids: Sequence[int] = (),
+        paste_share: float = 0.0,
     ) -> None:
-        super().__init__(sources, root, seed)
+        super().__init__(sources, root, seed, paste_ids, paste_share)
         self.region_hw, self.hard_ids, self.elsewhere = region_hw, hard_ids, elsewhere
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        source, sample, image, rng = self.draw(index)
+    def crop(self, *index: int) -> tuple[int, np.ndarray, np.ndarray, np.random.Generator]:
+        """Source, image and labels of the window of an index, and the generator for what follows."""
+        source, sample, image, rng = self.draw(*index)
         height, width = sample.labels.shape
         x0, y0, x1, y1 = self._window(sample.labels, rng)
         # A detector's box is never exact: shift and stretch it.
@@ -171,7 +185,7 @@ class RegionStream(Stream):
         )
         if rng.random() < 0.5:
             window, labels = window[:, ::-1], labels[:, ::-1]
-        return to_tensors(window, self.opened(labels, source))
+        return source, window, labels, rng
 
     def _window(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A box, float (4,) xyxy: an instance of a hard class, or the region round it as the detector is taught it.
@@ -196,6 +210,6 @@ class RegionStream(Stream):
 class BoxStream(FrameStream):
     """Crops of frames with the regions round their hard-class instances, for the detector."""
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         _, image, labels, _ = self.crop(index)
         return to_tensors(image, labels)[0], torch.from_numpy(datasets.hard_regions(labels, self.hard_ids))

@@ -37,8 +37,8 @@ class SegmenterRecipe(Settings):
     scale: tuple[float, float] = (0.6, 1.8)  #: random scale round the working size
     hard_classes: tuple[str, ...] = ()  #: what crops and the region level's windows are cut round
     hard_share: float = 0.0  #: part of the image level's crops that are cut round a hard class
-    paste_classes: tuple[str, ...] = ()  #: what is pasted from one of the image level's crops into another
-    paste_share: float = 0.0  #: part of the image level's crops that are pasted into
+    paste_classes: tuple[str, ...] = ()  #: what is pasted from one crop, or window, into another
+    paste_share: float = 0.0  #: part of the crops, or windows, that are pasted into
     #: How much a true pixel of a class counts in the loss; 1 for all that are not named.
     class_weights: dict[str, float] = Field(default_factory=dict)
     lovasz_weight: float = Field(default=0.0, ge=0)  #: of the Lovasz softmax loss beside the cross-entropy
@@ -161,15 +161,19 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
     if recipe.frozen_stages or recipe.frozen_statistics:
         freeze(backbone_of(model), recipe.frozen_stages)
     hard = [CITYSCAPES19.id_of(name) for name in recipe.hard_classes]
+    paste = [CITYSCAPES19.id_of(name) for name in recipe.paste_classes]
     weight = loss_weights(recipe.class_weights, outputs)
     stream: FrameStream | RegionStream
     if recipe.level == "image":
         stream = FrameStream(
             recipe.sources, data, recipe.loop.seed, recipe.crop_hw, recipe.input_hw, recipe.scale,
-            hard, recipe.hard_share, [CITYSCAPES19.id_of(name) for name in recipe.paste_classes], recipe.paste_share,
+            hard, recipe.hard_share, paste, recipe.paste_share,
         )  # fmt: skip
     else:
-        stream = RegionStream(recipe.sources, data, recipe.loop.seed, recipe.model.region_hw, hard)
+        stream = RegionStream(
+            recipe.sources, data, recipe.loop.seed, recipe.model.region_hw, hard,
+            paste_ids=paste, paste_share=recipe.paste_share,
+        )  # fmt: skip
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
         return segmentation_loss(model, batch, weight.to(batch[0].device), outputs, recipe.lovasz_weight)

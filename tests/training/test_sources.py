@@ -68,7 +68,7 @@ def undistorted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data.transforms, "photometric", lambda image, rng: image)
 
 
-def paste_stream(root: Path, levels: tuple[int, int], share: float) -> data.FrameStream:
+def paste_stream(root: Path, levels: tuple[int, int], share: float, windows: bool = False) -> data.Stream:
     """Two frames of 8 x 8, each of one grey level: the first all road, the second with a rider in its middle."""
     for name, level, rider in (("a", levels[0], False), ("b", levels[1], True)):
         labels = np.zeros((8, 8), np.uint8)
@@ -77,14 +77,17 @@ def paste_stream(root: Path, levels: tuple[int, int], share: float) -> data.Fram
             (root / "two" / folder).mkdir(parents=True, exist_ok=True)
             assert cv2.imwrite(str(root / "two" / folder / f"{name}.png"), picture)
     source = data.SourceSettings(kind="train_ids", folder="two", weight=1)
+    if windows:
+        return data.RegionStream([source], root, 0, (16, 16), [12], paste_ids=[12], paste_share=share)
     return data.FrameStream(
         [source], root, seed=0, crop_hw=(8, 8), input_hw=(8, 8), scale=(1.0, 1.0), paste_ids=[12], paste_share=share
     )
 
 
 @pytest.mark.usefixtures("undistorted")
-def test_what_another_crop_shows_is_pasted_where_it_stood(tmp_path: Path) -> None:
-    plain, pasting = (paste_stream(tmp_path, (100, 120), share) for share in (0.0, 1.0))
+@pytest.mark.parametrize("windows", [False, True])
+def test_what_another_crop_shows_is_pasted_where_it_stood(tmp_path: Path, windows: bool) -> None:
+    plain, pasting = (paste_stream(tmp_path, (100, 120), share, windows) for share in (0.0, 1.0))
     pasted_into = 0
     for i in range(30):
         (image, labels), (mixed, mixed_labels) = plain[i], pasting[i]
