@@ -29,6 +29,11 @@ class RegionGains:
     predicted: np.ndarray  #: int32 (K, M, C): change of the labelled pixels that are called each class
 
 
+def pasted_areas(regions: rg.Regions, frame_hw: tuple[int, int], merge: Merge) -> np.ndarray:
+    """Where each region's result may land, int64 (K, 4) xyxy half open."""
+    return rg.box_pixels(regions.boxes_xyxy, frame_hw) if merge == "replace" else rg.inner_windows(regions, frame_hw)
+
+
 def changed_counts(truth: np.ndarray, before: np.ndarray, after: np.ndarray, num_classes: int) -> np.ndarray:
     """Confusion matrix of `after` less that of `before`, int64 (C, C + 1): only pixels that differ are looked at."""
     places = np.flatnonzero(before != after)
@@ -41,12 +46,13 @@ def region_gains(
 ) -> RegionGains:
     """Measure each region by itself. `labels` and `confidence` are the image level's; all ids are of one class set."""
     found_iou, hits, predicted = [], [], []
-    for k, (x0, y0, x1, y1) in enumerate(rg.box_pixels(regions.boxes_xyxy, labels.shape)):
-        box, one = np.s_[y0:y1, x0:x1], _only(regions, k)
-        pasted = [PASTES[merge](labels, confidence, one)[0][box] for merge in MERGES]
-        before = confusion_matrix(truth[box], labels[box], num_classes)
-        changes = [changed_counts(truth[box], labels[box], after, num_classes) for after in pasted]
-        found_iou.append((mean_iou(before), mean_iou(before + changes[0])))
+    boxes = rg.box_pixels(regions.boxes_xyxy, labels.shape)
+    for k, ((x0, y0, x1, y1), (left, top, right, bottom)) in enumerate(zip(boxes, regions.windows, strict=True)):
+        box, window, one = np.s_[y0:y1, x0:x1], np.s_[top:bottom, left:right], _only(regions, k)
+        pasted = {merge: PASTES[merge](labels, confidence, one)[0] for merge in MERGES}
+        levels = (labels, pasted["replace"])
+        found_iou.append([mean_iou(confusion_matrix(truth[box], m[box], num_classes)) for m in levels])
+        changes = [changed_counts(truth[window], labels[window], m[window], num_classes) for m in pasted.values()]
         hits.append([np.diagonal(change) for change in changes])
         predicted.append([change.sum(axis=0)[:num_classes] for change in changes])
     shape = (-1, len(MERGES), num_classes)
@@ -80,32 +86,30 @@ def miou_gain(gains: RegionGains, merge: Merge, matrix: np.ndarray, floor: float
 def paste_oracle(
     labels: np.ndarray, confidence: np.ndarray, regions: rg.Regions, truth: np.ndarray, merge: Merge
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Merge as `merge` does, but each box keeps the better level by the truth: what a perfect choice of boxes gains.
+    """Merge as `merge` does, but each region keeps the better level by the truth: what a perfect choice of them gains.
 
-    The better one has the higher mean IoU inside the box, over what lies there by then; a tie keeps what is there.
-    Returns new labels and confidence.
+    The better one has the higher mean IoU where the region lands, over what lies there by then; a tie keeps what is
+    there. Returns new labels and confidence.
     """
-    pixels = rg.box_pixels(regions.boxes_xyxy, labels.shape)
+    areas = pasted_areas(regions, labels.shape, merge)
     num_classes = 1 + max((int(m[m != IGNORE_ID].max(initial=0)) for m in (truth, labels, regions.labels)), default=0)
     for k in np.argsort(-regions.scores, kind="stable")[::-1]:
-        x0, y0, x1, y1 = pixels[k]
-        box = np.s_[y0:y1, x0:x1]
+        x0, y0, x1, y1 = areas[k]
+        area = np.s_[y0:y1, x0:x1]
         pasted, sure = PASTES[merge](labels, confidence, _only(regions, k))
-        before, after = (mean_iou(confusion_matrix(truth[box], m[box], num_classes)) for m in (labels, pasted))
+        before, after = (mean_iou(confusion_matrix(truth[area], m[area], num_classes)) for m in (labels, pasted))
         if after > before:
             labels, confidence = pasted, sure
     return labels, confidence
 
 
-def either_level(labels: np.ndarray, regions: rg.Regions, truth: np.ndarray) -> np.ndarray:
-    """Labels, uint8 (H, W), that are right inside the boxes wherever one level is: what no merge of them can beat."""
-    labels = labels.copy()
+def either_level(labels: np.ndarray, regions: rg.Regions, truth: np.ndarray, merge: Merge) -> np.ndarray:
+    """Labels, uint8 (H, W), that are right where the regions land wherever one level is: the bound of such a merge."""
+    labels, unsure = labels.copy(), np.zeros_like(labels)
     for k in range(len(regions.scores)):
-        x0, y0, x1, y1 = rg.box_pixels(regions.boxes_xyxy[k : k + 1], labels.shape)[0]
-        box = np.s_[y0:y1, x0:x1]
-        found, _ = rg.paste_replace(labels, np.zeros_like(labels), _only(regions, k))
-        right = found[box] == truth[box]
-        labels[box][right] = truth[box][right]
+        found, _ = PASTES[merge](labels, unsure, _only(regions, k))
+        right = (found == truth) & (truth != IGNORE_ID)
+        labels[right] = truth[right]
     return labels
 
 

@@ -44,7 +44,7 @@ class HdmRecipe(Settings):
     frames: int = Field(default=800, ge=1)  #: draws from the sources that are measured
     per_frame: int = Field(default=24, ge=1)  #: proposals of a frame, the best after suppression
     nms_iou: float = Field(default=0.7, gt=0, le=1)
-    region_margin: float = Field(default=0.15, ge=0, le=1)  #: as the pipeline's
+    region_margin: float = Field(default=0.2, ge=0, le=1)  #: as the pipeline's
     target: Literal["equation6", "gain"]  #: see `proposals.targets`
     merge: Merge = "confident"  #: of the gain
     sources: tuple[SourceSettings, ...]

@@ -87,7 +87,7 @@ class JointRecipe(BundleRecipe):
     frozen_stages: int = 2
     per_frame: int = Field(default=4, ge=1)  #: proposals of a frame that both levels read for the detection module
     nms_iou: float = Field(default=0.7, gt=0, le=1)
-    region_margin: float = Field(default=0.15, ge=0, le=1)  #: as the pipeline's
+    region_margin: float = Field(default=0.2, ge=0, le=1)  #: as the pipeline's
 
     def light_recipe(self, level: LevelName) -> ReLAMRecipe:
         """The recipe of one level's light adaptation."""

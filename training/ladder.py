@@ -79,8 +79,8 @@ class Counts:
 
     image: np.ndarray  #: of the image level
     sweep: np.ndarray | None  #: (M, MAX_REGIONS + 1, C, C + 1): MERGES, then the number of regions; None without boxes
-    oracle: np.ndarray | None  #: with the recipe's merge and number, each box the better level by the truth
-    bound: np.ndarray | None  #: with the recipe's number, right in the boxes wherever either level is
+    oracle: np.ndarray | None  #: with the recipe's merge and number, each region the better level by the truth
+    bound: np.ndarray | None  #: with the recipe's merge and number, right where regions land wherever either level is
 
 
 @dataclass
@@ -139,7 +139,7 @@ class FrameLadder:
         chosen = _first(regions, self.ablation.regions_of(row))
         best, _ = paste_oracle(labels, confidence, chosen, self.truth, settings.merge)
         oracle = image + changed_counts(self.truth, labels, best, num_classes)
-        right = either_level(labels, chosen, self.truth)
+        right = either_level(labels, chosen, self.truth, settings.merge)
         return Counts(image, sweep, oracle, image + changed_counts(self.truth, labels, right, num_classes))
 
     def _image_level(self, path: str) -> tuple[np.ndarray, np.ndarray]:

@@ -51,7 +51,7 @@ class PipelineSettings(Settings):
     ] = "dual_level"
     merge: Annotated[
         Literal["replace", "confident"],
-        Field(description="replace pastes whole regions, confident keeps the more confident of the two at every pixel"),
+        Field(description="replace pastes the regions, confident takes the surer level wherever both have read"),
     ] = "confident"
     max_regions: Annotated[
         int, Field(ge=0, le=MAX_REGIONS, description="at most so many regions of a frame are refined")
@@ -62,10 +62,10 @@ class PipelineSettings(Settings):
     ] = 0.0
     nms_iou: Annotated[
         Fraction, Field(description="of boxes that overlap by more than this IoU only the best is kept")
-    ] = 0.5
+    ] = 0.3
     region_margin: Annotated[
         Fraction, Field(description="context cropped round a box on each side, as a part of the box's own side")
-    ] = 0.15
+    ] = 0.2
 
 
 @dataclass(frozen=True)

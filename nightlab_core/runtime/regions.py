@@ -16,13 +16,14 @@ import numpy as np
 from nightlab_core.labels import IGNORE_ID
 
 MIN_WINDOW = 8  #: pixels a side: less holds nothing to enlarge
+RIM = 0.06  #: of a window's side: the network knows least at the edge of what it sees
 
 
 @dataclass(frozen=True)
 class Regions:
     """K regions and what the region network read in them."""
 
-    boxes_xyxy: np.ndarray  #: float32 (K, 4), frame pixels: where the results go
+    boxes_xyxy: np.ndarray  #: float32 (K, 4), frame pixels: what was found hard
     scores: np.ndarray  #: float32 (K,), 0..1
     windows: np.ndarray  #: int64 (K, 4): what was cropped
     labels: np.ndarray  #: uint8 (K, h, w) on the windows; 255 leaves the image level's
@@ -105,30 +106,41 @@ def crop_and_enlarge(frame_bgr: np.ndarray, windows: np.ndarray, size_hw: tuple[
     return crops
 
 
+def inner_windows(regions: Regions, frame_hw: tuple[int, int]) -> np.ndarray:
+    """The windows less their rims, int64 (K, 4). Where a window ends with the frame it has no rim, and the pixels of
+    the box always belong."""
+    edge, windows = np.array(frame_hw[::-1]), regions.windows
+    rim = ((windows[:, 2:] - windows[:, :2]) * RIM).astype(np.int64)
+    boxes = box_pixels(regions.boxes_xyxy, frame_hw)
+    top_left = np.where(windows[:, :2] > 0, windows[:, :2] + rim, 0)
+    bottom_right = np.where(windows[:, 2:] < edge, windows[:, 2:] - rim, edge)
+    return np.concatenate([np.minimum(top_left, boxes[:, :2]), np.maximum(bottom_right, boxes[:, 2:])], axis=1)
+
+
 def paste_replace(labels: np.ndarray, confidence: np.ndarray, regions: Regions) -> tuple[np.ndarray, np.ndarray]:
     """Merge as the patent does (WO 2023/146470): every region replaces what is under it, in ascending score, so that
     the best region ends on top. Region label 255 leaves what is there.
 
     Takes the image level's labels and confidence, uint8 (H, W), and returns new ones. Only the inside of a box is
-    pasted: the margin was cropped for context alone, as the network knows least at the edge of what it sees.
+    pasted: the rest of its window was cropped for context, and nobody found it hard.
     """
-    return _paste(labels, confidence, regions, only_more_confident=False)
+    areas = box_pixels(regions.boxes_xyxy, labels.shape)
+    return _paste(labels, confidence, regions, areas, only_more_confident=False)
 
 
 def paste_confident(labels: np.ndarray, confidence: np.ndarray, regions: Regions) -> tuple[np.ndarray, np.ndarray]:
-    """Merge pixel by pixel: as `paste_replace`, but a region's pixel wins only where it is strictly more confident
-    than what is there by then."""
-    return _paste(labels, confidence, regions, only_more_confident=True)
+    """Merge pixel by pixel, in the same order: a region's pixel wins where it is strictly more confident than what is
+    there by then. All of a window but its rim takes part: it has been read, and may be right beside the box too."""
+    return _paste(labels, confidence, regions, inner_windows(regions, labels.shape), only_more_confident=True)
 
 
 def _paste(
-    labels: np.ndarray, confidence: np.ndarray, regions: Regions, *, only_more_confident: bool
+    labels: np.ndarray, confidence: np.ndarray, regions: Regions, areas: np.ndarray, *, only_more_confident: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     labels, confidence = labels.copy(), confidence.copy()
-    pixels = box_pixels(regions.boxes_xyxy, labels.shape)
     # Of equal scores the first is pasted last, and so on top: it is the one that suppression ranked higher.
     for k in np.argsort(-regions.scores, kind="stable")[::-1]:
-        (left, top, right, bottom), (x0, y0, x1, y1) = regions.windows[k], pixels[k]
+        (left, top, right, bottom), (x0, y0, x1, y1) = regions.windows[k], areas[k]
         size_hw = (int(bottom - top), int(right - left))
         inside = np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
         new_labels = resize_labels(regions.labels[k], size_hw)[inside]

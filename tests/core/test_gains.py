@@ -9,6 +9,7 @@ import pytest
 from nightlab_core.gains import (
     MERGES,
     PASTES,
+    Merge,
     changed_counts,
     either_level,
     equation6,
@@ -53,6 +54,19 @@ def test_gains_by_hand() -> None:
     unsure = region_gains(TRUTH, IMAGE, SURE, _regions(left, np.ones((4, 4)), confidence=50), 2)
     np.testing.assert_array_equal(unsure.hits[:, 0], gains.hits[:, 0])
     assert not unsure.hits[:, MERGES.index("confident")].any()
+
+
+def test_beside_its_box_a_window_counts_where_it_is_pasted() -> None:
+    found = Regions(
+        np.array([[0, 0, 2, 4]], np.float32), np.ones(1, np.float32), np.array([[0, 0, 4, 4]]), TRUTH[None, :, :4],
+        np.full((1, 4, 4), 200, np.uint8),
+    )  # fmt: skip
+    gains = region_gains(TRUTH, IMAGE, SURE, found, 2)
+    np.testing.assert_array_equal(gains.iou, [[1, 1]])  # in the box both are right
+    np.testing.assert_array_equal(gains.hits, [[[0, 0], [0, 8]]])  # replace, confident
+    for merge, right in (("replace", 24), ("confident", 32)):
+        for best in (either_level(IMAGE, found, TRUTH, merge), paste_oracle(IMAGE, SURE, found, TRUTH, merge)[0]):
+            assert (best == TRUTH).sum() == right
 
 
 def test_a_box_without_truth_is_not_a_number() -> None:
@@ -105,11 +119,12 @@ def test_the_oracle_keeps_the_better_level_of_each_box() -> None:
     np.testing.assert_array_equal(paste_oracle(IMAGE, SURE, regions, unlabelled, "replace")[0], IMAGE)
 
 
-def test_no_merge_beats_the_pixels_on_which_either_level_is_right() -> None:
+@pytest.mark.parametrize("merge", MERGES)
+def test_no_merge_beats_the_pixels_on_which_either_level_is_right(merge: Merge) -> None:
     left = np.array([[0, 0, 1, 0]] * 4)
     regions = _regions(left, np.ones((4, 4)))
-    labels = either_level(IMAGE, regions, TRUTH)
+    labels = either_level(IMAGE, regions, TRUTH, merge)
     np.testing.assert_array_equal(labels, np.hstack([left, np.zeros((4, 4))]))  # class 1's last column: neither is
     wrong = np.ones((4, 4))
     wrong[:, 2] = 0
-    np.testing.assert_array_equal(either_level(TRUTH, _regions(wrong, wrong), TRUTH), TRUTH)
+    np.testing.assert_array_equal(either_level(TRUTH, _regions(wrong, wrong), TRUTH, merge), TRUTH)

@@ -9,6 +9,7 @@ from nightlab_core.runtime.regions import (
     box_pixels,
     context_boxes,
     crop_and_enlarge,
+    inner_windows,
     network_size_hw,
     non_maximum_suppression,
     paste_confident,
@@ -205,21 +206,22 @@ REPLACED_CONFIDENCE = [
     [200, 200, 200, 150, 150, 150],
     [200, 200, 200, 150, 150, 150],
 ]
+# All of a window takes part, beside its box too: the best is surest at the frame's border.
 CONFIDENT_LABELS = [
-    [0, 0, 0, 0, 0, 0],
-    [0, 0, 0, 1, 1, 0],  # 150 beats 100, not 200
-    [0, 1, 0, 0, 1, 0],
-    [0, 0, 0, 2, 2, 2],  # 200 does not beat 200; the other's 150 came first, and 101 and 100 do not beat it
-    [0, 0, 0, 2, 2, 2],
-    [0, 0, 0, 2, 2, 2],
+    [9, 9, 9, 9, 9, 9],
+    [9, 0, 0, 2, 2, 9],  # the other's 150 came first and beats 100, not 200; the best's 150 does not beat it
+    [9, 1, 0, 2, 1, 9],  # 250 beats all, but 255 leaves what is there
+    [9, 0, 0, 2, 2, 9],  # 200 does not beat 200, nor 101 and 100 the other's 150
+    [9, 9, 9, 9, 9, 9],
+    [9, 9, 9, 9, 9, 9],
 ]
 CONFIDENT_CONFIDENCE = [
-    [200, 200, 200, 100, 100, 100],
-    [200, 200, 200, 150, 150, 100],
-    [200, 250, 200, 100, 250, 100],
-    [200, 200, 200, 150, 150, 150],
-    [200, 200, 200, 150, 150, 150],
-    [200, 200, 200, 150, 150, 150],
+    [255, 255, 255, 255, 255, 255],
+    [255, 200, 200, 150, 150, 255],
+    [255, 250, 200, 150, 250, 255],
+    [255, 200, 200, 150, 150, 255],
+    [255, 255, 255, 255, 255, 255],
+    [255, 255, 255, 255, 255, 255],
 ]
 
 
@@ -253,9 +255,21 @@ def test_of_equal_scores_the_first_lies_on_top() -> None:
     assert paste_confident(IMAGE_LABELS, IMAGE_CONFIDENCE, equal)[0][overlap].tolist() == [2, 2]
 
 
+def test_a_rim_of_each_window_is_left_but_at_the_frames_edge_and_in_the_box() -> None:
+    boxes = np.array([[120, 120, 150, 140], [0, 10, 30, 60], [101, 20, 120, 90], [0, 0, 300, 200]], np.float32)
+    windows = np.array([[100, 100, 200, 150], [0, 0, 100, 100], [100, 0, 200, 100], [0, 0, 300, 200]])
+    regions = Regions(boxes, np.ones(4, np.float32), windows, *np.zeros((2, 4, 2, 2), np.uint8))
+    assert inner_windows(regions, (200, 300)).tolist() == [
+        [106, 103, 194, 147],  # 6 of 100, 3 of 50
+        [0, 0, 94, 94],  # the frame's left and upper edge
+        [101, 0, 194, 94],  # the box reaches into the rim
+        [0, 0, 300, 200],
+    ]
+
+
 @pytest.mark.parametrize("paste", [paste_replace, paste_confident])
 def test_results_land_where_their_window_was(paste) -> None:  # type: ignore[no-untyped-def]
-    """A region that answers with the frame's own content must change nothing but its box, at any scale."""
+    """A region that answers with the frame's own content must change nothing but its place, at any scale."""
     rng = np.random.default_rng(0)
     truth = np.kron(rng.integers(0, 19, (9, 12)), np.ones((8, 8))).astype(np.uint8)  # blocks of 8 pixels
     boxes = np.array([[10.5, 9, 50, 40], [60, 50, 96, 72]], np.float32)
@@ -267,7 +281,8 @@ def test_results_land_where_their_window_was(paste) -> None:  # type: ignore[no-
     blank = np.full(truth.shape, 255, np.uint8)
     labels, confidence = paste(blank, np.zeros_like(blank), regions)
     inside = np.zeros(truth.shape, bool)
-    for x0, y0, x1, y1 in box_pixels(boxes, truth.shape):
+    areas = {paste_replace: box_pixels(boxes, truth.shape), paste_confident: inner_windows(regions, truth.shape)}
+    for x0, y0, x1, y1 in areas[paste]:
         inside[y0:y1, x0:x1] = True
     assert (sizes < 64).all()  # enlarged, so that every pixel is seen
     np.testing.assert_array_equal(labels[inside], truth[inside])
@@ -287,16 +302,17 @@ def test_no_region_changes_nothing() -> None:
     np.testing.assert_array_equal(confidence, IMAGE_CONFIDENCE)
 
 
-@pytest.mark.parametrize("paste", [paste_replace, paste_confident])
 @pytest.mark.parametrize(
     ("box", "pasted"),
     [((2, 3, 3, 6), 3), ((1, 4, 5, 5), 4), ((5, 5, 6, 6), 1), ((2, 2, 2.0005, 4), 0), ((6, 6, 9, 9), 0)],
     ids=["one wide", "one high", "one pixel", "none wide", "outside"],
 )
-def test_the_thinnest_boxes(paste, box: tuple[float, ...], pasted: int) -> None:  # type: ignore[no-untyped-def]
+def test_the_thinnest_boxes(box: tuple[float, ...], pasted: int) -> None:
     boxes = np.array([box], np.float32)
     windows = context_boxes(boxes, (6, 6), 0.15, 1.0)
     maps = np.full((2, 1, 16, 16), 255, np.uint8)
     regions = Regions(boxes, np.ones(1, np.float32), windows, maps[0] - 250, maps[1])
-    labels, confidence = paste(IMAGE_LABELS, IMAGE_CONFIDENCE, regions)
+    labels, confidence = paste_replace(IMAGE_LABELS, IMAGE_CONFIDENCE, regions)
     assert (labels == 5).sum() == (confidence == 255).sum() == pasted
+    labels, confidence = paste_confident(IMAGE_LABELS, IMAGE_CONFIDENCE, regions)
+    assert (labels == 5).all() and (confidence == 255).all()  # no window is smaller than this frame
