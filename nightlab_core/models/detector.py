@@ -19,7 +19,6 @@ from torchvision.models.detection.rpn import (
     concat_box_prediction_layers,
     permute_and_flatten,
 )
-from torchvision.ops import box_iou
 
 from nightlab_core.models.backbone import Backbone
 
@@ -62,24 +61,6 @@ def _by_anchor(maps: Sequence[Tensor]) -> Tensor:
     return torch.cat(flat, 1)[..., 0]
 
 
-def apart(boxes: Tensor, count: int, max_iou: float = 0.5) -> Tensor:
-    """Greedy non-maximum suppression of boxes (B, N, 4) xyxy, best first: bool (B, N), true for the `count` first of
-    those that overlap none of them by more than `max_iou`. Empty boxes are left out.
-
-    As a fixed number of plain operators, which every inference library takes, in the place of one of unknown size.
-    """
-    overlap = torch.stack([box_iou(b, b) for b in boxes])
-    left = (boxes[..., 2:] > boxes[..., :2]).all(-1)
-    chosen = torch.zeros_like(left)
-    rank = torch.arange(boxes.shape[1], 0, -1, device=boxes.device, dtype=boxes.dtype)
-    for _ in range(count):
-        best = (left * rank).argmax(1, keepdim=True)
-        now = (rank == rank[best]) & left
-        chosen = chosen | now
-        left = left & ~now & (overlap.gather(1, best[..., None].expand(-1, -1, boxes.shape[1]))[:, 0] <= max_iou)
-    return chosen
-
-
 class RegionDetector(nn.Module):
     """Where the image-level segmenter needs help: image (B, 3, H, W) RGB float in 0..1 -> boxes and scores.
 
@@ -94,8 +75,6 @@ class RegionDetector(nn.Module):
         max_boxes: proposals returned, best first, before non-maximum suppression.
         hdm_channels: width of the hardness detection module, which ranks the proposals by what the region level brings
             (the paper's HDM; `training.hdm`); 0 for none, which ranks them by their objectness (the paper's RDN).
-        hdm_choice: the module ranks so many proposals, the first by objectness that lie apart, and all others get the
-            score 0; 0: it ranks all, as in the paper.
     """
 
     def __init__(
@@ -110,7 +89,6 @@ class RegionDetector(nn.Module):
         reduction: int = 2,
         max_boxes: int = 100,
         hdm_channels: int = 0,
-        hdm_choice: int = 0,
         pretrained: bool = False,
     ) -> None:
         super().__init__()
@@ -118,7 +96,6 @@ class RegionDetector(nn.Module):
             raise ValueError(f"{len(strides)} strides but {len(anchor_sizes)} groups of anchor sizes; expected as many")
         self.backbone = Backbone(backbone, strides, stages=stages, pretrained=pretrained)
         self.reduction, self.max_boxes = reduction, max_boxes
-        self.hdm_choice = hdm_choice
         self.multiple = reduction * max(strides)
         self.laterals = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in self.backbone.channels)
         anchors = AnchorGenerator(tuple(map(tuple, anchor_sizes)), (tuple(aspect_ratios),) * len(strides))
@@ -172,9 +149,6 @@ class RegionDetector(nn.Module):
                 # Better is better, by three pixels or by thousands: as an order that would prefer the easy and small.
                 # So what is worth reading comes first, in the proposals' own order, and then the rest.
                 hardness = ((hardness >= 0.5).to(scores.dtype) + scores) / 2
-            if self.hdm_choice:
-                # Objectness chooses, the module ranks: with as many regions read, the frame is RDN's.
-                hardness = hardness * apart(boxes, self.hdm_choice)
             scores, place = hardness.topk(scores.shape[1], dim=1)
             boxes = boxes.gather(1, place[..., None].expand(-1, -1, 4))
         return boxes, scores

@@ -76,7 +76,6 @@ class DetectorSettings(Settings):
     reduction: int = Field(default=2, ge=1)
     max_boxes: int = Field(default=100, ge=1, le=300)
     hdm_channels: int = Field(default=0, ge=0)
-    hdm_choice: int = Field(default=0, ge=0)
 
 
 class Level(nn.Module):
@@ -211,7 +210,6 @@ class NightLabSettings(Settings):
         return RegionDetector(
             d.backbone, d.channels, d.strides, d.anchor_sizes, d.aspect_ratios,
             stages=d.stages, reduction=d.reduction, max_boxes=d.max_boxes, hdm_channels=d.hdm_channels,
-            hdm_choice=d.hdm_choice,
         )  # fmt: skip
 
     def build(self) -> NightLab:

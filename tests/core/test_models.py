@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from nightlab_core.models.backbone import Backbone  # noqa: E402
 from nightlab_core.models.deform import DeformConv2d  # noqa: E402
-from nightlab_core.models.detector import RegionDetector, apart  # noqa: E402
+from nightlab_core.models.detector import RegionDetector  # noqa: E402
 from nightlab_core.models.nightlab import (  # noqa: E402
     DetectorSettings,
     NightLab,
@@ -23,7 +23,6 @@ from nightlab_core.models.nightlab import (  # noqa: E402
 from nightlab_core.models.relam import ReLAM  # noqa: E402
 from nightlab_core.models.segmenter import DeepLabV3Plus, Segmenter  # noqa: E402
 from nightlab_core.runtime.pipeline import PipelineSettings  # noqa: E402
-from nightlab_core.runtime.regions import non_maximum_suppression  # noqa: E402
 
 SMALL = NightLabSettings(
     segmenter=SegmenterSettings(channels=16),
@@ -147,20 +146,6 @@ class TestLibrarySegmenter:
         pytest.importorskip("segmentation_models_pytorch")
         with pytest.raises((ValueError, KeyError), match="NoNet"):
             SegmenterSettings(architecture="library", library_model="NoNet", backbone="resnet18").build(7)
-
-
-@pytest.mark.parametrize("max_iou", [0.2, 0.5])
-def test_boxes_apart_are_those_that_greedy_suppression_keeps(max_iou: float) -> None:
-    rng = np.random.default_rng(0)
-    corners = rng.uniform(0, 0.7, (3, 40, 2))
-    boxes = np.concatenate([corners, corners + rng.uniform(0.02, 0.3, (3, 40, 2))], -1).astype(np.float32)
-    boxes[0, 5] = boxes[0, 4]
-    boxes[1, 0, 2:] = boxes[1, 0, :2]  # empty
-    for count in (1, 7, 40):
-        chosen = apart(torch.from_numpy(boxes), count, max_iou).numpy()
-        for one, found in zip(boxes, chosen, strict=True):
-            scores = np.linspace(1, 0, 40, dtype=np.float32)
-            np.testing.assert_array_equal(np.flatnonzero(found), non_maximum_suppression(one, scores, max_iou, count))
 
 
 class TestRegionDetector:

@@ -18,7 +18,6 @@ from nightlab_core.data import night  # noqa: E402
 from nightlab_core.export import ModelCard, save_checkpoint  # noqa: E402
 from nightlab_core.labels import CAMVID11, CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
-from nightlab_core.runtime import regions  # noqa: E402
 from training import hdm, levels, proposals  # noqa: E402
 from training.data import SourceSettings  # noqa: E402
 
@@ -187,27 +186,6 @@ def test_a_class_comes_before_the_order_and_a_gain_is_the_order(root: Path) -> N
         assert (hardness > 0.5).any() and (hardness < 0.5).any()
         wanted = hardness if target == "gain" else ((hardness >= 0.5).float() + objectness) / 2
         torch.testing.assert_close(scores, wanted.sort(descending=True).values)
-
-
-@pytest.mark.parametrize("target", ["equation6", "gain"])
-def test_a_choice_is_ranked_and_the_rest_is_left(root: Path, target: str) -> None:
-    """The same regions as RDN's, in another order."""
-    recipe = _recipe(root, target=target)
-    settings = replace(recipe.model, detector=replace(recipe.model.detector, hdm_choice=4))
-    ranking, choosing = hdm.build(recipe).eval(), hdm.build(replace(recipe, model=settings)).eval()
-    assert ranking.hdm is not None
-    torch.nn.init.normal_(ranking.hdm.logits.weight, std=2.0, generator=torch.Generator().manual_seed(1))
-    choosing.load_state_dict(ranking.state_dict())
-    image = torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        plain, objectness = (found[0].numpy() for found in ranking.propose(image)[:2])
-        boxes, scores = (found[0].numpy() for found in choosing(image))
-        every_box, every_score = (found[0].numpy() for found in ranking(image))
-    kept = regions.non_maximum_suppression(plain, objectness, 0.5, 4)
-    assert len(kept) == 4 and (scores[4:] == 0).all() and (np.diff(scores[:4]) <= 0).all()
-    assert set(map(tuple, boxes[:4].tolist())) == set(map(tuple, plain[kept].tolist()))
-    places = [np.flatnonzero((every_box == box).all(1))[0] for box in boxes[:4]]
-    np.testing.assert_array_equal(every_score[places], scores[:4])
 
 
 def test_features_are_the_same_whether_they_are_kept_or_not(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
