@@ -113,7 +113,7 @@ def test_the_whole_path_on_real_engines_equals_the_path_in_numpy(tiny_bundle: Pa
     np.testing.assert_allclose(result.boxes_xyxy, boxes)
     np.testing.assert_allclose(result.scores, SCORES[[0, 2, 3]], rtol=1e-6)
     assert result.refined.tolist() == [True, True, True]
-    windows = rg.context_boxes(boxes, (96, 144), 0.15, 48 / 32)
+    windows = rg.context_boxes(boxes, (96, 144), PipelineSettings().region_margin, 48 / 32)
     region_labels, region_confidence = region_level(rg.crop_and_enlarge(frame, windows, (32, 48)))
     regions = rg.Regions(boxes, SCORES[[0, 2, 3]], windows, region_labels, region_confidence)
     labels, confidence = rg.paste_replace(labels, confidence, regions)

@@ -123,7 +123,7 @@ def test_a_bundle_part_by_part_is_the_pipeline(tmp_path: Path) -> None:
     np.testing.assert_array_equal(labels, image_level(frame)[0])
     boxes, scores = levels.open_detector(bundle)(frame)
     region_level = levels.open_region_level(bundle)
-    regions = levels.read_regions(frame, boxes, scores, region_level, 0.15)
+    regions = levels.read_regions(frame, boxes, scores, region_level, PipelineSettings().region_margin)
     pipeline = Pipeline.open(bundle, precision="float32", settings=PipelineSettings(nms_iou=1.0))
     result = pipeline(frame)
     pipeline.close()
