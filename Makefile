@@ -75,7 +75,7 @@ train-lite: .given-data $(TEST_ENV)/.ready ## train the lite bundle on, from the
 		$(TRAIN) -m training.bundle $(RECIPES)/lite_bundle.yaml --out runs/lite_rdn_bundle.pt && \
 		$(TRAIN) -m nightlab_core.export runs/lite_rdn_bundle.pt runs/lite_rdn_bundle --frames $(FRAMES) && \
 		$(TRAIN) -m training.evaluate runs/lite_rdn_bundle --data '$(DATA)' --set camvid/val --set nightcoarse/val --record; }
-	$(TRAIN) -m training.hdm $(RECIPES)/lite_hdm.yaml --data '$(DATA)' --out runs/lite_hdm
+	$(TRAIN) -m training.hdm $(RECIPES)/lite_hdm_helps.yaml --data '$(DATA)' --out runs/lite_hdm_helps
 	$(TRAIN) -m training.bundle $(RECIPES)/lite_hdm_bundle.yaml --out runs/nightlab-lite.pt
 	$(TRAIN) -m nightlab_core.export runs/nightlab-lite.pt runs/nightlab-lite --frames $(FRAMES)
 	$(TRAIN) -m training.evaluate runs/nightlab-lite --data '$(DATA)' --set camvid/val --set nightcoarse/val --record

@@ -45,8 +45,8 @@ class HdmRecipe(Settings):
     per_frame: int = Field(default=24, ge=1)  #: proposals of a frame, the best after suppression
     nms_iou: float = Field(default=0.7, gt=0, le=1)
     region_margin: float = Field(default=0.2, ge=0, le=1)  #: as the pipeline's
-    target: Literal["equation6", "gain"]  #: see `proposals.targets`
-    merge: Merge = "confident"  #: of the gain
+    target: Literal["equation6", "helps", "gain"]  #: see `proposals.targets`
+    merge: Merge = "confident"  #: by which a region helps or gains
     sources: tuple[SourceSettings, ...]
     input_hw: tuple[int, int] = (480, 640)
     loop: LoopSettings
@@ -128,7 +128,7 @@ def build(recipe: HdmRecipe) -> RegionDetector:
     detector.load_state_dict({k: own[k] if k.startswith("hdm.") else trained[k] for k in own})
     detector.requires_grad_(False).eval().to(levels.device())
     detector.hdm.requires_grad_(True).train()
-    detector.hdm.classifies.fill_(recipe.target == "equation6")
+    detector.hdm.classifies.fill_(recipe.target != "gain")
     return detector
 
 

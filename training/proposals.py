@@ -137,6 +137,8 @@ def targets(
     """What the classification learns, float32 (N,) in 0..1; `classes` has the class set of every source.
 
     "equation6": 1 where the region level's mean IoU in the box beats the image level's, else 0 (the patent's).
+    "helps": the same asked of what the vehicle makes of it: 1 where the region, pasted by `merge`, raises the data set's
+    mean IoU, else 0.
     "gain": 0.5 + half of the gain in the data set's mean IoU (`gains.miou_gain`), which is 1 where the gain is that of
     the `clip_at`-th percentile or more, and 0 where it is as large a loss: what is learnt is the expected gain, and
     0.5 means none. All regions take the same time, so that this is also the order of gain per millisecond.
@@ -152,6 +154,8 @@ def targets(
         if chosen.any():
             matrix = proposals.matrix[frames].sum(axis=0, dtype=np.int64)
             gains[chosen] = frames.sum() * miou_gain(proposals.of(chosen), merge, matrix)
+    if target == "helps":
+        return (gains > 0).astype(np.float32)
     large = np.percentile(np.abs(gains[gains != 0]), clip_at) if gains.any() else 1.0
     return (0.5 + 0.5 * np.clip(gains / large, -1, 1)).astype(np.float32)
 

@@ -34,6 +34,7 @@ STAGES: dict[str, tuple[Any, Any]] = {
     "lite_region": (segmenter.SegmenterRecipe, data.RegionStream),
     "lite_detector": (detector.DetectorRecipe, data.BoxStream),
     "lite_hdm": (hdm.HdmRecipe, hdm.ProposalSet),
+    "lite_hdm_helps": (hdm.HdmRecipe, hdm.ProposalSet),
     "lite_hdm_gain": (hdm.HdmRecipe, hdm.ProposalSet),
     "relam_image": (relam.ReLAMRecipe, relam.Unpaired),
     "relam_region": (relam.ReLAMRecipe, relam.Unpaired),

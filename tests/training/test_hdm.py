@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +67,11 @@ def _recipe(root: Path, **changes: object) -> hdm.HdmRecipe:
     )
 
 
-def test_the_two_shipped_recipes_differ_in_their_target_alone() -> None:
-    first, second = (load_yaml(RECIPES / f"{name}.yaml", hdm.HdmRecipe) for name in ("lite_hdm", "lite_hdm_gain"))
-    assert (first.target, second.target) == ("equation6", "gain") and replace(second, target="equation6") == first
+def test_the_shipped_recipes_differ_in_their_target_alone() -> None:
+    names = {"lite_hdm": "equation6", "lite_hdm_helps": "helps", "lite_hdm_gain": "gain"}
+    recipes = [load_yaml(RECIPES / f"{name}.yaml", hdm.HdmRecipe) for name in names]
+    assert [r.target for r in recipes] == list(names.values())
+    assert all(replace(r, target="gain") == recipes[-1] for r in recipes)
 
 
 def test_only_the_scores_learn(root: Path, tmp_path: Path) -> None:
@@ -150,6 +153,11 @@ def test_targets() -> None:
     measured = _measured([10, -10, 0, 40, 20], source=[0, 1], frame=[0, 0, 0, 1, 1])
     sets = [CAMVID11, CITYSCAPES19]
     np.testing.assert_array_equal(proposals.targets(measured, "equation6", "confident", sets), [1, 0, 0, 1, 1])
+    # What helps may differ by the merge: the first region brings as much by one as it costs by the other.
+    signs = np.array([[[1], [-1]], *[[[1], [1]]] * 4])
+    by_merge = dataclasses.replace(measured, hits=measured.hits * signs, predicted=measured.predicted * signs)
+    np.testing.assert_array_equal(proposals.targets(by_merge, "helps", "replace", sets), [1, 0, 0, 1, 1])
+    np.testing.assert_array_equal(proposals.targets(by_merge, "helps", "confident", sets), [0, 0, 0, 1, 1])
     gain = proposals.targets(measured, "gain", "confident", sets, clip_at=100)
     # The larger the gain the higher, 0.5 is none, a loss mirrors a gain, and the largest is 1.
     np.testing.assert_allclose(gain, [0.625, 0.375, 0.5, 1.0, 0.75], atol=1e-6)
@@ -175,9 +183,9 @@ def test_what_cannot_be_used_is_said(root: Path, tmp_path: Path) -> None:
 def test_a_class_comes_before_the_order_and_a_gain_is_the_order(root: Path) -> None:
     """What was learnt decides how boxes are ranked, and travels with the checkpoint's weights."""
     image = torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
-    for target in ("equation6", "gain"):
+    for target in ("equation6", "helps", "gain"):
         detector = hdm.build(_recipe(root, target=target)).eval()
-        assert detector.hdm is not None and bool(detector.state_dict()["hdm.classifies"]) == (target == "equation6")
+        assert detector.hdm is not None and bool(detector.state_dict()["hdm.classifies"]) == (target != "gain")
         torch.nn.init.normal_(detector.hdm.logits.weight, std=2.0, generator=torch.Generator().manual_seed(1))
         with torch.inference_mode():
             _, objectness, anchors, features = detector.propose(image)

@@ -43,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_shipped_recipes_are_valid() -> None:
     kinds = {"image": segmenter.SegmenterRecipe, "region": segmenter.SegmenterRecipe}
     kinds |= {"detector": detector.DetectorRecipe, "bundle": bundle.BundleRecipe}  # type: ignore[dict-item]
-    kinds |= {"hdm": hdm.HdmRecipe, "gain": hdm.HdmRecipe, "joint": joint.JointRecipe}  # type: ignore[dict-item]
+    kinds |= {"hdm": hdm.HdmRecipe, "gain": hdm.HdmRecipe, "helps": hdm.HdmRecipe, "joint": joint.JointRecipe}  # type: ignore[dict-item]
     paths = sorted(RECIPES.glob("*.yaml"))
     assert len(paths) >= 4
     for path in paths:

@@ -49,14 +49,14 @@ def test_each_stage_finds_what_those_before_it_made() -> None:
     """The paths in the recipes and in the Makefile are written twice: here they are held against each other."""
     image = load_yaml(RECIPES / "lite_image.yaml", SegmenterRecipe)
     region = load_yaml(RECIPES / "lite_region.yaml", SegmenterRecipe)
-    hdm = load_yaml(RECIPES / "lite_hdm.yaml", HdmRecipe)
+    hdm = load_yaml(RECIPES / "lite_hdm_helps.yaml", HdmRecipe)
     plain = load_yaml(RECIPES / "lite_bundle.yaml", BundleRecipe)
     final = load_yaml(RECIPES / "lite_hdm_bundle.yaml", BundleRecipe)
     assert image.start_from == "checkpoints/nightlab-lite.pt"
     assert region.start_from == plain.image == final.image == "runs/lite_image/checkpoint.pt"
     assert plain.region == final.region == "runs/lite_region/checkpoint.pt"
     assert plain.detector == hdm.detector == "runs/lite_detector/checkpoint.pt"
-    assert hdm.levels == "runs/lite_rdn_bundle" and final.detector == "runs/lite_hdm/checkpoint.pt"
+    assert hdm.levels == "runs/lite_rdn_bundle" and final.detector == "runs/lite_hdm_helps/checkpoint.pt"
     assert hdm.model == final.model
     assert plain.model == region.model == image.model
 
@@ -110,7 +110,7 @@ def test_the_whole_chain_on_tiny_data(tmp_path: Path) -> None:
     assert {"camvid_val_both_levels_miou", "nightcoarse_val_difference"} <= set(measured)
     assert len(list((work / "runs" / "pseudo_night" / "labels").iterdir())) == 2
 
-    (work / "runs" / "lite_hdm" / "checkpoint.pt").unlink()
+    (work / "runs" / "lite_hdm_helps" / "checkpoint.pt").unlink()
     again = _make("train-lite", f"DATA={tmp_path / 'data'}", cwd=work)
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
     done = [line for line in again.stdout.splitlines() if "is finished" in line]
