@@ -137,8 +137,8 @@ def targets(
     """What the classification learns, float32 (N,) in 0..1; `classes` has the class set of every source.
 
     "equation6": 1 where the region level's mean IoU in the box beats the image level's, else 0 (the patent's).
-    "helps": the same asked of what the vehicle makes of it: 1 where the region, pasted by `merge`, raises the data set's
-    mean IoU, else 0.
+    "helps": the same asked of what the vehicle makes of it: 1 where the region, pasted by `merge`, raises the data
+    set's mean IoU, else 0.
     "gain": 0.5 + half of the gain in the data set's mean IoU (`gains.miou_gain`), which is 1 where the gain is that of
     the `clip_at`-th percentile or more, and 0 where it is as large a loss: what is learnt is the expected gain, and
     0.5 means none. All regions take the same time, so that this is also the order of gain per millisecond.

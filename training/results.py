@@ -27,11 +27,11 @@ here can be laid beside those published for NightCity or BDD100K: these are othe
 - **boxes from the prediction**: connected regions of the hard classes in the image level's own labels.
 - **RDN**: the detector, ranked by objectness. **HDM**: the same boxes, ranked by what the region level brings, which is
   learnt as the patent's equation 6, as whether the merged region helps, or as the gain itself.
-- **replace**, **confident**: how regions are merged: the region level's labels inside the boxes, or the surer level's in all
-  of the windows that were read round them. **oracle**: each region keeps the better level by the truth, so that it says
-  how much a better choice among these could still gain; it goes by the mean IoU where a region lands, so that a merge
-  may pass it. **bound**: right where regions land wherever either level is, which no such merge can pass. Both are
-  those of the recipe's merge.
+- **replace**, **confident**: how regions are merged: the region level's labels inside the boxes, or the surer level's
+  in all of the windows that were read round them. **oracle**: each region keeps the better level by the truth, so that
+  it says how much a better choice among these could still gain; it goes by the mean IoU where a region lands, so that a
+  merge may pass it. **bound**: right where regions land wherever either level is, which no such merge can pass. Both
+  are those of the recipe's merge.
 """
 
 
