@@ -27,6 +27,8 @@ def test_an_open_label_holds_what_camvid_puts_into_one_class() -> None:
             continue
         meant = {i for i, c in CITYSCAPES_TO_CAMVID.items() if c == camvid_id}
         opened = CAMVID_OPENED[train_id]
+        if train_id == 13:  # its few trucks and buses are taught as cars
+            meant = {13}
         assert set(OPEN_LABELS.get(opened, (opened,))) == meant
 
 
@@ -34,7 +36,7 @@ def test_an_open_label_is_settled_by_the_likeliest_of_its_classes() -> None:
     logits = torch.zeros(1, 19, 1, 4)
     logits[0, 11] = 9.0  # the person is likelier still, and not among them
     logits[0, 12, 0, 0] = logits[0, 18, 0, 1] = logits[0, 7, 0, 2] = 1.0
-    labels = torch.tensor([[[23, 23, 20, 255]]])
+    labels = torch.tensor([[[22, 22, 20, 255]]])
     assert settle(logits, labels).tolist() == [[[12, 18, 7, 255]]]
 
 
@@ -44,7 +46,7 @@ def test_an_open_label_pushes_the_other_classes_of_it_down_too() -> None:
     logits[:, 12] = 1.0
     logits.requires_grad_()
     losses = segmentation_loss(
-        _Constant(logits), (torch.zeros(1, 3, 8, 8), torch.full((1, 8, 8), 23)), loss_weights({})
+        _Constant(logits), (torch.zeros(1, 3, 8, 8), torch.full((1, 8, 8), 22)), loss_weights({})
     )
     losses["cross_entropy"].value.backward()
     assert logits.grad is not None
@@ -98,7 +100,7 @@ def test_a_stage_starts_from_another_or_from_one_level_of_a_whole(
 
 def test_lovasz_is_nought_where_all_is_right_and_one_where_all_is_wrong() -> None:
     labels = torch.zeros(1, 8, 8, dtype=torch.long)
-    labels[..., 4:] = 23
+    labels[..., 4:] = 22
     right = torch.zeros(1, 19, 4, 4)
     right[:, 0, :, :2] = right[:, 18, :, 2:] = 50.0  # a bicycle is as good as its rider
     batch = (torch.zeros(1, 3, 8, 8), labels)
