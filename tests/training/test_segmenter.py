@@ -68,7 +68,7 @@ def test_an_open_label_is_content_with_any_of_its_classes() -> None:
 
 def test_weights_by_hand() -> None:
     weight = loss_weights({"pole": 3.0, "traffic light": 3.0, "traffic sign": 2.5, "wall": 2.0})
-    assert weight[5] == 3 and weight[0] == 1 and len(weight) == 24
+    assert weight[5] == 3 and weight[0] == 1 and len(weight) == 23
     assert weight[19] == 1 and weight[20] == 2.5  # building or wall, light or sign
     logits = torch.zeros(1, 19, 4, 4)
     labels = torch.full((1, 8, 8), 5)
