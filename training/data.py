@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -57,7 +58,7 @@ def load_source(source: SourceSettings, root: Path) -> Sequence[Sample]:
     return list(samples) if small else samples
 
 
-class Stream(Dataset[tuple[Tensor, ...]]):
+class Stream(Dataset[tuple[Tensor, ...]], ABC):
     """Labelled images in an endless order; sub-classes say what a sample is made of one.
 
     Into `paste_share` of the samples what another sample shows of `paste_ids` is pasted where it stood there (ClassMix:
@@ -88,9 +89,9 @@ class Stream(Dataset[tuple[Tensor, ...]]):
             image = transforms.darken(image, rng)
         return source, sample, transforms.photometric(image, rng), rng
 
+    @abstractmethod
     def crop(self, *index: int) -> tuple[int, np.ndarray, np.ndarray, np.random.Generator]:
         """Source, image and labels of the crop of an index, and the generator for what follows."""
-        raise NotImplementedError
 
     def opened(self, labels: np.ndarray, source: int) -> np.ndarray:
         """Labels of a source as the loss takes them, see `labels.OPEN_LABELS`."""

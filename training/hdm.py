@@ -23,6 +23,7 @@ from nightlab_core.config import Settings
 from nightlab_core.gains import Merge
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.nightlab import NightLabSettings
+from nightlab_core.runtime.pipeline import PipelineSettings
 from training import levels, proposals
 from training.command import run_stage
 from training.data import SourceSettings
@@ -44,7 +45,7 @@ class HdmRecipe(Settings):
     frames: int = Field(default=800, ge=1)  #: draws from the sources that are measured
     per_frame: int = Field(default=24, ge=1)  #: proposals of a frame, the best after suppression
     nms_iou: float = Field(default=0.7, gt=0, le=1)
-    region_margin: float = Field(default=0.2, ge=0, le=1)  #: as the pipeline's
+    region_margin: float = Field(default=PipelineSettings().region_margin, ge=0, le=1)
     target: Literal["equation6", "helps", "gain"]  #: see `proposals.targets`
     merge: Merge = "confident"  #: by which a region helps or gains
     sources: tuple[SourceSettings, ...]

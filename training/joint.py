@@ -36,6 +36,7 @@ from nightlab_core.labels import CAMVID11, CAMVID_OPENED, CITYSCAPES19, map_ids
 from nightlab_core.models.deform import set_deform_form
 from nightlab_core.models.nightlab import NightLab
 from nightlab_core.output_labels import OutputLabels
+from nightlab_core.runtime.pipeline import PipelineSettings
 from training import levels
 from training.bundle import BundleRecipe, from_stages
 from training.checkpoint import load_weights
@@ -87,7 +88,7 @@ class JointRecipe(BundleRecipe):
     frozen_stages: int = 2
     per_frame: int = Field(default=4, ge=1)  #: proposals of a frame that both levels read for the detection module
     nms_iou: float = Field(default=0.7, gt=0, le=1)
-    region_margin: float = Field(default=0.2, ge=0, le=1)  #: as the pipeline's
+    region_margin: float = Field(default=PipelineSettings().region_margin, ge=0, le=1)
 
     def light_recipe(self, level: LevelName) -> ReLAMRecipe:
         """The recipe of one level's light adaptation."""
