@@ -30,6 +30,7 @@ class SourceSettings(Settings):
     kind: datasets.Kind | Literal["rendered", "pseudo", "unlabelled"]
     folder: str = ""  #: under the data folder; of "pseudo", where `training.pseudo` wrote
     split: str = ""  #: train, val or test; of plain folders (train_ids) a sub-folder
+    pattern: str = "*"  #: glob of the names of a data set's frames: one drive of it, say
     leave_out: str = ""  #: of unlabelled pictures: folder under the data folder whose stems are not drawn
     complete: bool = True  #: of data sets whose frames are counted: false to train on a part
     count: int = Field(default=0, ge=0)  #: rendered scenes
@@ -52,29 +53,17 @@ def load_source(source: SourceSettings, root: Path) -> Sequence[Sample]:
         return UnlabelledImages(folder, root / source.leave_out if source.leave_out else None)
     if kind == "pseudo":
         kind, folder = "train_ids", Path(source.folder)
-    samples, _ = datasets.open_dataset(kind, folder, source.split, complete=source.complete)
+    samples, _ = datasets.open_dataset(kind, folder, source.split, source.pattern, source.complete)
     frame = samples[0]
     small = len(samples) * (frame.image_bgr.nbytes + frame.labels.nbytes) <= IN_MEMORY_BYTES
     return list(samples) if small else samples
 
 
-class Stream(Dataset[tuple[Tensor, ...]], ABC):
-    """Labelled images in an endless order; sub-classes say what a sample is made of one.
+class Samples:
+    """The labelled images of sources, in an endless order."""
 
-    Into `paste_share` of the samples what another sample shows of `paste_ids` is pasted where it stood there (ClassMix:
-    Olsson et al., WACV 2021): a few cyclists are seen in every street and light.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[SourceSettings],
-        root: Path,
-        seed: int,
-        paste_ids: Sequence[int] = (),
-        paste_share: float = 0.0,
-    ) -> None:
+    def __init__(self, sources: Sequence[SourceSettings], root: Path, seed: int) -> None:
         self.sources, self.seed = list(sources), seed
-        self.paste_ids, self.paste_share = paste_ids, paste_share
         self.samples = [load_source(s, root) for s in sources]
         weights = np.asarray([s.weight for s in sources])
         self.shares = weights / weights.sum()
@@ -88,6 +77,25 @@ class Stream(Dataset[tuple[Tensor, ...]], ABC):
         if rng.random() < self.sources[source].darken:
             image = transforms.darken(image, rng)
         return source, sample, transforms.photometric(image, rng), rng
+
+
+class Stream(Samples, Dataset[tuple[Tensor, ...]], ABC):
+    """Crops of labelled images; sub-classes say how one is cut.
+
+    Into `paste_share` of the samples what another sample shows of `paste_ids` is pasted where it stood there (ClassMix:
+    Olsson et al., WACV 2021): a few cyclists are seen in every street and light.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[SourceSettings],
+        root: Path,
+        seed: int,
+        paste_ids: Sequence[int] = (),
+        paste_share: float = 0.0,
+    ) -> None:
+        super().__init__(sources, root, seed)
+        self.paste_ids, self.paste_share = paste_ids, paste_share
 
     @abstractmethod
     def crop(self, *index: int) -> tuple[int, np.ndarray, np.ndarray, np.random.Generator]:

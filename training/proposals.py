@@ -24,7 +24,7 @@ from nightlab_core.metrics import confusion_matrix
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.runtime import regions as rg
 from training import levels
-from training.data import SourceSettings, Stream
+from training.data import Samples, SourceSettings
 
 NUM_CLASSES = len(CITYSCAPES19)  #: what smaller class sets are padded to
 CHUNK = 50  #: frames between two savings
@@ -48,7 +48,7 @@ class Proposals:
         return RegionGains(self.iou[chosen], self.hits[chosen], self.predicted[chosen])
 
 
-class FrameReader(Stream):
+class FrameReader(Samples):
     """Frame i as the levels and the detector are given it: whole, darkened and distorted, mirrored half of the time."""
 
     def frame(self, index: int) -> tuple[int, np.ndarray, np.ndarray]:
