@@ -65,16 +65,19 @@ FRAMES = '$(DATA)/camvid/val/images'
 	@[ -d '$(DATA)' ] || { echo "DATA is '$(DATA)'; expected the folder of the data sets: make train-lite DATA=..." >&2; exit 1; }
 
 train-lite: .given-data $(TEST_ENV)/.ready ## train the lite bundle on, from the shipped weights and the data to its figures; resumes where it was stopped
-	[ -e runs/pseudo_night/.done ] || $(TRAIN) -m training.pseudo nightlab_core/bundles/nightlab-lite --data '$(DATA)' --out runs/pseudo_night
+	[ -e runs/pseudo_night/.done ] || { rm -rf runs/pseudo_night && \
+		$(TRAIN) -m training.pseudo nightlab_core/bundles/nightlab-lite --data '$(DATA)' --out runs/pseudo_night; }
 	@touch runs/pseudo_night/.done
 	$(TRAIN) -m training.segmenter $(RECIPES)/lite_image.yaml --data '$(DATA)' --out runs/lite_image
 	$(TRAIN) -m training.segmenter $(RECIPES)/lite_region.yaml --data '$(DATA)' --out runs/lite_region
 	$(TRAIN) -m training.detector $(RECIPES)/lite_detector.yaml --data '$(DATA)' --out runs/lite_detector
-	@# HDM learns from what both levels read in the plain detector's boxes. Exported once: what was measured belongs to it.
-	[ runs/lite_rdn_bundle/bundle.yaml -nt runs/lite_detector/checkpoint.pt ] || { \
+	@# HDM learns from what both levels read in the plain detector's boxes: once a stage before it is trained again, so is HDM.
+	[ -e runs/lite_rdn_bundle/.done ] && [ -z "$$(find runs/lite_image runs/lite_region runs/lite_detector -name checkpoint.pt -newer runs/lite_rdn_bundle/.done)" ] || { \
+		rm -rf runs/lite_rdn_bundle runs/lite_hdm_helps runs/lite_proposals.npz && \
 		$(TRAIN) -m training.bundle $(RECIPES)/lite_bundle.yaml --out runs/lite_rdn_bundle.pt && \
 		$(TRAIN) -m nightlab_core.export runs/lite_rdn_bundle.pt runs/lite_rdn_bundle --frames $(FRAMES) && \
-		$(TRAIN) -m training.evaluate runs/lite_rdn_bundle --data '$(DATA)' --set camvid/val --set nightcoarse/val --record; }
+		$(TRAIN) -m training.evaluate runs/lite_rdn_bundle --data '$(DATA)' --set camvid/val --set nightcoarse/val --record && \
+		touch runs/lite_rdn_bundle/.done; }
 	$(TRAIN) -m training.hdm $(RECIPES)/lite_hdm_helps.yaml --data '$(DATA)' --out runs/lite_hdm_helps
 	$(TRAIN) -m training.bundle $(RECIPES)/lite_hdm_bundle.yaml --out runs/nightlab-lite.pt
 	$(TRAIN) -m nightlab_core.export runs/nightlab-lite.pt runs/nightlab-lite --frames $(FRAMES)

@@ -23,6 +23,7 @@ from nightlab_core.labels import CITYSCAPES19, ClassSet, in_class_set
 from nightlab_core.metrics import confusion_matrix
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.runtime import regions as rg
+from nightlab_core.runtime.bundle import ENGINE_KINDS, load_bundle, sha256_of
 from training import levels
 from training.data import Samples, SourceSettings
 
@@ -161,10 +162,13 @@ def targets(
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a checkpoint, or of a bundle's manifest, which holds those of its networks."""
+    """SHA-256 of a checkpoint, or of a bundle's networks, whatever else its manifest says."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint or bundle; make it first, see docs/training.md")
-    return hashlib.sha256((path / "bundle.yaml" if path.is_dir() else path).read_bytes()).hexdigest()
+    if not path.is_dir():
+        return sha256_of(path)
+    bundle = load_bundle(path)
+    return hashlib.sha256("".join(sha256_of(bundle.path(kind)) for kind in ENGINE_KINDS).encode()).hexdigest()
 
 
 def open_reader(sources: Sequence[SourceSettings], data: Path, seed: int) -> FrameReader:

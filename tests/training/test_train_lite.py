@@ -111,9 +111,17 @@ def test_the_whole_chain_on_tiny_data(tmp_path: Path) -> None:
     assert {"camvid_val_both_levels_miou", "nightcoarse_val_difference"} <= set(measured)
     assert len(list((work / "runs" / "pseudo_night" / "labels").iterdir())) == 2
 
+    measured_on = (work / "runs" / "lite_proposals.npz").read_bytes()
     (work / "runs" / "lite_hdm_helps" / "checkpoint.pt").unlink()
     again = _make("train-lite", f"DATA={tmp_path / 'data'}", cwd=work)
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
     done = [line for line in again.stdout.splitlines() if "is finished" in line]
     assert [line.split("/")[1] for line in done] == ["lite_image", "lite_region", "lite_detector"]
     assert "step 2/2" in again.stdout  # HDM's
+    assert (work / "runs" / "lite_proposals.npz").read_bytes() == measured_on
+
+    shutil.rmtree(work / "runs" / "lite_region")
+    third = _make("train-lite", f"DATA={tmp_path / 'data'}", cwd=work)
+    assert third.returncode == 0, third.stdout[-3000:] + third.stderr[-3000:]
+    done = [line for line in third.stdout.splitlines() if "is finished" in line]
+    assert [line.split("/")[1] for line in done] == ["lite_image", "lite_detector"]  # HDM learns of the new level
