@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
 from pydantic import Field
 from torch import nn
 
@@ -17,7 +16,7 @@ from nightlab_core.config import Settings, load_yaml
 from nightlab_core.export import ModelCard, save_checkpoint
 from nightlab_core.models.nightlab import NightLab, NightLabSettings
 from nightlab_core.output_labels import OutputLabels
-from training.checkpoint import load_weights
+from training.checkpoint import load_weights, read
 from training.command import errors_in_words
 
 
@@ -37,12 +36,11 @@ class BundleRecipe(Settings):
 def from_stages(recipe: BundleRecipe) -> NightLab:
     """The NightLab of the stages' weights. A stage without a checkpoint of its own yet is an error that names it."""
     model = recipe.model.build()
-    model.image.load_state_dict(_weights(recipe.image))
-    model.region.load_state_dict(_weights(recipe.region))
+    _load(model.image, recipe.image, "image")
+    _load(model.region, recipe.region, "region")
     if recipe.region_offsets:
         offset(model.region.segmenter, OutputLabels.of(recipe.model.region_classes).names, recipe.region_offsets)
-    detector = {k.removeprefix("detector."): v for k, v in _weights(recipe.detector).items()}
-    model.detector.load_state_dict(detector)
+    _load(model.detector, recipe.detector)
     return model
 
 
@@ -62,10 +60,21 @@ def assemble(recipe: BundleRecipe, out: Path) -> None:
     save_checkpoint(out, from_stages(recipe), recipe.model, recipe.card)
 
 
-def _weights(path: str) -> dict[str, torch.Tensor]:
+def _load(network: nn.Module, path: str, level: str = "") -> None:
+    """Raises FileNotFoundError, and ValueError for a checkpoint of another level or model, or of an unfinished run."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint; train that stage first, see docs/training.md")
-    return load_weights(Path(path))
+    state = read(Path(path))
+    trained = state.get("recipe", {})
+    if level and trained.get("level", level) != level:
+        raise ValueError(f"{path} is of the {trained['level']} level; expected one of the {level} level")
+    if trained and state["step"] < trained["loop"]["steps"]:
+        raise ValueError(f"{path} is of step {state['step']} of {trained['loop']['steps']}: finish that stage first")
+    weights = {k.removeprefix("detector."): v for k, v in load_weights(Path(path)).items()}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the recipe's model: {error}") from None
 
 
 def main() -> None:

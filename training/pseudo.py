@@ -20,6 +20,7 @@ from rich.progress import track
 from nightlab_core.data.paired import IMAGE_SUFFIXES
 from nightlab_core.labels import IGNORE_ID
 from nightlab_core.runtime.pipeline import Pipeline
+from training.command import errors_in_words
 
 
 def read_both_ways(pipeline: Pipeline, frame_bgr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -42,7 +43,15 @@ def thresholds(counts: np.ndarray, keep: float, ceiling: int) -> np.ndarray:
 
 
 def label_folder(pipeline: Pipeline, images: list[Path], out: Path, keep: float, ceiling: int) -> np.ndarray:
-    """Write out/labels/STEM.png, and links to the images in out/images. Returns the share of each class, (256,)."""
+    """Write out/labels/STEM.png, and links to the images in out/images. Returns the share of each class, (256,).
+
+    Raises ValueError for an image that cannot be decoded, for two of equal stem, and where `out` holds labels already:
+    those of a frame that is left out now would be learnt from.
+    """
+    if len({path.stem for path in images}) < len(images):
+        raise ValueError(f"{images[0].parent} holds images of equal stem, whose labels would have one name")
+    if any((out / "labels").glob("*")):
+        raise ValueError(f"{out} holds labels of an earlier run; remove it, or name another --out")
     (out / "images").mkdir(parents=True, exist_ok=True)
     (out / "labels").mkdir(exist_ok=True)
     counts = np.zeros(256 * 256, np.int64)
@@ -59,7 +68,9 @@ def label_folder(pipeline: Pipeline, images: list[Path], out: Path, keep: float,
     for path, (labels, confidence) in zip(images, found, strict=True):
         sure = np.where(confidence >= least[labels], labels, IGNORE_ID).astype(np.uint8)
         kept += np.bincount(sure.ravel(), minlength=256)
-        cv2.imwrite(str(out / "labels" / f"{path.stem}.png"), sure)
+        label = out / "labels" / f"{path.stem}.png"
+        if not cv2.imwrite(str(label), sure):
+            raise OSError(f"{label} cannot be written")
         link = out / "images" / path.name
         link.unlink(missing_ok=True)
         os.symlink(path.resolve(), link)
@@ -77,6 +88,12 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.5, help="part of each class that is kept at least")
     parser.add_argument("--ceiling", type=int, default=230, help="confidence, 0..255, that is always enough")
     arguments = parser.parse_args()
+    with errors_in_words():
+        label(arguments)
+
+
+def label(arguments: argparse.Namespace) -> None:
+    """Label what the command line names."""
     held_out = {p.stem for p in (arguments.data / arguments.leave_out / "images").iterdir()}
     pictures = (p for p in (arguments.data / arguments.images).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     images = sorted(p for p in pictures if p.stem not in held_out)

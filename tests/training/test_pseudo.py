@@ -44,8 +44,11 @@ def test_a_labelled_folder_reads_back_as_a_data_set(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / "frames" / f"{i}.png"), night.render_scene(i, size_hw=(96, 160)).image_bgr)
     pipeline = Pipeline.open(write_tiny_bundle(tmp_path / "bundle"), engine="onnxruntime")
     images = sorted((tmp_path / "frames").iterdir())
-    for _ in range(2):  # again over itself
-        shares = label_folder(pipeline, images, tmp_path / "out", 0.5, 230)
+    shares = label_folder(pipeline, images, tmp_path / "out", 0.5, 230)
+    with pytest.raises(ValueError, match="holds labels of an earlier run"):  # of frames that may be left out now
+        label_folder(pipeline, images[:1], tmp_path / "out", 0.5, 230)
+    with pytest.raises(ValueError, match="equal stem"):
+        label_folder(pipeline, [*images, images[0].with_suffix(".jpg")], tmp_path / "other", 0.5, 230)
     pipeline.close()
     assert shares.sum() == pytest.approx(1)
     samples = train_id_folder(tmp_path / "out")

@@ -80,6 +80,29 @@ def test_an_offset_raises_one_class_alone() -> None:
         bundle.offset(segmenter, names[:3], {"road": 1.0})
 
 
+def test_a_bundle_is_made_of_finished_stages_of_its_own_levels(tmp_path: Path) -> None:
+    shipped = load_yaml(RECIPES / "lite_bundle.yaml", bundle.BundleRecipe)
+    parts = {name: str(tmp_path / f"{name}.pt") for name in ("image", "region", "detector")}
+    recipe = replace(shipped, model=MODEL, **parts)
+
+    def write(name: str, level: str, step: int, weights: dict[str, torch.Tensor]) -> None:
+        settings = {"level": level, "loop": {"steps": 4}}
+        torch.save({"model": weights, "average": None, "step": step, "recipe": settings}, tmp_path / f"{name}.pt")
+
+    levels = {name: MODEL.build_level(name).state_dict() for name in ("image", "region")}
+    write("image", "image", 4, levels["image"])
+    write("region", "image", 4, levels["image"])
+    with pytest.raises(ValueError, match=r"region\.pt is of the image level; expected one of the region level"):
+        bundle.from_stages(recipe)
+    write("region", "region", 3, levels["region"])
+    with pytest.raises(ValueError, match=r"region\.pt is of step 3 of 4: finish that stage first"):
+        bundle.from_stages(recipe)
+    write("region", "region", 4, levels["region"])
+    torch.save({"model": levels["image"], "average": None}, tmp_path / "detector.pt")
+    with pytest.raises(ValueError, match=r"detector\.pt does not fit the recipe's model"):
+        bundle.from_stages(recipe)
+
+
 @pytest.mark.slow
 def test_all_stages_up_to_a_measured_bundle(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
