@@ -86,6 +86,7 @@ class JointRecipe(BundleRecipe):
     crop_hw: tuple[int, int] = (352, 480)  #: multiples of 32
     scale: tuple[float, float] = (0.8, 1.25)
     frozen_stages: int = 2
+    frozen_statistics: bool = True  #: of the levels' backbones; the detector's stay as they are
     per_frame: int = Field(default=4, ge=1)  #: proposals of a frame that both levels read for the detection module
     nms_iou: float = Field(default=0.7, gt=0, le=1)
     region_margin: float = Field(default=PipelineSettings().region_margin, ge=0, le=1)
@@ -119,7 +120,8 @@ class JointStream(Dataset[JointBatch]):
         seed, sources = recipe.loop.seed, recipe.sources
         self.hard = hard
         self.frames = FrameStream(sources, data, seed, recipe.crop_hw, recipe.input_hw, recipe.scale, hard, 0.5)
-        self.windows = RegionStream(sources, data, seed, recipe.model.region_hw, hard)
+        # With one seed both levels would be shown the same frames in the same light.
+        self.windows = RegionStream(sources, data, seed + 1, recipe.model.region_hw, hard)
         self.light: list[Unpaired] = [streams(recipe.light_recipe(level), data) for level in LEVELS]
 
     def __getitem__(self, index: int) -> JointBatch:
@@ -244,8 +246,9 @@ def train(recipe: JointRecipe, data: Path, out: Path) -> None:
     nightlab = from_stages(recipe)
     set_deform_form(nightlab, "deform_conv" if torch.cuda.is_available() else "grid_sample")
     model = Joint(nightlab, recipe).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    freeze(backbone_of(nightlab.image), recipe.frozen_stages)
-    freeze(backbone_of(nightlab.region), recipe.frozen_stages)
+    if recipe.frozen_stages or recipe.frozen_statistics:
+        for level in (nightlab.image, nightlab.region):
+            freeze(backbone_of(level), recipe.frozen_stages, recipe.frozen_statistics)
     freeze(nightlab.detector.backbone, recipe.frozen_stages)
     fit(model, joint_loss, JointStream(recipe, data), recipe.loop, out / "checkpoint.pt", recipe, collate)
     if is_first_process():

@@ -55,20 +55,22 @@ def backbone_of(level: Level) -> Backbone:
     return level.segmenter.backbone
 
 
-def freeze(backbone: Backbone, stages: int) -> None:
-    """Fix the stem and the leading stages of an EfficientNet backbone, and the statistics of all its normalisations.
+def freeze(backbone: Backbone, stages: int, statistics: bool = True) -> None:
+    """Fix the stem and the leading stages of an EfficientNet backbone, and the statistics of its normalisations: of
+    all of them, or of the fixed stages alone.
 
     A few images a batch are too few for either, and the leading stages are most of a CPU's backward pass.
     """
     net: Any = backbone.net
     if stages and not hasattr(net, "conv_stem"):
         raise ValueError(f"frozen_stages is {stages}; the leading stages of an EfficientNet alone can be kept: say 0")
-    if stages:
-        for part in (net.conv_stem, net.bn1, *net.blocks[:stages]):
-            part.requires_grad_(False)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
+    fixed = (net.conv_stem, net.bn1, *net.blocks[:stages]) if stages else ()
+    for part in fixed:
+        part.requires_grad_(False)
+    for part in (net,) if statistics else fixed:
+        for module in part.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
 
 
 ALL_CLASSES = OutputLabels.of()
@@ -120,7 +122,7 @@ def segmentation_loss(
     losses: dict[str, Tensor | Mean] = {"cross_entropy": Mean(total, known.sum())}
     if lovasz_weight:
         lovasz = LovaszLoss("multiclass", ignore_index=IGNORE_ID)(logits[..., ::2, ::2], settled[:, ::2, ::2])
-        losses["lovasz"] = lovasz_weight * lovasz
+        losses["lovasz"] = lovasz_weight * lovasz.sum()  # a batch without labels gives an empty tensor
     return losses
 
 
@@ -159,7 +161,7 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
     set_deform_form(model, "deform_conv" if torch.cuda.is_available() else "grid_sample")
     model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.frozen_stages or recipe.frozen_statistics:
-        freeze(backbone_of(model), recipe.frozen_stages)
+        freeze(backbone_of(model), recipe.frozen_stages, recipe.frozen_statistics)
     hard = [CITYSCAPES19.id_of(name) for name in recipe.hard_classes]
     paste = [CITYSCAPES19.id_of(name) for name in recipe.paste_classes]
     weight = loss_weights(recipe.class_weights, outputs)

@@ -119,9 +119,10 @@ class RegionDetector(nn.Module):
         features = [lateral(f) for lateral, f in zip(self.laterals, features, strict=True)]
         objectness, deltas = self.rpn.head(features)
         sizes = [(small.shape[-2], small.shape[-1])] * small.shape[0]
-        anchors = self.rpn.anchor_generator(ImageList(small, sizes), features)
+        # Anchors take the features' type, and boxes the deltas': in bfloat16 they would be pixels off.
+        anchors = self.rpn.anchor_generator(ImageList(small, sizes), [f.float() for f in features])
         objectness, deltas = concat_box_prediction_layers(objectness, deltas)
-        return objectness, deltas, anchors
+        return objectness, deltas.float(), anchors
 
     def propose(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """The proposals by objectness, best first: boxes (B, N, 4) and scores (B, N) as `forward`, each one's anchor

@@ -181,6 +181,16 @@ class TestRegionDetector:
         assert scores[0, 0] > 0.5
         assert torch.allclose(boxes[0, 0] * 128, truth[0], atol=8)
 
+    def test_mixed_precision_leaves_anchors_where_they_are(self) -> None:
+        """Anchors in bfloat16 would be rounded to 4 pixels at the far end of a frame 1024 wide."""
+        model = RegionDetector("tf_efficientnet_lite0", 16, stages=5).eval()
+        image = torch.rand(1, 3, 64, 1024)
+        with torch.inference_mode():
+            exact = model._predict(*model._features(image))[2]
+            with torch.autocast("cpu", torch.bfloat16):
+                _, deltas, anchors = model._predict(*model._features(image))
+        assert torch.equal(anchors[0], exact[0]) and anchors[0].dtype == deltas.dtype == torch.float32
+
     def test_images_without_boxes_have_a_loss_too(self) -> None:
         model = RegionDetector("tf_efficientnet_lite0", 16, stages=5)
         losses = model.loss(torch.rand(2, 3, 64, 64), [torch.zeros(0, 4), torch.tensor([[4.0, 4.0, 40.0, 60.0]])])

@@ -101,6 +101,13 @@ def test_equation_8_adds_the_losses_of_all_stages(recipe: joint.JointRecipe, dat
         assert value == pytest.approx(found[name] * of_stage.get(name, 1.0), rel=1e-5), name  # light: 0.1 before
 
 
+def test_the_levels_are_not_shown_the_same_frames(recipe: joint.JointRecipe, data: Path) -> None:
+    stream = joint.JointStream(recipe, data)
+    images = [stream.frames.draw(i)[2] for i in range(6)]
+    windows = [stream.windows.draw(i)[2] for i in range(6)]
+    assert not any((image == window).all() for image, window in zip(images, windows, strict=True))
+
+
 def test_every_weight_learns_and_modes_stay(recipe: joint.JointRecipe, data: Path) -> None:
     stream = joint.JointStream(recipe, data)
     model = joint.Joint(from_stages(recipe), recipe).train()

@@ -17,8 +17,9 @@ from nightlab_core.labels import (  # noqa: E402
     CITYSCAPES_TO_CAMVID,
     OPEN_LABELS,
 )
+from nightlab_core.models.backbone import Backbone  # noqa: E402
 from nightlab_core.output_labels import OutputLabels  # noqa: E402
-from training.segmenter import loss_weights, segmentation_loss, settle, start  # noqa: E402
+from training.segmenter import freeze, loss_weights, segmentation_loss, settle, start  # noqa: E402
 
 
 def test_an_open_label_holds_what_camvid_puts_into_one_class() -> None:
@@ -27,7 +28,11 @@ def test_an_open_label_holds_what_camvid_puts_into_one_class() -> None:
             continue
         meant = {i for i, c in CITYSCAPES_TO_CAMVID.items() if c == camvid_id}
         opened = CAMVID_OPENED[train_id]
-        if train_id in (2, 8, 13):  # its few walls, terrain, trucks and buses are taught as the class that is most of it
+        if train_id in (
+            2,
+            8,
+            13,
+        ):  # its few walls, terrain, trucks and buses are taught as the class that is most of it
             meant = {train_id}
         assert set(OPEN_LABELS.get(opened, (opened,))) == meant
 
@@ -108,6 +113,27 @@ def test_lovasz_is_nought_where_all_is_right_and_one_where_all_is_wrong() -> Non
         losses = segmentation_loss(_Constant(logits.repeat_interleave(8, 2).repeat_interleave(8, 3)), batch,
                                    loss_weights({}), lovasz_weight=2.0)  # fmt: skip
         assert losses["lovasz"].item() == pytest.approx(2 * expected, abs=0.01)
+
+
+def test_a_batch_without_labels_costs_nothing_and_has_a_gradient() -> None:
+    logits = torch.zeros(1, 19, 8, 8, requires_grad=True)
+    batch = torch.zeros(1, 3, 8, 8), torch.full((1, 8, 8), 255)
+    losses = segmentation_loss(_Constant(logits), batch, loss_weights({}), lovasz_weight=1.0)
+    assert losses["lovasz"].shape == () and losses["lovasz"].item() == 0
+    (losses["lovasz"] + losses["cross_entropy"].value).backward()
+    assert logits.grad is not None and not logits.grad.any()
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_fixed_stages_keep_their_statistics_and_the_others_as_is_said(statistics: bool) -> None:
+    backbone = Backbone("tf_efficientnet_lite0", (8, 16), stages=5, pretrained=False).train()
+    freeze(backbone, 2, statistics)
+    net = backbone.net
+    norms = {name: m.training for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    fixed = {name for name in norms if name == "bn1" or name.startswith(("blocks.0.", "blocks.1."))}
+    assert not any(norms[name] for name in fixed)
+    assert {norms[name] for name in norms.keys() - fixed} == {not statistics}
+    assert not net.conv_stem.weight.requires_grad and net.blocks[2][0].conv_pw.weight.requires_grad
 
 
 class _Constant(nn.Module):
