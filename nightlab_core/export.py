@@ -203,7 +203,7 @@ def store_half(model: onnx.ModelProto, min_size: int = 256) -> None:
 
 
 def main() -> None:
-    """Command line. Exit status 1 if an engine disagrees with torch."""
+    """Command line. Exit status 1 if an engine disagrees with torch, or with a reason on standard error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("bundle", type=Path, help="folder to write")
@@ -212,9 +212,13 @@ def main() -> None:
     parser.add_argument("--deform", choices=("deform_conv", "grid_sample"), default="deform_conv")
     parser.add_argument("--weights", choices=("float16", "float32"), default="float16")
     arguments = parser.parse_args()
-    model, settings, card = load_checkpoint(arguments.checkpoint)
-    export_bundle(model, settings, card, arguments.bundle, deform=arguments.deform, weights=arguments.weights)
-    rows = check_parity(model, arguments.bundle, read_frames(arguments.frames, arguments.count))
+    try:
+        frames = read_frames(arguments.frames, arguments.count)
+        model, settings, card = load_checkpoint(arguments.checkpoint)
+        export_bundle(model, settings, card, arguments.bundle, deform=arguments.deform, weights=arguments.weights)
+        rows = check_parity(model, arguments.bundle, frames)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
     sys.exit(0 if print_parity(rows) else 1)
 
 

@@ -98,9 +98,9 @@ CITYSCAPES_TO_CAMVID = {
 #: Cityscapes train id -> id in BDD18. A truth of "train" is not judged; a prediction of it is wrong.
 CITYSCAPES_TO_BDD18 = {i: IGNORE_ID if i == 16 else i - (i > 16) for i in range(19)}
 #: Ids of training labels that leave open which of several train ids is meant: CamVid's sign holds traffic lights, its
-#: bicyclist bicycles and motorcycles. Where one of them is nearly all (its car holds some trucks and buses, its building
-#: walls, its tree terrain) that one is taught: left open, half of all cars became trucks and buses in time, and a
-#: quarter of all buildings walls, and no label called them back.
+#: bicyclist bicycles and motorcycles. Where one of them is nearly all (its car holds some trucks and buses, its
+#: building walls, its tree terrain) that one is taught: left open, half of all cars became trucks and buses in time,
+#: and a quarter of all buildings walls, and no label called them back.
 OPEN_LABELS = {19: (6, 7), 20: (12, 17, 18)}
 #: Cityscapes train id, as `CAMVID_TO_CITYSCAPES` gives it -> the open label that CamVid means.
 CAMVID_OPENED = {**{i: i for i in range(19)}, 7: 19, 12: 20}

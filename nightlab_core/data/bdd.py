@@ -38,6 +38,7 @@ def bdd100k(root: Path, split: str, pattern: str = "*", complete: bool = True) -
         pairs = [(found[stem], label) for stem, label in labels.items() if stem in found]
     else:
         pairs = [(images / f"{stem}.jpg", label) for stem, label in labels.items()]
+        pairs = [pair for pair in pairs if complete or pair[0].is_file()]
     if not pairs:
         raise DatasetError(f"no mask in {masks} has its image in {images}")
     samples = LabelledImages(pairs)

@@ -80,6 +80,18 @@ def test_what_is_missing_is_named(root: Path) -> None:
         bdd100k(root, "night")
 
 
+def test_a_part_of_the_images_is_enough_where_that_is_said(root: Path) -> None:
+    (root / "night.txt").write_text("\n".join(NIGHT))
+    (root / "images/10k/val" / f"{STEMS['val'][1]}.jpg").unlink()  # not a night frame
+    assert [s.name for s in bdd100k(root, "val", complete=False)] == STEMS["val"][:1]
+    assert [s.name for s in bdd100k_night(root, "val")] == STEMS["val"][:1]
+    (root / "images/10k/val" / f"{STEMS['val'][0]}.jpg").unlink()
+    with pytest.raises(
+        DatasetError, match=r"lists val/81d5165d-fcfc6c67, and 0 more, without mask or image|no mask in"
+    ):
+        bdd100k_night(root, "val")
+
+
 def test_the_command_lists_night_frames_that_have_a_mask(root: Path) -> None:
     first, second = NIGHT[0].split("/")[1], NIGHT[1].split("/")[1]
     times = {first: "night", STEMS["train"][0]: "daytime", "no-mask": "night"}
