@@ -46,7 +46,9 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels", help="folder of label maps, PNG, for a folder of images (default: labels beside it)"
     )
-    parser.add_argument("--classes", choices=sorted(CLASS_SETS), help="class set of the labels (default: by the path)")
+    parser.add_argument(
+        "--classes", choices=sorted(CLASS_SETS), help="class set of the labels (default: a bag's own, else by the path)"
+    )
     parser.add_argument("--glob", default="*", help="which images of a folder, by name")
     parser.add_argument("--topic", help="image topic of a rosbag that has several")
     parser.add_argument("--frames", type=int, help="play no more than so many frames")

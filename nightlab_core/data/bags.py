@@ -15,21 +15,43 @@ from rosbags.highlevel import AnyReader
 from rosbags.image import message_to_cvimage
 from rosbags.typesys import Stores, get_typestore
 
+from nightlab_core.config import ConfigError, read_yaml
+
 _IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 #: A topic of label maps, mono8 or PNG, is known by one of these as a part of its name.
 _LABEL_PARTS = ("label", "labels", "ground_truth", "gt")
+#: Key in a bag's custom_data (metadata.yaml) that names the class set of its labels.
+CLASSES_KEY = "nightlab_classes"
+
+
+class TopicError(ValueError):
+    """The image topic that was asked for is not there, or none was named and there is not exactly one."""
+
+
+def custom_data(bag: Path) -> dict[str, str]:
+    """What metadata.yaml says under custom_data: a folder's own, or the one beside a file, if it lists the file.
+
+    Empty where there is none, or none that can be used.
+    """
+    try:
+        info = read_yaml((bag.parent if bag.is_file() else bag) / "metadata.yaml")["rosbag2_bagfile_information"]
+        listed = [Path(str(name)).name for name in info["relative_file_paths"]] if bag.is_file() else [bag.name]
+        found = dict(info.get("custom_data") or {}) if bag.name in listed else {}
+    except (OSError, ConfigError, AttributeError, KeyError, TypeError, ValueError):
+        return {}
+    return {str(key): str(value) for key, value in found.items()}
 
 
 def count_images(bag: Path, topic: str | None = None) -> int:
-    """The number of messages on the image topic. ValueError if there is none, or several and `topic` names none."""
+    """The number of messages on the image topic. TopicError if there is none, or several and `topic` names none."""
     with _open(bag) as reader:
         return sum(c.msgcount for c in _image_connections(reader, bag, topic))
 
 
-def read_bag(bag: Path, topic: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray | None, float, str]]:
-    """Yield image, uint8 (H, W, 3) BGR; label map of the same stamp, uint8 (H, W), or None; stamp in seconds; name.
+def read_bag(bag: Path, topic: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray | None, int, str]]:
+    """Yield image, uint8 (H, W, 3) BGR; label map of the same stamp, uint8 (H, W), or None; stamp in ns; name.
 
-    Raises ValueError as `count_images`, and for an image or a label map that cannot be decoded.
+    Raises TopicError as `count_images`, and ValueError for an image or a label map that cannot be decoded.
     """
     with _open(bag) as reader:
         images = _image_connections(reader, bag, topic)
@@ -46,7 +68,7 @@ def read_bag(bag: Path, topic: str | None = None) -> Iterator[tuple[np.ndarray, 
                 for label_connection, label_ns, label_raw in reader.messages(labels, start=at, stop=at + 1):
                     if _stamp_ns(reader, label_connection, label_ns, label_raw) == stamp_ns:
                         label_map = _decode(reader.deserialize(label_raw, label_connection.msgtype), None, name)
-            yield _decode(message, "bgr8", name), label_map, stamp_ns / 1e9, name
+            yield _decode(message, "bgr8", name), label_map, stamp_ns, name
 
 
 @contextmanager
@@ -67,10 +89,10 @@ def _image_connections(reader: AnyReader, bag: Path, topic: str | None) -> list[
         topic = topics[0]
     chosen = [c for c in found if c.topic == topic]
     if not chosen:
-        offered = ", ".join(topics) or "none"
-        raise ValueError(
-            f"{bag}: image topic {topic or 'not given'}; the bag's image topics are: {offered}. Name one of them"
-        )
+        if not topics:
+            raise TopicError(f"{bag} holds no topic of camera images")
+        wrong = f"image topic {topic} is not there" if topic else "it is not clear which image topic is meant"
+        raise TopicError(f"{bag}: {wrong}; the bag's image topics are: {', '.join(topics)}. Name one of them")
     return chosen
 
 

@@ -25,12 +25,16 @@ CAMVID_VOID = 11
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture, uint8 (H, W, 3) BGR; its label map, uint8 (H, W), 255 = unlabelled, or None; time in seconds."""
+    """One picture, uint8 (H, W, 3) BGR; its label map, uint8 (H, W), 255 = unlabelled, or None; time in seconds.
+
+    `stamp_ns` is the camera's own stamp, to the nanosecond, where the frame was recorded with one.
+    """
 
     image_bgr: np.ndarray
     labels: np.ndarray | None
     stamp_s: float
     name: str
+    stamp_ns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,9 @@ def open_frames(
 
     A folder of images may be given itself, or as the folder above its `images`; labels are single-channel PNG of the
     same stem in `labels`, or else in a folder `labels` beside or inside it. `pattern` (as in a shell) chooses images by
-    name, `topic` the image topic of a bag. `classes` is a key of CLASS_SETS; without it a path with a part named
-    "camvid" is read as camvid11 and all else as cityscapes19. Images without stamps are taken to be `fps` a second.
+    name, `topic` the image topic of a bag. `classes` is a key of CLASS_SETS; without it a bag's own
+    `nightlab_classes` counts, else a path with a part named "camvid" is read as camvid11 and all else as cityscapes19.
+    Images without stamps are taken to be `fps` a second.
 
     Raises FileNotFoundError or ValueError, naming the file at fault, here or while reading.
     """
@@ -76,13 +81,19 @@ def open_frames(
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected a rosbag, a folder of images or a video")
+    is_bag = path.suffix.lower() in BAG_SUFFIXES or (path / "metadata.yaml").is_file()
+    if is_bag and classes is None:
+        from nightlab_core.data.bags import CLASSES_KEY, custom_data
+
+        classes = custom_data(path).get(CLASSES_KEY)
     class_set = _class_set(path, classes)
-    if path.suffix.lower() in BAG_SUFFIXES or (path / "metadata.yaml").is_file():
+    if is_bag:
         from nightlab_core.data.bags import count_images, read_bag
 
         def read() -> Iterator[Frame]:
-            for image, label_map, stamp_s, name in read_bag(path, topic):
-                yield Frame(image, checked_labels(label_map, image, class_set, name), stamp_s, name)
+            for image, label_map, stamp_ns, name in read_bag(path, topic):
+                label_map = checked_labels(label_map, image, class_set, name)
+                yield Frame(image, label_map, stamp_ns / 1e9, name, stamp_ns)
 
         found: int | None = count_images(path, topic)
     elif path.is_dir():
@@ -108,7 +119,7 @@ def _class_set(path: Path, classes: str | None) -> ClassSet:
     if classes is None:
         return CAMVID11 if "camvid" in (part.lower() for part in path.resolve().parts) else CITYSCAPES19
     if classes not in CLASS_SETS:
-        raise ValueError(f"class set {classes!r} is not known; expected one of {', '.join(CLASS_SETS)}")
+        raise ValueError(f"class set {classes!r} of {path} is not known; expected one of {', '.join(CLASS_SETS)}")
     return CLASS_SETS[classes]
 
 

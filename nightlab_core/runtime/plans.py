@@ -36,7 +36,7 @@ Shape = tuple[int, ...]
 Range = tuple[Shape, Shape, Shape]  #: smallest, most usual and largest shape of an input
 
 
-class PlanError(Exception):
+class PlanError(RuntimeError):
     """There is no plan that may be loaded; the message says what differs and which command builds a new one."""
 
 

@@ -31,15 +31,15 @@ class LightBehaviour(Figures):
 
 
 class Behaviour(Figures):
-    """What can be said without labels."""
+    """What can be said without labels. What concerns regions is None where they are not known, as of a live run."""
 
     confidence: float | None  #: 0..1, mean over frames
     agreement: float | None  #: share of pixels that both levels label alike
     flicker: float | None  #: share of still pixels whose label changed since the frame before
     by_light: tuple[LightBehaviour, ...]
-    regions_per_frame: tuple[int, ...]  #: frames with 0, 1, 2 ... hard regions
-    refined_per_frame: tuple[int, ...]  #: frames in which 0, 1, 2 ... of them were read enlarged
-    region_heat: tuple[tuple[float, ...], ...]  #: share of frames with a region there, rows from the top
+    regions_per_frame: tuple[int, ...] | None  #: frames with 0, 1, 2 ... hard regions
+    refined_per_frame: tuple[int, ...] | None  #: frames in which 0, 1, 2 ... of them were read enlarged
+    region_heat: tuple[tuple[float, ...], ...] | None  #: share of frames with a region there, rows from the top
 
 
 class Timeline(Figures):
@@ -52,8 +52,8 @@ class Timeline(Figures):
     bag_starts: dict[str, float]
 
 
-def behaviour_of(ok: Sequence[FrameRecord]) -> Behaviour:
-    """From the records of frames that were segmented."""
+def behaviour_of(ok: Sequence[FrameRecord], regions: bool = True) -> Behaviour:
+    """From the records of frames that were segmented; `regions` says whether these hold the hard regions."""
     by_light = []
     for part in LIGHT_BINS:
         held = [r for r in ok if part.holds(r.light_level)]
@@ -65,7 +65,7 @@ def behaviour_of(ok: Sequence[FrameRecord]) -> Behaviour:
                 confidence=_mean([_confidence(r) for r in held]),
                 agreement=_mean([r.agreement for r in held]),
                 flicker=_mean([r.flicker for r in held]),
-                regions=_mean([float(len(r.boxes_xyxy)) for r in held]),
+                regions=_mean([float(len(r.boxes_xyxy)) for r in held]) if regions else None,
             )
         )
     return Behaviour(
@@ -73,9 +73,9 @@ def behaviour_of(ok: Sequence[FrameRecord]) -> Behaviour:
         agreement=_mean([r.agreement for r in ok]),
         flicker=_mean([r.flicker for r in ok]),
         by_light=tuple(by_light),
-        regions_per_frame=_histogram([len(r.boxes_xyxy) for r in ok]),
-        refined_per_frame=_histogram([sum(r.refined) for r in ok]),
-        region_heat=_region_heat(ok),
+        regions_per_frame=_histogram([len(r.boxes_xyxy) for r in ok]) if regions else None,
+        refined_per_frame=_histogram([sum(r.refined) for r in ok]) if regions else None,
+        region_heat=_region_heat(ok) if regions else None,
     )
 
 

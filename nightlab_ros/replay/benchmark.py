@@ -77,13 +77,15 @@ def run(path: Path, pipeline: Pipeline, max_frames: int | None, rounds: int, con
             spans = rp.missing_spans(out, plan)
             with spans[0].source.open() as bag:
                 some = [frame.image_bgr for frame in bag.frames(0, min(count, 8)) if frame.image_bgr is not None]
-                pipeline.prepare(some[0].shape[:2])
+                height, width = some[0].shape[:2]
+                pipeline.prepare((height, width))
                 read_s.append(_seconds(bag.frames(0, count, classes)))
             infer_s.append(_seconds(map(pipeline, itertools.islice(itertools.cycle(some), count))))
             del some
+            prepared = {(height, width)}
             memory = _Memory()
             begin = time.perf_counter()
-            rp.carry_out(out, plan, replay_spans(spans, pipeline, classes, on_frames=memory.note))
+            rp.carry_out(out, plan, replay_spans(spans, pipeline, classes, on_frames=memory.note, prepared=prepared))
             replay_s.append(time.perf_counter() - begin)
         times = (("reading", read_s), ("pipeline", infer_s), ("replay", replay_s))
         console.print(f"round {number + 1}: " + ", ".join(f"{name} {seconds[-1]:.1f} s" for name, seconds in times))

@@ -17,11 +17,11 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import rclpy
 from builtin_interfaces.msg import Time
 from rclpy.duration import Duration
@@ -34,7 +34,7 @@ from nightlab_ros.demo import DIAGNOSTICS_S
 from nightlab_ros.player import KNOCK_S, set_on_line
 from nightlab_ros.replay.overlap import ahead
 from nightlab_ros.replay.read import COMPRESSED_TYPE, Bag
-from nightlab_ros.replay.realtime import LONGEST_GAP_S, due_times_s
+from nightlab_ros.replay.realtime import LONGEST_GAP_S, due_times_s, recorded_at
 
 CLOCK_S = 0.01
 #: Messages that are read before they are due.
@@ -61,11 +61,11 @@ def _order(raw: bytes) -> str:
 
 
 class SimulatedClock:
-    """/clock on a thread of its own: stands at `start_ns` until `run`, then goes `rate` times as fast as the wall's."""
+    """/clock on a thread of its own: stands at `at(0)` until `run`, then shows `at(seconds since then)`, in ns."""
 
-    def __init__(self, node: Any, start_ns: int, rate: float) -> None:
+    def __init__(self, node: Any, at: Callable[[float], int]) -> None:
         self._publisher = node.create_publisher(Clock, "/clock", QoSProfile(depth=1))
-        self._start_ns, self._rate, self._begin = start_ns, rate, 0.0
+        self._at, self._begin = at, 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._tick, name="clock")
         self._thread.start()
@@ -76,8 +76,7 @@ class SimulatedClock:
         return self._begin
 
     def now_ns(self) -> int:
-        elapsed_s = time.perf_counter() - self._begin if self._begin else 0.0
-        return self._start_ns + int(1e9 * elapsed_s * self._rate)
+        return self._at(time.perf_counter() - self._begin if self._begin else 0.0)
 
     def close(self) -> None:
         self._stop.set()
@@ -94,7 +93,9 @@ def play(node: Any, bag: Bag, first: int, stop: int, rate: float) -> None:
     compressed = bag.topics[bag.image_topic].type == COMPRESSED_TYPE
     kind, topic = (CompressedImage, "image/compressed") if compressed else (Image, "image")
     publisher = node.create_publisher(kind, topic, QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE))
-    clock = SimulatedClock(node, int(bag.times_ns[first]), rate)
+    times_ns = bag.times_ns[first:stop]
+    due_s = due_times_s(times_ns, rate)
+    clock = SimulatedClock(node, recorded_at(times_ns, due_s, rate))
 
     def send(index: int, raw: bytes, late_ms: float) -> None:
         line = {"index": index, "stamp_ns": stamp_of(raw), "sent_ns": time.time_ns(), "clock_ns": clock.now_ns()}
@@ -106,11 +107,9 @@ def play(node: Any, bag: Bag, first: int, stop: int, rate: float) -> None:
             rclpy.spin_once(node, timeout_sec=0.05)
         _knock(bag, first, stop, send)
         messages = ahead(((index, bag.raw(index)) for index in range(first, stop)), _DEPTH)
-        # the clock follows the time of recording, so that a long gap that is shortened is a jump of it
-        due_s = due_times_s(bag.times_ns[first:stop], rate)
         with closing(messages):
             begin = clock.run()
-            for (index, raw), due in zip(messages, np.asarray(due_s), strict=True):
+            for (index, raw), due in zip(messages, due_s, strict=True):
                 time.sleep(max(0.0, begin + due - time.perf_counter()))
                 if isinstance(raw, bytes) and len(raw) >= 12:
                     send(index, raw, 1e3 * (time.perf_counter() - begin - due))

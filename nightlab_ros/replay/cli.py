@@ -35,7 +35,7 @@ from nightlab_ros.replay import run as rp
 from nightlab_ros.replay.execute import Span, SpanResult, replay_spans
 from nightlab_ros.replay.progress import ReplayLine
 from nightlab_ros.replay.provenance import bundle_info
-from nightlab_ros.replay.records import ReplaySettings, Run
+from nightlab_ros.replay.records import ReplaySettings, Run, first_frame_hw
 from nightlab_ros.replay.report import write_report
 
 #: Of `PipelineSettings`: what can be set as --set name=value.
@@ -135,6 +135,7 @@ def _replay(args: argparse.Namespace, console: Console, stop: threading.Event) -
             precision=args.precision,
             threads=args.threads,
             settings=settings.pipeline,
+            frame_hw=first_frame_hw(bags),
         )
         stack.callback(pipeline.close)
         if pipeline.engine_note:
@@ -152,9 +153,10 @@ def _replay(args: argparse.Namespace, console: Console, stop: threading.Event) -
         if spans:
             line = stack.enter_context(ReplayLine(console, total, total - left))
             results = stack.enter_context(closing(_results(args, run, spans, bundle, pipeline, line, stop, notes)))
-            run = rp.carry_out(args.out, run, results, args.workers or 0, notes)
+            workers = -1 if args.scheduler else args.workers or 0
+            run = rp.carry_out(args.out, run, results, workers, notes)
         elif run.finished is None:
-            run = rp.carry_out(args.out, run, [])
+            run = rp.carry_out(args.out, run, [], run.workers)
     return _finish(args, run, console)
 
 

@@ -21,7 +21,7 @@ from functools import lru_cache
 from nightlab_core.runtime.bundle import MANIFEST_NAME, sha256_of
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_ros.replay.execute import Span, SpanResult, replay_spans
-from nightlab_ros.replay.records import FrameRecord, ReplaySettings, Run, StoreError
+from nightlab_ros.replay.records import FrameRecord, ReplaySettings, Run, StoreError, first_frame_hw
 
 #: A span whose workers died so often is given up: it may be the span that kills them.
 _MOST_LOSSES = 5
@@ -82,7 +82,7 @@ def replay_distributed(
                 f"the cluster at {scheduler} has no worker; start one with: dask worker {scheduler}"
             ) from None
         waiting = list(reversed(spans))
-        manifest_sha256 = run.bundle.sha256[MANIFEST_NAME]
+        manifest_sha256, frame_hw = run.bundle.sha256[MANIFEST_NAME], first_frame_hw(run.bags)
         pending = as_completed()
         handed_out: dict[str, Span] = {}
         stopping = False
@@ -91,7 +91,15 @@ def replay_distributed(
             room = 0 if stopping else len(client.scheduler_info(n_workers=-1)["workers"]) + _WAITING - pending.count()
             for _ in range(min(room, len(waiting))):
                 span = waiting.pop()
-                arguments = (run.bundle.path, manifest_sha256, run.bundle.engine, run.settings, threads, keep_masks)
+                arguments = (
+                    run.bundle.path,
+                    manifest_sha256,
+                    run.bundle.engine,
+                    run.settings,
+                    threads,
+                    frame_hw,
+                    keep_masks,
+                )
                 future = client.submit(_replay_span, span, *arguments, pure=False)
                 pending.add(future)
                 handed_out[str(future.key)] = span
@@ -124,11 +132,12 @@ def _replay_span(
     engine_name: str,
     settings: ReplaySettings,
     threads: int,
+    frame_hw: tuple[int, int] | None,
     keep_masks: bool,
 ) -> SpanResult:
     """Runs on the worker."""
     with _pipeline_lock:
-        pipeline = _pipeline(bundle, settings.model_dump_json(), threads)
+        pipeline, prepared = _pipeline(bundle, settings.model_dump_json(), threads, frame_hw)
         found = sha256_of(pipeline.bundle.dir / MANIFEST_NAME)
         if found != manifest_sha256:
             raise StoreError(f"{bundle} on {os.uname().nodename} is another bundle: give every machine the same one")
@@ -137,17 +146,25 @@ def _replay_span(
                 f"{os.uname().nodename} has the engine {pipeline.engine_name}, not {engine_name}: name one that every "
                 "machine has with --engine"
             )
-        (result,) = replay_spans([span], pipeline, settings.class_set, keep_masks=keep_masks)
+        (result,) = replay_spans([span], pipeline, settings.class_set, keep_masks=keep_masks, prepared=prepared)
         return result
 
 
 @lru_cache(maxsize=1)
-def _pipeline(bundle: str, settings_json: str, threads: int) -> Pipeline:
-    """Kept from span to span: compiling takes longer than many frames."""
+def _pipeline(
+    bundle: str, settings_json: str, threads: int, frame_hw: tuple[int, int] | None
+) -> tuple[Pipeline, set[tuple[int, int]]]:
+    """Kept from span to span, with the sizes it was prepared for: compiling takes longer than many frames."""
     settings = ReplaySettings.model_validate_json(settings_json)
-    return Pipeline.open(
-        bundle, engine=settings.engine, precision=settings.precision, threads=threads, settings=settings.pipeline
+    pipeline = Pipeline.open(
+        bundle,
+        engine=settings.engine,
+        precision=settings.precision,
+        threads=threads,
+        settings=settings.pipeline,
+        frame_hw=frame_hw,
     )
+    return pipeline, set()
 
 
 def _quiet() -> None:

@@ -17,6 +17,8 @@ from nightlab_ros.replay.summary import Percentiles, percentiles
 from nightlab_ros.replay.verdict import Gate, accuracy_words, gates_of, latency_words, pair_words
 
 COMPARE_FORMAT = 1
+#: Of `ReplaySettings`: with another one of these, frames take another time on the same engine.
+_TIMED = ("precision", "threads", "rate")
 
 
 class Side(Figures):
@@ -191,4 +193,5 @@ def _latency_note(first: Run, second: Run) -> str:
         return "A and B ran on different engines"
     if (first.settings.mode, first.workers) != (second.settings.mode, second.workers):
         return "A and B were replayed in different ways"
-    return ""
+    different = [name for name in _TIMED if getattr(first.settings, name) != getattr(second.settings, name)]
+    return f"A and B were replayed with different settings ({', '.join(different)})" if different else ""

@@ -31,7 +31,7 @@ def draw(report: Report) -> dict[str, Markup]:
             drawn[name] = charts.timeline(
                 time.seconds, time.light_level, time.confidence, time.lost, starts, label, width
             )
-    heat = np.array(report.behaviour.region_heat)
+    heat = np.array(report.behaviour.region_heat or 0.0)
     if heat.any():
         row, column = (int(i) for i in np.unravel_index(heat.argmax(), heat.shape))
         left, top = 100 * (column + 0.5) / heat.shape[1], 100 * (row + 0.5) / heat.shape[0]

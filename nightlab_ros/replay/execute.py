@@ -70,13 +70,16 @@ def replay_spans(
     keep_masks: bool = False,
     on_frames: Callable[[Sequence[FrameRecord]], None] = lambda records: None,
     stopped: Callable[[], bool] = lambda: False,
+    prepared: set[tuple[int, int]] | None = None,
 ) -> Generator[SpanResult, None, None]:
     """Yield the result of every span. `judged` is the class set of labels and counts.
 
     Three threads: one reads and decodes, one runs the pipeline, this one judges. When `stopped` says so, what there is
-    of the span at hand is yielded, and that is the end.
+    of the span at hand is yielded, and that is the end. `prepared` holds the sizes (H, W) for which the pipeline
+    was prepared, and takes up new ones: who calls again and again with one pipeline keeps it.
     """
-    items = ahead(_infer(ahead(_read(spans, judged), _DEPTH), pipeline), _DEPTH)
+    prepared = set() if prepared is None else prepared
+    items = ahead(_infer(ahead(_read(spans, judged), _DEPTH), pipeline, prepared), _DEPTH)
     predicted = pipeline.bundle.class_set
     judge: Judge | None = None
     records: list[FrameRecord] = []
@@ -131,10 +134,14 @@ def _read(spans: Iterable[Span], judged: ClassSet) -> Iterator[_Item]:
             position = span.stop
 
 
-def _infer(items: Generator[_Item, None, None], pipeline: Pipeline) -> Iterator[_Item]:
+def _infer(items: Generator[_Item, None, None], pipeline: Pipeline, prepared: set[tuple[int, int]]) -> Iterator[_Item]:
     with closing(items):
         for item in items:
             if item.frame.image_bgr is not None:
+                height, width = item.frame.image_bgr.shape[:2]
+                if (height, width) not in prepared:  # or compiling would count as this frame's time
+                    pipeline.prepare((height, width))
+                    prepared.add((height, width))
                 item = item._replace(result=pipeline(item.frame.image_bgr))
             yield item
 

@@ -166,8 +166,17 @@ def replay_live(
             finally:
                 ear.close()
             notes.update(_notes(images, knocked, ear))
+            if stopped():
+                images = answered_part(images, ear)
             on_note("judging")
             yield from _judge(span, bag, run, bundle.class_set, images, ear, keep_masks, on_frames)
+
+
+def answered_part(images: Sequence[SentImage], ear: Ear) -> list[SentImage]:
+    """The images up to the last one whose masks came back: those after it were on their way when the replay was
+    stopped, which does not mean that the node drops them."""
+    answered = [place for place, image in enumerate(images) if ear.answered(image.stamp_ns)]
+    return list(images[: answered[-1] + 1]) if answered else []
 
 
 def _play(

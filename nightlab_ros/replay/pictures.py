@@ -16,7 +16,7 @@ from nightlab_core.runtime.bundle import MANIFEST_NAME, sha256_of
 from nightlab_core.runtime.pipeline import Pipeline, Result
 from nightlab_ros.replay.intervals import BLOCK_S
 from nightlab_ros.replay.read import Bag, BagFrame
-from nightlab_ros.replay.records import FrameRecord, Run, RunData
+from nightlab_ros.replay.records import FrameRecord, Run, RunData, first_frame_hw
 from nightlab_ros.replay.storage import BagError
 
 PANEL_WIDTH = 480
@@ -72,6 +72,7 @@ class Again:
                 precision=settings.precision,
                 threads=settings.threads,
                 settings=settings.pipeline,
+                frame_hw=first_frame_hw(run.bags),
             )
         except Exception as error:  # of whichever engine: the figures are written, and pictures are an extra
             raise PicturesError(f"the bundle {bundle} does not open any more: {error}") from error

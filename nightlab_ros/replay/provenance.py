@@ -55,7 +55,7 @@ def machine() -> dict[str, str]:
 
 
 class Hashes:
-    """SHA-256 of every file of the bags, computed beside the replay, which has the files in memory anyway."""
+    """SHA-256 of every file of the bags, computed on a thread: beside a replay that has the files in memory anyway."""
 
     def __init__(self, bags: Sequence[BagInfo]) -> None:
         self._found: dict[str, dict[str, str]] = {}
@@ -68,10 +68,9 @@ class Hashes:
         self._thread.join()
         return self._found
 
-    def cancel(self) -> dict[str, dict[str, str]]:
-        """Stop; nothing was found."""
+    def cancel(self) -> None:
+        """Stop; what was found so far is of no use."""
         self._cancelled.set()
-        return {}
 
     def _work(self, bags: Sequence[BagInfo]) -> None:
         for bag in bags:

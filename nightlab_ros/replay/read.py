@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from rosbags.typesys import Stores, get_typestore
 
+from nightlab_core.data.bags import CLASSES_KEY
 from nightlab_core.data.frames import checked_labels
 from nightlab_core.labels import ClassSet
 from nightlab_ros.images import ImageError, compressed_to_bgr, image_to_bgr
@@ -23,8 +24,6 @@ from nightlab_ros.replay.storage import BagError, Storage, Topic, open_storage
 IMAGE_TYPE, COMPRESSED_TYPE = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 #: A topic of label maps, mono8 or PNG, has one of these as a part of its name.
 LABEL_PARTS = ("label", "labels", "ground_truth", "gt")
-#: Key in a bag's custom_data (metadata.yaml) that names the class set of its labels.
-CLASSES_KEY = "nightlab_classes"
 #: Types of images have not changed since Humble, and bags older than Iron carry no definitions.
 _TYPES = get_typestore(Stores.ROS2_HUMBLE)
 #: A serialised message begins with 4 bytes that say how, then the header's stamp: seconds and nanoseconds.

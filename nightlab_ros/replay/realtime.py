@@ -64,6 +64,22 @@ def due_times_s(times_ns: np.ndarray, rate: float) -> np.ndarray:
     return np.cumsum(np.clip(gaps_s, 0.0, LONGEST_GAP_S))
 
 
+def recorded_at(times_ns: np.ndarray, due_s: np.ndarray, rate: float) -> Callable[[float], int]:
+    """What the recording's clock shows, in ns, so many seconds after the first frame was due.
+
+    At each frame of `due_times_s` it shows when that was recorded: where a long gap is shortened, it goes the faster.
+    After the last one it goes on at `rate`.
+    """
+    first_ns, last_s = int(times_ns[0]), float(due_s[-1])
+    since_ns = (times_ns.astype(np.int64) - first_ns).astype(np.float64)  # a float holds no time of day to the ns
+
+    def now_ns(elapsed_s: float) -> int:
+        after_s = max(0.0, elapsed_s - last_s) * rate
+        return first_ns + int(np.interp(elapsed_s, due_s, since_ns)) + int(1e9 * after_s)
+
+    return now_ns
+
+
 def replay_realtime(
     spans: list[Span],
     pipeline: Pipeline,

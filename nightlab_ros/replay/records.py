@@ -53,10 +53,12 @@ class FrameRecord:
     agreement: float | None = None  #: share of pixels to which both levels give the same label, 0..1
     flicker: float | None = None  #: share of the pixels that hardly changed since the previous frame whose label did;
     #: None for the first frame, after one of another size, and where hardly a pixel stayed the same
-    stages_ms: dict[str, float] = field(default_factory=dict)  #: by `pipeline.STAGES`; live: what the node reports
+    stages_ms: dict[str, float] = field(default_factory=dict)  #: by `pipeline.STAGES`; live: empty
     latency_ms: float | None = None  #: real time and live only: from the frame's due time to the mask
     age_ms: float | None = None  #: live only: from the frame's stamp to the mask's receipt
-    boxes_xyxy: tuple[tuple[float, float, float, float], ...] = ()  #: hard regions, in 0..1 of width and height
+    boxes_xyxy: tuple[
+        tuple[float, float, float, float], ...
+    ] = ()  #: hard regions, in 0..1 of width and height; live: empty, for they are not listened to
     scores: tuple[float, ...] = ()
     refined: tuple[bool, ...] = ()  #: whether the region engine read the box
     labelled: bool = False  #: True if the counts of this frame are there
@@ -126,7 +128,7 @@ class BundleInfo(_Model):
     name: str
     sha256: dict[str, str]  #: by file, bundle.yaml among them
     manifest: dict[str, Any]
-    engine: str  #: inference library, device and precision, as `Pipeline.engine_name`
+    engine: str  #: inference library, e.g. "openvino", as `Pipeline.engine_name`
 
 
 class TopicInfo(_Model):
@@ -143,6 +145,7 @@ class BagInfo(_Model):
     path: str
     storage: str  #: "sqlite3", "mcap" or "rosbag1"; ", damaged" where it had to be salvaged
     size_bytes: int
+    mtimes_ns: dict[str, int] = {}  #: when each file was last written; empty: not known, as in runs of earlier versions
     sha256: dict[str, str] = {}  #: by file; empty until the run is complete
     topics: dict[str, TopicInfo]
     image_topic: str | None = None  #: None where nothing could be read
@@ -150,7 +153,13 @@ class BagInfo(_Model):
     label_classes: str | None = None  #: the class set that the bag names for its labels
     num_frames: int  #: image messages that will be replayed
     num_labels: int = 0
+    frame_hw: tuple[int, int] | None = None  #: of the first image that can be read
     problems: tuple[str, ...] = ()  #: in words; what is wrong with single frames is in their records
+
+
+def first_frame_hw(bags: Sequence[BagInfo]) -> tuple[int, int] | None:
+    """(H, W) of the first image of all bags, which TensorRT's plans are looked up by."""
+    return next((bag.frame_hw for bag in bags if bag.frame_hw is not None), None)
 
 
 class Run(_Model):
@@ -165,7 +174,7 @@ class Run(_Model):
     versions: dict[str, str]
     machine: dict[str, str]
     wall_s: float = 0.0  #: summed over all sittings
-    workers: int = 0  #: 0: in the one process
+    workers: int = 0  #: processes on this machine; 0: the one process; -1: a cluster, of whatever size
     node: dict[str, str] = {}  #: live only: the node's own last diagnostics
 
     @property

@@ -58,6 +58,7 @@ def write_report(folder: Path, *, pictures: bool = True) -> Report:
 
 def frames_csv(data: RunData) -> str:
     """One line a frame, for a spreadsheet or pandas."""
+    regions = data.run.settings.mode != "live"  # those of the live node are not known
     stages = sorted({stage for r in data.records for stage in r.stages_ms})
     plain = ("bag", "index", "time_ns", "stamp_ns", "frame_id", "status", "reason", "light_level")
     later = ("agreement", "flicker", "latency_ms", "age_ms")
@@ -82,8 +83,8 @@ def frames_csv(data: RunData) -> str:
                 *(getattr(record, key) for key in plain),
                 None if record.mean_confidence is None else record.mean_confidence / 255,
                 *(getattr(record, key) for key in later),
-                len(record.boxes_xyxy),
-                sum(record.refined),
+                len(record.boxes_xyxy) if regions else None,
+                sum(record.refined) if regions else None,
                 *(record.stages_ms.get(stage) for stage in stages),
                 *miou,
             ]

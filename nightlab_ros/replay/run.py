@@ -37,6 +37,13 @@ from nightlab_ros.replay.records import (
 from nightlab_ros.replay.storage import BagError, bag_files
 
 CHUNKS, MASKS, MASK_BAGS = "chunks", "masks", "bags"
+#: Of `BagInfo`: what has to be the same to go on, in words.
+_BAG_FIELDS = {
+    "size_bytes": "size in bytes",
+    "num_frames": "number of frames",
+    "image_topic": "image topic",
+    "label_topic": "label topic",
+}
 
 
 def look_at(paths: Sequence[Path], topic: str | None, label_topic: str | None, max_frames: int | None) -> list[BagInfo]:
@@ -52,21 +59,26 @@ def look_at(paths: Sequence[Path], topic: str | None, label_topic: str | None, m
         taken = {bag.name for bag in bags}
         while name in taken:
             name += "_"
-        size_bytes = sum(f.stat().st_size for f in bag_files(path)) if path.exists() else 0
+        stats = {f.name: f.stat() for f in bag_files(path)} if path.exists() else {}
+        size_bytes = sum(stat.st_size for stat in stats.values())
+        mtimes_ns = {file: stat.st_mtime_ns for file, stat in stats.items()}
         try:
             with Bag(path, topic, label_topic) as bag:
+                num_frames = len(bag) if max_frames is None else min(len(bag), max_frames)
                 bags.append(
                     BagInfo(
                         name=name,
                         path=str(path.resolve()),
                         storage=bag.kind,
                         size_bytes=size_bytes,
+                        mtimes_ns=mtimes_ns,
                         topics={n: TopicInfo(type=t.type, count=t.count) for n, t in sorted(bag.topics.items())},
                         image_topic=bag.image_topic,
                         label_topic=bag.label_topic,
                         label_classes=bag.label_classes,
-                        num_frames=len(bag) if max_frames is None else min(len(bag), max_frames),
+                        num_frames=num_frames,
                         num_labels=bag.num_labels,
+                        frame_hw=_frame_hw(bag, num_frames),
                         problems=tuple(bag.problems),
                     )
                 )
@@ -78,12 +90,18 @@ def look_at(paths: Sequence[Path], topic: str | None, label_topic: str | None, m
                     path=str(path.resolve()),
                     storage="unreadable",
                     size_bytes=size_bytes,
+                    mtimes_ns=mtimes_ns,
                     topics={},
                     num_frames=0,
                     problems=problems,
                 )
             )
     return bags
+
+
+def _frame_hw(bag: Bag, num_frames: int) -> tuple[int, int] | None:
+    images = (frame.image_bgr for frame in bag.frames(0, num_frames))
+    return next(((image.shape[0], image.shape[1]) for image in images if image is not None), None)
 
 
 def judged_classes(asked: str | None, bags: Sequence[BagInfo], bundle: ClassSet) -> ClassSet:
@@ -186,7 +204,8 @@ def carry_out(
     `notes` is what the live node said, filled in while the results come.
     """
     begun = time.monotonic()
-    hashes = Hashes(run.bags)
+    # at the recorded rate it would take a core from what is being timed
+    hashes = Hashes(run.bags) if run.settings.mode == "all" else None
     try:
         for result in results:
             for index, packed in result.masks.items():
@@ -197,7 +216,11 @@ def carry_out(
         run = run.model_copy(update={"wall_s": run.wall_s + time.monotonic() - begun, "workers": workers})
         records = load_records(out, run)
         complete = len(records) == run.num_frames
-        sha256 = hashes.wait() if complete else hashes.cancel()
+        sha256 = {}
+        if complete:
+            sha256 = (hashes or Hashes(run.bags)).wait()
+        elif hashes is not None:
+            hashes.cancel()
         bags = tuple(
             bag.model_copy(
                 update={
@@ -272,13 +295,25 @@ def _differences(old: Run, new: Run) -> list[str]:
         found.append(f"bundle: {old.bundle.name} of other files there, {new.bundle.name} here")
     if old.bundle.engine != new.bundle.engine:
         found.append(f"engine: {old.bundle.engine} there, {new.bundle.engine} here")
-    there, here = (
-        {b.name: (b.size_bytes, b.num_frames, b.image_topic, b.label_topic) for b in r.bags} for r in (old, new)
-    )
+    there, here = ({bag.name: bag for bag in r.bags} for r in (old, new))
     if list(there) != list(here):
         found.append(f"bags: {', '.join(there)} there, {', '.join(here)} here")
     else:
-        found += [f"bag {name}: its size, frames or topics have changed" for name in there if there[name] != here[name]]
+        for name in there:
+            found += [f"bag {name}: {text}" for text in _bag_differences(there[name], here[name])]
+    return found
+
+
+def _bag_differences(old: BagInfo, new: BagInfo) -> list[str]:
+    found = []
+    for field, text in _BAG_FIELDS.items():
+        was, now = getattr(old, field), getattr(new, field)
+        if was != now:
+            found.append(f"{text}: {was} there, {now} here")
+    # a hash would tell for certain, but it takes a reading of the whole bag
+    written = [f for f in sorted({*old.mtimes_ns, *new.mtimes_ns}) if old.mtimes_ns.get(f) != new.mtimes_ns.get(f)]
+    if not found and old.mtimes_ns and written:
+        found.append(f"written anew since: {', '.join(written)}")
     return found
 
 

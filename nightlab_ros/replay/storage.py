@@ -19,6 +19,7 @@ from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.typesys import Stores, get_typestore
 
 from nightlab_core.config import ConfigError, read_yaml
+from nightlab_core.data.bags import custom_data
 
 #: Columns of an index: time of recording in ns, number of the file, and where in the file.
 INDEX_COLUMNS = 4
@@ -43,7 +44,7 @@ class Storage(Protocol):
     kind: str  #: "sqlite3", "mcap" or "rosbag1"
     topics: dict[str, Topic]
     problems: list[str]  #: what is wrong, in words; not empty means that messages may be missing
-    custom_data: dict[str, str]  #: of metadata.yaml
+    custom_data: dict[str, str]  #: of metadata.yaml, of a bare file's too where it lies beside it
 
     def index(self, topic: str) -> np.ndarray:
         """int64 (N, INDEX_COLUMNS), in the order of recording; messages of equal time in the file's order."""
@@ -85,7 +86,7 @@ def open_storage(path: Path) -> Storage:
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise BagError(f"{path} is no rosbag; expected a folder, or a file of {_expected()}")
-        return _Rosbags(path) if path.suffix == ".bag" else _Rosbag2([path], [], {})
+        return _Rosbags(path) if path.suffix == ".bag" else _Rosbag2([path], [], custom_data(path))
     return _open_folder(path)
 
 
@@ -115,19 +116,18 @@ def _open_folder(path: Path) -> Storage:
     if not files:
         there = ", ".join(sorted(f.name for f in path.iterdir())) or "nothing"
         raise BagError(f"{path} is no rosbag: it holds {there}; expected .mcap or .db3 files with metadata.yaml")
-    custom = info.get("custom_data") or {}
-    return _Rosbag2(files, problems, {str(k): str(v) for k, v in custom.items()} if isinstance(custom, dict) else {})
+    return _Rosbag2(files, problems, custom_data(path))
 
 
 class _Rosbag2:
     """Plain .mcap or .db3 files, one after the other."""
 
-    def __init__(self, paths: list[Path], problems: list[str], custom_data: dict[str, str]) -> None:
+    def __init__(self, paths: list[Path], problems: list[str], custom: dict[str, str]) -> None:
         from nightlab_ros.replay.storage_mcap import McapFile
         from nightlab_ros.replay.storage_sqlite import SqliteFile
 
         self.kind = "mcap" if paths[0].suffix == ".mcap" else "sqlite3"
-        self.problems, self.custom_data = list(problems), custom_data
+        self.problems, self.custom_data = list(problems), custom
         self._files: list[StorageFile] = []
         failures = []
         for path in paths:
@@ -177,7 +177,7 @@ class _Rosbags:
             raise BagError(f"{path} cannot be opened: {_line(error)}") from error
         self.kind = "rosbag1" if path.suffix == ".bag" else "compressed"
         self.problems: list[str] = []
-        self.custom_data: dict[str, str] = {}
+        self.custom_data = custom_data(path)
         self.topics = {n: Topic(t.msgtype or "", t.msgcount) for n, t in self._reader.topics.items()}
 
     def index(self, topic: str) -> np.ndarray:

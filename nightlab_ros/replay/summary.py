@@ -101,7 +101,7 @@ def summarize(data: RunData) -> Report:
         bags=_bag_figures(data),
         accuracy=accuracy_of(methods, run.settings.classes, names, data.labelled, image_level, both_levels),
         reliability={m: reliability_of(data.counts, i) for i, m in enumerate(METHODS)} if len(data.counts) else {},
-        behaviour=behaviour_of(ok),
+        behaviour=behaviour_of(ok, regions=run.settings.mode != "live"),
         stages_ms={stage: p for stage, p in stages.items() if p is not None},
         latency_ms=percentiles([r.latency_ms for r in ok if r.latency_ms is not None]),
         age_ms=percentiles([r.age_ms for r in ok if r.age_ms is not None]),

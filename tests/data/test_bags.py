@@ -9,6 +9,7 @@ import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from nightlab_core.data.bags import CLASSES_KEY, custom_data
 from nightlab_core.data.frames import open_frames
 
 SIZE_HW = (20, 31)  # an odd width, so that padding to four bytes shows
@@ -94,6 +95,26 @@ def test_compressed_images_and_labels_and_time_of_recording_where_there_is_no_st
     np.testing.assert_array_equal(frame.image_bgr, picture(0))
     np.testing.assert_array_equal(frame.labels, truth(0))
     assert frame.stamp_s == 7.0
+
+
+@pytest.mark.parametrize(
+    "folder, own, expected", [("camvid", "cityscapes19", "cityscapes19"), ("camvid", None, "camvid11")]
+)
+def test_the_class_set_that_the_bag_names_goes_before_the_paths(
+    tmp_path: Path, folder: str, own: str | None, expected: str
+) -> None:
+    path = tmp_path / folder / "bag"
+    path.parent.mkdir()
+    with Writer(path, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        if own:
+            writer.set_custom_data(CLASSES_KEY, own)
+        topic = writer.add_connection("/image", IMAGE, typestore=STORE)
+        writer.write(topic, 5, STORE.serialize_cdr(image(picture(0), "bgr8", 5), IMAGE))
+    assert open_frames(path).classes.key == expected
+    assert open_frames(path, classes="camvid11").classes.key == "camvid11"
+    assert custom_data(path / "bag.mcap") == custom_data(path) == ({CLASSES_KEY: own} if own else {})
+    (path / "metadata.yaml").write_text("none of this: [")
+    assert custom_data(path) == {}
 
 
 def test_which_topic_must_be_said_where_there_are_several(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tiny_bags import make_frames
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_ros.replay.bag import IMAGE_TOPIC, LABEL_TOPIC, START_S, main
 from nightlab_ros.replay.read import Bag
+from nightlab_ros.replay.write import BagWriter
 
 
 @pytest.fixture
@@ -88,6 +89,31 @@ def test_a_video_becomes_a_bag(tmp_path: Path) -> None:
     with Bag(tmp_path / "bag") as bag:
         assert (len(bag), bag.label_topic) == (5, None)
         assert np.diff(bag.times_ns).tolist() == [50_000_000] * 4
+
+
+def test_another_bag_keeps_its_stamps_and_its_class_set(tmp_path: Path) -> None:
+    stamps_ns = [1_763_846_812_123_456_789, 1_763_846_812_223_456_780]  # the camera's own, as of a real recording
+    with BagWriter(tmp_path / "drive", classes="camvid11") as bag:
+        for stamp_ns, (image, _) in zip(stamps_ns, make_frames(2), strict=True):
+            for topic in ("/front/image_raw", "/rear/image_raw"):
+                bag.image(topic, image, stamp_ns, "", time_ns=stamp_ns + 5)
+            bag.image("/rear/labels", np.full((48, 64), 10, np.uint8), stamp_ns, "", time_ns=stamp_ns + 6)
+    assert main([str(tmp_path / "drive"), str(tmp_path / "bag"), "--source-topic", "/rear/image_raw"]) == 0
+    with Bag(tmp_path / "bag") as written:
+        assert (written.label_classes, written.num_labels) == ("camvid11", 2)
+        assert [written.frame(index).stamp_ns for index in (0, 1)] == stamps_ns
+
+
+def test_the_source_topic_has_to_be_named_where_there_are_several(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with BagWriter(tmp_path / "drive") as bag:
+        for topic in ("/front/image_raw", "/rear/image_raw"):
+            bag.image(topic, make_frames(1)[0][0], 1, "", time_ns=1)
+    for words, said in (([], "not clear which image topic"), (["--source-topic", "/left"], "/left is not there")):
+        assert main([str(tmp_path / "drive"), str(tmp_path / "bag"), *words]) == 1
+        error = capsys.readouterr().err
+        assert said in error and "/front/image_raw, /rear/image_raw" in error and "--source-topic" in error
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,11 @@ def test_times_are_compared_only_where_that_is_fair() -> None:
     assert found.latency_note == "A and B ran on different machines"
     assert not any(s.startswith("B is slower") for s in found.sentences)
     assert found.different_settings["machine.cpu"] == ("an ordinary one", "a faster one")
+    cluster = compare(pair(drive(), with_run(slower, workers=-1)), FOLDERS)
+    assert cluster.latency_note == "A and B were replayed in different ways"
+    settings = slower.run.settings.model_copy(update={"precision": "float32", "threads": 1, "rate": 2.0})
+    found = compare(pair(drive(), with_run(slower, settings=settings)), FOLDERS)
+    assert found.latency_note == "A and B were replayed with different settings (precision, threads, rate)"
 
 
 def test_without_labels_nothing_is_said_about_accuracy() -> None:

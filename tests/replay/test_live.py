@@ -20,6 +20,7 @@ from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_ros.replay.camera import stamp_of, with_stamp
 from nightlab_ros.replay.judge import Judge
+from nightlab_ros.replay.live import SentImage, answered_part
 from nightlab_ros.replay.read import Bag
 from nightlab_ros.replay.records import load_run
 from nightlab_ros.replay.write import Packing
@@ -37,6 +38,16 @@ def test_a_stamp_is_changed_in_place(tmp_path: Path) -> None:
     message = get_typestore(Stores.ROS2_HUMBLE).deserialize_cdr(changed, "sensor_msgs/msg/Image")
     assert (message.header.stamp.sec, message.header.stamp.nanosec, message.header.frame_id) == (12, 34, FRAME_ID)
     assert changed[12:] == raw[12:]
+
+
+def test_what_was_on_its_way_when_it_was_stopped_is_played_again() -> None:
+    class Ear:
+        def answered(self, stamp_ns: int) -> bool:
+            return stamp_ns in (10, 12)
+
+    images = [SentImage(index, 10 + index, 0, 0, 0.0) for index in range(5)]
+    assert [image.index for image in answered_part(images, Ear())] == [0, 1, 2]  # type: ignore[arg-type]
+    assert answered_part(images[3:], Ear()) == []  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -86,4 +97,4 @@ def test_what_the_live_node_answers_is_judged(tmp_path: Path, tiny_bundle: Path,
     assert (node["replay_sent"], node["replay_out_of_order"], node["replay_of_no_image"]) == ("9", "0", "0")
     assert int(node["received"]) >= len(answered) and float(node["frame_age_ms_p99"]) < 60_000
     with Bag(tmp_path / "out" / "bags" / "bag", "/nightlab/mask") as masks:
-        assert len(masks) == len(answered)
+        assert len(masks) == len(answered) and "/nightlab/regions" not in masks.topics

@@ -13,6 +13,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StorageP
 from rosbags.typesys import Stores, get_typestore
 from tiny_bags import FRAME_ID, IMAGES, LABELS, START_NS, STEP_NS, make_frames, write_tiny_bag
 
+from nightlab_core.data.bags import CLASSES_KEY
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_ros.replay.read import Bag
 from nightlab_ros.replay.storage import BagError
@@ -41,9 +42,14 @@ def test_every_frame_comes_out_as_it_went_in(tmp_path: Path, storage: StorageNam
         assert (bag.problems, bag.label_classes, bag.num_labels) == ([], "cityscapes19", 7)
         check(bag, frames)
     (file,) = (f for f in path.iterdir() if f.suffix in (".mcap", ".db3"))
-    with Bag(file) as bag:  # a bare file knows all but the class set
+    with Bag(file) as bag:  # beside the metadata.yaml that lists it
+        assert (bag.problems, bag.label_classes) == ([], "cityscapes19")
+        check(bag, frames)
+    with Bag(Path(shutil.copy(file, tmp_path))) as bag:  # on its own, a file knows all but the class set
         assert (bag.problems, bag.label_classes) == ([], None)
         check(bag, frames)
+    with Bag(Path(shutil.copy(file, path / f"other{file.suffix}"))) as bag:  # metadata.yaml is not of this file
+        assert bag.label_classes is None
 
 
 @pytest.mark.parametrize("mode", [CompressionMode.FILE, CompressionMode.MESSAGE, CompressionMode.STORAGE])
@@ -53,12 +59,14 @@ def test_compressed_bags(tmp_path: Path, mode: CompressionMode) -> None:
     storage = StoragePlugin.MCAP if mode == CompressionMode.STORAGE else StoragePlugin.SQLITE3
     writer = Writer(tmp_path / "packed", version=8, storage_plugin=storage)
     writer.set_compression(mode, CompressionFormat.ZSTD)
+    writer.set_custom_data(CLASSES_KEY, "camvid11")
     types = get_typestore(Stores.ROS2_HUMBLE)
     with Reader(plain) as reader, writer:
         topics = {c.topic: writer.add_connection(c.topic, c.msgtype, typestore=types) for c in reader.connections}
         for connection, time_ns, raw in reader.messages():
             writer.write(topics[connection.topic], time_ns, raw)
     with Bag(tmp_path / "packed") as bag:
+        assert bag.label_classes == "camvid11"
         check(bag, frames)
 
 

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -21,16 +23,28 @@ from rosbags.highlevel import AnyReader
 from tiny_bags import FRAME_ID, START_NS, STEP_NS, make_frames, write_tiny_bag
 
 from nightlab_core.labels import CITYSCAPES19
-from nightlab_core.runtime.bundle import sha256_of
+from nightlab_core.runtime.bundle import Bundle, sha256_of
 from nightlab_core.runtime.pipeline import Pipeline
+from nightlab_core.runtime.plans import PlanError
 from nightlab_ros.replay import run as rp
 from nightlab_ros.replay.bag import main as bag_main
 from nightlab_ros.replay.cli import main
-from nightlab_ros.replay.execute import Span, replay_spans
+from nightlab_ros.replay.execute import Span, SpanResult, replay_spans
 from nightlab_ros.replay.masks import write_mask_bags
-from nightlab_ros.replay.provenance import bundle_info
-from nightlab_ros.replay.realtime import DROPPED, LONGEST_GAP_S, due_times_s, replay_realtime
-from nightlab_ros.replay.records import Counts, FrameRecord, ReplaySettings, Run, RunData, StoreError, load_run
+from nightlab_ros.replay.provenance import Hashes, bundle_info
+from nightlab_ros.replay.realtime import DROPPED, LONGEST_GAP_S, due_times_s, recorded_at, replay_realtime
+from nightlab_ros.replay.records import (
+    BagInfo,
+    Counts,
+    FrameRecord,
+    ReplaySettings,
+    Run,
+    RunData,
+    StoreError,
+    load_run,
+    write_run,
+)
+from nightlab_ros.replay.report import write_report
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ReplaySettings(
@@ -131,6 +145,75 @@ def test_what_was_stopped_goes_on_and_ends_the_same(
     assert begin(tmp_path, bags, pipeline)[1] == []
 
 
+@pytest.mark.parametrize("mode, first", [("all", "hashes"), ("realtime", "results"), ("live", "results")])
+def test_hashing_takes_nothing_from_what_is_timed(
+    tmp_path: Path, bags: list[Path], pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, mode: str, first: str
+) -> None:
+    begun = []
+
+    class Noted(Hashes):
+        def __init__(self, bags: Sequence[BagInfo]) -> None:
+            begun.append("hashes")
+            super().__init__(bags)
+
+    monkeypatch.setattr(rp, "Hashes", Noted)
+    run, spans = begin(tmp_path, bags, pipeline)
+    run = run.model_copy(update={"settings": SETTINGS.model_copy(update={"mode": mode})})
+
+    def results() -> Iterator[SpanResult]:
+        begun.append("results")
+        yield from replay_spans(spans, pipeline, CITYSCAPES19)
+
+    run = rp.carry_out(tmp_path, run, results())
+    assert begun[0] == first and len(begun) == 2
+    assert run.bags[0].sha256["one.mcap"] == sha256_of(bags[0] / "one.mcap")
+
+
+def test_the_live_nodes_regions_are_not_known(tmp_path: Path, bags: list[Path], pipeline: Pipeline) -> None:
+    run, spans = begin(tmp_path, bags[:1], pipeline)
+    run = run.model_copy(update={"settings": SETTINGS.model_copy(update={"mode": "live"})})
+    results = replay_spans(spans, pipeline, CITYSCAPES19, keep_masks=True)
+    unknown = {"boxes_xyxy": (), "scores": (), "refined": (), "stages_ms": {}}
+    live = (dataclasses.replace(r, records=[dataclasses.replace(f, **unknown) for f in r.records]) for r in results)
+    run = rp.carry_out(tmp_path, run, live)
+    (path,) = write_mask_bags(tmp_path, run)
+    with AnyReader([path]) as reader:
+        assert "/nightlab/mask" in reader.topics and "/nightlab/regions" not in reader.topics
+    write_report(tmp_path)
+    found = json.loads((tmp_path / "report.json").read_text())["behaviour"]
+    assert found["regions_per_frame"] is found["refined_per_frame"] is found["region_heat"] is None
+    assert [part["regions"] for part in found["by_light"]] == [None] * len(found["by_light"])
+    assert "Hard regions" not in (tmp_path / "report.html").read_text()
+    line = next(csv.DictReader((tmp_path / "frames.csv").open()))
+    assert line["regions"] == line["refined"] == "" and line["confidence"]
+
+
+class Counting:
+    """A pipeline that notes what it is asked to do."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline, self.bundle = pipeline, pipeline.bundle
+        self.done: list[tuple[str, tuple[int, ...]]] = []
+
+    def prepare(self, frame_hw: tuple[int, int]) -> None:
+        self.done.append(("prepare", frame_hw))
+
+    def __call__(self, frame: np.ndarray) -> object:
+        self.done.append(("run", frame.shape[:2]))
+        return self._pipeline(frame)
+
+
+def test_compiling_is_no_part_of_a_frames_time(tmp_path: Path, pipeline: Pipeline) -> None:
+    a, b = (48, 64), (32, 48)
+    sizes = [a, a, b, a, b]
+    bag = write_tiny_bag(tmp_path / "bag", [make_frames(1, size)[0] for size in sizes])
+    _, spans = begin(tmp_path / "out", [bag], pipeline)
+    counting = Counting(pipeline)
+    list(replay_spans(spans, counting, CITYSCAPES19))  # type: ignore[arg-type]
+    runs = [("run", size) for size in sizes]
+    assert counting.done == [("prepare", a), *runs[:2], ("prepare", b), *runs[2:]]
+
+
 def test_a_damaged_chunk_is_computed_again(
     tmp_path: Path, bags: list[Path], pipeline: Pipeline, serial: RunData
 ) -> None:
@@ -148,6 +231,26 @@ def test_other_settings_are_refused(tmp_path: Path, bags: list[Path], pipeline: 
         begin(tmp_path, bags, pipeline, SETTINGS.model_copy(update={"keep_masks": True}))
     with pytest.raises(StoreError, match="bags: one, two there, one here"):
         begin(tmp_path, bags[:1], pipeline)
+
+
+def test_a_changed_bag_is_refused(tmp_path: Path, pipeline: Pipeline) -> None:
+    path = write_tiny_bag(tmp_path / "drive", make_frames(2))
+    run, _ = begin(tmp_path / "out", [path], pipeline)
+    size_bytes = run.bags[0].size_bytes
+    shutil.rmtree(path)
+    write_tiny_bag(path, make_frames(2, seed=1))  # other pictures of the same size
+    assert rp.look_at([path], None, None, None)[0].size_bytes == size_bytes
+    file = path / "drive.mcap"
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # however coarse the file system's clock
+    with pytest.raises(StoreError, match=r"bag drive: written anew since: drive\.mcap"):
+        begin(tmp_path / "out", [path], pipeline)
+    unknown = run.bags[0].model_copy(update={"mtimes_ns": {}})  # of a run.json from before they were kept
+    write_run(tmp_path / "out", run.model_copy(update={"bags": (unknown,)}))
+    begin(tmp_path / "out", [path], pipeline)
+    shutil.rmtree(path)
+    write_tiny_bag(path, make_frames(3))
+    with pytest.raises(StoreError, match=r"bag drive: number of frames: 2 there, 3 here"):
+        begin(tmp_path / "out", [path], pipeline)
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -238,6 +341,18 @@ def test_due_times() -> None:
     times_ns = np.array([5, 6, 6, 5, 60, 61]) * 10**9
     expected = np.cumsum([0, 0.5, 0, 0, LONGEST_GAP_S, 0.5])
     np.testing.assert_allclose(due_times_s(times_ns, 2.0), expected)
+
+
+def test_the_clock_keeps_up_with_the_stamps_after_a_long_gap() -> None:
+    times_ns = 1_763_846_812_123_456_789 + np.array([0, 1, 1, 1001, 1002]) * 10**9
+    rate = 2.0
+    due_s = due_times_s(times_ns, rate)
+    at = recorded_at(times_ns, due_s, rate)
+    assert [at(due) for due in due_s] == times_ns.tolist()
+    assert at(float(due_s[2]) + LONGEST_GAP_S / 4) == times_ns[2] + 250 * 10**9
+    assert at(float(due_s[-1]) + 0.5) == times_ns[-1] + 10**9
+    alone = recorded_at(times_ns[:1], due_s[:1], rate)
+    assert (alone(0.0), alone(0.5)) == (times_ns[0], times_ns[0] + 10**9)
 
 
 def test_masks_come_back_from_the_new_bag(tmp_path: Path, bags: list[Path], pipeline: Pipeline) -> None:
@@ -364,6 +479,19 @@ def test_a_clusters_scheduler_is_named_by_its_address(
     assert len(list(write_mask_bags(tmp_path, run))) == 2
 
 
+def test_a_run_on_a_cluster_does_not_pass_for_one_on_this_machine(
+    tmp_path: Path, bags: list[Path], tiny_bundle: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def here(spans: list[Span], run: Run, **options: object) -> Iterator[SpanResult]:
+        assert options["scheduler"] == "tcp://host:8786"
+        return replay_spans(spans, pipeline, CITYSCAPES19)
+
+    monkeypatch.setattr("nightlab_ros.replay.cluster.replay_distributed", here)
+    words = [str(bags[1]), "--bundle", str(tiny_bundle), "--engine", "onnxruntime", "--out", str(tmp_path)]
+    assert main([*words, "--scheduler", "tcp://host:8786"]) == 0
+    assert load_run(tmp_path).run.workers == -1
+
+
 def test_stopping_several_workers_keeps_all_that_is_done(tmp_path: Path, bags: list[Path], pipeline: Pipeline) -> None:
     distributed = pytest.importorskip("distributed")
     from nightlab_ros.replay.cluster import replay_distributed
@@ -436,6 +564,28 @@ def test_a_users_mistake_is_one_line_without_a_traceback(
     assert main([str(bags[0]), "--bundle", str(tiny_bundle), "--out", str(tmp_path), *words]) == 1
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
+
+
+def test_tensorrt_is_looked_for_by_the_frames_size_and_without_a_plan_one_reads_why(
+    tmp_path: Path,
+    bags: list[Path],
+    tiny_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = []
+
+    def open_engines(bundle: Bundle, **options: object) -> None:
+        asked.append((options["engine"], options["frame_hw"]))
+        raise PlanError("there is no plan of the image network")
+
+    monkeypatch.setattr("nightlab_core.runtime.pipeline.open_engines", open_engines)
+    nothing = tmp_path / "nothing.mcap"
+    nothing.write_bytes(b"")  # a bag without a frame says nothing of the size
+    words = [str(nothing), str(bags[0]), "--bundle", str(tiny_bundle), "--engine", "tensorrt"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 1
+    assert asked == [("tensorrt", (48, 64))]
+    assert capsys.readouterr().err == "nightlab-replay: there is no plan of the image network\n"
 
 
 def test_a_bag_that_cannot_be_read_still_gets_a_report(
