@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from nightlab_core.config import Settings, load_yaml
 from nightlab_core.export import ModelCard, save_checkpoint
@@ -24,8 +24,10 @@ class BundleRecipe(Settings):
     """Where the stages' checkpoints are, and what the bundle says of itself."""
 
     model: NightLabSettings
-    image: str
-    region: str
+    #: A level's checkpoint: of its stage, or of a whole NightLab. Of several the mean of the weights is taken: that of
+    #: before and after a training often reads what it did not show better than either (Wortsman et al., CVPR 2022).
+    image: str | tuple[str, ...]
+    region: str | tuple[str, ...]
     detector: str
     #: Added to the region level's logits of these classes, chosen on val: its windows are crowded with hard classes in
     #: training, so that how likely each is has to be set right again (Menon et al., ICLR 2021).
@@ -40,7 +42,7 @@ def from_stages(recipe: BundleRecipe) -> NightLab:
     _load(model.region, recipe.region, "region")
     if recipe.region_offsets:
         offset(model.region.segmenter, OutputLabels.of(recipe.model.region_classes).names, recipe.region_offsets)
-    _load(model.detector, recipe.detector)
+    _load(model.detector, recipe.detector, "detector")
     return model
 
 
@@ -60,21 +62,30 @@ def assemble(recipe: BundleRecipe, out: Path) -> None:
     save_checkpoint(out, from_stages(recipe), recipe.model, recipe.card)
 
 
-def _load(network: nn.Module, path: str, level: str = "") -> None:
+def _load(network: nn.Module, paths: str | tuple[str, ...], part: str) -> None:
+    """Give a network its checkpoint's weights, or the mean of several's."""
+    found = [_weights(network, path, part) for path in ((paths,) if isinstance(paths, str) else paths)]
+    mean = {k: sum(weights[k].double() for weights in found) / len(found) for k in found[0]}
+    network.load_state_dict({k: v.to(found[0][k].dtype) for k, v in mean.items()})  # type: ignore[union-attr]
+
+
+def _weights(network: nn.Module, path: str, part: str) -> dict[str, Tensor]:
     """Raises FileNotFoundError, and ValueError for a checkpoint of another level or model, or of an unfinished run."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint; train that stage first, see docs/training.md")
     state = read(Path(path))
     trained = state.get("recipe", {})
-    if level and trained.get("level", level) != level:
-        raise ValueError(f"{path} is of the {trained['level']} level; expected one of the {level} level")
+    if trained.get("level", part) != part:
+        raise ValueError(f"{path} is of the {trained['level']} level; expected the {part} level's")
     if trained and state["step"] < trained["loop"]["steps"]:
         raise ValueError(f"{path} is of step {state['step']} of {trained['loop']['steps']}: finish that stage first")
-    weights = {k.removeprefix("detector."): v for k, v in load_weights(Path(path)).items()}
+    weights = load_weights(Path(path))
+    own = {k.removeprefix(f"{part}."): v for k, v in weights.items() if k.startswith(f"{part}.")}
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(own or weights)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the recipe's model: {error}") from None
+    return own or weights
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ def test_a_bundle_is_made_of_finished_stages_of_its_own_levels(tmp_path: Path) -
     levels = {name: MODEL.build_level(name).state_dict() for name in ("image", "region")}
     write("image", "image", 4, levels["image"])
     write("region", "image", 4, levels["image"])
-    with pytest.raises(ValueError, match=r"region\.pt is of the image level; expected one of the region level"):
+    with pytest.raises(ValueError, match=r"region\.pt is of the image level; expected the region level's"):
         bundle.from_stages(recipe)
     write("region", "region", 3, levels["region"])
     with pytest.raises(ValueError, match=r"region\.pt is of step 3 of 4: finish that stage first"):
@@ -101,6 +101,26 @@ def test_a_bundle_is_made_of_finished_stages_of_its_own_levels(tmp_path: Path) -
     torch.save({"model": levels["image"], "average": None}, tmp_path / "detector.pt")
     with pytest.raises(ValueError, match=r"detector\.pt does not fit the recipe's model"):
         bundle.from_stages(recipe)
+
+
+def test_of_several_checkpoints_a_bundle_takes_the_mean(tmp_path: Path) -> None:
+    shipped = load_yaml(RECIPES / "lite_bundle.yaml", bundle.BundleRecipe)
+    torch.manual_seed(0)
+    whole, stage = MODEL.build(), MODEL.build_level("image")
+    torch.save({"weights": whole.state_dict()}, tmp_path / "whole.pt")
+    torch.save({"model": stage.state_dict(), "average": None}, tmp_path / "stage.pt")
+    all_of_it = str(tmp_path / "whole.pt")
+    both = replace(
+        shipped, model=MODEL, image=(all_of_it, str(tmp_path / "stage.pt")), region=all_of_it, detector=all_of_it,
+        region_offsets={},
+    )  # fmt: skip
+    made = bundle.from_stages(both)
+    for name, value in made.image.state_dict().items():
+        mean = (whole.image.state_dict()[name].double() + stage.state_dict()[name].double()) / 2
+        torch.testing.assert_close(value, mean.to(value.dtype), msg=name)
+    for part in ("region", "detector"):
+        for name, value in getattr(made, part).state_dict().items():
+            assert torch.equal(value, getattr(whole, part).state_dict()[name]), name
 
 
 @pytest.mark.slow

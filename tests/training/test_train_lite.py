@@ -54,7 +54,7 @@ def test_each_stage_finds_what_those_before_it_made() -> None:
     final = load_yaml(RECIPES / "lite_hdm_bundle.yaml", BundleRecipe)
     assert image.start_from == "checkpoints/nightlab-lite.pt"
     assert region.start_from == image.start_from
-    assert plain.image == final.image == "runs/lite_image/checkpoint.pt"
+    assert plain.image == final.image == (image.start_from, "runs/lite_image/checkpoint.pt")
     assert plain.region == final.region == "runs/lite_region/checkpoint.pt"
     assert plain.detector == hdm.detector == "runs/lite_detector/checkpoint.pt"
     assert hdm.levels == "runs/lite_rdn_bundle" and final.detector == "runs/lite_hdm_helps/checkpoint.pt"
