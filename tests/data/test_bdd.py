@@ -82,13 +82,12 @@ def test_what_is_missing_is_named(root: Path) -> None:
 
 def test_a_part_of_the_images_is_enough_where_that_is_said(root: Path) -> None:
     (root / "night.txt").write_text("\n".join(NIGHT))
-    (root / "images/10k/val" / f"{STEMS['val'][1]}.jpg").unlink()  # not a night frame
+    night, day = (root / "images/10k/val" / f"{stem}.jpg" for stem in STEMS["val"])
+    day.unlink()
     assert [s.name for s in bdd100k(root, "val", complete=False)] == STEMS["val"][:1]
     assert [s.name for s in bdd100k_night(root, "val")] == STEMS["val"][:1]
-    (root / "images/10k/val" / f"{STEMS['val'][0]}.jpg").unlink()
-    with pytest.raises(
-        DatasetError, match=r"lists val/81d5165d-fcfc6c67, and 0 more, without mask or image|no mask in"
-    ):
+    night.rename(day)
+    with pytest.raises(DatasetError, match="lists val/81d5165d-fcfc6c67, and 0 more, without mask or image"):
         bdd100k_night(root, "val")
 
 
