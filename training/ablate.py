@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
     parser.add_argument("--set", action="append", required=True, help="for example camvid/val; may be given again")
     parser.add_argument("--pattern", default="*", help="glob of image names (default: all)")
+    parser.add_argument("--partial", action="store_true", help="the data set may lack frames")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--markdown", type=Path, help="write the tables here")
     arguments = parser.parse_args()
@@ -141,7 +142,7 @@ def main() -> None:
         networks = Networks.open([row for row in ablation.rows if not missing_paths(row)])
         results = []
         for name in arguments.set:
-            samples, classes = open_set(arguments.data, name, arguments.pattern)
+            samples, classes = open_set(arguments.data, name, arguments.pattern, not arguments.partial)
             name = name if arguments.pattern == "*" else f"{name}/{arguments.pattern}"
             results.append(ablate(ablation, networks, samples, classes, name))
             print_ladder(results[-1], ablation)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from nightlab_core.models.nightlab import NightLab, NightLabSettings
 from nightlab_core.output_labels import OutputLabels
 from training.checkpoint import load_weights, read
 from training.command import errors_in_words
+
+Part = Literal["image", "region", "detector"]
 
 
 class BundleRecipe(Settings):
@@ -38,11 +41,11 @@ class BundleRecipe(Settings):
 def from_stages(recipe: BundleRecipe) -> NightLab:
     """The NightLab of the stages' weights. A stage without a checkpoint of its own yet is an error that names it."""
     model = recipe.model.build()
-    _load(model.image, recipe.image, "image")
-    _load(model.region, recipe.region, "region")
+    _load(model.image, recipe.image, "image", recipe.model)
+    _load(model.region, recipe.region, "region", recipe.model)
     if recipe.region_offsets:
         offset(model.region.segmenter, OutputLabels.of(recipe.model.region_classes).names, recipe.region_offsets)
-    _load(model.detector, recipe.detector, "detector")
+    _load(model.detector, recipe.detector, "detector", recipe.model)
     return model
 
 
@@ -62,14 +65,14 @@ def assemble(recipe: BundleRecipe, out: Path) -> None:
     save_checkpoint(out, from_stages(recipe), recipe.model, recipe.card)
 
 
-def _load(network: nn.Module, paths: str | tuple[str, ...], part: str) -> None:
+def _load(network: nn.Module, paths: str | tuple[str, ...], part: Part, settings: NightLabSettings) -> None:
     """Give a network its checkpoint's weights, or the mean of several's."""
-    found = [_weights(network, path, part) for path in ((paths,) if isinstance(paths, str) else paths)]
+    found = [_weights(network, path, part, settings) for path in ((paths,) if isinstance(paths, str) else paths)]
     mean = {k: sum(weights[k].double() for weights in found) / len(found) for k in found[0]}
     network.load_state_dict({k: v.to(found[0][k].dtype) for k, v in mean.items()})  # type: ignore[union-attr]
 
 
-def _weights(network: nn.Module, path: str, part: str) -> dict[str, Tensor]:
+def _weights(network: nn.Module, path: str, part: Part, settings: NightLabSettings) -> dict[str, Tensor]:
     """Raises FileNotFoundError, and ValueError for a checkpoint of another level or model, or of an unfinished run."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint; train that stage first, see docs/training.md")
@@ -85,7 +88,26 @@ def _weights(network: nn.Module, path: str, part: str) -> dict[str, Tensor]:
         network.load_state_dict(own or weights)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the recipe's model: {error}") from None
+    if stored := state.get("settings") or trained.get("model"):
+        before = _beyond_shapes(NightLabSettings.model_validate(stored, strict=False), part)
+        now = _beyond_shapes(settings, part)
+        if changed := [f"{key} {before[key]}, not {now[key]}" for key in now if before[key] != now[key]]:
+            raise ValueError(f"{path} was trained with {'; '.join(changed)}; set the recipe's model right")
     return own or weights
+
+
+def _beyond_shapes(settings: NightLabSettings, part: Part) -> dict[str, object]:
+    """What decides how a part's weights are used, without a trace in their shapes."""
+    if part == "detector":
+        keys = ("strides", "anchor_sizes", "aspect_ratios", "reduction")
+        return {f"model.detector.{key}": getattr(settings.detector, key) for key in keys}
+    relam = {"model.relam.reduction": settings.relam and settings.relam.reduction}
+    if part == "image":
+        segmenter, name = settings.segmenter, "segmenter"
+    else:
+        segmenter, name = settings.region_segmenter or settings.segmenter, "region_segmenter"
+        relam["model.region_classes"] = settings.region_classes
+    return relam | {f"model.{name}.{key}": getattr(segmenter, key) for key in ("strides", "output_stride")}
 
 
 def main() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,15 @@ def check_recipe(path: Path, state: dict[str, Any], recipe: Settings, batch: int
         raise ValueError(
             f"{path} was trained with {before} samples a step, this run takes {batch} (batch_size times processes); "
             "choose the batch size that gives as many, another folder, or remove it"
+        )
+
+
+def check_made_from(path: Path, state: dict[str, Any], made_from: Mapping[str, str]) -> None:
+    """Raise ValueError where a checkpoint says that it was made from another file than `made_from`, SHA-256 by key."""
+    before = state.get("made_from", {})
+    if changed := [key for key, digest in made_from.items() if before.get(key, digest) != digest]:
+        raise ValueError(
+            f"{path} was trained from another {' and another '.join(changed)}; choose another folder, or remove it"
         )
 
 

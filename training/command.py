@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from nightlab_core.config import Settings, load_yaml
-from training.checkpoint import is_finished
+from training.checkpoint import check_made_from, is_finished, read
 
 R = TypeVar("R", bound=Settings)
 
@@ -21,32 +21,37 @@ def run_stage(
     recipe_class: type[R],
     train: Callable[[R, Path, Path], None],
     result: str = "checkpoint.pt",
+    made_from: Callable[[R], Mapping[str, str]] = lambda recipe: {},
 ) -> None:
     """Parse the command line and run `train(recipe, data, out)`; where `out` holds a finished run and `result`, the
-    last file that the stage writes, say so instead."""
+    last file that the stage writes, say so instead. A finished run of other files than `made_from` (see `loop.fit`)
+    is an error."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path, help="YAML recipe, see config/train")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint; an unfinished run goes on")
     arguments = parser.parse_args()
-    with errors_in_words():
+    with errors_in_words(resumes=True):
         recipe = load_yaml(arguments.recipe, recipe_class)
-        if is_finished(arguments.out / "checkpoint.pt", recipe) and (arguments.out / result).is_file():
+        checkpoint = arguments.out / "checkpoint.pt"
+        if is_finished(checkpoint, recipe) and (arguments.out / result).is_file():
+            check_made_from(checkpoint, read(checkpoint), made_from(recipe))
             print(f"{arguments.out / result} is finished; remove {arguments.out} to train again")
             return
         train(recipe, arguments.data, arguments.out)
 
 
 @contextmanager
-def errors_in_words() -> Iterator[None]:
+def errors_in_words(resumes: bool = False) -> Iterator[None]:
     """Turn the errors that a user can mend to one line on stderr and exit status 1 (130 for Ctrl-C).
 
-    `python -X dev` shows the traceback too.
+    resumes: whether the command, given again, goes on where it was. `python -X dev` shows the traceback too.
     """
     try:
         yield
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        how = "goes on from the last checkpoint" if resumes else "begins anew"
+        print(f"stopped; the same command {how}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError, KeyError) as error:
         if sys.flags.dev_mode:

@@ -67,15 +67,15 @@ class Evaluation:
         return {**self.figures(), **by_name, "by_part": parts}
 
 
-def open_set(root: Path, name: str, pattern: str = "*") -> tuple[Sequence[Sample], ClassSet]:
+def open_set(root: Path, name: str, pattern: str = "*", complete: bool = True) -> tuple[Sequence[Sample], ClassSet]:
     """A data set under `root`, and the class set that it is judged in.
 
     "nightcity_plus/val" is a split of a known data set, in the folder of its name (docs/datasets.md); "nightcoarse/val"
-    is none, and so a plain folder of train ids.
+    is none, and so a plain folder of train ids. `complete=False` takes a part of a known data set.
     """
     head, _, split = name.partition("/")
     if head in datasets.DATASETS and head != "train_ids":
-        return datasets.open_dataset(head, root / datasets.SHARED_FOLDERS.get(head, head), split, pattern)
+        return datasets.open_dataset(head, root / datasets.SHARED_FOLDERS.get(head, head), split, pattern, complete)
     return datasets.open_dataset("train_ids", root, name, pattern)
 
 
@@ -168,6 +168,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
     parser.add_argument("--set", action="append", required=True, help="for example camvid/val; may be given again")
     parser.add_argument("--pattern", default="*", help="glob of image names (default: all)")
+    parser.add_argument("--partial", action="store_true", help="the data set may lack frames")
     parser.add_argument("--engine", choices=("auto", "openvino", "onnxruntime", "tensorrt"), default="auto")
     parser.add_argument("--precision", choices=("auto", "float32"), default="float32")
     parser.add_argument("--merge", choices=("replace", "confident"), default=PipelineSettings().merge)
@@ -184,7 +185,7 @@ def main() -> None:
         predict, pipeline = _open(arguments)
         reports, figures = {}, {}
         for name in arguments.set:
-            samples, classes = open_set(arguments.data, name, arguments.pattern)
+            samples, classes = open_set(arguments.data, name, arguments.pattern, not arguments.partial)
             name = name if arguments.pattern == "*" else f"{name}/{arguments.pattern}"
             evaluation = evaluate(predict, samples, classes, name)
             print_evaluation(evaluation)

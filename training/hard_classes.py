@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="of the image level, as training.segmenter writes it")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
     parser.add_argument("--set", action="append", required=True, help="for example camvid/val; may be given again")
+    parser.add_argument("--partial", action="store_true", help="the data set may lack frames")
     parser.add_argument("--below", type=float, default=THRESHOLD, help="IoU (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="YAML file to write")
     arguments = parser.parse_args()
@@ -129,7 +130,7 @@ def main() -> None:
         found = {}
         for name in arguments.set:
             refuse_test(name)
-            samples, classes = open_set(arguments.data, name)
+            samples, classes = open_set(arguments.data, name, complete=not arguments.partial)
             refuse_trained_on(name, samples.images, trained_on)  # type: ignore[attr-defined]
             found[name] = class_iou(image_level, samples, classes, name)
         hard, mean = hard_classes(found, arguments.below)

@@ -147,15 +147,20 @@ def train(recipe: HdmRecipe, data: Path, out: Path) -> None:
         f" of them; mean target {targets.mean():.2f}"
     )
     samples = ProposalSet(detector, reader, measured, targets, recipe)
-    fit(_Hardness(detector), hardness_loss, samples, recipe.loop, out / "checkpoint.pt", recipe, collate)
+    checkpoint = out / "checkpoint.pt"
+    fit(_Hardness(detector), hardness_loss, samples, recipe.loop, checkpoint, recipe, collate, made_from(recipe))
+
+
+def made_from(recipe: HdmRecipe) -> dict[str, str]:
+    """SHA-256 of the detector and of the levels that the stage learns from. Raises FileNotFoundError."""
+    return {key: proposals.fingerprint(Path(getattr(recipe, key))) for key in ("detector", "levels")}
 
 
 def measure(recipe: HdmRecipe, detector: RegionDetector, reader: proposals.FrameReader) -> proposals.Proposals:
     """What each proposal brings, from the recipe's file as far as that goes."""
     source = Path(recipe.levels)
     made_by = recipe.model_dump(mode="json", include={"sources", "per_frame", "nms_iou", "region_margin", "input_hw"})
-    made_by |= {"seed": recipe.loop.seed, "frames": recipe.frames}
-    made_by |= {"detector": proposals.fingerprint(Path(recipe.detector)), "levels": proposals.fingerprint(source)}
+    made_by |= {"seed": recipe.loop.seed, "frames": recipe.frames, **made_from(recipe)}
     measurer = proposals.Measurer(
         detector, levels.open_image_level(source), levels.open_region_level(source),
         recipe.input_hw, recipe.per_frame, recipe.nms_iou, recipe.region_margin,
@@ -165,7 +170,7 @@ def measure(recipe: HdmRecipe, detector: RegionDetector, reader: proposals.Frame
 
 def main() -> None:
     """Command line."""
-    run_stage(__doc__, HdmRecipe, train)
+    run_stage(__doc__, HdmRecipe, train, made_from=made_from)
 
 
 if __name__ == "__main__":

@@ -97,14 +97,16 @@ def fit(
     checkpoint: Path,
     recipe: Settings,
     collate: Callable[[list[Any]], Any] | None = None,
+    made_from: Mapping[str, str] | None = None,
 ) -> None:
     """Train `model` in place, from `checkpoint` on where that file exists, and leave the final state in it.
 
     data[i] is the i-th training sample, for any i; it alone decides what is seen. loss_of calls the model once and
     returns named losses, which are added up. What a step draws at random (dropout) is decided by seed, step and
     process. The checkpoint carries model, optimiser, step and `recipe`, of which `settings` are a part, and is replaced
-    whole; only the first process writes. Normalisation in training mode takes all processes' statistics; one that the
-    caller put into evaluation mode stays there.
+    whole; only the first process writes. made_from: SHA-256 of files that the run learns from, by the recipe's key;
+    a checkpoint that was made from others is refused. Normalisation in training mode takes all processes' statistics;
+    one that the caller put into evaluation mode stays there.
 
     Raises FloatingPointError, naming step and losses, on a loss or gradient that is not finite; ValueError where the
     checkpoint was made by another recipe or batch.
@@ -126,6 +128,7 @@ def fit(
     if checkpoint.is_file():
         state = checkpoints.read(checkpoint)
         checkpoints.check_recipe(checkpoint, state, recipe, batch_of_all)
+        checkpoints.check_made_from(checkpoint, state, made_from or {})
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if average is not None:
@@ -173,6 +176,7 @@ def fit(
                     "step": done,
                     "batch": batch_of_all,
                     "recipe": recipe.model_dump(mode="json"),
+                    "made_from": dict(made_from or {}),
                 }
                 checkpoints.write(checkpoint, state)
     fabric.barrier()  # whoever reads the checkpoint after this finds the last one

@@ -30,7 +30,7 @@ def bdd100k(root: Path, split: str, pattern: str = "*", complete: bool = True) -
     if complete and len(labels) != FRAMES[split]:
         raise DatasetError(
             f"{masks} holds {len(labels)} masks; BDD100K {split} has {FRAMES[split]}. Is the download whole?"
-            " For a part of it, say complete: false"
+            " For a part of it, say complete: false in a recipe, --partial to a command"
         )
     images = _first_folder(root, f"images/10k/{split}", f"seg/images/{split}", "images/100k")
     if images.name == "100k":

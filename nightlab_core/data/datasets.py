@@ -101,7 +101,8 @@ def cityscapes(root: Path, split: str, pattern: str = "*", complete: bool = True
     if not images or (complete and len(images) != frames[split]):
         raise DatasetError(
             f"{folder} holds {len(images)} files <city>/*{ending}; expected {frames[split]}."
-            f" Unpack leftImg8bit_trainvaltest.zip in {root}; for a part of it, say complete: false"
+            f" Unpack leftImg8bit_trainvaltest.zip in {root}; for a part of it, say complete: false in a recipe,"
+            " --partial to a command"
         )
     stems = [root / "gtFine" / split / p.parent.name / f"{p.name.removesuffix(ending)}_gtFine_" for p in images]
     mapped = Path(f"{stems[0]}labelTrainIds.png").is_file() and not Path(f"{stems[0]}labelIds.png").is_file()

@@ -96,7 +96,8 @@ def _open(
     if complete and len(pairs) != FRAMES[split]:
         raise DatasetError(
             f"{images[split]} gives {len(pairs)} images of {name} {split}, {_STRAY} counted as train; expected"
-            f" {FRAMES[split]}. Is the download whole? For a part of it, say complete: false"
+            f" {FRAMES[split]}. Is the download whole? For a part of it, say complete: false in a recipe,"
+            " --partial to a command"
         )
     mapping = None if suffix == "_trainIds.png" else CITYSCAPES_IDS_TO_TRAIN_IDS
     samples = LabelledImages((pairs[stem] for stem in sorted(pairs)), mapping, finer_labels=name == "NightCity+")

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from tiny_bundle import image_level, write_tiny_bundle
+from trees import write_image, write_label
 
 torch = pytest.importorskip("torch")
 
@@ -221,3 +222,19 @@ def test_user_errors_are_one_line(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == 1 and "reads a frame once and whole" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_part_of_a_data_set_is_measured_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(tmp_path / "nightcity/images/val/Rome_1.png", (64, 96))
+    write_label(tmp_path / "nightcity/label/val/Rome_1_labelIds.png", [7, 11], (64, 96))
+    command = ["evaluate", str(write_tiny_bundle(tmp_path / "bundle"))]
+    command += ["--data", str(tmp_path), "--set", "nightcity/val", "--json", str(tmp_path / "figures.json")]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit):
+        evaluate.main()
+    assert "expected 1299" in (said := capsys.readouterr().err) and "--partial to a command" in said
+    monkeypatch.setattr(sys, "argv", [*command, "--partial"])
+    evaluate.main()
+    assert json.loads((tmp_path / "figures.json").read_text())["nightcity/val"]["frames"] == 1

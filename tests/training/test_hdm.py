@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
@@ -132,6 +135,30 @@ def test_measuring_goes_on_where_it_stopped_and_refuses_what_else_made_it(
         np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
     with pytest.raises(ValueError, match="measured with another per_frame; remove it"):
         hdm.measure(replace(recipe, per_frame=5), detector, reader)
+
+
+def test_a_finished_run_of_another_detector_is_no_result(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(root / "nightlab.pt", tmp_path / "rdn.pt")
+    recipe = _recipe(root, detector=str(tmp_path / "rdn.pt"), proposals=str(tmp_path / "p.npz"))
+    recipe = replace(recipe, loop=replace(recipe.loop, steps=1))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    command = ["hdm", str(tmp_path / "recipe.yaml"), "--data", str(root), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", command)
+    hdm.main()
+    hdm.main()
+    assert "is finished" in capsys.readouterr().out
+    state = torch.load(tmp_path / "rdn.pt", weights_only=True)
+    state["weights"] = {key: value * 1.01 for key, value in state["weights"].items()}
+    torch.save(state, tmp_path / "rdn.pt")
+    # Also where what was measured is removed, as the error about it says: what was learnt from it is not.
+    for leave_out in ([], [tmp_path / "p.npz"]):
+        for path in leave_out:
+            path.unlink()
+        with pytest.raises(SystemExit):
+            hdm.main()
+        assert "out/checkpoint.pt was trained from another detector" in capsys.readouterr().err
 
 
 def _measured(hits: list[int], source: list[int], frame: list[int]) -> proposals.Proposals:

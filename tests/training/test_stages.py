@@ -12,7 +12,7 @@ import cv2  # noqa: E402
 
 from nightlab_core.config import load_yaml, replace  # noqa: E402
 from nightlab_core.data import night  # noqa: E402
-from nightlab_core.export import export_bundle, load_checkpoint  # noqa: E402
+from nightlab_core.export import export_bundle, load_checkpoint, save_checkpoint  # noqa: E402
 from nightlab_core.labels import CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.runtime.bundle import load_bundle  # noqa: E402
@@ -101,6 +101,19 @@ def test_a_bundle_is_made_of_finished_stages_of_its_own_levels(tmp_path: Path) -
     torch.save({"model": levels["image"], "average": None}, tmp_path / "detector.pt")
     with pytest.raises(ValueError, match=r"detector\.pt does not fit the recipe's model"):
         bundle.from_stages(recipe)
+
+
+def test_a_bundle_refuses_a_stage_whose_weights_fit_but_mean_something_else(tmp_path: Path) -> None:
+    whole, recipe = tmp_path / "whole.pt", load_yaml(RECIPES / "lite_bundle.yaml", bundle.BundleRecipe)
+    parts = dict.fromkeys(("image", "region", "detector"), str(whole))
+    save_checkpoint(whole, MODEL.build(), MODEL, recipe.card)
+    bundle.from_stages(replace(recipe, model=MODEL, **parts))
+    other_boxes = replace(MODEL.detector, anchor_sizes=((8, 16), (64, 96)))
+    with pytest.raises(ValueError, match=r"model\.detector\.anchor_sizes .*16, 32.*, not .*8, 16"):
+        bundle.from_stages(replace(recipe, model=replace(MODEL, detector=other_boxes), **parts))
+    finer = replace(MODEL, region_segmenter=replace(MODEL.segmenter, output_stride=8))
+    with pytest.raises(ValueError, match=r"model\.region_segmenter\.output_stride 16, not 8"):
+        bundle.from_stages(replace(recipe, model=finer, **parts))
 
 
 def test_of_several_checkpoints_a_bundle_takes_the_mean(tmp_path: Path) -> None:
