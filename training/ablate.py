@@ -4,16 +4,18 @@
 python -m training.ablate config/ablate/lite.yaml --data DATA --set camvid/val --json results.json --markdown results.md
 
 Every network runs once a frame, whatever number of rows uses it. A row whose checkpoint is not there is shown as not
-trained, with the command that trains it.
+trained, with the command that trains it; `--keep results.json` shows what an earlier run measured of it instead, and
+says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,13 +33,21 @@ from training.command import errors_in_words
 from training.evaluate import open_set
 from training.figures import Difference, by_class, by_part, difference, percent
 from training.ladder import Ablation, Counts, FrameLadder, Networks, Row, missing_paths
-from training.results import write_page
+from training.results import KEPT, write_page
 
 
 def ablate(
-    ablation: Ablation, networks: Networks, samples: Sequence[Sample], classes: ClassSet, name: str
+    ablation: Ablation,
+    networks: Networks,
+    samples: Sequence[Sample],
+    classes: ClassSet,
+    name: str,
+    earlier: Mapping[str, dict[str, Any]] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Measure all rows on a data set. Returns what `--json` writes of it; IoU in percent, None for absent classes."""
+    """Measure all rows on a data set. Returns what `--json` writes of it; IoU in percent, None for absent classes.
+
+    earlier: by name, entries that an earlier run measured, for rows that are not trained here (`earlier_entries`).
+    """
     rows = [row for row in ablation.rows if not missing_paths(row)]
     counts: list[list[Counts]] = []
     frames, light = [], []
@@ -53,7 +63,8 @@ def ablate(
     previous = ""
     for row in ablation.rows:
         if row.name not in stacked:
-            entries.append({"name": row.name, "not_trained": _how_to_train(ablation, row)})
+            not_trained = {"name": row.name, "not_trained": _how_to_train(ablation, row)}
+            entries.append(earlier.get(row.name, not_trained))
             continue
         against = row.against if row.against in stacked else previous
         entries.append(_entry(ablation, row, stacked[row.name], finals, classes, against))
@@ -66,6 +77,25 @@ def ablate(
         parts = by_part(name, frames, np.array(light), first, second)
         found["detail"] = {"row": last.name, "by_class": by_class(classes, first, second), "by_part": parts}
     return found
+
+
+def earlier_entries(path: Path, name: str, frames: int, classes: ClassSet) -> dict[str, dict[str, Any]]:
+    """By row, what a file of `--json` holds on a data set, marked as kept; a row that was not trained then is left out.
+
+    Raises ValueError for a file that is none, or where the set had other frames or classes.
+    """
+    try:
+        found = {of_set["name"]: of_set for of_set in json.loads(path.read_text(encoding="utf-8"))["sets"]}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no file that training.ablate --json wrote: {error!r}") from None
+    if name not in found:
+        return {}
+    before = found[name]["frames"], found[name]["classes"]
+    if before != (frames, list(classes.names)):
+        raise ValueError(
+            f"{path}: {name} had {before[0]} frames of {len(before[1])} classes, now {frames} of {len(classes)}"
+        )
+    return {row["name"]: {**row, "kept": True} for row in found[name]["rows"] if "not_trained" not in row}
 
 
 def final(ablation: Ablation, row: Row, counts: Counts) -> np.ndarray:
@@ -120,7 +150,7 @@ def print_ladder(found: dict[str, Any], ablation: Ablation) -> None:
         change = str(Difference(**entry["difference"])) if "difference" in entry else ""
         sweep = [f"{entry['sweep'][m][entry['regions']]:.2f}" for m in MERGES] if "sweep" in entry else ["", ""]
         left = [f"{entry[key]:.2f}" if key in entry else "" for key in ("oracle", "bound")]
-        table.add_row(entry["name"], f"{entry['miou']:.2f}", change, *sweep, *left)
+        table.add_row(entry["name"] + KEPT * ("kept" in entry), f"{entry['miou']:.2f}", change, *sweep, *left)
     Console().print(table)
     for command in dict.fromkeys(commands):
         Console().print(f"not trained: {command}", soft_wrap=True, highlight=False)
@@ -134,6 +164,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", required=True, help="for example camvid/val; may be given again")
     parser.add_argument("--pattern", default="*", help="glob of image names (default: all)")
     parser.add_argument("--partial", action="store_true", help="the data set may lack frames")
+    parser.add_argument("--keep", type=Path, help="an earlier --json, for rows whose checkpoints are not there")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--markdown", type=Path, help="write the tables here")
     arguments = parser.parse_args()
@@ -144,7 +175,8 @@ def main() -> None:
         for name in arguments.set:
             samples, classes = open_set(arguments.data, name, arguments.pattern, not arguments.partial)
             name = name if arguments.pattern == "*" else f"{name}/{arguments.pattern}"
-            results.append(ablate(ablation, networks, samples, classes, name))
+            kept = earlier_entries(arguments.keep, name, len(samples), classes) if arguments.keep else {}
+            results.append(ablate(ablation, networks, samples, classes, name, kept))
             print_ladder(results[-1], ablation)
         whole = {"recipe": str(arguments.recipe), "ablation": ablation.model_dump(mode="json"), "sets": results}
         if arguments.json:

@@ -35,6 +35,8 @@ here can be laid beside those published for NightCity or BDD100K: these are othe
 """
 
 
+KEPT = " †"  #: marks a row that an earlier run measured, see `ablate.earlier_entries`
+
 #: Pictures that `training.pictures` writes, and what each shows.
 _PICTURES = {
     "results_good.jpg": "The scenes with the highest IoU.",
@@ -83,6 +85,8 @@ def _of_set(found: dict[str, Any], pipeline: dict[str, Any]) -> list[str]:
     measured = [row for row in found["rows"] if "not_trained" not in row]
     before = dict(zip((row["name"] for row in measured[1:]), (row["name"] for row in measured), strict=False))
     parts.append(_table(header, (_ladder_row(row, before.get(row["name"], "")) for row in found["rows"])))
+    if any("kept" in row for row in measured):
+        parts.append(f"{KEPT.strip()} measured by an earlier run; its checkpoint was not there for this one.\n")
     with_boxes = [row for row in measured if "sweep" in row]
     if with_boxes:
         # Rows that differ in their number alone share a line.
@@ -120,7 +124,7 @@ def _ladder_row(row: dict[str, Any], before: str) -> tuple[str, ...]:
     if "sweep" in row:
         merges = [f"{row['sweep'][m][row['regions']]:.2f}" for m in ("replace", "confident")]
     left = [f"{row[key]:.2f}" if key in row else "" for key in ("oracle", "bound")]
-    return (row["name"], f"{row['miou']:.2f}", change, gain, *merges, *left)
+    return (row["name"] + KEPT * ("kept" in row), f"{row['miou']:.2f}", change, gain, *merges, *left)
 
 
 def _pair(row: dict[str, Any]) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from nightlab_core.gains import MERGES
 from nightlab_core.labels import CAMVID11, CITYSCAPES19, in_class_set
 from nightlab_core.metrics import confusion_matrix
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
-from training.ablate import ablate, print_ladder
+from training.ablate import ablate, earlier_entries, print_ladder
 from training.ladder import Ablation, FrameLadder, Networks, Row
 from training.results import markdown, write_page
 from training.segmenter import SegmenterRecipe
@@ -146,6 +146,28 @@ def test_the_table_the_figures_and_the_page_agree(bundle: str, capsys: pytest.Ca
     assert "| `runs/none.pt` | `python -m training.segmenter none.yaml` |" in page
     for line in page.splitlines():  # no ragged table
         assert not line.startswith("|") or line.endswith("|")
+
+
+def test_a_row_that_is_not_there_keeps_what_an_earlier_run_measured(bundle: str, tmp_path: Path) -> None:
+    there = _ablation(bundle, rows=(Row(name="plain", image=bundle), *_ablation(bundle).rows[1:]))
+    before = ablate(there, Networks.open(list(there.rows)), _samples(2), CITYSCAPES19, "mine")
+    stored = tmp_path / "results.json"
+    stored.write_text(json.dumps({"sets": [before]}))
+    gone = _ablation(bundle)
+    kept = earlier_entries(stored, "mine", 2, CITYSCAPES19)
+    found = ablate(gone, Networks.open(list(gone.rows[1:])), _samples(2), CITYSCAPES19, "mine", kept)
+    plain, image, prediction, _ = found["rows"]
+    assert plain == {**before["rows"][0], "kept": True}
+    assert "against" not in image and "kept" not in image  # with an earlier run's frames nothing can be paired
+    assert prediction == before["rows"][2]
+    page = markdown({"recipe": "x.yaml", "ablation": gone.model_dump(mode="json"), "sets": [found]})
+    assert "| plain † | " in page and "† measured by an earlier run" in page and "| image † |" not in page
+    assert earlier_entries(stored, "other", 2, CITYSCAPES19) == {}
+    with pytest.raises(ValueError, match=r"mine had 2 frames of 19 classes, now 3 of 19"):
+        earlier_entries(stored, "mine", 3, CITYSCAPES19)
+    stored.write_text("{}")
+    with pytest.raises(ValueError, match=r"results\.json is no file that training\.ablate --json wrote"):
+        earlier_entries(stored, "mine", 2, CITYSCAPES19)
 
 
 def test_the_page_shows_the_pictures_that_are_there(bundle: str, tmp_path: Path) -> None:

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the replays of several modules are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from replays import replay
+from tiny_bags import make_frames, write_tiny_bag
+
+from nightlab_core.runtime.pipeline import Pipeline
+from nightlab_ros.replay.records import RunData
+
+
+@pytest.fixture(scope="session")
+def pipeline(tiny_bundle: Path) -> Pipeline:
+    return Pipeline.open(tiny_bundle, engine="onnxruntime", threads=1)
+
+
+@pytest.fixture(scope="session")
+def bags(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("bags")
+    one = write_tiny_bag(folder / "one", make_frames(11))
+    return [one, write_tiny_bag(folder / "two", make_frames(6, seed=1), storage="sqlite3")]
+
+
+@pytest.fixture(scope="session")
+def serial(tmp_path_factory: pytest.TempPathFactory, bags: list[Path], pipeline: Pipeline) -> RunData:
+    return replay(tmp_path_factory.mktemp("serial"), bags, pipeline)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replays by several processes: what a lost one costs, and what is kept when they are stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from replays import assert_same, begin
+
+from nightlab_core.runtime.pipeline import Pipeline
+from nightlab_ros.replay import run as rp
+from nightlab_ros.replay.masks import write_mask_bags
+from nightlab_ros.replay.records import RunData, StoreError, load_run
+
+
+@pytest.mark.slow
+def test_a_lost_worker_costs_only_time(tmp_path: Path, bags: list[Path], pipeline: Pipeline, serial: RunData) -> None:
+    pytest.importorskip("distributed")
+    from nightlab_ros.replay.cluster import replay_distributed
+
+    run, spans = begin(tmp_path, bags, pipeline)
+    killed: list[int] = []
+
+    def kill_one(records: object) -> None:
+        if not killed:
+            workers = [
+                int(pid)
+                for pid in descendants(os.getpid())
+                if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            ]
+            killed.append(workers[0])
+            os.kill(workers[0], signal.SIGKILL)
+
+    results = replay_distributed(spans, run, workers=2, on_frames=kill_one)
+    rp.carry_out(tmp_path, run, results, workers=2)
+    assert killed
+    assert_same(load_run(tmp_path), serial)
+
+
+def test_a_clusters_scheduler_is_named_by_its_address(
+    tmp_path: Path, bags: list[Path], pipeline: Pipeline, serial: RunData
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    from nightlab_ros.replay.cluster import replay_distributed
+
+    run, spans = begin(tmp_path, bags, pipeline)
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=2, processes=False, dashboard_address=None
+    ) as cluster:
+        address = cluster.scheduler_address
+        other = run.model_copy(update={"bundle": run.bundle.model_copy(update={"sha256": {"bundle.yaml": "0"}})})
+        with pytest.raises(StoreError, match="another bundle"):
+            list(replay_distributed(spans, other, scheduler=address))
+        rp.carry_out(tmp_path, run, replay_distributed(spans, run, scheduler=address, keep_masks=True), workers=2)
+    assert_same(load_run(tmp_path), serial)
+    assert len(list(write_mask_bags(tmp_path, run))) == 2
+
+
+def test_stopping_several_workers_keeps_all_that_is_done(tmp_path: Path, bags: list[Path], pipeline: Pipeline) -> None:
+    distributed = pytest.importorskip("distributed")
+    from nightlab_ros.replay.cluster import replay_distributed
+
+    run, spans = begin(tmp_path, bags, pipeline)
+    asked = [0]
+    kept: list[object] = []
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
+
+        def stopped() -> bool:
+            """Once two spans are handed out, wait until both are done; then stop."""
+            asked[0] += 1
+            if asked[0] == 1:
+                return False
+            until = time.monotonic() + 30
+            while sum(t.state == "memory" for t in list(cluster.scheduler.tasks.values())) + len(kept) < 2:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            time.sleep(0.5)  # for the word to reach the client
+            return True
+
+        results = replay_distributed(
+            spans, run, scheduler=cluster.scheduler_address, on_frames=kept.append, stopped=stopped
+        )
+        run = rp.carry_out(tmp_path, run, results)
+    assert [(r.bag, r.index) for r in load_run(tmp_path).records] == [("one", i) for i in range(8)]
+    assert run.finished is None
+
+
+@pytest.mark.slow
+def test_a_span_that_kills_every_worker_is_named(
+    tmp_path: Path, bags: list[Path], pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("distributed")
+    from nightlab_ros.replay import cluster
+
+    run, spans = begin(tmp_path, bags, pipeline)
+    monkeypatch.setattr(cluster, "_replay_span", lambda *args: os._exit(9))
+    monkeypatch.setattr(cluster, "_MOST_LOSSES", 1)
+    with pytest.raises(RuntimeError, match=r"frames 0 to 3 of one .*died.*fewer --workers"):
+        list(cluster.replay_distributed(spans[:1], run, workers=1))
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread or process that has ended
+            for child in map(int, children.read_text().split()):
+                found += [child, *descendants(child)]
+    return found

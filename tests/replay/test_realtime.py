@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replay at the pace of the recording: what is dropped, and which clock is kept."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+from replays import begin
+from tiny_bags import make_frames, write_tiny_bag
+
+from nightlab_core.labels import CITYSCAPES19
+from nightlab_core.runtime.pipeline import Pipeline
+from nightlab_ros.replay import run as rp
+from nightlab_ros.replay.realtime import DROPPED, LONGEST_GAP_S, due_times_s, recorded_at, replay_realtime
+from nightlab_ros.replay.records import RunData, load_run
+
+
+class Slow:
+    """A pipeline that takes `pause_s` for a frame."""
+
+    def __init__(self, pipeline: Pipeline, pause_s: float) -> None:
+        self._pipeline, self._pause_s = pipeline, pause_s
+        self.bundle, self.prepare = pipeline.bundle, pipeline.prepare
+
+    def __call__(self, frame: np.ndarray) -> object:
+        time.sleep(self._pause_s)
+        return self._pipeline(frame)
+
+
+def test_real_time_drops_as_the_node_does(tmp_path: Path, pipeline: Pipeline) -> None:
+    bag = write_tiny_bag(tmp_path / "bag", make_frames(12), step_ns=50_000_000)
+    run, spans = begin(tmp_path / "out", [bag], pipeline)
+    begun = time.monotonic()
+    slow: Pipeline = Slow(pipeline, 0.2)  # type: ignore[assignment]
+    rp.carry_out(tmp_path / "out", run, replay_realtime(rp.whole(spans), slow, CITYSCAPES19))
+    assert time.monotonic() - begun > 0.55  # 11 steps of 50 ms
+    data = load_run(tmp_path / "out")
+    assert data.complete
+    ok, dropped = ([r for r in data.records if r.status == s] for s in ("ok", "dropped"))
+    assert len(ok) + len(dropped) == 12 and len(dropped) >= 6
+    assert ok[-1].index == 11  # the last one is never overwritten
+    assert {r.reason for r in dropped} == {DROPPED} and all(r.light_level is None for r in dropped)
+    assert all(r.latency_ms is not None and r.latency_ms > 200 for r in ok)
+    assert len(data.counts) == len(ok)
+
+
+def test_real_time_without_haste_drops_nothing(tmp_path: Path, pipeline: Pipeline, serial: RunData) -> None:
+    bag = write_tiny_bag(tmp_path / "one", make_frames(11), step_ns=400_000_000)
+    run, spans = begin(tmp_path / "out", [bag], pipeline)
+    rp.carry_out(tmp_path / "out", run, replay_realtime(rp.whole(spans), pipeline, CITYSCAPES19, rate=2))
+    data = load_run(tmp_path / "out")
+    done = [r.index for r in data.labelled]  # all 11, unless a busy machine takes more than 200 ms for a frame
+    assert done[-1] == 10
+    np.testing.assert_array_equal(data.counts.confusion, serial.counts.confusion[done])
+
+
+def test_due_times() -> None:
+    times_ns = np.array([5, 6, 6, 5, 60, 61]) * 10**9
+    expected = np.cumsum([0, 0.5, 0, 0, LONGEST_GAP_S, 0.5])
+    np.testing.assert_allclose(due_times_s(times_ns, 2.0), expected)
+
+
+def test_the_clock_keeps_up_with_the_stamps_after_a_long_gap() -> None:
+    times_ns = 1_763_846_812_123_456_789 + np.array([0, 1, 1, 1001, 1002]) * 10**9
+    rate = 2.0
+    due_s = due_times_s(times_ns, rate)
+    at = recorded_at(times_ns, due_s, rate)
+    assert [at(due) for due in due_s] == times_ns.tolist()
+    assert at(float(due_s[2]) + LONGEST_GAP_S / 4) == times_ns[2] + 250 * 10**9
+    assert at(float(due_s[-1]) + 0.5) == times_ns[-1] + 10**9
+    alone = recorded_at(times_ns[:1], due_s[:1], rate)
+    assert (alone(0.0), alone(0.5)) == (times_ns[0], times_ns[0] + 10**9)
