@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
 from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
 
 from nightlab_core.labels import (  # noqa: E402
     CAMVID_OPENED,
@@ -19,7 +20,7 @@ from nightlab_core.labels import (  # noqa: E402
 )
 from nightlab_core.models.backbone import Backbone  # noqa: E402
 from nightlab_core.output_labels import OutputLabels  # noqa: E402
-from training.segmenter import freeze, loss_weights, segmentation_loss, settle, start  # noqa: E402
+from training.segmenter import every_second, freeze, loss_weights, segmentation_loss, settle, start  # noqa: E402
 
 
 def test_an_open_label_holds_what_camvid_puts_into_one_class() -> None:
@@ -113,6 +114,20 @@ def test_lovasz_is_nought_where_all_is_right_and_one_where_all_is_wrong() -> Non
         losses = segmentation_loss(_Constant(logits.repeat_interleave(8, 2).repeat_interleave(8, 3)), batch,
                                    loss_weights({}), lovasz_weight=2.0)  # fmt: skip
         assert losses["lovasz"].item() == pytest.approx(2 * expected, abs=0.01)
+
+
+def test_the_loss_looks_where_the_mask_will_be() -> None:
+    """A mask is made of logits enlarged to the image; half a pixel aside, nothing thin would be where it is."""
+    torch.manual_seed(0)
+    for shape, size_hw in (((2, 3, 8, 12), (32, 48)), ((1, 2, 5, 7), (37, 43)), ((1, 4, 16, 16), (16, 16))):
+        logits = torch.randn(shape)
+        enlarged = F.interpolate(logits, size=size_hw, mode="bilinear", align_corners=False)
+        torch.testing.assert_close(every_second(logits, size_hw), enlarged[..., ::2, ::2], rtol=1e-4, atol=1e-5)
+    # A network that answers every pixel rightly has nothing to learn, wherever the borders run.
+    labels = torch.randint(0, 19, (1, 16, 24))
+    exact = 50.0 * F.one_hot(labels, 19).permute(0, 3, 1, 2)
+    found = segmentation_loss(_Constant(exact), (torch.zeros(1, 3, 16, 24), labels), loss_weights({}))
+    assert found["cross_entropy"].value.item() < 1e-3  # type: ignore[union-attr]
 
 
 def test_a_batch_without_labels_costs_nothing_and_has_a_gradient() -> None:
