@@ -103,7 +103,9 @@ class LightAdaptation(nn.Module):
         """Mean SSIM of two batches of images (Wang et al., 2004), at `structure_reduction` of their size."""
         if self.structure_reduction > 1:
             adapted, night = (F.avg_pool2d(x, self.structure_reduction) for x in (adapted, night))
-        return ssim(adapted.float(), night.float(), data_range=1.0)
+        # SSIM subtracts the square of a mean from a mean of squares: in half precision only noise is left of it.
+        with torch.autocast(adapted.device.type, enabled=False):
+            return ssim(adapted.float(), night.float(), data_range=1.0)
 
 
 def adaptation_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:

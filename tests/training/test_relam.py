@@ -96,6 +96,18 @@ def test_an_untrained_adaptation_changes_nothing() -> None:
     assert losses["structure"].item() == pytest.approx(0, abs=1e-5) and losses["identity"].item() == 0
 
 
+def test_likeness_is_measured_in_full_precision() -> None:
+    model = relam.LightAdaptation(_recipe("image"))
+    night = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.1
+    found = []
+    for half in (False, True):
+        adapted = (1.3 * night).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            model.similarity(adapted, night).backward()
+        found.append(adapted.grad)
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_night_turns_towards_day_and_day_stays(data: Path, tmp_path: Path) -> None:
     recipe = _recipe("image", steps=40)
     relam.train(recipe, data, tmp_path)
