@@ -12,6 +12,7 @@ import os
 import torch
 import torch.distributed.nn.functional as collective
 from lightning.fabric import Fabric
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
 
@@ -37,18 +38,19 @@ def is_first_process() -> bool:
 def synchronise_batch_norm(model: nn.Module, fabric: Fabric) -> None:
     """Let every batch normalisation that is in training mode take its statistics over all processes, in place.
 
-    On a GPU it is torch's SyncBatchNorm, which has no CPU form; `ReducedBatchNorm2d` is one. Parameters, keys and
-    modes stay. A normalisation in evaluation mode keeps its fixed statistics in both.
+    On a GPU it is torch's SyncBatchNorm, which has no CPU form; `ReducedBatchNorm2d` is one. Parameters, keys, modes
+    and the activations that timm builds into its normalisations stay. A normalisation in evaluation mode keeps its
+    fixed statistics in both.
     """
     if fabric.world_size == 1:
         return
     if fabric.device.type != "cpu":
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        convert_sync_batchnorm(model)
         return
+    reduced = {nn.BatchNorm2d: ReducedBatchNorm2d, BatchNormAct2d: ReducedBatchNormAct2d}
     for module in model.modules():
-        for child in module.children():
-            if type(child) is nn.BatchNorm2d:
-                child.__class__ = ReducedBatchNorm2d
+        if type(module) in reduced:
+            module.__class__ = reduced[type(module)]
 
 
 class ReducedBatchNorm2d(nn.BatchNorm2d):
@@ -74,3 +76,12 @@ class ReducedBatchNorm2d(nn.BatchNorm2d):
         if self.affine:
             out = out * self.weight[:, None, None] + self.bias[:, None, None]
         return out.to(x.dtype)
+
+
+class ReducedBatchNormAct2d(ReducedBatchNorm2d, BatchNormAct2d):
+    """timm's normalisation with its activation, over the images of all processes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return BatchNormAct2d.forward(self, x)
+        return self.act(self.drop(super().forward(x)))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
 from small_stage import Halves, loss_of, network  # noqa: E402
+from timm.layers import BatchNormAct2d  # noqa: E402
 from torch import nn  # noqa: E402
 
-from training.distributed import ReducedBatchNorm2d  # noqa: E402
+from training.distributed import ReducedBatchNorm2d, synchronise_batch_norm  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 STAGE = str(ROOT / "tests" / "support" / "small_stage.py")
@@ -116,3 +118,22 @@ def test_reduced_normalisation_of_one_process_is_torchs(monkeypatch: pytest.Monk
         torch.testing.assert_close(reduced.state_dict()[key], value)
     reduced.load_state_dict(plain.state_dict())
     assert torch.equal(reduced.eval()(x), plain.eval()(x))  # frozen statistics are each process's own business
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_synchronised_normalisation_keeps_its_activation(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm builds the activation into the normalisation: without it an EfficientNet still loads, and is wrong."""
+    monkeypatch.setattr("torch.distributed.nn.functional.all_reduce", lambda tensor: tensor)
+    torch.manual_seed(0)
+    norm = BatchNormAct2d(4, act_layer=nn.ReLU6)
+    nn.init.normal_(norm.bias)
+    network, plain = (nn.Sequential(nn.Conv2d(3, 4, 3), n, nn.BatchNorm2d(4)) for n in (norm, BatchNormAct2d(4)))
+    plain[1].act = norm.act
+    plain.load_state_dict(network.state_dict())
+    fabric: Any = SimpleNamespace(world_size=2, device=torch.device(device))
+    synchronise_batch_norm(network, fabric)
+    assert type(network[1]) is not BatchNormAct2d and network.state_dict().keys() == plain.state_dict().keys()
+    image = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(network.eval()(image), plain.eval()(image))
+    if device == "cpu":  # torch's SyncBatchNorm has no form of it in training
+        torch.testing.assert_close(network.train()(image), plain.train()(image), rtol=1e-4, atol=1e-5)
