@@ -61,7 +61,11 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument("image", default_value="image", description="Camera topic, sensor_msgs/Image."),
             DeclareLaunchArgument("namespace", default_value="", description="Namespace of the node and its topics."),
             DeclareLaunchArgument("params_file", default_value=default_params, description="YAML file of parameters."),
-            DeclareLaunchArgument("use_sim_time", default_value="false", description="Follow /clock, as with a bag."),
+            DeclareLaunchArgument(
+                "use_sim_time",
+                default_value="false",
+                description="Follow /clock, as with a bag; goes before params_file.",
+            ),
             DeclareLaunchArgument("activate", default_value="true", description="Configure and activate at start."),
             # Fast DDS's default transport loses most images of 640x480 or more. A value that is set already is kept.
             *(SetEnvironmentVariable(p, EnvironmentVariable(p, default_value=large_images)) for p in FASTDDS_PROFILES),

@@ -117,14 +117,19 @@ def write_clip(source: FrameSource, folder: Path, fps: float, console: Console) 
 def wait_for_answer(monitor: Monitor, node: Child, player: Child, console: Console) -> None:
     """Until the mask of the player's latest knock is here, then let the clip begin.
 
-    DemoError if a process dies, or if nothing comes for longer than any machine should take.
+    DemoError if a process dies, or if nothing comes for longer than any machine should take; building engines may take
+    longer, as long as it gets on.
     """
-    begin = time.monotonic()
+    begin = news = time.monotonic()
+    built: dict[str, str] = {}
     with console.status("Starting the node: it loads its bundle, compiles the engines and takes a first frame ..."):
         while not (player.knocks and monitor.has_answer(player.knocks[-1].stamp_ns)):
             node.check()
             player.check()
-            if time.monotonic() - begin > ANSWER_TIMEOUT_S:
+            build = {name: value for name, value in list(monitor.diagnostics.items()) if name.startswith("build_")}
+            if build != built:
+                news, built = time.monotonic(), build
+            if time.monotonic() - news > ANSWER_TIMEOUT_S:
                 raise DemoError(
                     f"no mask came back within {ANSWER_TIMEOUT_S:g} s. The end of {node.log}:\n{node.tail()}"
                 )

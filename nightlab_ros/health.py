@@ -2,15 +2,17 @@
 """Counts, rate, frame age and percentiles of every stage: what /diagnostics says. No ROS, so that it is tested without.
 
 Times come in from outside: stamps and ``now_s`` in seconds of the node's clock, which may be simulated; stage times in
-milliseconds of the wall clock. One lock, as the subscription's thread counts while the worker's thread records.
+milliseconds of the wall clock, by which alone it is judged whether masks still come out. One lock, as the
+subscription's thread counts while the worker's thread records.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +22,10 @@ LOSS_ADVICE = (
     "images are lost in the transport: with Fast DDS, start camera and node with FASTRTPS_DEFAULT_PROFILES_FILE "
     "(from Kilted on FASTDDS_DEFAULT_PROFILES_FILE) set to share/nightlab_ros/config/fastdds.xml"
 )
+
+
+#: Without a mask or a failure for so long, or for five times what a frame takes, the pipeline is called stuck.
+STUCK_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -32,10 +38,16 @@ class Report:
 
 
 class Health:
-    """Statistics over the last ``window`` processed frames, and counts since the node was configured."""
+    """Statistics over the last ``window`` processed frames, and counts since the node was configured.
 
-    def __init__(self, window: int = 100) -> None:
+    ``steady_s`` is a clock that no simulation stops.
+    """
+
+    def __init__(self, window: int = 100, steady_s: Callable[[], float] = time.monotonic) -> None:
         self._lock = threading.Lock()
+        self._steady_s = steady_s
+        self._unanswered_s: float | None = None  # since when images came without an outcome
+        self._preparing = ""
         self._counts = dict.fromkeys(("received", "processed", "failed", "overwritten", "skipped", "lost"), 0)
         self._sequence: tuple[object, int] | None = None
         self._published_s: deque[float] = deque(maxlen=window)
@@ -55,6 +67,8 @@ class Health:
         with self._lock:
             self._counts["received"] += 1
             self._last_received_s = now_s
+            if self._unanswered_s is None:
+                self._unanswered_s = self._steady_s()
             if number is not None and self._sequence is not None and self._sequence[0] == publisher:
                 self._counts["skipped"] += max(0, number - self._sequence[1] - 1)
             self._sequence = None if number is None else (publisher, number)
@@ -63,6 +77,12 @@ class Health:
         """What was published while the node did not listen is no gap."""
         with self._lock:
             self._sequence = None
+            self._unanswered_s = None
+
+    def preparing(self, what: str) -> None:
+        """The next outcome takes its time, for ``what`` is done before it; empty: no longer."""
+        with self._lock:
+            self._preparing = what
 
     def overwritten(self) -> None:
         """A newer message came before the worker began this one."""
@@ -80,6 +100,7 @@ class Health:
         with self._lock:
             self._counts["failed"] += 1
             self._failure = (now_s, reason)
+            self._unanswered_s, self._preparing = None, ""
 
     def processed(self, now_s: float, stamp_s: float, stages_ms: Mapping[str, float], light_level: float) -> None:
         """A mask was published at ``now_s`` for a frame stamped ``stamp_s``; ``light_level`` is 0..1."""
@@ -88,6 +109,7 @@ class Health:
             self._published_s.append(now_s)
             self._ages_ms.append(1e3 * (now_s - stamp_s))
             self._light_level = light_level
+            self._unanswered_s, self._preparing = None, ""
         self.stages(stages_ms)
 
     def stages(self, stages_ms: Mapping[str, float]) -> None:
@@ -119,7 +141,10 @@ class Health:
         return (len(times) - 1) / (end_s - times[0])
 
     def report(self, now_s: float, active: bool) -> Report:
-        """What to publish now. Silence and failures count when they are less than 2 s old, by the node's clock."""
+        """What to publish now. Silence and failures count when they are less than 2 s old, by the node's clock.
+
+        Images without an outcome are a warning after ``STUCK_S`` or more, and an error after five times as long.
+        """
         values = {name: str(number) for name, number in self.counts().items()}
         values["rate_hz"] = f"{self.rate_hz(now_s):.2f}"
         with self._lock:
@@ -130,10 +155,18 @@ class Health:
                 values.update(_percentiles(stage, times))
             silence_s, (failure_s, reason) = now_s - self._last_received_s, self._failure
             loss_age_s = now_s - self._last_lost_s
+            waited_s = 0.0 if self._unanswered_s is None else self._steady_s() - self._unanswered_s
+            preparing, latencies = self._preparing, self._stages.get("latency")
         if not active:
             return Report(OK, "inactive", values)
         if 0.0 <= now_s - failure_s < 2.0:  # simulated time may jump back
             return Report(ERROR, f"a frame failed: {reason}", values)
+        patience_s = max(STUCK_S, 5e-3 * float(np.median(latencies))) if latencies else STUCK_S
+        if waited_s >= patience_s:
+            if preparing:
+                return Report(WARN, f"{preparing}: no mask for {waited_s:.0f} s", values)
+            level = ERROR if waited_s >= 5 * patience_s else WARN
+            return Report(level, f"images arrive, but no mask came out for {waited_s:.0f} s", values)
         if 0.0 <= loss_age_s < 2.0:
             return Report(WARN, LOSS_ADVICE, values)
         if silence_s >= 2.0:

@@ -70,8 +70,9 @@ def image_to_bgr(msg: Any) -> np.ndarray:
 def compressed_to_bgr(msg: Any) -> np.ndarray:
     """Decode a sensor_msgs/CompressedImage, JPEG or PNG, to uint8 (H, W, 3) BGR.
 
-    The orientation in EXIF is ignored, so that the mask keeps the pixel grid of the camera. Raises ImageError for
-    another format and for a file that is cut short: OpenCV would fill the missing part with grey.
+    The orientation in EXIF is ignored, so that the mask keeps the pixel grid of the camera. Where image_transport
+    packed a Bayer camera's mosaic as it is, and says so in ``format``, its colours are made here. Raises ImageError
+    for another format and for a file that is cut short: OpenCV would fill the missing part with grey.
     """
     data = bytes(msg.data)
     is_jpeg, is_png = data.startswith(_JPEG), data.startswith(_PNG)
@@ -84,13 +85,22 @@ def compressed_to_bgr(msg: Any) -> np.ndarray:
         raise ImageError(
             f"received {len(data)} bytes of {'JPEG' if is_jpeg else 'PNG'} without its end: it is cut short"
         )
+    mosaic = _bayer_encoding(msg.format)
+    colour = cv2.IMREAD_UNCHANGED if mosaic else cv2.IMREAD_COLOR
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), colour | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise ImageError(f"received {len(data)} bytes that OpenCV cannot decode: {error}") from error
     if image is None:
         raise ImageError(f"received {len(data)} bytes of {'JPEG' if is_jpeg else 'PNG'} that are corrupt")
-    return image
+    return image_to_bgr(fill_image(SimpleNamespace(), image, mosaic)) if mosaic else image
+
+
+def _bayer_encoding(image_format: str) -> str:
+    """The Bayer encoding of a mosaic that was compressed as it is, from "bayer_rggb8; png compressed "; else ""."""
+    encoding, _, way = image_format.partition(";")
+    packed_as = way.rpartition("compressed")[2].strip()
+    return encoding if encoding.startswith("bayer_") and encoding in ENCODINGS and not packed_as else ""
 
 
 def fill_image(msg: Any, pixels: np.ndarray, encoding: str, header: Any = None) -> Any:
@@ -157,7 +167,7 @@ def _pixels(msg: Any) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _converter() -> tuple[str, Callable[[Any], np.ndarray]]:
-    """Choose once: (what was chosen and why, packed message -> BGR)."""
+    """Choose once: (what was chosen and why, packed message -> BGR). Without either, all but bgr8 is an ImageError."""
     reason = "cv_bridge is not installed"
     if importlib.util.find_spec("cv_bridge") is not None:
         command = [sys.executable, "-c", _CV_BRIDGE_PROBE]
@@ -176,5 +186,10 @@ def _converter() -> tuple[str, Callable[[Any], np.ndarray]]:
     try:
         from rosbags.image import image_to_cvimage
     except ImportError as error:
-        raise ImageError(f"only bgr8 can be read: {reason}, nor is rosbags-image ({error}); install either") from error
+        missing = f"only bgr8 can be read: {reason}, nor is rosbags-image ({error}); install either"
+
+        def refuse(packed: Any) -> np.ndarray:
+            raise ImageError(missing)
+
+        return missing, refuse
     return f"rosbags-image ({reason})", lambda packed: image_to_cvimage(packed, "bgr8")

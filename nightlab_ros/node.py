@@ -18,12 +18,14 @@ from typing import Any
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
 try:
@@ -41,6 +43,16 @@ from nightlab_ros.params import ParameterError, changed, declare, unknown_parame
 from nightlab_ros.publishers import RELIABLE, Publishers, diagnostics
 
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+
+def image_callback(on_image: Callable[[Any, Any], None], subscription: type = Subscription) -> Callable[..., None]:
+    """What to subscribe with, for `on_image` of a message and of what the middleware knows of its way.
+
+    ROS 2 Humble calls with the message alone, and then nothing is known; later ones go by the number of arguments.
+    """
+    if hasattr(subscription, "CallbackType"):
+        return on_image
+    return lambda msg: on_image(msg, {})
 
 
 class NightLabNode(LifecycleNode):
@@ -62,6 +74,7 @@ class NightLabNode(LifecycleNode):
         self._diagnostics: Any = None
         self._timer: Any = None
         self._prepared_hw: tuple[int, int] | None = None
+        self._tried_hw: tuple[int, int] | None = None
 
     # Lifecycle. rclpy swallows what these raise, hence _attempt.
 
@@ -131,7 +144,8 @@ class NightLabNode(LifecycleNode):
         self.get_logger().info(f"bundle {manifest.name}, engine {pipeline.engine_name}, images by {converter}")
         self._health = Health()
         self._outputs = Publishers(self, pipeline.bundle.class_set, self._health.stages)
-        self._timer = self.create_timer(1.0, self._report)
+        # By a clock that goes on when a bag is paused, or when nobody publishes /clock: that has to be told too.
+        self._timer = self.create_timer(1.0, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
         if size_hw is not None:
             self._prepare(pipeline, size_hw)
 
@@ -145,7 +159,7 @@ class NightLabNode(LifecycleNode):
             self.create_subscription,
             CompressedImage if compressed else Image,
             "image/compressed" if compressed else "image",
-            self._on_image,
+            image_callback(self._on_image),
             BEST_EFFORT,
         )
         try:
@@ -180,7 +194,7 @@ class NightLabNode(LifecycleNode):
         if self._pipeline is not None:
             self._pipeline.close()
             self._pipeline = None
-        self._prepared_hw = None
+        self._prepared_hw = self._tried_hw = None
 
     def close(self) -> None:
         """Stop and free everything, whatever the state; for the end of the process."""
@@ -257,9 +271,13 @@ class NightLabNode(LifecycleNode):
 
     def _prepare(self, pipeline: Pipeline, frame_hw: tuple[int, int]) -> None:
         size = f"{frame_hw[1]}x{frame_hw[0]}"
-        self.get_logger().info(f"preparing the engines for images of {size}")
+        if frame_hw != self._tried_hw:  # a size that cannot be prepared for is tried at every frame, and told once
+            self.get_logger().info(f"preparing the engines for images of {size}")
+        self._tried_hw = frame_hw
+        self._health.preparing(f"preparing the engines for images of {size}")
         seconds = pipeline.prepare(frame_hw)
         self._prepared_hw = frame_hw
+        self._health.preparing("")
         self.get_logger().info(f"prepared for {size} in {seconds:.1f} s")
 
     def _now_s(self) -> float:

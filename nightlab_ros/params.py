@@ -55,8 +55,8 @@ class NodeSettings(PipelineSettings):
         tuple[Side, Side],
         AT_CONFIGURE,
         Field(
-            description="width and height of the camera, to compile for at configure; 0, 0: at the first frame, "
-            "and without TensorRT, whose plans are made for one size"
+            description="width and height of the camera, to compile for at configure; 0, 0: compile at the "
+            "first frame, and leave out TensorRT, whose plans are made for one size"
         ),
     ] = (0, 0)
     overlay: Annotated[bool, Field(description="draw `~/overlay` while someone listens")] = True

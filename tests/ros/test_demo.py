@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 
 pytest.importorskip("rclpy")
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
@@ -71,6 +75,48 @@ def test_a_node_that_dies_ends_the_demo_with_its_last_words(tiny_bundle: Path, t
     assert done.returncode == 1
     assert "nightlab_ros.node ended with status 1" in done.stdout and "telepathy" in done.stdout, done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_engines_that_are_being_built_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nightlab_ros import demo
+
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    class Monitor:
+        """The build's percent goes on until `ends_s`."""
+
+        def __init__(self, ends_s: float, answers_s: float) -> None:
+            self._ends_s, self._answers_s = ends_s, answers_s
+
+        @property
+        def diagnostics(self) -> dict[str, str]:
+            return {"build_percent": str(int(min(clock[0], self._ends_s) / 10)), "received": str(clock[0])}
+
+        def has_answer(self, stamp_ns: int) -> bool:
+            return clock[0] >= self._answers_s
+
+        def forget(self) -> None:
+            pass
+
+    monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    child: Any = SimpleNamespace(
+        check=lambda: None,
+        begin=lambda: None,
+        log="node.log",
+        tail=lambda: "its end",
+        knocks=[SimpleNamespace(stamp_ns=1)],
+    )
+    console = Console(file=io.StringIO())
+    slow: Any = Monitor(ends_s=900, answers_s=1000)
+    demo.wait_for_answer(slow, child, child, console)
+    clock[0] = 0.0
+    stuck: Any = Monitor(ends_s=500, answers_s=1000)
+    with pytest.raises(demo.DemoError, match="no mask came back within 240 s"):
+        demo.wait_for_answer(stuck, child, child, console)
+    assert 740 < clock[0] < 760
 
 
 @pytest.mark.parametrize(

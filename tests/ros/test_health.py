@@ -128,3 +128,41 @@ def test_losses_are_told_with_a_remedy() -> None:
     report = health.report(10.5, active=True)
     assert report.level == WARN and "config/fastdds.xml" in report.message
     assert health.report(12.2, active=True).message == "no images for 2.2 s"
+
+
+def test_images_without_a_mask_are_told() -> None:
+    steady = [0.0]
+    health = Health(steady_s=lambda: steady[0])
+
+    def camera(seconds: float) -> None:
+        for _ in range(round(10 * seconds)):
+            steady[0] += 0.1
+            health.received(50.0)  # a simulated clock that stands still
+
+    def told() -> tuple[int, str]:
+        report = health.report(50.0, active=True)
+        return report.level, report.message
+
+    camera(1.9)
+    assert told() == (OK, "running")
+    camera(1.0)
+    assert told() == (WARN, "images arrive, but no mask came out for 3 s")
+    health.preparing("preparing the engines for images of 64x48")
+    camera(20.0)
+    assert told() == (WARN, "preparing the engines for images of 64x48: no mask for 23 s")
+    health.preparing("")
+    assert told() == (ERROR, "images arrive, but no mask came out for 23 s")
+    assert health.report(50.0, active=False).level == OK
+    health.processed(50.0, 49.9, {"latency": 3000.0}, 0.5)
+    assert told() == (OK, "running")
+    camera(14.9)  # five times what a frame takes
+    assert told() == (OK, "running")
+    camera(0.5)
+    assert told()[0] == WARN
+    health.resubscribed()
+    assert told() == (OK, "running")
+    steady[0] += 100.0  # nothing is asked for
+    assert told() == (OK, "running")
+    camera(20.0)
+    health.failed(10.0, "cut short")  # a failure is an outcome
+    assert told() == (OK, "running")

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -149,6 +152,60 @@ def test_simulated_time(start: Callable[..., Any], tiny_bundle: Path) -> None:
 
     wait_until(silent, "a warning")
     assert (newest() or {})["message"].startswith("no images for ")
+
+
+def test_a_simulated_clock_that_nobody_publishes_is_told(start: Callable[..., Any], tiny_bundle: Path) -> None:
+    _, client = start(bundle=str(tiny_bundle), autostart=True, use_sim_time=True)
+    client.connect(client.image(flat(20)))
+    values = client.diagnostics(lambda values: values["processed"] != "0")
+    assert (values["level"], "use_sim_time" in values["message"]) == ("1", True)
+
+
+def test_a_size_that_cannot_be_prepared_for_is_logged_once(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import rclpy
+    from rclpy.context import Context
+
+    from nightlab_ros.node import NightLabNode
+
+    context = Context()
+    rclpy.init(args=["--ros-args", "-p", "autostart:=false"], context=context)
+    node = NightLabNode(context=context)
+    told: list[str] = []
+    monkeypatch.setattr(node, "get_logger", lambda: SimpleNamespace(info=told.append))
+
+    def prepare(frame_hw: tuple[int, int]) -> float:
+        if frame_hw == (48, 64):
+            return 0.5
+        raise RuntimeError("there is no plan for this size")
+
+    try:
+        for frame_hw in [(30, 40)] * 3 + [(48, 64)] + [(30, 40)] * 2:
+            with contextlib.suppress(RuntimeError):
+                node._prepare(SimpleNamespace(prepare=prepare), frame_hw)  # type: ignore[arg-type]
+    finally:
+        node.close()
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+    assert told == [
+        "preparing the engines for images of 40x30",
+        "preparing the engines for images of 64x48",
+        "prepared for 64x48 in 0.5 s",
+        "preparing the engines for images of 40x30",
+    ]
+
+
+def test_humble_calls_with_the_message_alone() -> None:
+    """rclpy binds the callback's arguments to decide how to call it; Humble's calls with one whatever it takes."""
+    from nightlab_ros.node import image_callback
+
+    taken = []
+    for_humble = image_callback(lambda msg, info: taken.append((msg, info)), subscription=object)
+    for_humble("image")
+    assert taken == [("image", {})]
+    later = image_callback(lambda msg, info: taken.append((msg, info)))
+    inspect.signature(later).bind("image", {})
+    with pytest.raises(TypeError):
+        inspect.signature(later).bind("image")
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
