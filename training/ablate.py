@@ -63,10 +63,12 @@ def ablate(
     previous = ""
     for row in ablation.rows:
         if row.name not in stacked:
-            not_trained = {"name": row.name, "not_trained": _how_to_train(ablation, row)}
-            entries.append(earlier.get(row.name, not_trained))
+            entry = earlier.get(row.name, {"name": row.name, "not_trained": _how_to_train(ablation, row)})
+            if row.against is None:  # also where the recipe of then compared it
+                entry = {k: v for k, v in entry.items() if k not in ("against", "difference")}
+            entries.append(entry)
             continue
-        against = row.against if row.against in stacked else previous
+        against = row.against if row.against is None or row.against in stacked else previous
         entries.append(_entry(ablation, row, stacked[row.name], finals, classes, against))
         previous = row.name
     found: dict[str, Any] = {"name": name, "frames": len(frames), "classes": list(classes.names), "rows": entries}
@@ -106,7 +108,7 @@ def final(ablation: Ablation, row: Row, counts: Counts) -> np.ndarray:
 
 
 def _entry(
-    ablation: Ablation, row: Row, counts: Counts, finals: dict[str, np.ndarray], classes: ClassSet, against: str
+    ablation: Ablation, row: Row, counts: Counts, finals: dict[str, np.ndarray], classes: ClassSet, against: str | None
 ) -> dict[str, Any]:
     matrices = finals[row.name]
     entry: dict[str, Any] = {"name": row.name, "miou": percent(matrices), "image_level": percent(counts.image)}

@@ -9,6 +9,7 @@ First both levels read the trained detector's proposals on training frames, once
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -134,7 +135,9 @@ def build(recipe: HdmRecipe) -> RegionDetector:
 
 
 def train(recipe: HdmRecipe, data: Path, out: Path) -> None:
-    """Run the stage, or go on with it where `out` holds its checkpoint."""
+    """Run the stage, or go on with it where `out` holds its checkpoint. Raises ValueError for several processes."""
+    if torch.distributed.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
+        raise ValueError("this stage is for one process, which measures the proposals; start it without torchrun")
     torch.manual_seed(recipe.loop.seed)
     detector = build(recipe)
     reader = proposals.open_reader(recipe.sources, data, recipe.loop.seed)

@@ -32,7 +32,7 @@ class Row(Settings):
     detector: str = ""
     score_threshold: float = Field(default=0.0, ge=0, le=1)  #: boxes with a lower score are left alone
     max_regions: int | None = Field(default=None, ge=0, le=MAX_REGIONS)  #: null: the recipe's number
-    against: str = ""  #: the row that it is compared with; empty: the last one before it that is measured
+    against: str | None = ""  #: the row it is compared with; empty: the last before it that is measured; null: none
 
     @model_validator(mode="after")
     def _whole(self) -> Row:

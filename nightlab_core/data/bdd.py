@@ -67,7 +67,10 @@ def bdd100k_night(root: Path, split: str, pattern: str = "*", complete: bool = T
         raise DatasetError(f"{names} lists {split}/{missing[0]}, and {len(missing) - 1} more, without mask or image")
     if not pairs:
         raise DatasetError(f"{names} lists no frame of {split} that is there; expected lines like {split}/<stem>")
-    return LabelledImages(pairs).matching(pattern)
+    samples = LabelledImages(pairs)
+    if complete:
+        check_mapping(samples)
+    return samples.matching(pattern)
 
 
 def mask_stem(path: Path) -> str:

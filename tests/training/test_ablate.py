@@ -192,6 +192,18 @@ def test_a_row_may_be_compared_with_an_earlier_one(bundle: str) -> None:
     assert [line.split("|")[1].strip() for line in page.splitlines() if " against image |" in line] == ["detector"]
 
 
+def test_a_row_may_be_compared_with_none(bundle: str) -> None:
+    rows = _ablation(bundle).rows
+    ablation = _ablation(bundle, rows=(*rows[:3], replace(rows[3], against=None)))
+    samples = _samples(2)
+    found = ablate(ablation, Networks.open(list(rows[1:])), samples, CITYSCAPES19, "mine")
+    assert "against" not in found["rows"][3] and "difference" not in found["rows"][3] and "gain" in found["rows"][3]
+    kept = {"plain": {**found["rows"][2], "name": "plain", "kept": True}}
+    alone = _ablation(bundle, rows=(rows[1], replace(rows[0], against=None)))
+    found = ablate(alone, Networks.open([rows[1]]), samples, CITYSCAPES19, "mine", kept)
+    assert found["rows"][1]["kept"] and "against" not in found["rows"][1]
+
+
 def test_a_row_may_read_fewer_regions(bundle: str) -> None:
     rows = _ablation(bundle).rows
     ablation = _ablation(bundle, rows=(*rows[1:], replace(rows[3], name="one region", max_regions=1)))
@@ -226,8 +238,15 @@ def test_shipped_ladders_name_recipes_that_are_there(path: Path) -> None:
     assert set(ablation.train) <= named
     for made in (p for p in named if p.startswith("runs/")):
         command = ablation.train[made]
-        recipe, out = re.fullmatch(r"python -m training\.\w+ (\S+) --data DATA --out (\S+)", command).groups()  # type: ignore[union-attr]
+        *before, last = command.split(" && ")
+        torchrun = r"(-m torch\.distributed\.run --standalone --nproc-per-node 8 )?"
+        stage = rf"python {torchrun}-m training\.\w+ (\S+) --data DATA --out (\S+)"
+        parallel, recipe, out = re.fullmatch(stage, last).groups()  # type: ignore[union-attr]
         assert (CONFIG.parent / recipe).is_file() and made == f"{out}/checkpoint.pt"
+        text = (CONFIG.parent / recipe).read_text()
+        assert bool(parallel) == ("of each of 8 processes" in text), f"{recipe}: its batch is not that of the command"
+        if levels := re.search(r"^levels: (runs/\S+\.pt)$", text, re.MULTILINE):
+            assert before[0].endswith(f"--out {levels[1]}")
     for name in ablation.hard_classes:
         CITYSCAPES19.id_of(name)
 

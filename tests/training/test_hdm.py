@@ -207,6 +207,14 @@ def test_what_cannot_be_used_is_said(root: Path, tmp_path: Path) -> None:
         levels.load_detector(root / "nightlab.pt")[0].hardness_logits([], torch.tensor([[0]]))
 
 
+def test_several_processes_are_refused(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would measure all proposals, and write the same file."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="for one process"):
+        hdm.train(_recipe(root), root, tmp_path)
+
+
 def test_a_class_comes_before_the_order_and_a_gain_is_the_order(root: Path) -> None:
     """What was learnt decides how boxes are ranked, and travels with the checkpoint's weights."""
     image = torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
