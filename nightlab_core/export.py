@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import Field
 from torch import Tensor, nn
 
 from nightlab_core.config import Settings
@@ -48,6 +49,8 @@ class ModelCard(Settings):
     trained_on: tuple[str, ...]
     licence: str
     input_hw: tuple[int, int] = (480, 640)
+    #: What `training.bundle` added to the region level's logits; a training that goes on from here takes it off again.
+    region_offsets: dict[str, float] = Field(default_factory=dict)
 
 
 def save_checkpoint(path: Path, model: NightLab, settings: NightLabSettings, card: ModelCard) -> None:

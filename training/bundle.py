@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from nightlab_core.config import Settings, load_yaml
+from nightlab_core.config import Settings, load_yaml, replace
 from nightlab_core.export import ModelCard, save_checkpoint
 from nightlab_core.models.nightlab import NightLab, NightLabSettings
 from nightlab_core.output_labels import OutputLabels
@@ -62,7 +62,8 @@ def offset(segmenter: nn.Module, names: tuple[str, ...], offsets: dict[str, floa
 
 def assemble(recipe: BundleRecipe, out: Path) -> None:
     """Write the checkpoint."""
-    save_checkpoint(out, from_stages(recipe), recipe.model, recipe.card)
+    card = replace(recipe.card, region_offsets=recipe.region_offsets)
+    save_checkpoint(out, from_stages(recipe), recipe.model, card)
 
 
 def _load(network: nn.Module, paths: str | tuple[str, ...], part: Part, settings: NightLabSettings) -> None:

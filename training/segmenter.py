@@ -19,6 +19,8 @@ from nightlab_core.models.deform import set_deform_form
 from nightlab_core.models.library import LibrarySegmenter
 from nightlab_core.models.nightlab import Level, NightLabSettings
 from nightlab_core.output_labels import OutputLabels
+from training.bundle import offset
+from training.checkpoint import read
 from training.command import run_stage
 from training.data import FrameStream, RegionStream, SourceSettings
 from training.loop import LoopSettings, Losses, Mean, fit, load_weights
@@ -141,13 +143,15 @@ def segmentation_loss(
 def start(model: nn.Module, checkpoint: Path, level: str) -> None:
     """Take the weights of a stage's checkpoint, or of one level of a whole NightLab's.
 
-    A part that the checkpoint lacks, or has in another shape, keeps its fresh weights and is named.
+    A part that the checkpoint lacks, or has in another shape, keeps its fresh weights and is named. What a bundle added
+    to a region level's logits is taken off: it was chosen for weights without it.
     """
     if not checkpoint.is_file():
         raise FileNotFoundError(f"{checkpoint}: no such checkpoint; train that stage first, see docs/training.md")
-    weights = load_weights(checkpoint)
+    state, weights, added = read(checkpoint), load_weights(checkpoint), {}
     if any(key.startswith(f"{level}.") for key in weights):
         weights = {k.removeprefix(f"{level}."): v for k, v in weights.items() if k.startswith(f"{level}.")}
+        added = state.get("card", {}).get("region_offsets", {}) if level == "region" else {}
     own = model.state_dict()
     fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
     if not fitting:
@@ -156,6 +160,9 @@ def start(model: nn.Module, checkpoint: Path, level: str) -> None:
     if fresh:
         print(f"{checkpoint} lacks {', '.join(fresh)}: fresh weights")
     model.load_state_dict({**own, **fitting})
+    if added and not fresh:
+        names = OutputLabels.of(state["settings"]["region_classes"]).names
+        offset(model.segmenter, names, {name: -value for name, value in added.items()})  # type: ignore[arg-type]
 
 
 def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:

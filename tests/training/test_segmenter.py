@@ -11,6 +11,8 @@ pytest.importorskip("lightning")
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from nightlab_core.config import load_yaml, replace  # noqa: E402
+from nightlab_core.export import load_checkpoint, save_checkpoint  # noqa: E402
 from nightlab_core.labels import (  # noqa: E402
     CAMVID_OPENED,
     CAMVID_TO_CITYSCAPES,
@@ -19,8 +21,12 @@ from nightlab_core.labels import (  # noqa: E402
     OPEN_LABELS,
 )
 from nightlab_core.models.backbone import Backbone  # noqa: E402
+from nightlab_core.models.nightlab import NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.output_labels import OutputLabels  # noqa: E402
+from training.bundle import BundleRecipe, assemble  # noqa: E402
 from training.segmenter import every_second, freeze, loss_weights, segmentation_loss, settle, start  # noqa: E402
+
+RECIPES = Path(__file__).parents[2] / "config" / "train"
 
 
 def test_an_open_label_holds_what_camvid_puts_into_one_class() -> None:
@@ -102,6 +108,22 @@ def test_a_stage_starts_from_another_or_from_one_level_of_a_whole(
         start(fresh, tmp_path / "missing.pt", "image")
     with pytest.raises(ValueError, match="no weight that fits"):
         start(nn.Conv2d(3, 8, 3), tmp_path / "stage.pt", "image")
+
+
+def test_a_region_level_that_goes_on_takes_off_what_a_bundle_added(tmp_path: Path) -> None:
+    settings = NightLabSettings(segmenter=SegmenterSettings(channels=8, stages=5, strides=(8, 16)), region_hw=(64, 64))
+    shipped = load_yaml(RECIPES / "lite_bundle.yaml", BundleRecipe)
+    save_checkpoint(tmp_path / "plain.pt", settings.build(), settings, shipped.card)
+    parts = dict.fromkeys(("image", "region", "detector"), str(tmp_path / "plain.pt"))
+    assemble(replace(shipped, model=settings, region_offsets={"pole": 0.5}, **parts), tmp_path / "raised.pt")
+    plain, raised = (load_checkpoint(tmp_path / f"{name}.pt")[0] for name in ("plain", "raised"))
+    for level in ("image", "region"):
+        model, unchanged = settings.build_level(level), getattr(plain, level).state_dict()
+        start(model, tmp_path / "raised.pt", level)
+        for key, value in model.state_dict().items():
+            torch.testing.assert_close(value, unchanged[key], msg=key)
+    different = [k for k, v in raised.region.state_dict().items() if not torch.equal(v, plain.region.state_dict()[k])]
+    assert len(different) == 1 and different[0].endswith("bias")
 
 
 def test_lovasz_is_nought_where_all_is_right_and_one_where_all_is_wrong() -> None:
