@@ -57,9 +57,14 @@ def save_checkpoint(path: Path, model: NightLab, settings: NightLabSettings, car
     """Write a NightLab with its configuration, the weights of its convolutions and products in half precision.
 
     Biases and the normalisations' numbers stay float32: they take little room, and half turns a variance
-    above 65504 into infinity and one below 3e-8 into 0.
+    above 65504 into infinity and one below 3e-8 into 0. Raises ValueError where a number is not finite.
     """
     weights = {k: v.half() if v.is_floating_point() and v.dim() > 1 else v for k, v in model.state_dict().items()}
+    if spoilt := [k for k, v in weights.items() if not torch.isfinite(v).all()]:
+        raise ValueError(
+            f"{spoilt[0]}, and {len(spoilt) - 1} more, hold numbers that are not finite, or not in half precision: a"
+            " part of the network would be dead. Train the stage on from its checkpoint, which begins statistics anew"
+        )
     state = {"settings": settings.model_dump(mode="json"), "card": card.model_dump(mode="json"), "weights": weights}
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, path)

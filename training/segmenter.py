@@ -144,7 +144,9 @@ def start(model: nn.Module, checkpoint: Path, level: str) -> None:
     """Take the weights of a stage's checkpoint, or of one level of a whole NightLab's.
 
     A part that the checkpoint lacks, or has in another shape, keeps its fresh weights and is named. What a bundle added
-    to a region level's logits is taken off: it was chosen for weights without it.
+    to a region level's logits is taken off: it was chosen for weights without it. A normalisation's statistics that
+    are not finite, which leave their channel dead, are begun anew. Raises FileNotFoundError, and ValueError for a
+    checkpoint that does not fit or whose weights are not finite.
     """
     if not checkpoint.is_file():
         raise FileNotFoundError(f"{checkpoint}: no such checkpoint; train that stage first, see docs/training.md")
@@ -159,6 +161,11 @@ def start(model: nn.Module, checkpoint: Path, level: str) -> None:
     fresh = sorted({k.rsplit(".", 1)[0] for k in own.keys() - fitting.keys()})
     if fresh:
         print(f"{checkpoint} lacks {', '.join(fresh)}: fresh weights")
+    for key in (k for k, v in fitting.items() if not torch.isfinite(v).all()):
+        if not key.endswith(("running_mean", "running_var")):
+            raise ValueError(f"{checkpoint}: {key} holds numbers that are not finite; start from another checkpoint")
+        print(f"{checkpoint}: {key} holds numbers that are not finite, which are begun anew")
+        fitting[key] = torch.where(torch.isfinite(fitting[key]), fitting[key], own[key])
     model.load_state_dict({**own, **fitting})
     if added and not fresh:
         names = OutputLabels.of(state["settings"]["region_classes"]).names

@@ -53,6 +53,19 @@ def test_its_engines_agree_with_its_checkpoint() -> None:
     assert len(rows) == 6 and all(r.passed for r in rows), rows
 
 
+def test_its_masks_lie_where_the_picture_is() -> None:
+    """A mask that lies aside would agree best with its mirror image's mask where that is moved by twice as much."""
+    pipeline = Pipeline.open(default_bundle(), precision="float32")
+    agreement = dict.fromkeys((-2, -1, 0, 1, 2), 0.0)
+    for frame in _parity_frames():
+        labels = pipeline(frame).image_labels
+        mirrored = pipeline(np.ascontiguousarray(frame[:, ::-1])).image_labels[:, ::-1]
+        for shift in agreement:
+            agreement[shift] += (labels == np.roll(mirrored, shift, axis=1))[:, 2:-2].mean()
+    pipeline.close()
+    assert max(agreement, key=lambda shift: agreement[shift]) == 0, agreement
+
+
 @needs_data
 @pytest.mark.data
 def test_it_sees_road_car_and_pole_at_dusk() -> None:

@@ -126,6 +126,32 @@ def test_a_region_level_that_goes_on_takes_off_what_a_bundle_added(tmp_path: Pat
     assert len(different) == 1 and different[0].endswith("bias")
 
 
+def test_statistics_that_are_not_finite_are_begun_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A variance that was once kept in half precision is infinite: its channel learns, and is dead when it is used."""
+    source, fresh = (nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)) for _ in range(2))
+    source[1].running_var[:] = torch.tensor([torch.inf, 7.0])
+    torch.save({"model": source.state_dict()}, tmp_path / "stage.pt")
+    start(fresh, tmp_path / "stage.pt", "image")
+    assert fresh[1].running_var.tolist() == [1.0, 7.0] and torch.equal(fresh[0].weight, source[0].weight)
+    assert "1.running_var holds numbers that are not finite, which are begun anew" in capsys.readouterr().out
+    source[0].bias.data[0] = torch.nan
+    torch.save({"model": source.state_dict()}, tmp_path / "stage.pt")
+    with pytest.raises(ValueError, match=r"0\.bias holds numbers that are not finite; start from another"):
+        start(fresh, tmp_path / "stage.pt", "image")
+
+
+@pytest.mark.parametrize("number", [float("inf"), 1e6])
+def test_a_checkpoint_of_a_dead_network_is_not_written(tmp_path: Path, number: float) -> None:
+    """Nor one whose weights are too large for the half precision that they are kept in."""
+    settings = NightLabSettings(segmenter=SegmenterSettings(channels=8, stages=5, strides=(8, 16)), region_hw=(64, 64))
+    card, model = load_yaml(RECIPES / "lite_bundle.yaml", BundleRecipe).card, settings.build()
+    weight = next(m for m in model.image.modules() if isinstance(m, nn.Conv2d)).weight
+    weight.data.view(-1)[0] = number
+    with pytest.raises(ValueError, match=r"image\.\S+, and 0 more, hold numbers that are not finite"):
+        save_checkpoint(tmp_path / "dead.pt", model, settings, card)
+    assert not (tmp_path / "dead.pt").exists()
+
+
 def test_lovasz_is_nought_where_all_is_right_and_one_where_all_is_wrong() -> None:
     labels = torch.zeros(1, 8, 8, dtype=torch.long)
     labels[..., 4:] = 20
