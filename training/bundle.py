@@ -102,13 +102,13 @@ def _beyond_shapes(settings: NightLabSettings, part: Part) -> dict[str, object]:
     if part == "detector":
         keys = ("strides", "anchor_sizes", "aspect_ratios", "reduction")
         return {f"model.detector.{key}": getattr(settings.detector, key) for key in keys}
-    relam = {"model.relam.reduction": settings.relam and settings.relam.reduction}
+    found: dict[str, object] = {"model.relam.reduction": settings.relam and settings.relam.reduction}
     if part == "image":
         segmenter, name = settings.segmenter, "segmenter"
     else:
         segmenter, name = settings.region_segmenter or settings.segmenter, "region_segmenter"
-        relam["model.region_classes"] = settings.region_classes
-    return relam | {f"model.{name}.{key}": getattr(segmenter, key) for key in ("strides", "output_stride")}
+        found["model.region_classes"] = settings.region_classes
+    return found | {f"model.{name}.{key}": getattr(segmenter, key) for key in ("strides", "output_stride")}
 
 
 def main() -> None:

@@ -150,7 +150,8 @@ def start(model: nn.Module, checkpoint: Path, level: str) -> None:
     """
     if not checkpoint.is_file():
         raise FileNotFoundError(f"{checkpoint}: no such checkpoint; train that stage first, see docs/training.md")
-    state, weights, added = read(checkpoint), load_weights(checkpoint), {}
+    state, weights = read(checkpoint), load_weights(checkpoint)
+    added: dict[str, float] = {}
     if any(key.startswith(f"{level}.") for key in weights):
         weights = {k.removeprefix(f"{level}."): v for k, v in weights.items() if k.startswith(f"{level}.")}
         added = state.get("card", {}).get("region_offsets", {}) if level == "region" else {}
@@ -169,7 +170,7 @@ def start(model: nn.Module, checkpoint: Path, level: str) -> None:
     model.load_state_dict({**own, **fitting})
     if added and not fresh:
         names = OutputLabels.of(state["settings"]["region_classes"]).names
-        offset(model.segmenter, names, {name: -value for name, value in added.items()})  # type: ignore[arg-type]
+        offset(model.segmenter, names, {name: -value for name, value in added.items()})
 
 
 def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
