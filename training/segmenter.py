@@ -170,7 +170,7 @@ def start(model: nn.Module, checkpoint: Path, level: str) -> None:
     model.load_state_dict({**own, **fitting})
     if added and not fresh:
         names = OutputLabels.of(state["settings"]["region_classes"]).names
-        offset(model.segmenter, names, {name: -value for name, value in added.items()})
+        offset(model.get_submodule("segmenter"), names, {name: -value for name, value in added.items()})
 
 
 def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
