@@ -58,8 +58,8 @@ def test_its_masks_lie_where_the_picture_is() -> None:
     pipeline = Pipeline.open(default_bundle(), precision="float32")
     agreement = dict.fromkeys((-2, -1, 0, 1, 2), 0.0)
     for frame in _parity_frames():
-        labels = pipeline(frame).image_labels
-        mirrored = pipeline(np.ascontiguousarray(frame[:, ::-1])).image_labels[:, ::-1]
+        labels = pipeline(frame).labels
+        mirrored = pipeline(np.ascontiguousarray(frame[:, ::-1])).labels[:, ::-1]
         for shift in agreement:
             agreement[shift] += (labels == np.roll(mirrored, shift, axis=1))[:, 2:-2].mean()
     pipeline.close()
