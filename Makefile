@@ -73,7 +73,7 @@ train-lite: .given-data $(TEST_ENV)/.ready ## train the lite bundle on, from the
 	$(TRAIN) -m training.detector $(RECIPES)/lite_detector.yaml --data '$(DATA)' --out runs/lite_detector
 	@# HDM learns from what both levels read in the plain detector's boxes: once a stage before it is trained again, so is HDM.
 	[ -e runs/lite_rdn_bundle/.done ] && [ -z "$$(find runs/lite_image runs/lite_region runs/lite_detector -name checkpoint.pt -newer runs/lite_rdn_bundle/.done)" ] || { \
-		rm -rf runs/lite_rdn_bundle runs/lite_hdm runs/lite_hdm_gain runs/lite_hdm_helps runs/lite_proposals.npz && \
+		rm -rf runs/lite_rdn_bundle runs/lite_hdm_helps runs/lite_proposals.npz && \
 		$(TRAIN) -m training.bundle $(RECIPES)/lite_bundle.yaml --out runs/lite_rdn_bundle.pt && \
 		$(TRAIN) -m nightlab_core.export runs/lite_rdn_bundle.pt runs/lite_rdn_bundle --frames $(FRAMES) && \
 		$(TRAIN) -m training.evaluate runs/lite_rdn_bundle --data '$(DATA)' --set camvid/val --set nightcoarse/val --record && \

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Teach the detector which of its proposals are worth reading again (the paper's HDM).
 
-python -m training.hdm config/train/lite_hdm.yaml --data DATA --out OUT
+python -m training.hdm config/train/lite_hdm_helps.yaml --data DATA --out OUT
 
 First both levels read the trained detector's proposals on training frames, once, and what each region brings is stored
 (`training.proposals`). Then a second head of the detector learns it; boxes and objectness stay as they are.

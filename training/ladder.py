@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -28,7 +27,9 @@ class Row(Settings):
     name: str
     image: str
     region: str = ""  #: empty: the image level alone
-    boxes: Literal["", "prediction", "detector"] = ""  #: "prediction": the hard classes in the image level's labels
+    #: "prediction": the hard classes in the image level's labels; "detector": the detector's, in its own order;
+    #: "objectness": the same boxes as the paper's RDN ranks them, without regard to HDM. This needs a checkpoint.
+    boxes: Literal["", "prediction", "detector", "objectness"] = ""
     detector: str = ""
     score_threshold: float = Field(default=0.0, ge=0, le=1)  #: boxes with a lower score are left alone
     max_regions: int | None = Field(default=None, ge=0, le=MAX_REGIONS)  #: null: the recipe's number
@@ -36,10 +37,10 @@ class Row(Settings):
 
     @model_validator(mode="after")
     def _whole(self) -> Row:
-        if bool(self.region) != bool(self.boxes) or bool(self.detector) != (self.boxes == "detector"):
+        if bool(self.region) != bool(self.boxes) or bool(self.detector) != (self.boxes in ("detector", "objectness")):
             raise ValueError(
-                f"row {self.name!r}: a region level goes with boxes, and a detector with boxes: detector; received "
-                f"region {self.region!r}, boxes {self.boxes!r}, detector {self.detector!r}"
+                f"row {self.name!r}: a region level goes with boxes, and a detector with boxes: detector or objectness;"
+                f" received region {self.region!r}, boxes {self.boxes!r}, detector {self.detector!r}"
             )
         return self
 
@@ -89,18 +90,20 @@ class Networks:
 
     image: dict[str, levels.ImageLevel] = field(default_factory=dict)
     region: dict[str, levels.RegionLevel] = field(default_factory=dict)
-    detector: dict[str, levels.Detector] = field(default_factory=dict)
+    #: By the path and what ranks: a row's `boxes`.
+    detector: dict[tuple[str, str], levels.Detector] = field(default_factory=dict)
 
     @classmethod
     def open(cls, rows: list[Row]) -> Networks:
         """Open what the rows name."""
         networks = cls()
         for row in rows:
-            _once(networks.image, row.image, levels.open_image_level)
-            if row.region:
-                _once(networks.region, row.region, levels.open_region_level)
-            if row.detector:
-                _once(networks.detector, row.detector, levels.open_detector)
+            if row.image not in networks.image:
+                networks.image[row.image] = levels.open_image_level(Path(row.image))
+            if row.region and row.region not in networks.region:
+                networks.region[row.region] = levels.open_region_level(Path(row.region))
+            if row.detector and (key := (row.detector, row.boxes)) not in networks.detector:
+                networks.detector[key] = levels.open_detector(Path(row.detector), row.boxes == "objectness")
         return networks
 
 
@@ -151,8 +154,8 @@ class FrameLadder:
         """The ten best boxes; the number that is used is another matter."""
         key = (row.boxes, row.detector or row.image)
         if key not in self.boxes:
-            if row.boxes == "detector":
-                found = self.networks.detector[row.detector](self.frame_bgr)
+            if row.detector:
+                found = self.networks.detector[row.detector, row.boxes](self.frame_bgr)
             else:
                 hard = [CITYSCAPES19.id_of(name) for name in self.ablation.hard_classes]
                 found = predicted_regions(*self._image_level(row.image), hard)
@@ -185,8 +188,3 @@ def missing_paths(row: Row) -> list[str]:
 def _first(regions: rg.Regions, number: int) -> rg.Regions:
     r, kept = regions, np.s_[:number]
     return rg.Regions(r.boxes_xyxy[kept], r.scores[kept], r.windows[kept], r.labels[kept], r.confidence[kept])
-
-
-def _once(opened: dict[str, Any], path: str, opener: Callable[[Path], Any]) -> None:
-    if path not in opened:
-        opened[path] = opener(Path(path))

@@ -82,12 +82,19 @@ def open_region_level(path: Path) -> RegionLevel:
     return RegionLevel(read_in_torch, region_hw)
 
 
-def open_detector(path: Path) -> Detector:
-    """The region detector of a bundle or checkpoint, RDN or HDM. Errors as `open_image_level`."""
+def open_detector(path: Path, by_objectness: bool = False) -> Detector:
+    """The region detector of a bundle or checkpoint, RDN or HDM. Errors as `open_image_level`.
+
+    by_objectness: leave its HDM aside, so that it ranks as the RDN that it was; a bundle's engine cannot (ValueError).
+    """
     if path.is_dir():
+        if by_objectness:
+            raise ValueError(f"{path} is a bundle, whose engine ranks in one way; objectness needs its checkpoint")
         return _bundle_detector(path)
     model, input_hw = load_detector(path)
     model = model.to(device())
+    if by_objectness:
+        model.hdm = None
 
     @torch.inference_mode()
     def find(frame_bgr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -85,6 +85,13 @@ def test_boxes_below_a_rows_threshold_are_left_alone(bundle: str) -> None:
     assert (counts.sweep[:, 1] != counts.sweep[:, 0]).any() and (counts.sweep[:, 10] == counts.sweep[:, 1]).all()
 
 
+def test_a_bundles_detector_cannot_leave_its_order(bundle: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"is a bundle, whose engine ranks in one way; objectness needs its checkpoint"
+    ):
+        Networks.open([replace(_ablation(bundle).rows[3], boxes="objectness")])
+
+
 def test_labels_are_judged_in_the_sets_own_classes(bundle: str) -> None:
     ablation, sample = _ablation(bundle), _samples(1)[0]
     row = ablation.rows[3]
@@ -103,7 +110,8 @@ def test_each_network_runs_once_a_frame(bundle: str) -> None:
     rows = (Row(name="a", image=bundle), Row(name="b", **both), Row(name="c", **both))
     ablation = _ablation(bundle, rows=rows)
     networks, calls = Networks.open(list(rows)), Counter[str]()
-    image, detector, region = networks.image[bundle], networks.detector[bundle], networks.region[bundle]
+    key = (bundle, "detector")
+    image, detector, region = networks.image[bundle], networks.detector[key], networks.region[bundle]
 
     def counted(name: str, function: Any) -> Any:
         def call(array: np.ndarray) -> Any:
@@ -113,7 +121,7 @@ def test_each_network_runs_once_a_frame(bundle: str) -> None:
         return call
 
     networks.image[bundle] = counted("image", image)
-    networks.detector[bundle] = counted("detector", detector)
+    networks.detector[key] = counted("detector", detector)
     networks.region[bundle] = type(region)(counted("crops", region.read), region.region_hw)
     found = ablate(ablation, networks, _samples(2), CITYSCAPES19, "mine")
     assert calls == {"image": 2, "detector": 2, "crops": 2 * 3}  # of the four boxes, one is suppressed
@@ -220,6 +228,7 @@ def test_a_row_may_read_fewer_regions(bundle: str) -> None:
     ("rows", "message"),
     [
         ("{name: a, image: x, region: y}", "a region level goes with boxes"),
+        ("{name: a, image: x, region: y, boxes: objectness}", "a detector with boxes: detector or objectness"),
         ("{name: a, image: x, region: y, boxes: detector}", "a detector with boxes: detector"),
         ("{name: a, image: x}, {name: a, image: x}", "expected each name once"),
         ("{name: a, image: x, against: b}", "which is no row before it"),

@@ -51,7 +51,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _recipe(root: Path, **changes: object) -> hdm.HdmRecipe:
-    shipped = load_yaml(RECIPES / "lite_hdm.yaml", hdm.HdmRecipe)
+    shipped = load_yaml(RECIPES / "ablation" / "lite_hdm_equation6.yaml", hdm.HdmRecipe)
     loop = replace(shipped.loop, steps=60, batch_size=2, workers=0, warmup_steps=0, learning_rate=0.01, ema_decay=0.0)
     return replace(
         shipped,
@@ -71,10 +71,12 @@ def _recipe(root: Path, **changes: object) -> hdm.HdmRecipe:
 
 
 def test_the_shipped_recipes_differ_in_their_target_alone() -> None:
-    names = {"lite_hdm": "equation6", "lite_hdm_helps": "helps", "lite_hdm_gain": "gain"}
-    recipes = [load_yaml(RECIPES / f"{name}.yaml", hdm.HdmRecipe) for name in names]
-    assert [r.target for r in recipes] == list(names.values())
-    assert all(replace(r, target="gain") == recipes[-1] for r in recipes)
+    targets = ("equation6", "helps", "gain")
+    recipes = [load_yaml(RECIPES / "ablation" / f"lite_hdm_{target}.yaml", hdm.HdmRecipe) for target in targets]
+    assert all(replace(recipes[0], target=target) == r for target, r in zip(targets, recipes, strict=True))
+    ours = load_yaml(RECIPES / "lite_hdm_helps.yaml", hdm.HdmRecipe)  # of the bundle that `make train-lite` makes
+    of_what = ("detector", "levels", "proposals")
+    assert replace(ours, **{key: getattr(recipes[1], key) for key in of_what}) == recipes[1]
 
 
 def test_only_the_scores_learn(root: Path, tmp_path: Path) -> None:
@@ -105,6 +107,14 @@ def test_only_the_scores_learn(root: Path, tmp_path: Path) -> None:
     assert sorted(map(tuple, old[0][0].tolist())) == sorted(map(tuple, new[0][0].tolist()))  # the same boxes,
     assert not torch.equal(old[1], new[1])  # in another order
     assert (new[1][:, :-1] >= new[1][:, 1:]).all() and new[1].min() >= 0 and new[1].max() <= 1
+
+    frame = night.render_scene(0, size_hw=(120, 160)).image_bgr  # without regard to its HDM it is the RDN that it was
+    plain, aside = (
+        levels.open_detector(p, q)(frame)
+        for p, q in ((root / "nightlab.pt", False), (tmp_path / "checkpoint.pt", True))
+    )
+    np.testing.assert_array_equal(plain[0], aside[0])
+    np.testing.assert_array_equal(plain[1], aside[1])
 
 
 def test_measuring_goes_on_where_it_stopped_and_refuses_what_else_made_it(
