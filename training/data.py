@@ -20,7 +20,7 @@ from nightlab_core.config import Settings
 from nightlab_core.data import datasets, night, transforms
 from nightlab_core.data.datasets import Sample
 from nightlab_core.data.unlabelled import UnlabelledImages
-from nightlab_core.labels import CAMVID_OPENED, map_ids
+from nightlab_core.labels import CAMVID_OPENED, IGNORE_ID, map_ids
 from nightlab_core.runtime import regions
 
 
@@ -217,8 +217,9 @@ class RegionStream(Stream):
 
 
 class BoxStream(FrameStream):
-    """Crops of frames with the regions round their hard-class instances, for the detector."""
+    """For the detector: crops of frames, the regions round their hard-class instances, and where they are labelled."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         _, image, labels, _ = self.crop(index)
-        return to_tensors(image, labels)[0], torch.from_numpy(datasets.hard_regions(labels, self.hard_ids))
+        frame, target = to_tensors(image, labels)
+        return frame, torch.from_numpy(datasets.hard_regions(labels, self.hard_ids)), target != IGNORE_ID

@@ -42,18 +42,18 @@ class ProposalLosses(nn.Module):
         super().__init__()
         self.detector = detector
 
-    def forward(self, image: Tensor, boxes: list[Tensor]) -> Losses:
+    def forward(self, image: Tensor, boxes: list[Tensor], known: Tensor) -> Losses:
         detector: RegionDetector = self.detector
-        return detector.loss(image, boxes)
+        return detector.loss(image, boxes, known)
 
 
-def collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tensor]]:
-    """Images stacked, boxes as a list, since each image has its own number of them."""
-    images, boxes = zip(*samples, strict=True)
-    return torch.stack(images), list(boxes)
+def collate(samples: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Images and where they are labelled stacked, boxes as a list, since each image has its own number of them."""
+    images, boxes, known = zip(*samples, strict=True)
+    return torch.stack(images), list(boxes), torch.stack(known)
 
 
-def detection_loss(model: Callable[..., dict[str, Tensor]], batch: tuple[Tensor, list[Tensor]]) -> Losses:
+def detection_loss(model: Callable[..., dict[str, Tensor]], batch: tuple[Tensor, list[Tensor], Tensor]) -> Losses:
     """torchvision's losses of proposals, with the boxes' weighted up to the size of the objectness."""
     losses = model(*batch)
     return {"objectness": losses["objectness"], "box": 5 * losses["box"]}

@@ -32,7 +32,7 @@ from torch.utils.data import Dataset
 from nightlab_core.config import Settings
 from nightlab_core.data import datasets
 from nightlab_core.export import save_checkpoint
-from nightlab_core.labels import CAMVID11, CAMVID_OPENED, CITYSCAPES19, map_ids
+from nightlab_core.labels import CAMVID11, CAMVID_OPENED, CITYSCAPES19, IGNORE_ID, map_ids
 from nightlab_core.models.deform import set_deform_form
 from nightlab_core.models.nightlab import NightLab
 from nightlab_core.output_labels import OutputLabels
@@ -169,7 +169,9 @@ class Joint(nn.Module):
             weight = self.get_buffer(f"{name}_weight")
             loss = segmentation_loss(level, (images, labels), weight, outputs)["cross_entropy"]
             losses[f"{name}_cross_entropy"] = _scaled(loss, weights.segmentation)
-        for part, loss in detection_loss(nightlab.detector.loss, (batch.frames, batch.boxes)).items():
+        for part, loss in detection_loss(
+            nightlab.detector.loss, (batch.frames, batch.boxes, batch.labels != IGNORE_ID)
+        ).items():
             losses[part] = _scaled(loss, weights.detection)
         if nightlab.detector.hdm is not None:
             losses["hardness"] = _scaled(self.hardness(batch), weights.detection)

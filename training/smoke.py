@@ -70,7 +70,8 @@ def stage(recipe: Any) -> tuple[nn.Module, Loss, RandomImages, Collate | None]:
     if isinstance(recipe, detector.DetectorRecipe):
         boxes = torch.tensor([[64.0, 32.0, 128.0, 160.0], [200.0, 100.0, 260.0, 140.0]])
         proposals = detector.ProposalLosses(recipe.model.build_detector())
-        return proposals, detector.detection_loss, RandomImages(lambda g: (image(g), boxes)), detector.collate
+        known = torch.ones(size_hw, dtype=torch.bool)
+        return proposals, detector.detection_loss, RandomImages(lambda g: (image(g), boxes, known)), detector.collate
     outputs = OutputLabels.of(recipe.model.region_classes if windows else ())
     weight = segmenter.loss_weights(recipe.class_weights, outputs)
     samples = RandomImages(lambda g: (image(g), torch.randint(0, 19, size_hw, generator=g)))

@@ -168,14 +168,31 @@ class RegionDetector(nn.Module):
         objectness, _ = self.rpn.head([lateral(f) for lateral, f in zip(self.laterals, features, strict=True)])
         return self.hdm(features, _by_anchor(objectness)).gather(1, anchors)
 
-    def loss(self, image: Tensor, boxes: list[Tensor]) -> dict[str, Tensor]:
+    def loss(self, image: Tensor, boxes: list[Tensor], known: Tensor | None = None) -> dict[str, Tensor]:
         """Training losses of proposals against the true boxes, one (n, 4) xyxy tensor an image, in image pixels.
 
-        Returns `objectness` (binary cross-entropy) and `box` (smooth L1), torchvision's own.
+        known: bool (B, H, W), where the image is labelled; an anchor that is mostly elsewhere is no background, since
+        nobody said what stands there. None: everywhere. Returns `objectness` (binary cross-entropy) and `box`
+        (smooth L1), torchvision's own.
         """
         objectness, deltas, anchors = self._predict(*self._features(image))
         targets = [{"boxes": b / self.reduction} for b in boxes]
         labels, matched = self.rpn.assign_targets_to_anchors(anchors, targets)
+        if known is not None:
+            for own, places, mask in zip(labels, anchors, known, strict=True):
+                own[(own == 0) & (_share_inside(mask, places * self.reduction) < 0.5)] = -1  # left out of the sampling
+        if not any((own >= 0).any() for own in labels):  # the mean of no anchor would not be finite
+            return {"objectness": 0 * objectness.sum(), "box": 0 * deltas.sum()}
         regression = self.rpn.box_coder.encode(matched, anchors)
         loss_objectness, loss_box = self.rpn.compute_loss(objectness, deltas, labels, regression)
         return {"objectness": loss_objectness, "box": loss_box}
+
+
+def _share_inside(mask: Tensor, boxes: Tensor) -> Tensor:
+    """The share of each box (N, 4) xyxy, as far as it lies in the image, that a mask bool (H, W) covers: (N,)."""
+    height, width = mask.shape
+    sums = F.pad(mask.double().cumsum(0).cumsum(1), (1, 0, 1, 0))
+    x0, x1 = boxes[:, ::2].round().long().clamp(0, width).unbind(1)
+    y0, y1 = boxes[:, 1::2].round().long().clamp(0, height).unbind(1)
+    inside = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
+    return inside / ((x1 - x0) * (y1 - y0)).clamp(min=1)

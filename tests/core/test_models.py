@@ -196,6 +196,28 @@ class TestRegionDetector:
         losses = model.loss(torch.rand(2, 3, 64, 64), [torch.zeros(0, 4), torch.tensor([[4.0, 4.0, 40.0, 60.0]])])
         assert set(losses) == {"objectness", "box"} and all(torch.isfinite(v) for v in losses.values())
 
+    def test_what_nobody_labelled_is_no_background(self) -> None:
+        model = RegionDetector("tf_efficientnet_lite0", 16, (16,), ((32,),), (1.0,), stages=5, reduction=1).eval()
+        image, truth = torch.rand(1, 3, 128, 128), [torch.tensor([[4.0, 4.0, 36.0, 36.0]])]
+        known = torch.zeros(1, 128, 128, dtype=torch.bool)
+        known[:, :40] = True
+
+        def taught(known: torch.Tensor | None) -> list[int]:
+            """Rows of the 8 x 8 places whose objectness has a gradient."""
+            seen: list[torch.Tensor] = []
+            hook = model.rpn.head.cls_logits.register_forward_hook(
+                lambda *a: (a[2].retain_grad(), seen.append(a[2]))[0]
+            )
+            model.loss(image, truth, known)["objectness"].backward()
+            hook.remove()
+            return sorted(set(seen[0].grad[0, 0].nonzero()[:, 0].tolist()))
+
+        assert taught(None) == taught(torch.ones_like(known)) == list(range(8))
+        assert taught(known) == [0, 1, 2]  # row i is that of anchors from y = 16 i - 16 to 16 i + 16
+        assert taught(~known) == [1, 3, 4, 5, 6, 7]  # the box itself is told of, wherever it lies
+        nothing = model.loss(image, [torch.zeros(0, 4)], torch.zeros_like(known))
+        assert [float(v) for v in nothing.values()] == [0, 0]
+
 
 @pytest.fixture(scope="module")
 def model() -> NightLab:

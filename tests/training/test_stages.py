@@ -63,6 +63,7 @@ def test_streams_are_decided_by_seed_and_index(data: Path) -> None:
         assert torch.equal(stream[7][0], image) and not torch.equal(stream[8][0], image)
     found = [boxes[i][1] for i in range(6)]
     assert any(len(b) for b in found) and all(b.shape[1] == 4 for b in found)
+    assert all(torch.equal(boxes[i][2], frames[i][1] != 255) for i in range(6))  # where the same crops are labelled
 
 
 def test_an_offset_raises_one_class_alone() -> None:
