@@ -40,7 +40,11 @@ def replace(settings: T, **changes: Any) -> T:
 
 def load_yaml(path: str | Path, cls: type[T]) -> T:
     """Read the YAML mapping in `path` into `cls`. Raises ConfigError, or FileNotFoundError."""
-    data = read_yaml(path)
+    return checked(read_yaml(path), cls, path)
+
+
+def checked(data: dict[str, Any], cls: type[T], path: str | Path) -> T:
+    """A mapping as `cls`. Raises ConfigError, which names `path` as where it stood."""
     try:
         # Through JSON, because in strict mode a YAML list is otherwise no tuple.
         return cls.model_validate_json(json.dumps(data, default=str))

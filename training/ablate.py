@@ -23,7 +23,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from nightlab_core.config import load_yaml
 from nightlab_core.data.datasets import Sample
 from nightlab_core.gains import MERGES
 from nightlab_core.labels import ClassSet
@@ -33,6 +32,7 @@ from training.command import errors_in_words
 from training.evaluate import open_set
 from training.figures import Difference, by_class, by_part, difference, percent
 from training.ladder import Ablation, Counts, FrameLadder, Networks, Row, missing_paths
+from training.recipes import load_recipe
 from training.results import KEPT, write_page
 
 
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="write the tables here")
     arguments = parser.parse_args()
     with errors_in_words():
-        ablation = load_yaml(arguments.recipe, Ablation)
+        ablation = load_recipe(arguments.recipe, Ablation)
         networks = Networks.open([row for row in ablation.rows if not missing_paths(row)])
         results = []
         for name in arguments.set:

@@ -13,12 +13,13 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from nightlab_core.config import Settings, load_yaml, replace
+from nightlab_core.config import Settings, replace
 from nightlab_core.export import ModelCard, save_checkpoint
 from nightlab_core.models.nightlab import NightLab, NightLabSettings
 from nightlab_core.output_labels import OutputLabels
 from training.checkpoint import load_weights, read
 from training.command import errors_in_words
+from training.recipes import load_recipe
 
 Part = Literal["image", "region", "detector"]
 
@@ -39,12 +40,11 @@ class BundleRecipe(Settings):
 
 
 def from_stages(recipe: BundleRecipe) -> NightLab:
-    """The NightLab of the stages' weights. A stage without a checkpoint of its own yet is an error that names it."""
+    """The NightLab of the stages' weights, without offsets: what a bundle that a level comes from added to its logits
+    is taken off. A stage without a checkpoint of its own yet is an error that names it."""
     model = recipe.model.build()
     _load(model.image, recipe.image, "image", recipe.model)
     _load(model.region, recipe.region, "region", recipe.model)
-    if recipe.region_offsets:
-        offset(model.region.segmenter, OutputLabels.of(recipe.model.region_classes).names, recipe.region_offsets)
     _load(model.detector, recipe.detector, "detector", recipe.model)
     return model
 
@@ -60,10 +60,16 @@ def offset(segmenter: nn.Module, names: tuple[str, ...], offsets: dict[str, floa
         classifier.bias.data[names.index(name)] += value
 
 
+def write(model: NightLab, recipe: BundleRecipe, out: Path) -> None:
+    """Write the checkpoint of a whole NightLab, to whose region level the recipe's offsets are added."""
+    if recipe.region_offsets:
+        offset(model.region.segmenter, OutputLabels.of(recipe.model.region_classes).names, recipe.region_offsets)
+    save_checkpoint(out, model, recipe.model, replace(recipe.card, region_offsets=recipe.region_offsets))
+
+
 def assemble(recipe: BundleRecipe, out: Path) -> None:
-    """Write the checkpoint."""
-    card = replace(recipe.card, region_offsets=recipe.region_offsets)
-    save_checkpoint(out, from_stages(recipe), recipe.model, card)
+    """Put the stages together, and write the checkpoint."""
+    write(from_stages(recipe), recipe, out)
 
 
 def _load(network: nn.Module, paths: str | tuple[str, ...], part: Part, settings: NightLabSettings) -> None:
@@ -94,6 +100,10 @@ def _weights(network: nn.Module, path: str, part: Part, settings: NightLabSettin
         now = _beyond_shapes(settings, part)
         if changed := [f"{key} {before[key]}, not {now[key]}" for key in now if before[key] != now[key]]:
             raise ValueError(f"{path} was trained with {'; '.join(changed)}; set the recipe's model right")
+    if part == "region" and own and (added := state.get("card", {}).get("region_offsets")):
+        names = OutputLabels.of(settings.region_classes).names
+        offset(network.get_submodule("segmenter"), names, {name: -value for name, value in added.items()})
+        return {k: v.clone() for k, v in network.state_dict().items()}
     return own or weights
 
 
@@ -118,7 +128,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
     arguments = parser.parse_args()
     with errors_in_words():
-        assemble(load_yaml(arguments.recipe, BundleRecipe), arguments.out)
+        assemble(load_recipe(arguments.recipe, BundleRecipe), arguments.out)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from nightlab_core.config import Settings, load_yaml
+from nightlab_core.config import Settings
 from training.checkpoint import check_made_from, is_finished, read
+from training.recipes import load_recipe
 
 R = TypeVar("R", bound=Settings)
 
@@ -32,7 +33,7 @@ def run_stage(
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint; an unfinished run goes on")
     arguments = parser.parse_args()
     with errors_in_words(resumes=True):
-        recipe = load_yaml(arguments.recipe, recipe_class)
+        recipe = load_recipe(arguments.recipe, recipe_class)
         checkpoint = arguments.out / "checkpoint.pt"
         if is_finished(checkpoint, recipe) and (arguments.out / result).is_file():
             check_made_from(checkpoint, read(checkpoint), made_from(recipe))

@@ -31,14 +31,13 @@ from torch.utils.data import Dataset
 
 from nightlab_core.config import Settings
 from nightlab_core.data import datasets
-from nightlab_core.export import save_checkpoint
 from nightlab_core.labels import CAMVID11, CAMVID_OPENED, CITYSCAPES19, IGNORE_ID, map_ids
 from nightlab_core.models.deform import set_deform_form
 from nightlab_core.models.nightlab import NightLab
 from nightlab_core.output_labels import OutputLabels
 from nightlab_core.runtime.pipeline import PipelineSettings
 from training import levels
-from training.bundle import BundleRecipe, from_stages
+from training.bundle import BundleRecipe, from_stages, write
 from training.checkpoint import load_weights
 from training.command import run_stage
 from training.data import FrameStream, RegionStream, SourceSettings, to_tensors
@@ -121,7 +120,7 @@ class JointStream(Dataset[JointBatch]):
         self.hard = hard
         self.frames = FrameStream(sources, data, seed, recipe.crop_hw, recipe.input_hw, recipe.scale, hard, 0.5)
         # With one seed both levels would be shown the same frames in the same light.
-        self.windows = RegionStream(sources, data, seed + 1, recipe.model.region_hw, hard)
+        self.windows = RegionStream(sources, data, seed + 1, recipe.model.region_hw, recipe.input_hw, hard)
         self.light: list[Unpaired] = [streams(recipe.light_recipe(level), data) for level in LEVELS]
 
     def __getitem__(self, index: int) -> JointBatch:
@@ -257,7 +256,7 @@ def train(recipe: JointRecipe, data: Path, out: Path) -> None:
         weights = load_weights(out / "checkpoint.pt")
         whole = {k.removeprefix("nightlab."): v for k, v in weights.items() if k.startswith("nightlab.")}
         nightlab.load_state_dict(whole)
-        save_checkpoint(out / "nightlab.part", nightlab, recipe.model, recipe.card)
+        write(nightlab, recipe, out / "nightlab.part")
         (out / "nightlab.part").replace(out / "nightlab.pt")
 
 

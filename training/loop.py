@@ -5,7 +5,7 @@ as many processes as torchrun starts."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from lightning.fabric import Fabric, seed_everything
 from pydantic import Field
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nightlab_core.config import Settings
@@ -89,6 +89,19 @@ def learning_rate_at(step: int, settings: LoopSettings) -> float:
     return settings.learning_rate * (1 - progress) ** settings.decay_power
 
 
+def running_mean(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], int | Tensor], None]:
+    """An update of the weights' running mean in which every step counts `decay` times the step after it, the first too:
+    unless that is set right, the weights that a short run began with make up a large part of its mean."""
+
+    @torch.no_grad()
+    def update(means: Sequence[Tensor], weights: Sequence[Tensor], seen: int | Tensor) -> None:
+        share = (1 - decay) / (1 - decay ** (int(seen) + 1))
+        for mean, weight in zip(means, weights, strict=True):
+            mean.lerp_(weight, share)
+
+    return update
+
+
 def fit(
     model: nn.Module,
     loss_of: Callable[[nn.Module, Any], Losses],
@@ -121,7 +134,7 @@ def fit(
     wrapped, optimizer = fabric.setup(model, optimizer)
     average: AveragedModel | None = None
     if settings.ema_decay:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=False)
+        average = AveragedModel(model, multi_avg_fn=running_mean(settings.ema_decay), use_buffers=False)
     precision = fabric.strategy.precision
 
     first = 0

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nightlab_core.config import load_yaml
 from nightlab_core.data.datasets import hard_regions
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.models.nightlab import to_image
 from nightlab_core.runtime import regions
 from training.command import errors_in_words
-from training.data import SourceSettings, load_source
+from training.data import SourceSettings, load_source, working_scale
 from training.loop import load_weights
+from training.recipes import load_recipe
 from training.relam import LightAdaptation, ReLAMRecipe
 
 HIGHLIGHT = 0.8  #: luminance, 0..1, from which a pixel is a lamp or a lit sign
@@ -45,7 +45,7 @@ def check_images(recipe: ReLAMRecipe, sources: Sequence[SourceSettings], data: P
                 size_hw = regions.network_size_hw(sample.image_bgr.shape[:2], recipe.input_hw, 32)
                 image = regions.resize_image(sample.image_bgr, size_hw)[None]
             else:
-                boxes = hard_regions(sample.labels, hard)
+                boxes = hard_regions(sample.labels, hard, scale=working_scale(sample.labels.shape, recipe.input_hw))
                 if not len(boxes):
                     continue
                 largest = boxes[[(boxes[:, 2:] - boxes[:, :2]).prod(1).argmax()]]
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=16, help="images of each source (default: %(default)s)")
     arguments = parser.parse_args()
     with errors_in_words():
-        recipe = load_yaml(arguments.recipe, ReLAMRecipe)
+        recipe = load_recipe(arguments.recipe, ReLAMRecipe)
         for name, value in report(recipe, arguments.data, arguments.out, arguments.count).items():
             print(f"{name:32s}{value:8.4f}")
 

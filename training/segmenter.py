@@ -44,6 +44,7 @@ class SegmenterRecipe(Settings):
     #: How much a true pixel of a class counts in the loss; 1 for all that are not named.
     class_weights: dict[str, float] = Field(default_factory=dict)
     lovasz_weight: float = Field(default=0.0, ge=0)  #: of the Lovasz softmax loss beside the cross-entropy
+    loss_stride: int = Field(default=2, ge=1)  #: the loss looks at every so many-th pixel of every so many-th row
     frozen_stages: int = 2  #: leading backbone stages that keep their ImageNet weights
     frozen_statistics: bool = True  #: the backbone's normalisation keeps its statistics: batches of 8 or less want it
     start_from: str = ""  #: checkpoint whose weights are taken; empty: ImageNet's
@@ -100,13 +101,13 @@ def loss_weights(classes: dict[str, float], outputs: OutputLabels = ALL_CLASSES)
     return torch.cat([weight, *(weight[list(members)].min()[None] for members in outputs.opened)])
 
 
-def every_second(logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Logits (B, C, h, w) of an image of size (H, W), at every second pixel of every second row.
+def at_pixels(logits: Tensor, size_hw: tuple[int, int], stride: int) -> Tensor:
+    """Logits (B, C, h, w) of an image of size (H, W), at every `stride`-th pixel of every `stride`-th row.
 
     As enlarged to (H, W) and subsampled, without the large tensor. Enlarged to half the size they would be those of
     the corners between four pixels, and every mask would come out half a pixel aside.
     """
-    rows, columns = ((4 * torch.arange((n + 1) // 2, device=logits.device) + 1) / n - 1 for n in size_hw)
+    rows, columns = ((2 * torch.arange(0, n, stride, device=logits.device) + 1) / n - 1 for n in size_hw)
     places = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
     grid = places.to(logits).expand(len(logits), -1, -1, -1)
     return F.grid_sample(logits, grid, mode="bilinear", padding_mode="border", align_corners=False)
@@ -118,17 +119,18 @@ def segmentation_loss(
     weight: Tensor,
     outputs: OutputLabels = ALL_CLASSES,
     lovasz_weight: float = 0.0,
+    stride: int = 2,
 ) -> Losses:
-    """Pixel-wise cross-entropy on every second pixel of every second row, unlabelled pixels left out; and the Lovasz
-    softmax loss (Berman et al., CVPR 2018), which stands for the IoU itself, on a quarter of these.
+    """Pixel-wise cross-entropy on every `stride`-th pixel of every `stride`-th row, unlabelled pixels left out; and the
+    Lovasz softmax loss (Berman et al., CVPR 2018), which stands for the IoU itself, on a quarter of these.
 
     Neighbours hold the same answer, and logits of every class at full size are a CPU's largest tensors. `weight` is
     that of `loss_weights`; the mean is over pixels, so that a heavy class adds to the loss and takes nothing away.
     """
     image, labels = batch
     logits = model(image.contiguous(memory_format=torch.channels_last))
-    logits = every_second(logits.float(), (labels.shape[1], labels.shape[2]))
-    labels = torch.tensor(outputs.targets, device=labels.device)[labels[:, ::2, ::2]]
+    logits = at_pixels(logits.float(), (labels.shape[1], labels.shape[2]), stride)
+    labels = torch.tensor(outputs.targets, device=labels.device)[labels[:, ::stride, ::stride]]
     settled = settle(logits.detach(), labels, outputs)
     known = labels != IGNORE_ID
     costs = F.cross_entropy(logits, settled, ignore_index=IGNORE_ID, reduction="none")
@@ -200,12 +202,13 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
         )  # fmt: skip
     else:
         stream = RegionStream(
-            recipe.sources, data, recipe.loop.seed, recipe.model.region_hw, hard,
+            recipe.sources, data, recipe.loop.seed, recipe.model.region_hw, recipe.input_hw, hard,
             paste_ids=paste, paste_share=recipe.paste_share,
         )  # fmt: skip
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
-        return segmentation_loss(model, batch, weight.to(batch[0].device), outputs, recipe.lovasz_weight)
+        on_device = weight.to(batch[0].device)
+        return segmentation_loss(model, batch, on_device, outputs, recipe.lovasz_weight, recipe.loss_stride)
 
     fit(model, loss, stream, recipe.loop, out / "checkpoint.pt", recipe)
 

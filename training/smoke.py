@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from nightlab_core.config import Settings, load_yaml, replace
+from nightlab_core.config import Settings, replace
 from nightlab_core.models.deform import set_deform_form
 from nightlab_core.output_labels import OutputLabels
 from training import detector, relam, segmenter
 from training.command import errors_in_words
 from training.loop import Losses, fit
+from training.recipes import load_recipe
 
 Loss = Callable[[nn.Module, Any], Losses]
 Collate = Callable[[list[Any]], Any]
@@ -77,7 +78,9 @@ def stage(recipe: Any) -> tuple[nn.Module, Loss, RandomImages, Collate | None]:
     samples = RandomImages(lambda g: (image(g), torch.randint(0, 19, size_hw, generator=g)))
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
-        return segmenter.segmentation_loss(model, batch, weight.to(batch[0].device), outputs)
+        return segmenter.segmentation_loss(
+            model, batch, weight.to(batch[0].device), outputs, recipe.lovasz_weight, recipe.loss_stride
+        )
 
     return recipe.model.build_level(recipe.level), loss, samples, None
 
@@ -87,7 +90,7 @@ def smoke(path: Path, steps: int, batch_size: int = 0, precision: str = "") -> d
 
     Returns seconds a step, millions of weights, and the peak memory in GB: of the process, and of the GPU if any.
     """
-    recipe: Any = load_yaml(path, recipe_class(path))
+    recipe: Any = load_recipe(path, recipe_class(path))
     changes: dict[str, Any] = {"steps": steps, "warmup_steps": 0, "workers": 0, "tensorboard": False, "log_every": 1}
     changes |= ({"batch_size": batch_size} if batch_size else {}) | ({"precision": precision} if precision else {})
     recipe = replace(recipe, loop=replace(recipe.loop, **changes))

@@ -11,7 +11,7 @@ import torch
 from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
 
-from nightlab_core.models.pretrained import load_pretrained_weights
+from nightlab_core.models.pretrained import free_size, load_pretrained_weights
 
 
 class Backbone(nn.Module):
@@ -46,8 +46,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
-        # Swin's windows fit any size; timm holds it to the one it was trained at unless told otherwise.
-        options: dict[str, Any] = {"strict_img_size": False} if name.startswith("swin") else {}
+        options: dict[str, Any] = free_size(name)
         if output_stride:
             options["output_stride"] = output_stride
         if drop_path:

@@ -131,7 +131,7 @@ class RegionDetector(nn.Module):
         objectness, deltas, anchors = self._predict(small, features)
         batch = image.shape[0]
         boxes = self.rpn.box_coder.decode(deltas, anchors).reshape(batch, -1, 4)
-        scores = objectness.reshape(batch, -1).sigmoid()
+        scores = objectness.float().reshape(batch, -1).sigmoid()  # in bfloat16 many would be equal
         height, width = small.shape[-2:]
         count = self.max_boxes if torch.jit.is_tracing() else min(self.max_boxes, scores.shape[1])
         scores, order = scores.topk(count, dim=1)

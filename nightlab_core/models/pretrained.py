@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -18,6 +17,12 @@ _PACKAGES = {
 }
 
 
+def free_size(name: str) -> dict[str, bool]:
+    """What timm must be told for images of any size: it holds a Swin to the one that it was trained at, and does not
+    shift the windows of a stage that one window covers there."""
+    return {"strict_img_size": False, "always_partition": True} if name.startswith("swin") else {}
+
+
 def load_pretrained_weights(backbone: nn.Module, name: str) -> None:
     """Fill a timm `features_only` backbone, some of whose last stages may be gone, with its ImageNet weights.
 
@@ -27,9 +32,8 @@ def load_pretrained_weights(backbone: nn.Module, name: str) -> None:
     if name in _PACKAGES:
         load_packaged_weights(backbone, name)
         return
-    free_size: dict[str, Any] = {"strict_img_size": False} if name.startswith("swin") else {}
     try:
-        source = timm.create_model(name, features_only=True, pretrained=True, **free_size).state_dict()
+        source = timm.create_model(name, features_only=True, pretrained=True, **free_size(name)).state_dict()
     except Exception as error:  # what a hub's client raises changes with its release
         raise OSError(
             f"ImageNet weights of {name} did not come from timm's hub ({type(error).__name__}: {error}). Run this once"

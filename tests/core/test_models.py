@@ -86,6 +86,17 @@ class TestSegmenter:
         size_hw = (64, 96)
         assert model(torch.rand(1, 3, *size_hw)).shape == (1, 5, size_hw[0] // 4, size_hw[1] // 4)
 
+    def test_swins_last_windows_see_their_neighbours(self) -> None:
+        """At the size that it was trained at, one window covers the last stage: timm leaves out the shift there."""
+        torch.manual_seed(0)
+        backbone = Backbone("swin_tiny_patch4_window7_224", (32,)).eval()
+        image = torch.rand(1, 3, 448, 448)
+        changed = image.clone()
+        changed[..., 192:224, 192:224] += 0.5  # the last place of the first window of 2 x 2
+        with torch.inference_mode():
+            difference = (backbone(changed)[0] - backbone(image)[0]).abs().amax(1)[0]
+        assert difference.shape == (14, 14) and (difference[7:, 7:] > 0).any()
+
     def test_gradients_reach_every_weight(self) -> None:
         model = Segmenter("tf_efficientnet_lite0", 4, 16, stages=6)
         # One image at 64x64 has 2x2 pixels at stride 32: enough for the pyramid's normalisation.

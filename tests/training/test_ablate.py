@@ -16,7 +16,7 @@ from tiny_bundle import write_tiny_bundle
 pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
-from nightlab_core.config import ConfigError, load_yaml, replace
+from nightlab_core.config import ConfigError, replace
 from nightlab_core.data.datasets import hard_regions, predicted_regions
 from nightlab_core.data.paired import Sample
 from nightlab_core.gains import MERGES
@@ -25,6 +25,7 @@ from nightlab_core.metrics import confusion_matrix
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
 from training.ablate import ablate, earlier_entries, print_ladder
 from training.ladder import Ablation, FrameLadder, Networks, Row
+from training.recipes import load_recipe, read_recipe
 from training.results import markdown, write_page
 from training.segmenter import SegmenterRecipe
 
@@ -237,42 +238,45 @@ def test_a_row_may_read_fewer_regions(bundle: str) -> None:
 def test_recipes_that_cannot_be_are_refused(tmp_path: Path, rows: str, message: str) -> None:
     (tmp_path / "x.yaml").write_text(f"hard_classes: [pole]\nrows: [{rows}]\n")
     with pytest.raises(ConfigError, match=message):
-        load_yaml(tmp_path / "x.yaml", Ablation)
+        load_recipe(tmp_path / "x.yaml", Ablation)
 
 
-@pytest.mark.parametrize("path", sorted((CONFIG / "ablate").glob("*.yaml")), ids=lambda p: p.stem)
-def test_shipped_ladders_name_recipes_that_are_there(path: Path) -> None:
-    ablation = load_yaml(path, Ablation)
+LADDERS = [*(CONFIG / "ablate").glob("*.yaml"), *(CONFIG / "train").glob("*/ladder.yaml")]
+
+
+@pytest.mark.parametrize("path", sorted(LADDERS), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_shipped_ladders_say_how_each_path_is_made(path: Path) -> None:
+    ablation = load_recipe(path, Ablation)
     named = {p for row in ablation.rows for p in row.paths()}
-    assert set(ablation.train) <= named
-    for made in (p for p in named if p.startswith("runs/")):
-        command = ablation.train[made]
-        *before, last = command.split(" && ")
-        torchrun = r"(-m torch\.distributed\.run --standalone --nproc-per-node 8 )?"
-        stage = rf"python {torchrun}-m training\.\w+ (\S+) --data DATA --out (\S+)"
-        parallel, recipe, out = re.fullmatch(stage, last).groups()  # type: ignore[union-attr]
-        assert (CONFIG.parent / recipe).is_file() and made == f"{out}/checkpoint.pt"
-        text = (CONFIG.parent / recipe).read_text()
-        assert bool(parallel) == ("of each of 8 processes" in text), f"{recipe}: its batch is not that of the command"
-        if levels := re.search(r"^levels: (runs/\S+\.pt)$", text, re.MULTILINE):
-            assert before[0].endswith(f"--out {levels[1]}")
+    torchrun = r"(-m torch\.distributed\.run --standalone --nproc-per-node 8 )?"
+    stage = rf"python {torchrun}-m training\.\w+ (\S+) (--data DATA )?--out (\S+)"
+    for path_made in (p for p in named if p.startswith("runs/")):
+        made: set[str] = set()
+        for command in ablation.train[path_made].split(" && "):
+            parallel, recipe, _, out = re.fullmatch(stage, command).groups()  # type: ignore[union-attr]
+            text = _whole_text(CONFIG.parent / recipe)
+            assert bool(parallel) == ("of each of 8 processes" in text), f"{recipe}: its batch is not the command's"
+            tree = read_recipe(CONFIG.parent / recipe)
+            # What it reads is another path of the ladder, a file that ships, or made by a command before it.
+            for key in ("start_from", "relam_from", "image", "region", "detector", "levels"):
+                read = tree.get(key, "")
+                assert read in {*made, *ablation.train, ""} or not read.startswith("runs/"), f"{recipe}: {key} {read}"
+            made.add(out if out.endswith(".pt") else f"{out}/checkpoint.pt")
+        assert path_made in made
     for name in ablation.hard_classes:
         CITYSCAPES19.id_of(name)
 
 
-def test_the_papers_rungs_differ_in_the_model_alone() -> None:
-    folder = CONFIG / "train"
-    whole = load_yaml(folder / "nightcity_plus_swin_b" / "image.yaml", SegmenterRecipe)
-    for name, deformable in (("upernet", ()), ("deform_head", ("head",)), ("deform", ("fpn", "head"))):
-        rung = load_yaml(folder / "ablation" / f"swin_b_{name}.yaml", SegmenterRecipe)
-        assert rung.model.segmenter == replace(whole.model.segmenter, deformable=deformable)
-        assert rung.model.relam is None and not rung.relam_from
-        assert replace(rung, model=whole.model, relam_from=whole.relam_from) == whole
+def _whole_text(recipe: Path) -> str:
+    """A recipe's text with that of what it extends, comments and all."""
+    text = recipe.read_text()
+    bases = re.findall(r"[\w./]+\.yaml", (re.search(r"^extends: (.*)$", text, re.MULTILINE) or [""])[0])
+    return text + "".join(_whole_text(recipe.parent / base) for base in bases)
 
 
 def test_the_rungs_differ_in_the_model_alone() -> None:
     names = ("lite_upernet", "lite_deform_head", "lite_deform", "lite_relam")
-    rungs = [load_yaml(CONFIG / "train" / "ablation" / f"{name}.yaml", SegmenterRecipe) for name in names]
+    rungs = [load_recipe(CONFIG / "train" / "ablation" / f"{name}.yaml", SegmenterRecipe) for name in names]
     assert all(replace(rung, model=rungs[0].model) == rungs[0] for rung in rungs)
     assert [rung.model.segmenter.deformable for rung in rungs] == [(), ("head",), ("fpn", "head"), ("fpn", "head")]
     assert [rung.model.relam is None for rung in rungs] == [True, True, True, False]

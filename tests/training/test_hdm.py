@@ -17,13 +17,14 @@ pytest.importorskip("lightning")
 
 import cv2  # noqa: E402
 
-from nightlab_core.config import load_yaml, replace  # noqa: E402
+from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data import night  # noqa: E402
 from nightlab_core.export import ModelCard, save_checkpoint  # noqa: E402
 from nightlab_core.labels import CAMVID11, CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
 from training import hdm, levels, proposals  # noqa: E402
 from training.data import SourceSettings  # noqa: E402
+from training.recipes import load_recipe  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
 PLAIN = NightLabSettings(
@@ -51,7 +52,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _recipe(root: Path, **changes: object) -> hdm.HdmRecipe:
-    shipped = load_yaml(RECIPES / "ablation" / "lite_hdm_equation6.yaml", hdm.HdmRecipe)
+    shipped = load_recipe(RECIPES / "ablation" / "lite_hdm_equation6.yaml", hdm.HdmRecipe)
     loop = replace(shipped.loop, steps=60, batch_size=2, workers=0, warmup_steps=0, learning_rate=0.01, ema_decay=0.0)
     return replace(
         shipped,
@@ -72,9 +73,9 @@ def _recipe(root: Path, **changes: object) -> hdm.HdmRecipe:
 
 def test_the_shipped_recipes_differ_in_their_target_alone() -> None:
     targets = ("equation6", "helps", "gain")
-    recipes = [load_yaml(RECIPES / "ablation" / f"lite_hdm_{target}.yaml", hdm.HdmRecipe) for target in targets]
+    recipes = [load_recipe(RECIPES / "ablation" / f"lite_hdm_{target}.yaml", hdm.HdmRecipe) for target in targets]
     assert all(replace(recipes[0], target=target) == r for target, r in zip(targets, recipes, strict=True))
-    ours = load_yaml(RECIPES / "lite_hdm_helps.yaml", hdm.HdmRecipe)  # of the bundle that `make train-lite` makes
+    ours = load_recipe(RECIPES / "lite_hdm_helps.yaml", hdm.HdmRecipe)  # of the bundle that `make train-lite` makes
     of_what = ("detector", "levels", "proposals")
     assert replace(ours, **{key: getattr(recipes[1], key) for key in of_what}) == recipes[1]
 

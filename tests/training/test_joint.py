@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -12,7 +13,7 @@ pytest.importorskip("lightning")
 
 import cv2  # noqa: E402
 
-from nightlab_core.config import load_yaml, replace  # noqa: E402
+from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data import night  # noqa: E402
 from nightlab_core.export import load_checkpoint  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
@@ -20,6 +21,7 @@ from training import joint  # noqa: E402
 from training.bundle import from_stages  # noqa: E402
 from training.data import SourceSettings  # noqa: E402
 from training.loop import Mean  # noqa: E402
+from training.recipes import load_recipe  # noqa: E402
 
 SHIPPED = Path(__file__).parents[2] / "config" / "train" / "lite_joint.yaml"
 MODEL = NightLabSettings(
@@ -62,7 +64,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> joint.JointRecipe:
     torch.save({"model": MODEL.build_level().state_dict(), "average": None}, folder / "level.pt")
     detector = {f"detector.{k}": v for k, v in MODEL.build_detector().state_dict().items()}
     torch.save({"model": detector, "average": None}, folder / "detector.pt")
-    shipped = load_yaml(SHIPPED, joint.JointRecipe)
+    shipped = load_recipe(SHIPPED, joint.JointRecipe)
     loop = replace(
         shipped.loop, steps=4, batch_size=2, warmup_steps=0, checkpoint_every=2, workers=0, tensorboard=False,
         learning_rate=1e-3,
@@ -106,6 +108,19 @@ def test_the_levels_are_not_shown_the_same_frames(recipe: joint.JointRecipe, dat
     images = [stream.frames.draw(i)[2] for i in range(6)]
     windows = [stream.windows.draw(i)[2] for i in range(6)]
     assert not any((image == window).all() for image, window in zip(images, windows, strict=True))
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
+def test_the_proposals_are_ranked_in_mixed_precision_too(
+    recipe: joint.JointRecipe, data: Path, precision: torch.dtype
+) -> None:
+    stream = joint.JointStream(recipe, data)
+    model = joint.Joint(from_stages(recipe), recipe).train()
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        found = _values(model(joint.collate([stream[i] for i in range(2)])))
+        scores = model.nightlab.detector.propose(stream[0].frames[None])[1]
+    assert all(np.isfinite(v) for v in found.values())
+    assert scores.dtype == torch.float32 and scores.unique().numel() > scores.numel() // 2
 
 
 def test_every_weight_learns_and_modes_stay(recipe: joint.JointRecipe, data: Path) -> None:

@@ -12,11 +12,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
 from torch import Tensor, nn  # noqa: E402
+from torch.optim.swa_utils import AveragedModel  # noqa: E402
 from torch.utils.data import Dataset  # noqa: E402
 
 from nightlab_core.config import Settings, replace  # noqa: E402
 from training.checkpoint import is_finished, load_weights  # noqa: E402
-from training.loop import LoopSettings, Losses, Mean, fit, learning_rate_at  # noqa: E402
+from training.loop import LoopSettings, Losses, Mean, fit, learning_rate_at, running_mean  # noqa: E402
 
 SETTINGS = LoopSettings(
     steps=12, batch_size=4, learning_rate=0.05, warmup_steps=2, checkpoint_every=4, workers=0, seed=3, tensorboard=False
@@ -57,6 +58,18 @@ def _train(folder: Path, poison: int = -1, stage: str = "test", loss: Any = _los
 
 def _equal(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_the_running_mean_counts_the_first_step_no_more_than_its_share() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    average = AveragedModel(model, multi_avg_fn=running_mean(0.9))
+    values = [5.0, 1.0, 2.0, 4.0]
+    for value in values:
+        nn.init.constant_(model.weight, value)
+        average.update_parameters(model)
+    shares = [0.9**3, 0.9**2, 0.9, 1.0]
+    expected = sum(s * v for s, v in zip(shares, values, strict=True)) / sum(shares)
+    assert average.module.weight.item() == pytest.approx(expected)
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:

@@ -10,14 +10,18 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 pytest.importorskip("pytorch_msssim")
 
-from nightlab_core.config import Settings, load_yaml, replace  # noqa: E402
+from nightlab_core.config import Settings, replace  # noqa: E402
 from nightlab_core.labels import CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, ReLAMSettings  # noqa: E402
 from nightlab_core.models.nightlab import SegmenterSettings as Segmenter  # noqa: E402
 from training import bundle, detector, hdm, joint, relam, segmenter, smoke  # noqa: E402
+from training.ladder import Ablation  # noqa: E402
+from training.recipes import load_recipe  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
 NAMES = ("nightcity_plus_swin_b", "bdd100k_night_swin_b", "nightcity_plus_deeplabv3plus_r101")
+#: The paper's columns of night data alone; of DeepLabV3+ it has one figure, `plain_night_only`.
+NIGHT_ONLY = tuple(f"{name}_night_only" for name in NAMES[:2])
 STAGES: dict[str, type[Settings]] = {
     "relam_image": relam.ReLAMRecipe,
     "relam_region": relam.ReLAMRecipe,
@@ -29,26 +33,70 @@ STAGES: dict[str, type[Settings]] = {
     "hdm_bundle": bundle.BundleRecipe,
     "joint": joint.JointRecipe,
 }
+RUNGS = dict.fromkeys(("upernet", "deform_head", "deform", "region_plain"), segmenter.SegmenterRecipe)
+PLAIN = dict.fromkeys(("plain", "plain_night_only", "region_plain"), segmenter.SegmenterRecipe)
+PLAIN |= {"bundle_plain": bundle.BundleRecipe, "hdm_plain": hdm.HdmRecipe}  # type: ignore[dict-item]
+#: What recipes extend: none by itself.
+PARTS = {"model", "sources", "hard_classes", "card", "light"}
 
 
 def _recipes(name: str) -> dict[str, Any]:
-    return {stage: load_yaml(RECIPES / name / f"{stage}.yaml", cls) for stage, cls in STAGES.items()}
+    classes: dict[str, Any] = {**STAGES, **(PLAIN if "deeplab" in name else RUNGS)}
+    if name in NIGHT_ONLY:
+        classes = {stage: cls for stage, cls in classes.items() if "relam" not in stage and stage != "joint"}
+    return {stage: load_recipe(RECIPES / name / f"{stage}.yaml", cls) for stage, cls in classes.items()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *NIGHT_ONLY])
 def test_every_stage_is_there_and_reads_what_another_writes(name: str) -> None:
-    assert {p.stem for p in (RECIPES / name).glob("*.yaml")} == set(STAGES)
     recipes = _recipes(name)
-    written = {f"runs/{name}/{stage}/checkpoint.pt" for stage in STAGES} | {f"runs/{name}/rdn.pt", ""}
+    assert {p.stem for p in (RECIPES / name).glob("*.yaml")} - PARTS == {*recipes, "ladder"}
+    written = {f"runs/{name}/{stage}/checkpoint.pt" for stage in recipes}
+    # Light adaptation learns from day images without labels in both columns: once.
+    written |= {f"runs/{name.removesuffix('_night_only')}/relam_{level}/checkpoint.pt" for level in ("image", "region")}
+    written |= {f"runs/{name}/rdn.pt", f"runs/{name}/rdn_plain.pt", ""}
     for stage, recipe in recipes.items():
         model = replace(recipe.model, detector=replace(recipe.model.detector, hdm_channels=0))
+        if stage in (*RUNGS, *PLAIN):
+            assert model.relam is None and not getattr(recipe, "relam_from", "")
+            deformable = {"upernet": (), "deform_head": ("head",)}.get(stage, ("fpn", "head"))
+            assert model.segmenter.deformable == deformable
+            model = replace(model, relam=recipes["image"].model.relam)
+            model = replace(model, segmenter=replace(model.segmenter, deformable=("fpn", "head")))
         assert model == recipes["image"].model, stage
         for key in ("start_from", "relam_from", "image", "region", "detector", "levels"):
             assert getattr(recipe, key, "") in written, (stage, key)
         for hard in getattr(recipe, "hard_classes", ()):
             CITYSCAPES19.id_of(hard)
-    kinds = {source.kind for source in recipes["image"].sources}
-    assert kinds == ({"bdd100k_night", "bdd100k"} if "bdd" in name else {"nightcity_plus", "cityscapes"})
+        day, night = ("bdd100k", "bdd100k_night") if "bdd" in name else ("cityscapes", "nightcity_plus")
+        if sources := getattr(recipe, "sources", ()):
+            assert {s.kind for s in sources} == ({night} if "night_only" in name + stage else {night, day}), stage
+
+
+@pytest.mark.parametrize("name", [*NAMES, *NIGHT_ONLY])
+def test_rungs_differ_from_the_whole_in_the_model_alone(name: str) -> None:
+    recipes = _recipes(name)
+    for stage in {*RUNGS, "plain"} & set(recipes):
+        whole = recipes["region" if "region" in stage else "image"]
+        same = {key: getattr(whole, key) for key in ("model", "relam_from", "start_from")}
+        assert replace(recipes[stage], **same) == whole, stage
+
+
+#: The paper's rows (and the patent's), as they follow one another.
+LADDERS = {
+    NAMES[0]: (
+        "UPerNet, Swin-B", "+ deformable head", "+ deformable FPN", "boxes from the prediction", "RDN", "HDM",
+        "+ ReLAM, image level", "+ ReLAM, both levels",
+    ),
+    NAMES[2]: ("DeepLabV3+, night data alone", "DeepLabV3+", "boxes from the prediction", "RDN", "HDM"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*NAMES, *NIGHT_ONLY])
+def test_every_row_of_the_papers_tables_has_its_recipe(name: str) -> None:
+    ablation = load_recipe(RECIPES / name / "ladder.yaml", Ablation)
+    assert tuple(row.name for row in ablation.rows) == LADDERS.get(name, LADDERS[NAMES[0]])
+    assert {path.split("/")[1] for row in ablation.rows for path in row.paths()} == {name}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -73,7 +121,7 @@ def test_the_networks_are_of_the_papers_size(name: str, millions: tuple[int, int
 @pytest.mark.parametrize("stage", ["image", "region", "relam_image", "detector"])
 def test_the_smoke_run_trains_and_states_its_memory(stage: str, tmp_path: Path) -> None:
     """As the command does it, with the recipe made small: the schedule, losses and the loop are the stage's own."""
-    recipe = load_yaml(RECIPES / NAMES[2] / f"{stage}.yaml", STAGES[stage])
+    recipe = load_recipe(RECIPES / NAMES[2] / f"{stage}.yaml", STAGES[stage])
     small = NightLabSettings(
         segmenter=Segmenter(architecture="deeplabv3plus", backbone="resnet18", channels=16),
         relam=ReLAMSettings(channels=4, blocks=1),

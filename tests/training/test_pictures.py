@@ -12,9 +12,9 @@ from tiny_bundle import write_tiny_bundle
 
 pytest.importorskip("torch")
 
-from nightlab_core.config import load_yaml
 from nightlab_core.runtime.pipeline import Pipeline
 from training import pictures
+from training.recipes import load_recipe
 from training.segmenter import SegmenterRecipe
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
@@ -22,7 +22,7 @@ RECIPES = Path(__file__).parents[2] / "config" / "train"
 
 def test_no_recipe_trains_on_them() -> None:
     for name in ("lite_image", "lite_region"):
-        recipe = load_yaml(RECIPES / f"{name}.yaml", SegmenterRecipe)
+        recipe = load_recipe(RECIPES / f"{name}.yaml", SegmenterRecipe)
         assert all(source.count < pictures.FIRST_SEED for source in recipe.sources)
 
 

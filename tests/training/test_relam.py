@@ -12,12 +12,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 pytest.importorskip("pytorch_msssim")
 
-from nightlab_core.config import load_yaml, replace  # noqa: E402
+from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.models.discriminator import PatchDiscriminator  # noqa: E402
 from nightlab_core.models.nightlab import NightLabSettings, ReLAMSettings, SegmenterSettings  # noqa: E402
 from training import relam, relam_report  # noqa: E402
 from training.data import SourceSettings  # noqa: E402
 from training.loop import LoopSettings  # noqa: E402
+from training.recipes import load_recipe  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
 MODEL = NightLabSettings(
@@ -42,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _recipe(level: str, steps: int = 2) -> relam.ReLAMRecipe:
-    shipped = load_yaml(RECIPES / f"relam_{level}.yaml", relam.ReLAMRecipe)
+    shipped = load_recipe(RECIPES / f"relam_{level}.yaml", relam.ReLAMRecipe)
     kind = "unlabelled" if level == "image" else "train_ids"
     sources = {
         name: (SourceSettings(kind=kind, folder=f"{name}/images" if level == "image" else name, weight=1.0),)  # type: ignore[arg-type]

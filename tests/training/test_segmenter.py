@@ -11,7 +11,7 @@ pytest.importorskip("lightning")
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from nightlab_core.config import load_yaml, replace  # noqa: E402
+from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.export import load_checkpoint, save_checkpoint  # noqa: E402
 from nightlab_core.labels import (  # noqa: E402
     CAMVID_OPENED,
@@ -23,8 +23,9 @@ from nightlab_core.labels import (  # noqa: E402
 from nightlab_core.models.backbone import Backbone  # noqa: E402
 from nightlab_core.models.nightlab import NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.output_labels import OutputLabels  # noqa: E402
-from training.bundle import BundleRecipe, assemble  # noqa: E402
-from training.segmenter import every_second, freeze, loss_weights, segmentation_loss, settle, start  # noqa: E402
+from training.bundle import BundleRecipe, assemble, from_stages  # noqa: E402
+from training.recipes import load_recipe  # noqa: E402
+from training.segmenter import at_pixels, freeze, loss_weights, segmentation_loss, settle, start  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
 
@@ -112,7 +113,7 @@ def test_a_stage_starts_from_another_or_from_one_level_of_a_whole(
 
 def test_a_region_level_that_goes_on_takes_off_what_a_bundle_added(tmp_path: Path) -> None:
     settings = NightLabSettings(segmenter=SegmenterSettings(channels=8, stages=5, strides=(8, 16)), region_hw=(64, 64))
-    shipped = load_yaml(RECIPES / "lite_bundle.yaml", BundleRecipe)
+    shipped = load_recipe(RECIPES / "lite_bundle.yaml", BundleRecipe)
     save_checkpoint(tmp_path / "plain.pt", settings.build(), settings, shipped.card)
     parts = dict.fromkeys(("image", "region", "detector"), str(tmp_path / "plain.pt"))
     assemble(replace(shipped, model=settings, region_offsets={"pole": 0.5}, **parts), tmp_path / "raised.pt")
@@ -122,6 +123,9 @@ def test_a_region_level_that_goes_on_takes_off_what_a_bundle_added(tmp_path: Pat
         start(model, tmp_path / "raised.pt", level)
         for key, value in model.state_dict().items():
             torch.testing.assert_close(value, unchanged[key], msg=key)
+    region = from_stages(replace(shipped, model=settings, **dict.fromkeys(parts, str(tmp_path / "raised.pt")))).region
+    for key, value in region.state_dict().items():  # nor is it added twice where a bundle is made of a bundle
+        torch.testing.assert_close(value, plain.region.state_dict()[key], msg=key)
     different = [k for k, v in raised.region.state_dict().items() if not torch.equal(v, plain.region.state_dict()[k])]
     assert len(different) == 1 and different[0].endswith("bias")
 
@@ -144,7 +148,7 @@ def test_statistics_that_are_not_finite_are_begun_anew(tmp_path: Path, capsys: p
 def test_a_checkpoint_of_a_dead_network_is_not_written(tmp_path: Path, number: float) -> None:
     """Nor one whose weights are too large for the half precision that they are kept in."""
     settings = NightLabSettings(segmenter=SegmenterSettings(channels=8, stages=5, strides=(8, 16)), region_hw=(64, 64))
-    card, model = load_yaml(RECIPES / "lite_bundle.yaml", BundleRecipe).card, settings.build()
+    card, model = load_recipe(RECIPES / "lite_bundle.yaml", BundleRecipe).card, settings.build()
     weight = next(m for m in model.image.modules() if isinstance(m, nn.Conv2d)).weight
     weight.data.view(-1)[0] = number
     with pytest.raises(ValueError, match=r"image\.\S+, and 0 more, hold numbers that are not finite"):
@@ -170,7 +174,9 @@ def test_the_loss_looks_where_the_mask_will_be() -> None:
     for shape, size_hw in (((2, 3, 8, 12), (32, 48)), ((1, 2, 5, 7), (37, 43)), ((1, 4, 16, 16), (16, 16))):
         logits = torch.randn(shape)
         enlarged = F.interpolate(logits, size=size_hw, mode="bilinear", align_corners=False)
-        torch.testing.assert_close(every_second(logits, size_hw), enlarged[..., ::2, ::2], rtol=1e-4, atol=1e-5)
+        for stride in (1, 2):
+            found = at_pixels(logits, size_hw, stride)
+            torch.testing.assert_close(found, enlarged[..., ::stride, ::stride], rtol=1e-4, atol=1e-5)
     # A network that answers every pixel rightly has nothing to learn, wherever the borders run.
     labels = torch.randint(0, 19, (1, 16, 24))
     exact = 50.0 * F.one_hot(labels, 19).permute(0, 3, 1, 2)

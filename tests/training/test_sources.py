@@ -78,7 +78,7 @@ def paste_stream(root: Path, levels: tuple[int, int], share: float, windows: boo
             assert cv2.imwrite(str(root / "two" / folder / f"{name}.png"), picture)
     source = data.SourceSettings(kind="train_ids", folder="two", weight=1)
     if windows:
-        return data.RegionStream([source], root, 0, (16, 16), [12], paste_ids=[12], paste_share=share)
+        return data.RegionStream([source], root, 0, (16, 16), (480, 640), [12], paste_ids=[12], paste_share=share)
     return data.FrameStream(
         [source], root, seed=0, crop_hw=(8, 8), input_hw=(8, 8), scale=(1.0, 1.0), paste_ids=[12], paste_share=share
     )

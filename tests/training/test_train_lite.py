@@ -18,12 +18,12 @@ pytest.importorskip("lightning")
 
 import cv2
 
-from nightlab_core.config import load_yaml, read_yaml
 from nightlab_core.data import night
 from nightlab_core.labels import CITYSCAPES_TO_CAMVID, map_ids
 from nightlab_core.runtime.bundle import load_bundle
 from training.bundle import BundleRecipe
 from training.hdm import HdmRecipe
+from training.recipes import load_recipe, read_recipe
 from training.segmenter import SegmenterRecipe
 
 ROOT = Path(__file__).parents[2]
@@ -47,11 +47,11 @@ def test_without_data_it_says_what_is_missing() -> None:
 
 def test_each_stage_finds_what_those_before_it_made() -> None:
     """The paths in the recipes and in the Makefile are written twice: here they are held against each other."""
-    image = load_yaml(RECIPES / "lite_image.yaml", SegmenterRecipe)
-    region = load_yaml(RECIPES / "lite_region.yaml", SegmenterRecipe)
-    hdm = load_yaml(RECIPES / "lite_hdm_helps.yaml", HdmRecipe)
-    plain = load_yaml(RECIPES / "lite_bundle.yaml", BundleRecipe)
-    final = load_yaml(RECIPES / "lite_hdm_bundle.yaml", BundleRecipe)
+    image = load_recipe(RECIPES / "lite_image.yaml", SegmenterRecipe)
+    region = load_recipe(RECIPES / "lite_region.yaml", SegmenterRecipe)
+    hdm = load_recipe(RECIPES / "lite_hdm_helps.yaml", HdmRecipe)
+    plain = load_recipe(RECIPES / "lite_bundle.yaml", BundleRecipe)
+    final = load_recipe(RECIPES / "lite_hdm_bundle.yaml", BundleRecipe)
     assert image.start_from == "checkpoints/nightlab-lite.pt"
     assert region.start_from == image.start_from
     assert plain.image == final.image == (image.start_from, "runs/lite_image/checkpoint.pt")
@@ -64,7 +64,7 @@ def test_each_stage_finds_what_those_before_it_made() -> None:
 
 def _tiny(name: str, sources: list[dict[str, Any]]) -> dict[str, Any]:
     """A shipped recipe with two steps and tiny data."""
-    recipe = read_yaml(RECIPES / name)
+    recipe = read_recipe(RECIPES / name)
     if "loop" in recipe:
         quick = {"steps": 2, "batch_size": 2, "warmup_steps": 0, "checkpoint_every": 1, "workers": 0}
         recipe["loop"] |= {**quick, "tensorboard": False, "learning_rate": 1e-5}

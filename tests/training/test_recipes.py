@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes that extend others: what goes before what, whose folder `{folder}` is, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from nightlab_core.config import ConfigError
+from training.ladder import Ablation
+from training.recipes import load_recipe, read_recipe
+
+
+def _write(folder: Path, **texts: str) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def test_a_file_goes_before_what_it_extends_and_a_later_one_before_an_earlier(tmp_path: Path) -> None:
+    _write(tmp_path / "a", base="x: 1\ny: {p: 1, q: {r: 1, s: 1}}\nz: [1, 2]\n", more="x: 2\ny: {q: {s: 2}}\nw: 2\n")
+    _write(tmp_path / "b", own="extends: [../a/base.yaml, ../a/more.yaml]\ny: {q: {t: 3}}\nz: [3]\nw: null\n")
+    assert read_recipe(tmp_path / "b" / "own.yaml") == {
+        "x": 2, "y": {"p": 1, "q": {"r": 1, "s": 2, "t": 3}}, "z": [3], "w": None,
+    }  # fmt: skip
+    assert read_recipe(tmp_path / "a" / "base.yaml")["z"] == [1, 2]
+
+
+def test_the_folder_is_that_of_the_recipe_which_is_loaded(tmp_path: Path) -> None:
+    _write(tmp_path / "one", base="p: runs/{folder}/x.pt\nq: {'runs/{folder}': ['{folder}', 3]}\n")
+    _write(tmp_path / "two", own="extends: ../one/base.yaml\n")
+    assert read_recipe(tmp_path / "one" / "base.yaml")["p"] == "runs/one/x.pt"
+    assert read_recipe(tmp_path / "two" / "own.yaml") == {"p": "runs/two/x.pt", "q": {"runs/two": ["two", 3]}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: none.yaml\n", r"own\.yaml: key 'extends': there is no file .*none\.yaml"),
+        (
+            "extends: {a: b}\n",
+            r"own\.yaml: key 'extends': received \{'a': 'b'\}, expected the name of a file, or a list",
+        ),
+        ("extends: other.yaml\n", r"own\.yaml: extends itself, by way of own\.yaml, other\.yaml"),
+        ("rows: 3\n", r"own\.yaml: key 'rows': received 3"),
+    ],
+)
+def test_what_cannot_be_is_named(tmp_path: Path, text: str, message: str) -> None:
+    _write(tmp_path, own=text, other="extends: own.yaml\n")
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(tmp_path / "own.yaml", Ablation)
