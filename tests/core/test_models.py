@@ -227,7 +227,7 @@ class TestRegionDetector:
         assert taught(known) == [0, 1, 2]  # row i is that of anchors from y = 16 i - 16 to 16 i + 16
         assert taught(~known) == [1, 3, 4, 5, 6, 7]  # the box itself is told of, wherever it lies
         nothing = model.loss(image, [torch.zeros(0, 4)], torch.zeros_like(known))
-        assert [float(v) for v in nothing.values()] == [0, 0]
+        assert [v.item() for v in nothing.values()] == [0, 0]
 
 
 @pytest.fixture(scope="module")

@@ -68,8 +68,17 @@ def _tiny(name: str, sources: list[dict[str, Any]]) -> dict[str, Any]:
     if "loop" in recipe:
         quick = {"steps": 2, "batch_size": 2, "warmup_steps": 0, "checkpoint_every": 1, "workers": 0}
         recipe["loop"] |= {**quick, "tensorboard": False, "learning_rate": 1e-5}
+        recipe |= {"input_hw": [96, 128]} | ({"frames": 2, "per_frame": 4} if "hdm" in name else {})
+        if "hdm" not in name and name != "relam_region.yaml":
+            recipe["crop_hw"] = [64, 96]
+        small = {"channels": 4, "layers": 1}  # discriminators: a window is one of their places else
+        if "relam" in name:
+            return recipe | {"check_night": [], "check_day": [], "discriminator": small}
         recipe["sources"] = sources
-        recipe |= {"input_hw": [96, 128]} | ({"frames": 2, "per_frame": 4} if "hdm" in name else {"crop_hw": [64, 96]})
+        if "joint" in name:
+            recipe["per_frame"] = 2
+            for light in ("image_light", "region_light"):
+                recipe[light] |= {"discriminator": small, "night": sources, "day": sources}
         if "image" in name:
             recipe["sources"] = [*sources, {"kind": "pseudo", "folder": "runs/pseudo_night", "weight": 0.3}]
     return recipe
@@ -78,7 +87,8 @@ def _tiny(name: str, sources: list[dict[str, Any]]) -> dict[str, Any]:
 @pytest.mark.slow
 def test_the_whole_chain_on_tiny_data(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    folders = {"camvid/train": 2, "camvid/val": 2, "nightcoarse/val": 1, "daynight/night": 2}
+    folders = {"camvid/train": 2, "camvid/val": 2, "nightcoarse/val": 1, "daynight/night": 2, "daynight/day": 2}
+    folders |= {"nightcoarse/train": 2, "bdd/clean": 2, "bdd/noisy": 2}
     for seed, (folder, count) in enumerate(folders.items()):
         for i in range(count):
             frame = night.render_scene(10 * seed + i, size_hw=(120, 160))
@@ -93,7 +103,7 @@ def test_the_whole_chain_on_tiny_data(tmp_path: Path) -> None:
     work = tmp_path / "work"
     (work / "config" / "train").mkdir(parents=True)
     sources = [{"kind": "camvid", "folder": "camvid", "split": "train", "weight": 1.0}]
-    for recipe in RECIPES.glob("lite_*.yaml"):
+    for recipe in (*RECIPES.glob("lite_*.yaml"), *RECIPES.glob("relam_*.yaml")):
         text = yaml.safe_dump(_tiny(recipe.name, sources), sort_keys=False)
         (work / "config" / "train" / recipe.name).write_text(text)
     for name in ("training", "nightlab_core", "checkpoints", "requirements"):
@@ -110,13 +120,28 @@ def test_the_whole_chain_on_tiny_data(tmp_path: Path) -> None:
     measured = load_bundle(work / "runs" / "nightlab-lite").manifest.accuracy
     assert {"camvid_val_both_levels_miou", "nightcoarse_val_difference"} <= set(measured)
     assert len(list((work / "runs" / "pseudo_night" / "labels").iterdir())) == 2
+    for made in (
+        "relam_image/checkpoint.pt",
+        "relam_region/checkpoint.pt",
+        "lite_joint/nightlab.pt",
+        "hard_classes.yaml",
+    ):
+        assert (work / "runs" / made).is_file(), made
+    assert "camvid_val_both_levels_miou" in load_bundle(work / "runs" / "nightlab-lite-joint").manifest.accuracy
 
     measured_on = (work / "runs" / "lite_proposals.npz").read_bytes()
     (work / "runs" / "lite_hdm_helps" / "checkpoint.pt").unlink()
     again = _make("train-lite", f"DATA={tmp_path / 'data'}", cwd=work)
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
     done = [line for line in again.stdout.splitlines() if "is finished" in line]
-    assert [line.split("/")[1] for line in done] == ["lite_image", "lite_region", "lite_detector"]
+    passed = [
+        "lite_image",
+        "lite_region",
+        "lite_detector",
+        "relam_image",
+        "relam_region",
+    ]  # the joint stage starts from the new HDM
+    assert [line.split("/")[1] for line in done] == passed
     assert "step 2/2" in again.stdout  # HDM's
     assert (work / "runs" / "lite_proposals.npz").read_bytes() == measured_on
 
@@ -124,4 +149,5 @@ def test_the_whole_chain_on_tiny_data(tmp_path: Path) -> None:
     third = _make("train-lite", f"DATA={tmp_path / 'data'}", cwd=work)
     assert third.returncode == 0, third.stdout[-3000:] + third.stderr[-3000:]
     done = [line for line in third.stdout.splitlines() if "is finished" in line]
-    assert [line.split("/")[1] for line in done] == ["lite_image", "lite_detector"]  # HDM learns of the new level
+    passed.remove("lite_region")
+    assert [line.split("/")[1] for line in done] == passed  # HDM learns of the new level
