@@ -129,11 +129,6 @@ def to_tensors(image: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(rgb).float() / 255, torch.from_numpy(labels.astype(np.int64))
 
 
-def working_scale(shape: Sequence[int], input_hw: tuple[int, int]) -> float:
-    """Of a frame (H, W, ...) to the size that a network works at, which has the area of `input_hw`."""
-    return math.sqrt(input_hw[0] * input_hw[1] / (shape[0] * shape[1]))
-
-
 class FrameStream(Stream):
     """Random crops of whole frames, seen at about the image network's working scale; `hard_share` hold a hard class."""
 
@@ -151,14 +146,14 @@ class FrameStream(Stream):
         paste_share: float = 0.0,
     ) -> None:
         super().__init__(sources, root, seed, paste_ids, paste_share)
-        self.crop_hw, self.input_hw, self.scale = crop_hw, input_hw, scale
+        self.crop_hw, self.area, self.scale = crop_hw, input_hw[0] * input_hw[1], scale
         self.hard_ids, self.hard_share = hard_ids, hard_share
 
     def crop(self, *index: int) -> tuple[int, np.ndarray, np.ndarray, np.random.Generator]:
         """Source, image and labels of the crop of an index, and the generator for what follows."""
         source, sample, image, rng = self.draw(*index)
-        zoom = math.exp(rng.uniform(math.log(self.scale[0]), math.log(self.scale[1])))
-        scale = working_scale(image.shape, self.input_hw) * zoom
+        working = math.sqrt(self.area / (image.shape[0] * image.shape[1]))
+        scale = working * math.exp(rng.uniform(math.log(self.scale[0]), math.log(self.scale[1])))
         wanted = None
         if rng.random() < self.hard_share:
             present = np.intersect1d(np.unique(sample.labels), self.hard_ids)
@@ -175,14 +170,13 @@ class RegionStream(Stream):
         root: Path,
         seed: int,
         region_hw: tuple[int, int],
-        input_hw: tuple[int, int],
         hard_ids: Sequence[int],
         elsewhere: float = 0.15,
         paste_ids: Sequence[int] = (),
         paste_share: float = 0.0,
     ) -> None:
         super().__init__(sources, root, seed, paste_ids, paste_share)
-        self.region_hw, self.input_hw, self.hard_ids, self.elsewhere = region_hw, input_hw, hard_ids, elsewhere
+        self.region_hw, self.hard_ids, self.elsewhere = region_hw, hard_ids, elsewhere
 
     def crop(self, *index: int) -> tuple[int, np.ndarray, np.ndarray, np.random.Generator]:
         """Source, image and labels of the window of an index, and the generator for what follows."""
@@ -193,7 +187,7 @@ class RegionStream(Stream):
         jitter = rng.uniform(-0.15, 0.15, 4) * [x1 - x0, y1 - y0, x1 - x0, y1 - y0]
         box = np.asarray([x0, y0, x1, y1], np.float32) + jitter.astype(np.float32)
         aspect = self.region_hw[1] / self.region_hw[0]
-        margin = float(rng.uniform(0.05, 0.45))
+        margin = float(rng.uniform(0.05, 0.6))
         left, top, right, bottom = regions.context_boxes(box[None], (height, width), margin, aspect)[0]
         window, labels = transforms.resize_pair(
             image[top:bottom, left:right], sample.labels[top:bottom, left:right], self.region_hw
@@ -203,10 +197,10 @@ class RegionStream(Stream):
         return source, window, labels, rng
 
     def _window(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A box, float (4,) xyxy: an instance of a hard class, or the region round it as the detector is taught it.
+        """A box, float (4,) xyxy: an instance of a hard class, or the region round it.
 
-        The class is drawn before the instance, or poles would crowd out riders. Most boxes are of one instance, no
-        smaller than a region is: so are most of those that a frame is read in. Now and then any place will do.
+        The class is drawn before the instance, or poles would crowd out riders. Now and then any place will do. Windows
+        are larger than most that a frame is read in: as small as those, which was tried, they taught less on val.
         """
         height, width = labels.shape
         present = [i for i in self.hard_ids if (labels == i).any()]
@@ -215,12 +209,10 @@ class RegionStream(Stream):
             top_left = rng.uniform(0, 0.7, 2) * [width, height]
             return np.concatenate([top_left, top_left + rng.uniform(0.08, 0.3, 2) * [width, height]])
         box = boxes[rng.integers(len(boxes))]
-        centre, sides = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
-        scale = working_scale(labels.shape, self.input_hw)
-        if rng.random() < 0.7:
-            sides = np.maximum(sides, datasets.MIN_SIDE / scale)
-            return np.concatenate([centre - sides / 2, centre + sides / 2])
-        around = datasets.hard_regions(labels, self.hard_ids, scale=scale)
+        if rng.random() < 0.25:
+            return box
+        centre = (box[:2] + box[2:]) / 2
+        around = datasets.hard_regions(labels, self.hard_ids)
         holds = (around[:, :2] <= centre).all(1) & (around[:, 2:] >= centre).all(1)
         return around[holds][0]
 

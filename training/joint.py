@@ -120,7 +120,7 @@ class JointStream(Dataset[JointBatch]):
         self.hard = hard
         self.frames = FrameStream(sources, data, seed, recipe.crop_hw, recipe.input_hw, recipe.scale, hard, 0.5)
         # With one seed both levels would be shown the same frames in the same light.
-        self.windows = RegionStream(sources, data, seed + 1, recipe.model.region_hw, recipe.input_hw, hard)
+        self.windows = RegionStream(sources, data, seed + 1, recipe.model.region_hw, hard)
         self.light: list[Unpaired] = [streams(recipe.light_recipe(level), data) for level in LEVELS]
 
     def __getitem__(self, index: int) -> JointBatch:

@@ -122,7 +122,7 @@ def streams(recipe: ReLAMRecipe, data: Path) -> Unpaired:
         if recipe.level == "image":
             sides.append(FrameStream(sources, data, seed, recipe.crop_hw, recipe.input_hw, recipe.scale))
         else:
-            sides.append(RegionStream(sources, data, seed, recipe.model.region_hw, recipe.input_hw, hard))
+            sides.append(RegionStream(sources, data, seed, recipe.model.region_hw, hard))
     return Unpaired(*sides)
 
 

@@ -24,7 +24,7 @@ from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.models.nightlab import to_image
 from nightlab_core.runtime import regions
 from training.command import errors_in_words
-from training.data import SourceSettings, load_source, working_scale
+from training.data import SourceSettings, load_source
 from training.loop import load_weights
 from training.recipes import load_recipe
 from training.relam import LightAdaptation, ReLAMRecipe
@@ -45,7 +45,7 @@ def check_images(recipe: ReLAMRecipe, sources: Sequence[SourceSettings], data: P
                 size_hw = regions.network_size_hw(sample.image_bgr.shape[:2], recipe.input_hw, 32)
                 image = regions.resize_image(sample.image_bgr, size_hw)[None]
             else:
-                boxes = hard_regions(sample.labels, hard, scale=working_scale(sample.labels.shape, recipe.input_hw))
+                boxes = hard_regions(sample.labels, hard)
                 if not len(boxes):
                     continue
                 largest = boxes[[(boxes[:, 2:] - boxes[:, :2]).prod(1).argmax()]]

@@ -202,7 +202,7 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
         )  # fmt: skip
     else:
         stream = RegionStream(
-            recipe.sources, data, recipe.loop.seed, recipe.model.region_hw, recipe.input_hw, hard,
+            recipe.sources, data, recipe.loop.seed, recipe.model.region_hw, hard,
             paste_ids=paste, paste_share=recipe.paste_share,
         )  # fmt: skip
 

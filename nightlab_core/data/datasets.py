@@ -143,21 +143,13 @@ def label_instances(labels: np.ndarray, class_ids: Sequence[int], min_area: int 
     return np.asarray(boxes, np.float32).reshape(-1, 4)
 
 
-#: The least side of a region, in pixels of the size at which the detector works.
-MIN_SIDE = 48
-
-
-def hard_regions(
-    labels: np.ndarray, class_ids: Sequence[int], reach: float = 8, min_side: float = MIN_SIDE, scale: float = 1.0
-) -> np.ndarray:
+def hard_regions(labels: np.ndarray, class_ids: Sequence[int], reach: int = 8, min_side: int = 48) -> np.ndarray:
     """Boxes worth reading again, float32 (N, 4) xyxy in pixels: instances of some classes with what surrounds them.
 
     labels uint8 (H, W). Ten regions have to serve a whole frame, so instances that are closer than twice `reach`
-    share a box, and a box is at least `min_side` a side where the frame allows: both in pixels of the size at which the
-    detector works, which is `scale` times that of the labels.
+    pixels share a box, and a box is at least `min_side` pixels a side where the frame allows.
     """
     height, width = labels.shape
-    reach, min_side = round(reach / scale), min_side / scale
     mask = np.isin(labels, np.asarray(class_ids)).astype(np.uint8)
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     boxes = label_instances(cv2.dilate(mask, kernel), [1])

@@ -182,6 +182,23 @@ def test_the_log_is_of_use_without_a_terminal(tmp_path: Path, capsys: pytest.Cap
     assert all(math.isfinite(e.value) for e in events.Scalars("gradient"))
 
 
+@pytest.mark.parametrize("clip_norm", [0.05, 1000.0])
+def test_no_step_takes_a_larger_gradient_than_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip_norm: float
+) -> None:
+    norms: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def measured(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(float(torch.cat([g.flatten() for g in gradients]).norm()))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", measured)
+    _train(tmp_path, clip_norm=clip_norm)
+    assert len(norms) == 12 and max(norms) == pytest.approx(0.05, rel=1e-3) if clip_norm < 1 else max(norms) > 0.1
+
+
 def test_learning_rate_rises_and_falls() -> None:
     settings = LoopSettings(steps=100, batch_size=1, learning_rate=1.0, warmup_steps=10, decay_power=1.0)
     rates = [learning_rate_at(step, settings) for step in range(100)]

@@ -63,6 +63,16 @@ def test_evaluation_finds_each_set_by_its_name(root: Path) -> None:
     assert classes is BDD18 and [s.name for s in samples] == ["x"]
 
 
+def test_every_sample_is_distorted_in_its_colours_alone(root: Path) -> None:
+    source = data.SourceSettings(kind="train_ids", folder="mine", split="val", weight=1)
+    samples = data.Samples([source], root, 0)
+    drawn = [samples.draw(i) for i in range(8)]
+    assert all(
+        (image != sample.image_bgr).any() and image.shape == sample.image_bgr.shape for _, sample, image, _ in drawn
+    )
+    assert len({image.mean(axis=(0, 1)).round(1).tobytes() for _, _, image, _ in drawn}) == 8
+
+
 @pytest.fixture
 def undistorted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data.transforms, "photometric", lambda image, rng: image)
@@ -78,7 +88,7 @@ def paste_stream(root: Path, levels: tuple[int, int], share: float, windows: boo
             assert cv2.imwrite(str(root / "two" / folder / f"{name}.png"), picture)
     source = data.SourceSettings(kind="train_ids", folder="two", weight=1)
     if windows:
-        return data.RegionStream([source], root, 0, (16, 16), (480, 640), [12], paste_ids=[12], paste_share=share)
+        return data.RegionStream([source], root, 0, (16, 16), [12], paste_ids=[12], paste_share=share)
     return data.FrameStream(
         [source], root, seed=0, crop_hw=(8, 8), input_hw=(8, 8), scale=(1.0, 1.0), paste_ids=[12], paste_share=share
     )

@@ -45,17 +45,21 @@ def test_shipped_recipes_are_valid() -> None:
     kinds = {"image": segmenter.SegmenterRecipe, "region": segmenter.SegmenterRecipe}
     kinds |= {"detector": detector.DetectorRecipe, "bundle": bundle.BundleRecipe}  # type: ignore[dict-item]
     kinds |= {"hdm": hdm.HdmRecipe, "gain": hdm.HdmRecipe, "helps": hdm.HdmRecipe, "joint": joint.JointRecipe}  # type: ignore[dict-item]
-    paths = sorted(RECIPES.glob("*.yaml"))
-    assert len(paths) >= 4
-    for path in paths:
-        recipe = load_recipe(path, relam.ReLAMRecipe if "relam" in path.stem else kinds[path.stem.split("_")[-1]])
+    of_path = {
+        p: relam.ReLAMRecipe if "relam" in p.stem else kinds[p.stem.split("_")[-1]] for p in RECIPES.glob("*.yaml")
+    }
+    rungs = (RECIPES / "ablation").glob("*.yaml")
+    of_path |= {p: hdm.HdmRecipe if "hdm" in p.stem else segmenter.SegmenterRecipe for p in rungs}
+    assert len(of_path) >= 20
+    for path, cls in of_path.items():
+        recipe = load_recipe(path, cls)
         for name in getattr(recipe, "hard_classes", ()):
             CITYSCAPES19.id_of(name)
 
 
 def test_streams_are_decided_by_seed_and_index(data: Path) -> None:
     frames = FrameStream(SOURCES, data, 0, (64, 96), (96, 128), (0.8, 1.2))
-    regions = RegionStream(SOURCES, data, 0, (64, 64), (96, 128), [5, 11, 13])
+    regions = RegionStream(SOURCES, data, 0, (64, 64), [5, 11, 13])
     boxes = BoxStream(SOURCES, data, 0, (64, 96), (96, 128), (0.8, 1.2), hard_ids=[5, 11, 13])
     for stream, shape in ((frames, (64, 96)), (regions, (64, 64))):
         image, labels = stream[7]
