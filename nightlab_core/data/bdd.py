@@ -53,11 +53,20 @@ def bdd100k_night(root: Path, split: str, pattern: str = "*", complete: bool = T
     A line of it is "val/81d5165d-fcfc6c67". Judged in 18 classes, as these frames hold no train. Listed frames whose
     image or mask is not there are an error; `complete=False` leaves them out.
     """
-    names = root / "night.txt"
+    return _listed(root, split, pattern, complete, "night.txt", "")
+
+
+def bdd100k_day(root: Path, split: str, pattern: str = "*", complete: bool = True) -> LabelledImages:
+    """BDD100K's labelled day frames: those in root/day.txt, which the same command writes of "daytime"."""
+    return _listed(root, split, pattern, complete, "day.txt", "--timeofday daytime ")
+
+
+def _listed(root: Path, split: str, pattern: str, complete: bool, name: str, option: str) -> LabelledImages:
+    names = root / name
     if not names.is_file():
         raise DatasetError(
-            f"{names} is no file: list the night frames first, with python -m nightlab_core.data.bdd_night"
-            f" LABELS_JSON --masks {root / 'labels/sem_seg/masks'} --out {names}"
+            f"{names} is no file: list these frames first, with python -m nightlab_core.data.bdd_night"
+            f" LABELS_JSON {option}--masks {root / 'labels/sem_seg/masks'} --out {names}"
         )
     wanted = {line.removeprefix(f"{split}/") for line in names.read_text().split() if line.startswith(f"{split}/")}
     everything = bdd100k(root, split, complete=False)

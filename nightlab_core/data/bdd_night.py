@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""List the night frames among BDD100K's semantic labels.
+"""List the night frames among BDD100K's semantic labels, or those of another time of day.
 
-python -m nightlab_core.data.bdd_night LABELS_JSON... --masks DIR --out LIST
+python -m nightlab_core.data.bdd_night LABELS_JSON... --masks DIR --out LIST [--timeofday daytime]
 
 LABELS_JSON: the 100K images' labels with their attributes: bdd100k_labels_images_train.json and _val.json of 2018, or
 det_20/det_train.json and det_val.json. DIR: labels/sem_seg/masks, or seg/labels of the first release. LIST: one line a
-frame, "val/81d5165d-fcfc6c67", sorted; `bdd100k_night` looks for it as night.txt in the data set's folder.
+frame, "val/81d5165d-fcfc6c67", sorted; `bdd100k_night` looks for it as night.txt in the data set's folder, and
+`bdd100k_day` for that of daytime as day.txt.
 
-A frame is listed if it has a mask and `attributes.timeofday` is "night". This is not the paper's BDD100K-Night: that
-list was never published, so figures on this one stand beside the paper's only with that said. Thousands of the
-labelled frames are in no LABELS_JSON: their time of day is not recorded, and they are left out. Some times of day are
-wrong in the data, and so are many masks of night frames: the 87 that Sakaridis et al. found correct (MGCDA, TPAMI
-2020) are listed in https://github.com/sakaridis/MGCDA.
+A frame is listed if it has a mask and `attributes.timeofday` is "night", or what was asked for. This is not the paper's
+BDD100K-Night: that list was never published, so figures on this one stand beside the paper's only with that said.
+Thousands of the labelled frames are in no LABELS_JSON: their time of day is not recorded, and they are left out. Some
+times of day are wrong in the data, and so are many masks of night frames: the 87 that Sakaridis et al. found correct
+(MGCDA, TPAMI 2020) are listed in https://github.com/sakaridis/MGCDA.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ def read_time_of_day(files: Iterable[Path]) -> dict[str, str]:
     return times
 
 
-def night_frames(times: dict[str, str], masks: Iterable[Path]) -> list[str]:
-    """The masks of night frames as split/stem, sorted."""
-    return sorted(f"{p.parent.name}/{mask_stem(p)}" for p in masks if times.get(mask_stem(p)) == "night")
+def frames_of(time: str, times: dict[str, str], masks: Iterable[Path]) -> list[str]:
+    """The masks of a time of day as split/stem, sorted."""
+    return sorted(f"{p.parent.name}/{mask_stem(p)}" for p in masks if times.get(mask_stem(p)) == time)
 
 
 def _frames(file: Path) -> Iterator[Any]:
@@ -80,20 +81,24 @@ def main() -> None:
     parser.add_argument("labels", type=Path, nargs="+", metavar="LABELS_JSON")
     parser.add_argument("--masks", type=Path, required=True, metavar="DIR", help="folder of mask PNGs, by split")
     parser.add_argument("--out", type=Path, required=True, metavar="LIST")
+    parser.add_argument("--timeofday", choices=("night", "daytime", "dawn/dusk"), default="night")
     arguments = parser.parse_args()
     masks = sorted(arguments.masks.rglob("*.png"))
     try:
         if not masks:
             raise DatasetError(f"{arguments.masks} holds no mask; expected {{train,val}}/<stem>.png")
         times = read_time_of_day(arguments.labels)
-        names = night_frames(times, masks)
+        names = frames_of(arguments.timeofday, times, masks)
         if not names:
-            raise DatasetError(f"none of the {len(masks)} masks in {arguments.masks} is a night frame's")
+            raise DatasetError(
+                f"none of the {len(masks)} masks in {arguments.masks} is a {arguments.timeofday} frame's"
+            )
     except DatasetError as error:
         sys.exit(f"error: {error}")
     arguments.out.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     unknown = sum(mask_stem(p) not in times for p in masks)
-    print(f"{arguments.out}: {len(names)} night frames of {len(masks)} masks; {unknown} masks have no time of day")
+    found = f"{len(names)} {arguments.timeofday} frames of {len(masks)} masks"
+    print(f"{arguments.out}: {found}; {unknown} masks have no time of day")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from nightlab_core.data.bdd import bdd100k, bdd100k_night
+from nightlab_core.data.bdd import bdd100k, bdd100k_day, bdd100k_night
 from nightlab_core.data.nightcity import nightcity, nightcity_fine, nightcity_plus
 from nightlab_core.data.paired import DatasetError, LabelledImages, PairedFolder, Sample, check_mapping
 from nightlab_core.labels import (
@@ -35,6 +35,7 @@ __all__ = [
     "PairedFolder",
     "Sample",
     "bdd100k",
+    "bdd100k_day",
     "bdd100k_night",
     "camvid",
     "cityscapes",
@@ -49,8 +50,9 @@ __all__ = [
 ]
 
 Kind = Literal[
-    "camvid", "train_ids", "cityscapes", "nightcity", "nightcity_plus", "nightcity_fine", "bdd100k", "bdd100k_night"
-]
+    "camvid", "train_ids", "cityscapes", "nightcity", "nightcity_plus", "nightcity_fine", "bdd100k", "bdd100k_night",
+    "bdd100k_day",
+]  # fmt: skip
 
 
 def open_dataset(
@@ -123,9 +125,12 @@ DATASETS: dict[Kind, tuple[Callable[[Path, str, str, bool], LabelledImages], Cla
     "nightcity_fine": (nightcity_fine, CITYSCAPES19),
     "bdd100k": (bdd100k, CITYSCAPES19),
     "bdd100k_night": (bdd100k_night, BDD18),
+    "bdd100k_day": (bdd100k_day, CITYSCAPES19),
 }
 #: Kinds that lie in another's folder: the same images, with other labels or fewer of them.
-SHARED_FOLDERS: dict[str, str] = {"nightcity_plus": "nightcity", "bdd100k_night": "bdd100k"}
+SHARED_FOLDERS: dict[str, str] = {
+    "nightcity_plus": "nightcity", "bdd100k_night": "bdd100k", "bdd100k_day": "bdd100k",
+}  # fmt: skip
 
 
 def label_instances(labels: np.ndarray, class_ids: Sequence[int], min_area: int = 16) -> np.ndarray:

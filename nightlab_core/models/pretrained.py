@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -17,7 +18,7 @@ _PACKAGES = {
 }
 
 
-def free_size(name: str) -> dict[str, bool]:
+def free_size(name: str) -> dict[str, Any]:
     """What timm must be told for images of any size: it holds a Swin to the one that it was trained at, and does not
     shift the windows of a stage that one window covers there."""
     return {"strict_img_size": False, "always_partition": True} if name.startswith("swin") else {}

@@ -11,7 +11,7 @@ from trees import write_image, write_label
 
 from nightlab_core.data import bdd
 from nightlab_core.data.bdd_night import read_time_of_day
-from nightlab_core.data.datasets import DatasetError, bdd100k, bdd100k_night
+from nightlab_core.data.datasets import DatasetError, bdd100k, bdd100k_day, bdd100k_night
 
 STEMS = {"train": ["0a0a0b1a-7c39d841", "00aad4a0-ee8135fe"], "val": ["81d5165d-fcfc6c67", "8dd5f9b7-00000000"]}
 NIGHT = ["train/00aad4a0-ee8135fe", "val/81d5165d-fcfc6c67"]
@@ -103,6 +103,11 @@ def test_the_command_lists_night_frames_that_have_a_mask(root: Path) -> None:
     assert (root / "night.txt").read_text().splitlines() == NIGHT
     assert [s.name for s in bdd100k_night(root, "train")] == [first]
     assert [s.name for s in bdd100k_night(root, "val")] == [second]
+    with pytest.raises(DatasetError, match=r"day\.txt is no file: .* --timeofday daytime --masks .* --out .*day\.txt"):
+        bdd100k_day(root, "train")
+    done = _list_night(*command[:-1], root / "day.txt", "--timeofday", "daytime")
+    assert "1 daytime frames of 4 masks" in done.stdout
+    assert [s.name for s in bdd100k_day(root, "train")] == STEMS["train"][:1]
     _list_night(val, train, *command[2:])  # in any order
     assert (root / "night.txt").read_text().splitlines() == NIGHT
 
@@ -141,7 +146,7 @@ def test_formats_and_contradictions(tmp_path: Path) -> None:
 
 
 def test_a_night_list_that_does_not_fit(root: Path) -> None:
-    with pytest.raises(DatasetError, match=r"night\.txt is no file: list the night frames first"):
+    with pytest.raises(DatasetError, match=r"night\.txt is no file: list these frames first"):
         bdd100k_night(root, "val")
     (root / "night.txt").write_text("\n".join([*NIGHT, "val/unknown"]))
     with pytest.raises(DatasetError, match=r"lists val/unknown, and 0 more, without mask or image"):
