@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from nightlab_core.config import Settings, replace
 from nightlab_core.models.deform import set_deform_form
 from nightlab_core.output_labels import OutputLabels
-from training import detector, relam, segmenter
+from training import detector, joint, relam, segmenter
 from training.command import errors_in_words
 from training.loop import Losses, fit
 from training.recipes import load_recipe
@@ -50,6 +50,7 @@ def recipe_class(path: Path) -> type[Settings]:
         "image": segmenter.SegmenterRecipe,
         "region": segmenter.SegmenterRecipe,
         "detector": detector.DetectorRecipe,
+        "joint": joint.JointRecipe,
     }
     stage = path.stem.split("_")[-1]
     if stage not in stages:
@@ -68,8 +69,10 @@ def stage(recipe: Any) -> tuple[nn.Module, Loss, RandomImages, Collate | None]:
     if isinstance(recipe, relam.ReLAMRecipe):
         pairs = RandomImages(lambda g: (image(g) / 4, image(g)))
         return relam.LightAdaptation(recipe), relam.adaptation_loss, pairs, None
+    boxes = torch.tensor([[64.0, 32.0, 128.0, 160.0], [200.0, 100.0, 260.0, 140.0]])
+    if isinstance(recipe, joint.JointRecipe):
+        return joint.Joint(recipe.model.build(), recipe), joint.joint_loss, _joint_samples(recipe, boxes), joint.collate
     if isinstance(recipe, detector.DetectorRecipe):
-        boxes = torch.tensor([[64.0, 32.0, 128.0, 160.0], [200.0, 100.0, 260.0, 140.0]])
         proposals = detector.ProposalLosses(recipe.model.build_detector())
         known = torch.ones(size_hw, dtype=torch.bool)
         return proposals, detector.detection_loss, RandomImages(lambda g: (image(g), boxes, known)), detector.collate
@@ -83,6 +86,18 @@ def stage(recipe: Any) -> tuple[nn.Module, Loss, RandomImages, Collate | None]:
         )
 
     return recipe.model.build_level(recipe.level), loss, samples, None
+
+
+def _joint_samples(recipe: joint.JointRecipe, boxes: Tensor) -> RandomImages:
+    def labelled(generator: torch.Generator, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        return torch.rand(3, *size_hw, generator=generator), torch.randint(0, 19, size_hw, generator=generator)
+
+    def sample(generator: torch.Generator) -> joint.JointBatch:
+        frame, window = (labelled(generator, hw) for hw in (recipe.crop_hw, recipe.model.region_hw))
+        light = tuple((image / 4, image) for image in (frame[0], window[0]))
+        return joint.JointBatch(*frame, [boxes], [False], *window, light)
+
+    return RandomImages(sample)
 
 
 def smoke(path: Path, steps: int, batch_size: int = 0, precision: str = "") -> dict[str, float]:
@@ -116,7 +131,7 @@ def smoke(path: Path, steps: int, batch_size: int = 0, precision: str = "") -> d
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="YAML recipe whose name ends in image, region or detector")
+    parser.add_argument("recipe", type=Path, help="YAML recipe whose name ends in image, region, detector or joint")
     parser.add_argument("--steps", type=int, default=2, help="steps to run (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=0, help="images a step (default: the recipe's)")
     parser.add_argument("--precision", default="", help="such as 32-true (default: the recipe's)")

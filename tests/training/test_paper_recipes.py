@@ -118,7 +118,7 @@ def test_the_networks_are_of_the_papers_size(name: str, millions: tuple[int, int
     assert millions[0] < count < millions[1], count
 
 
-@pytest.mark.parametrize("stage", ["image", "region", "relam_image", "detector"])
+@pytest.mark.parametrize("stage", ["image", "region", "relam_image", "detector", "joint"])
 def test_the_smoke_run_trains_and_states_its_memory(stage: str, tmp_path: Path) -> None:
     """As the command does it, with the recipe made small: the schedule, losses and the loop are the stage's own."""
     recipe = load_recipe(RECIPES / NAMES[2] / f"{stage}.yaml", STAGES[stage])
@@ -131,12 +131,17 @@ def test_the_smoke_run_trains_and_states_its_memory(stage: str, tmp_path: Path) 
     changes: dict[str, Any] = {"model": small}
     if hasattr(recipe, "crop_hw"):
         changes["crop_hw"] = (64, 96)
+    if stage == "joint":
+        small = replace(small, detector=replace(small.detector, hdm_channels=8))
+        judge = relam.DiscriminatorSettings(channels=4, layers=1)
+        changes |= {"model": small, "per_frame": 2}
+        changes |= {k: replace(getattr(recipe, k), discriminator=judge) for k in ("image_light", "region_light")}
     if stage == "relam_image":
         changes["crop_hw"] = (96, 96)
         changes["discriminator"] = relam.DiscriminatorSettings(channels=4, layers=2)
     path = tmp_path / f"{stage}.yaml"
     path.write_text(replace(recipe, **changes).model_dump_json())  # JSON is YAML
-    figures = smoke.smoke(path, steps=2, batch_size=2, precision="32-true")
+    figures = smoke.smoke(path, steps=2, batch_size=2)  # in bfloat16, as the recipes say
     assert figures["batch_size"] == 2 and figures["peak_process_gb"] > 0.1
     assert 0.001 < figures["weights_million"] < 40
 
