@@ -89,12 +89,13 @@ class TestSegmenter:
     def test_swins_last_windows_see_their_neighbours(self) -> None:
         """At the size that it was trained at, one window covers the last stage: timm leaves out the shift there."""
         torch.manual_seed(0)
-        backbone = Backbone("swin_tiny_patch4_window7_224", (32,)).eval()
-        image = torch.rand(1, 3, 448, 448)
-        changed = image.clone()
-        changed[..., 192:224, 192:224] += 0.5  # the last place of the first window of 2 x 2
+        # The stage alone: in those before it windows are shifted in any case.
+        stage = Backbone("swin_tiny_patch4_window7_224", (32,)).eval().net.get_submodule("layers_3")
+        features = torch.rand(1, 28, 28, 384)  # of 448 x 448; the stage halves them to 14 x 14, four windows of 7 x 7
+        changed = features.clone()
+        changed[:, 12:14, 12:14] += 0.5  # the last place of the first window
         with torch.inference_mode():
-            difference = (backbone(changed)[0] - backbone(image)[0]).abs().amax(1)[0]
+            difference = (stage(changed) - stage(features)).abs().amax(-1)[0]
         assert difference.shape == (14, 14) and (difference[7:, 7:] > 0).any()
 
     def test_gradients_reach_every_weight(self) -> None:
