@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from training.recipes import load_recipe, read_recipe  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
 #: Recipe -> its class, and the data set whose samples it takes.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(RECIPES.parents[1]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 STAGES: dict[str, tuple[Any, Any]] = {
     "lite_image": (segmenter.SegmenterRecipe, data.FrameStream),
     "lite_region": (segmenter.SegmenterRecipe, data.RegionStream),
@@ -59,6 +61,18 @@ checkpoint.write = write
 stage = __import__(module, fromlist=["train"])
 for folder in folders:
     stage.train(load_recipe(recipe, getattr(stage, kind)), Path(root), Path(folder))
+"""
+
+#: Trains without dropout, which each process draws for itself.
+WITHOUT_DROPOUT = """
+import importlib, sys
+from pathlib import Path
+from torch import nn
+from training.recipes import load_recipe
+module, kind, recipe, root, out = sys.argv[1:]
+nn.Dropout2d.forward = lambda self, x: x
+stage = importlib.import_module(module)
+stage.train(load_recipe(recipe, getattr(stage, kind)), Path(root), Path(out))
 """
 
 
@@ -162,3 +176,32 @@ def test_the_loss_falls_on_one_batch(name: str, root: Path, tmp_path: Path, monk
     assert falls
     first, last = (sum(v[step] for v in falls.values()) for step in (0, -1))
     assert last < 0.95 * first, {key: (v[0], v[-1]) for key, v in falls.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lite_image", "lite_region", "relam_image"])
+def test_two_processes_take_the_step_of_one_with_twice_the_batch(name: str, root: Path, tmp_path: Path) -> None:
+    kind = STAGES[name][0]
+    recipe = _recipe(name, root, tmp_path / "recipe", steps=1)
+    tree = yaml.safe_load(recipe.read_text())
+    if name != "relam_image":
+        tree["lovasz_weight"] = 0.0  # of a process's own batch
+    script, half = tmp_path / "train.py", tmp_path / "half.yaml"
+    script.write_text(WITHOUT_DROPOUT)
+    recipe.write_text(yaml.safe_dump(tree))
+    half.write_text(yaml.safe_dump(tree | {"loop": tree["loop"] | {"batch_size": 1}}))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for launcher, of_one, out in (([], recipe, "one"), (torchrun, half, "two")):
+        arguments = [str(script), kind.__module__, kind.__name__, str(of_one), str(root), str(tmp_path / out)]
+        done = subprocess.run(
+            [sys.executable, *launcher, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=600,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    one, two = (checkpoint.read(tmp_path / out / "checkpoint.pt") for out in ("one", "two"))
+    moments = [state["optimizer"]["state"] for state in (one, two)]
+    assert len(moments[0]) == len(moments[1]) > 20
+    for i, state in moments[0].items():  # AdamW takes the sign of what rounding makes of a gradient of nothing
+        gradient, other = state["exp_avg"], moments[1][i]["exp_avg"]
+        assert (other - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7, i
+    assert sum(float(state["exp_avg"].norm()) for state in moments[0].values()) > 1e-2
