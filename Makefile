@@ -34,7 +34,7 @@ SOURCE := $(if $(INPUT),--input '$(INPUT)') $(if $(LABELS),--labels '$(LABELS)')
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo
-	@echo "demo:  INPUT=(rosbag, folder of images or video) LABELS= CLASSES=(cityscapes19, camvid11) GLOB= TOPIC= FRAMES= RATE=10"
+	@echo "demo:  INPUT=(rosbag, folder of images or video) LABELS= CLASSES=(cityscapes19, bdd18, camvid11) GLOB= TOPIC= FRAMES= RATE=10"
 	@echo "       OUT=demo_out PARAMS='mode:=image_level ...' (the node's parameters)"
 	@echo "test:  ROS=kilted or jazzy, TESTS='tests/ros -k demo'"
 	@echo "train-lite: DATA=(folder of the data sets, see docs/training.md)"

@@ -33,7 +33,7 @@ from training.evaluate import open_set
 from training.figures import Difference, by_class, by_part, difference, percent
 from training.ladder import Ablation, Counts, FrameLadder, Networks, Row, missing_paths
 from training.recipes import load_recipe
-from training.results import KEPT, write_page
+from training.results import KEPT, commands_to_train, write_page
 
 
 def ablate(
@@ -143,19 +143,17 @@ def print_ladder(found: dict[str, Any], ablation: Ablation) -> None:
     table = Table(title=f"{found['name']}, {found['frames']} frames, mean IoU in %, {way}")
     for column in ("row", "mIoU", "against the row before", "replace", "confident", "oracle", "bound"):
         table.add_column(column, justify="left" if column == "row" else "right")
-    commands = []
     for entry in found["rows"]:
         if "not_trained" in entry:
             table.add_row(entry["name"], "not trained")
-            commands += [f"{m['path']}: {m['command'] or 'no command known'}" for m in entry["not_trained"]]
             continue
         change = str(Difference(**entry["difference"])) if "difference" in entry else ""
         sweep = [f"{entry['sweep'][m][entry['regions']]:.2f}" for m in MERGES] if "sweep" in entry else ["", ""]
         left = [f"{entry[key]:.2f}" if key in entry else "" for key in ("oracle", "bound")]
         table.add_row(entry["name"] + KEPT * ("kept" in entry), f"{entry['miou']:.2f}", change, *sweep, *left)
     Console().print(table)
-    for command in dict.fromkeys(commands):
-        Console().print(f"not trained: {command}", soft_wrap=True, highlight=False)
+    for path, command in commands_to_train(found["rows"], ablation.train).items():
+        Console().print(f"not trained: {path}: {command or 'no command known'}", soft_wrap=True, highlight=False)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Put the stages' checkpoints together into one NightLab checkpoint, which `nightlab_core.export` turns to a bundle.
 
-python -m training.bundle config/train/lite_bundle.yaml --out checkpoints/nightlab-lite.pt
+python -m training.bundle config/train/lite_hdm_bundle.yaml --out runs/nightlab-lite.pt
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,18 @@ def markdown(results: dict[str, Any], stored: Path | None = None) -> str:
         parts.append(f"All figures, with those by number of regions to the last digit: `{stored.name}`.\n")
     for found in sets:
         parts += _of_set(found, ablation["pipeline"])
-    missing = {m["path"]: m["command"] for found in sets for row in found["rows"] for m in row.get("not_trained", ())}
+    missing = commands_to_train([row for found in sets for row in found["rows"]], ablation["train"])
     if missing:
         parts.append("## Not trained\n\nThese checkpoints were not there; each row that needs one is left open.\n")
         parts.append(_table(("checkpoint", "command"), ((f"`{p}`", f"`{c}`" if c else "") for p, c in missing.items())))
     return "\n".join(parts)
+
+
+def commands_to_train(rows: Sequence[dict[str, Any]], train: Mapping[str, str]) -> dict[str, str]:
+    """Of rows that are not trained, the missing paths and their commands ("" for none), in the order of the recipe's
+    `train`, in which a stage finds what those before it made."""
+    missing = {m["path"]: m["command"] for row in rows for m in row.get("not_trained", ())}
+    return {path: missing[path] for path in dict.fromkeys([*train, *missing]) if path in missing}
 
 
 def _of_set(found: dict[str, Any], pipeline: dict[str, Any]) -> list[str]:

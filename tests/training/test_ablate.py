@@ -26,7 +26,7 @@ from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
 from training.ablate import ablate, earlier_entries, print_ladder
 from training.ladder import Ablation, FrameLadder, Networks, Row
 from training.recipes import load_recipe, read_recipe
-from training.results import markdown, write_page
+from training.results import commands_to_train, markdown, write_page
 from training.segmenter import SegmenterRecipe
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -155,6 +155,16 @@ def test_the_table_the_figures_and_the_page_agree(bundle: str, capsys: pytest.Ca
     assert "| `runs/none.pt` | `python -m training.segmenter none.yaml` |" in page
     for line in page.splitlines():  # no ragged table
         assert not line.startswith("|") or line.endswith("|")
+
+
+def test_commands_come_in_the_order_in_which_they_can_run() -> None:
+    rows = [
+        {"name": "hdm", "not_trained": [{"path": "hdm.pt", "command": "learn"}, {"path": "odd.pt", "command": ""}]},
+        {"name": "there", "miou": 1.0},
+        {"name": "image", "not_trained": [{"path": "image.pt", "command": "train"}]},
+    ]
+    train = {"image.pt": "train", "made.pt": "of another row", "hdm.pt": "learn"}
+    assert list(commands_to_train(rows, train).items()) == [("image.pt", "train"), ("hdm.pt", "learn"), ("odd.pt", "")]
 
 
 def test_a_row_that_is_not_there_keeps_what_an_earlier_run_measured(bundle: str, tmp_path: Path) -> None:
