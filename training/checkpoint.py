@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -31,10 +32,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all: who is killed meanwhile leaves the one before."""
+    """Write a checkpoint whole or not at all: who is killed, or loses power, meanwhile leaves the one before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
-    torch.save(state, temporary)
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 

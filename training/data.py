@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -16,12 +17,13 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from nightlab_core.config import Settings
+from nightlab_core.config import Settings, replace
 from nightlab_core.data import datasets, night, transforms
 from nightlab_core.data.datasets import Sample
 from nightlab_core.data.unlabelled import UnlabelledImages
 from nightlab_core.labels import CAMVID_OPENED, IGNORE_ID, map_ids
 from nightlab_core.runtime import regions
+from training.distributed import is_first_process
 
 
 class SourceSettings(Settings):
@@ -42,12 +44,28 @@ class SourceSettings(Settings):
 IN_MEMORY_BYTES = 2 * 2**30
 
 
+class _InMemory(list[Sample]):
+    """A list that `_HELD` may refer to."""
+
+
+#: What some stream holds at the moment, which is not read again: a stage's streams often draw from one source.
+_HELD: WeakValueDictionary[tuple[Path, SourceSettings], Sequence[Sample]] = WeakValueDictionary()
+
+
 def load_source(source: SourceSettings, root: Path) -> Sequence[Sample]:
     """All samples of a source: decoded and in memory where they are few, else read from disk one by one."""
+    key = root, replace(source, weight=1.0, darken=0.0)  # which say how it is drawn from
+    samples = _HELD.get(key)
+    if samples is None:
+        _HELD[key] = samples = _read_source(source, root)
+    return samples
+
+
+def _read_source(source: SourceSettings, root: Path) -> Sequence[Sample]:
     if source.kind == "rendered":
-        scenes = track(range(source.count), f"rendering {source.count} scenes")
+        scenes = track(range(source.count), f"rendering {source.count} scenes", disable=not is_first_process())
         frames = ((seed, night.render_scene(seed, size_hw=(480, 854))) for seed in scenes)
-        return [Sample(f.image_bgr, f.labels, f"rendered_{seed}") for seed, f in frames]
+        return _InMemory(Sample(f.image_bgr, f.labels, f"rendered_{seed}") for seed, f in frames)
     kind, folder = source.kind, root / source.folder
     if kind == "unlabelled":
         return UnlabelledImages(folder, root / source.leave_out if source.leave_out else None)
@@ -56,7 +74,7 @@ def load_source(source: SourceSettings, root: Path) -> Sequence[Sample]:
     samples, _ = datasets.open_dataset(kind, folder, source.split, source.pattern, source.complete)
     frame = samples[0]
     small = len(samples) * (frame.image_bgr.nbytes + frame.labels.nbytes) <= IN_MEMORY_BYTES
-    return list(samples) if small else samples
+    return _InMemory(samples) if small else samples
 
 
 class Samples:

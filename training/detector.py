@@ -59,19 +59,24 @@ def detection_loss(model: Callable[..., dict[str, Tensor]], batch: tuple[Tensor,
     return {"objectness": losses["objectness"], "box": 5 * losses["box"]}
 
 
+def train_mode(losses: ProposalLosses, recipe: DetectorRecipe) -> None:
+    """Into training mode, but for what the recipe keeps fixed."""
+    losses.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    freeze(losses.detector.backbone, recipe.frozen_stages)
+
+
 def train(recipe: DetectorRecipe, data: Path, out: Path) -> None:
     """Run the stage, or go on with it where `out` holds its checkpoint."""
     torch.manual_seed(recipe.loop.seed)
     detector = recipe.model.build_detector()
     detector.backbone.load_pretrained()
-    detector.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    freeze(detector.backbone, recipe.frozen_stages)
     hard = [CITYSCAPES19.id_of(name) for name in recipe.hard_classes]
     stream = BoxStream(
         recipe.sources, data, recipe.loop.seed, recipe.crop_hw, recipe.input_hw, recipe.scale, hard_ids=hard
     )
-    model, checkpoint = ProposalLosses(detector), out / "checkpoint.pt"
-    fit(model, detection_loss, stream, recipe.loop, checkpoint, recipe, collate)
+    model = ProposalLosses(detector)
+    train_mode(model, recipe)
+    fit(model, detection_loss, stream, recipe.loop, out / "checkpoint.pt", recipe, collate)
 
 
 def main() -> None:

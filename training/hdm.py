@@ -135,9 +135,14 @@ def build(recipe: HdmRecipe) -> RegionDetector:
 
 
 def train(recipe: HdmRecipe, data: Path, out: Path) -> None:
-    """Run the stage, or go on with it where `out` holds its checkpoint. Raises ValueError for several processes."""
+    """Run the stage, or go on with it where `out` holds its checkpoint. Raises ValueError for several processes,
+    workers' too."""
     if torch.distributed.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
         raise ValueError("this stage is for one process, which measures the proposals; start it without torchrun")
+    if recipe.loop.workers:
+        raise ValueError(
+            f"loop.workers is {recipe.loop.workers}; expected 0: the samples are read by the detector, in this process"
+        )
     torch.manual_seed(recipe.loop.seed)
     detector = build(recipe)
     reader = proposals.open_reader(recipe.sources, data, recipe.loop.seed)

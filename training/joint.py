@@ -81,6 +81,7 @@ class JointRecipe(BundleRecipe):
     region_light: LightSettings
     hard_classes: tuple[str, ...]
     class_weights: dict[str, float] = Field(default_factory=dict)  #: see `SegmenterRecipe`
+    region_class_weights: dict[str, float] | None = None  #: of the region level; null: as of the image level
     input_hw: tuple[int, int] = (480, 640)  #: working size of the image network; its area is what counts
     crop_hw: tuple[int, int] = (352, 480)  #: multiples of 32
     scale: tuple[float, float] = (0.8, 1.25)
@@ -157,7 +158,10 @@ class Joint(nn.Module):
             self.light[name] = adaptation
         self.outputs = ALL_CLASSES, OutputLabels.of(recipe.model.region_classes)
         for name, outputs in zip(LEVELS, self.outputs, strict=True):
-            weights = {k: v for k, v in recipe.class_weights.items() if name == "image" or k in outputs.names}
+            weights = recipe.class_weights
+            if name == "region":
+                shared = {k: v for k, v in weights.items() if k in outputs.names}
+                weights = shared if recipe.region_class_weights is None else recipe.region_class_weights
             self.register_buffer(f"{name}_weight", loss_weights(weights, outputs), persistent=False)
 
     def forward(self, batch: JointBatch) -> Losses:
@@ -241,16 +245,23 @@ def joint_loss(model: nn.Module, batch: JointBatch) -> Losses:
     return model(batch)
 
 
+def train_mode(model: Joint, recipe: JointRecipe) -> None:
+    """Into training mode, but for what the recipe keeps fixed."""
+    nightlab = model.nightlab
+    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.frozen_stages or recipe.frozen_statistics:
+        for level in (nightlab.image, nightlab.region):
+            freeze(backbone_of(level), recipe.frozen_stages, recipe.frozen_statistics)
+    freeze(nightlab.detector.backbone, recipe.frozen_stages)
+
+
 def train(recipe: JointRecipe, data: Path, out: Path) -> None:
     """Run the stage, or go on with it where `out` holds its checkpoint, and write out/nightlab.pt."""
     torch.manual_seed(recipe.loop.seed)
     nightlab = from_stages(recipe)
     set_deform_form(nightlab, "deform_conv" if torch.cuda.is_available() else "grid_sample")
-    model = Joint(nightlab, recipe).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if recipe.frozen_stages or recipe.frozen_statistics:
-        for level in (nightlab.image, nightlab.region):
-            freeze(backbone_of(level), recipe.frozen_stages, recipe.frozen_statistics)
-    freeze(nightlab.detector.backbone, recipe.frozen_stages)
+    model = Joint(nightlab, recipe)
+    train_mode(model, recipe)
     fit(model, joint_loss, JointStream(recipe, data), recipe.loop, out / "checkpoint.pt", recipe, collate)
     if is_first_process():
         weights = load_weights(out / "checkpoint.pt")

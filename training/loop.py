@@ -146,7 +146,8 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         if average is not None:
             average.load_state_dict(state["average"])
-        precision.load_state_dict(state.get("scaler", {}))
+        if state.get("scaler"):  # a run that a CPU began has none
+            precision.load_state_dict(state["scaler"])
         first = state["step"]
 
     batches = DataLoader(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -184,5 +185,8 @@ def _save(path: Path, proposals: Proposals, made_by: dict[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part.npz")
     columns = {f.name: getattr(proposals, f.name) for f in fields(Proposals)}
-    np.savez_compressed(temporary, made_by=np.array(json.dumps(made_by)), **columns)
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, made_by=np.array(json.dumps(made_by)), **columns)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from nightlab_core.config import Settings
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.models.discriminator import PatchDiscriminator
-from nightlab_core.models.nightlab import NightLabSettings
+from nightlab_core.models.nightlab import Level, NightLabSettings
 from nightlab_core.models.relam import ReLAM
 from training.command import run_stage
 from training.data import FrameStream, RegionStream, SourceSettings
@@ -126,21 +126,30 @@ def streams(recipe: ReLAMRecipe, data: Path) -> Unpaired:
     return Unpaired(*sides)
 
 
-def load_relam(checkpoint: Path) -> dict[str, Tensor]:
-    """The weights of the light adaptation in a checkpoint of this stage, for `Level.relam.load_state_dict`."""
+def load_relam(level: Level, checkpoint: Path) -> None:
+    """Give a level the light adaptation in a checkpoint of this stage. Raises FileNotFoundError, and ValueError for a
+    checkpoint without one or of another size."""
     if not checkpoint.is_file():
         raise FileNotFoundError(f"{checkpoint}: no such checkpoint; train that stage first, see docs/training.md")
     weights = load_weights(checkpoint)
     found = {k.removeprefix("generator."): v for k, v in weights.items() if k.startswith("generator.")}
     if not found:
         raise ValueError(f"{checkpoint} holds no light adaptation; expected a checkpoint that training.relam wrote")
-    return found
+    if {k: v.shape for k, v in level.relam.state_dict().items()} != {k: v.shape for k, v in found.items()}:
+        raise ValueError(f"relam_from: {checkpoint} does not fit model.relam of the recipe; expected the same settings")
+    level.relam.load_state_dict(found)
+
+
+def train_mode(model: LightAdaptation, recipe: ReLAMRecipe) -> None:
+    """Into training mode, all of it."""
+    model.train()
 
 
 def train(recipe: ReLAMRecipe, data: Path, out: Path) -> None:
     """Run the stage, or go on with it where `out` holds its checkpoint."""
     torch.manual_seed(recipe.loop.seed)
-    model = LightAdaptation(recipe).train()
+    model = LightAdaptation(recipe)
+    train_mode(model, recipe)
     fit(model, adaptation_loss, streams(recipe, data), recipe.loop, out / "checkpoint.pt", recipe)
 
 

@@ -23,6 +23,7 @@ from training.bundle import offset
 from training.checkpoint import read
 from training.command import run_stage
 from training.data import FrameStream, RegionStream, SourceSettings
+from training.distributed import is_first_process
 from training.loop import LoopSettings, Losses, Mean, fit, load_weights
 from training.relam import load_relam
 
@@ -163,16 +164,28 @@ def start(model: nn.Module, checkpoint: Path, level: str) -> None:
         raise ValueError(f"{checkpoint} holds no weight that fits this model; was it trained with another recipe?")
     fresh = sorted({k.rsplit(".", 1)[0] for k in own.keys() - fitting.keys()})
     if fresh:
-        print(f"{checkpoint} lacks {', '.join(fresh)}: fresh weights")
+        _say(f"{checkpoint} lacks {', '.join(fresh)}: fresh weights")
     for key in (k for k, v in fitting.items() if not torch.isfinite(v).all()):
         if not key.endswith(("running_mean", "running_var")):
             raise ValueError(f"{checkpoint}: {key} holds numbers that are not finite; start from another checkpoint")
-        print(f"{checkpoint}: {key} holds numbers that are not finite, which are begun anew")
+        _say(f"{checkpoint}: {key} holds numbers that are not finite, which are begun anew")
         fitting[key] = torch.where(torch.isfinite(fitting[key]), fitting[key], own[key])
     model.load_state_dict({**own, **fitting})
     if added and not fresh:
         names = OutputLabels.of(state["settings"]["region_classes"]).names
         offset(model.get_submodule("segmenter"), names, {name: -value for name, value in added.items()})
+
+
+def _say(text: str) -> None:
+    if is_first_process():
+        print(text)
+
+
+def train_mode(level: Level, recipe: SegmenterRecipe) -> None:
+    """Into training mode, but for what the recipe keeps fixed."""
+    level.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.frozen_stages or recipe.frozen_statistics:
+        freeze(backbone_of(level), recipe.frozen_stages, recipe.frozen_statistics)
 
 
 def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
@@ -185,12 +198,10 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
     else:
         model.segmenter.load_pretrained()
     if recipe.relam_from:
-        model.relam.load_state_dict(load_relam(Path(recipe.relam_from)))
+        load_relam(model, Path(recipe.relam_from))
     # torchvision's operator is several times slower than grid_sample in a CPU's backward pass.
     set_deform_form(model, "deform_conv" if torch.cuda.is_available() else "grid_sample")
-    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if recipe.frozen_stages or recipe.frozen_statistics:
-        freeze(backbone_of(model), recipe.frozen_stages, recipe.frozen_statistics)
+    train_mode(model, recipe)
     hard = [CITYSCAPES19.id_of(name) for name in recipe.hard_classes]
     paste = [CITYSCAPES19.id_of(name) for name in recipe.paste_classes]
     weight = loss_weights(recipe.class_weights, outputs)

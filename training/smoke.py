@@ -9,7 +9,9 @@ runs the stage's own loop for a few steps on random images and labels; no data s
 from __future__ import annotations
 
 import argparse
+import itertools
 import resource
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,6 +32,7 @@ from training.recipes import load_recipe
 
 Loss = Callable[[nn.Module, Any], Losses]
 Collate = Callable[[list[Any]], Any]
+TrainMode = Callable[[Any, Any], None]
 
 
 class RandomImages(Dataset[Any]):
@@ -58,8 +61,9 @@ def recipe_class(path: Path) -> type[Settings]:
     return stages[stage]
 
 
-def stage(recipe: Any) -> tuple[nn.Module, Loss, RandomImages, Collate | None]:
-    """The network of a recipe with random weights, its loss, and random samples of the size that it trains on."""
+def stage(recipe: Any) -> tuple[nn.Module, TrainMode, Loss, RandomImages, Collate | None]:
+    """The network of a recipe with random weights, how its stage brings it into training mode, its loss, and random
+    samples of the size that it trains on."""
     windows = getattr(recipe, "level", "") == "region"
     size_hw = recipe.model.region_hw if windows else recipe.crop_hw
 
@@ -68,14 +72,16 @@ def stage(recipe: Any) -> tuple[nn.Module, Loss, RandomImages, Collate | None]:
 
     if isinstance(recipe, relam.ReLAMRecipe):
         pairs = RandomImages(lambda g: (image(g) / 4, image(g)))
-        return relam.LightAdaptation(recipe), relam.adaptation_loss, pairs, None
+        return relam.LightAdaptation(recipe), relam.train_mode, relam.adaptation_loss, pairs, None
     boxes = torch.tensor([[64.0, 32.0, 128.0, 160.0], [200.0, 100.0, 260.0, 140.0]])
     if isinstance(recipe, joint.JointRecipe):
-        return joint.Joint(recipe.model.build(), recipe), joint.joint_loss, _joint_samples(recipe, boxes), joint.collate
+        whole, samples = joint.Joint(recipe.model.build(), recipe), _joint_samples(recipe, boxes)
+        return whole, joint.train_mode, joint.joint_loss, samples, joint.collate
     if isinstance(recipe, detector.DetectorRecipe):
         proposals = detector.ProposalLosses(recipe.model.build_detector())
         known = torch.ones(size_hw, dtype=torch.bool)
-        return proposals, detector.detection_loss, RandomImages(lambda g: (image(g), boxes, known)), detector.collate
+        samples = RandomImages(lambda g: (image(g), boxes, known))
+        return proposals, detector.train_mode, detector.detection_loss, samples, detector.collate
     outputs = OutputLabels.of(recipe.model.region_classes if windows else ())
     weight = segmenter.loss_weights(recipe.class_weights, outputs)
     samples = RandomImages(lambda g: (image(g), torch.randint(0, 19, size_hw, generator=g)))
@@ -85,7 +91,7 @@ def stage(recipe: Any) -> tuple[nn.Module, Loss, RandomImages, Collate | None]:
             model, batch, weight.to(batch[0].device), outputs, recipe.lovasz_weight, recipe.loss_stride
         )
 
-    return recipe.model.build_level(recipe.level), loss, samples, None
+    return recipe.model.build_level(recipe.level), segmenter.train_mode, loss, samples, None
 
 
 def _joint_samples(recipe: joint.JointRecipe, boxes: Tensor) -> RandomImages:
@@ -103,23 +109,31 @@ def _joint_samples(recipe: joint.JointRecipe, boxes: Tensor) -> RandomImages:
 def smoke(path: Path, steps: int, batch_size: int = 0, precision: str = "") -> dict[str, float]:
     """Run `steps` steps of a recipe; with `batch_size` or `precision`, with that instead of the recipe's.
 
-    Returns seconds a step, millions of weights, and the peak memory in GB: of the process, and of the GPU if any.
+    Returns seconds a step (the median, from one step's begin to the next one's; of one step alone all that the run
+    took), millions of weights, and the peak memory in GB: of the process, and of the GPU if any.
     """
     recipe: Any = load_recipe(path, recipe_class(path))
     changes: dict[str, Any] = {"steps": steps, "warmup_steps": 0, "workers": 0, "tensorboard": False, "log_every": 1}
     changes |= ({"batch_size": batch_size} if batch_size else {}) | ({"precision": precision} if precision else {})
     recipe = replace(recipe, loop=replace(recipe.loop, **changes))
-    model, loss, samples, collate = stage(recipe)
+    model, train_mode, loss, samples, collate = stage(recipe)
     # The operator that a GPU trains with: sampling by grid_sample takes nine times the memory.
     set_deform_form(model, "deform_conv")
-    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    train_mode(model, recipe)
+    begins: list[float] = []
+
+    def timed(model: nn.Module, batch: Any) -> Losses:
+        begins.append(
+            time.monotonic()
+        )  # the loop reads every step's losses, so that a GPU is done with the step before
+        return loss(model, batch)
+
     with tempfile.TemporaryDirectory() as folder:
-        start = time.monotonic()
-        fit(model, loss, samples, recipe.loop, Path(folder) / "checkpoint.pt", recipe, collate)
-        seconds = time.monotonic() - start
+        fit(model, timed, samples, recipe.loop, Path(folder) / "checkpoint.pt", recipe, collate)
+        seconds = [after - before for before, after in itertools.pairwise(begins)] or [time.monotonic() - begins[0]]
     figures = {
         "batch_size": float(recipe.loop.batch_size),
-        "seconds_per_step": seconds / steps,
+        "seconds_per_step": statistics.median(seconds),
         "weights_million": sum(p.numel() for p in model.parameters()) / 1e6,
         "peak_process_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
     }

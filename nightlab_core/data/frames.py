@@ -177,15 +177,16 @@ def _folder(
 
     def read() -> Iterator[Frame]:
         for index, file in enumerate(files):
-            image = _read_image(file, cv2.IMREAD_COLOR)
+            image = read_image(file)
             label_file = label_files.get(file.stem)
-            label_map = _read_image(label_file, cv2.IMREAD_UNCHANGED) if label_file else None
+            label_map = read_image(label_file, cv2.IMREAD_UNCHANGED) if label_file else None
             yield Frame(image, checked_labels(label_map, image, classes, str(label_file)), index / fps, file.stem)
 
     return files, read
 
 
-def _read_image(file: Path, flags: int) -> np.ndarray:
+def read_image(file: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    """A picture file, uint8 (H, W, 3) BGR unless `flags` of OpenCV say otherwise. Raises ValueError."""
     image = cv2.imread(str(file), flags)
     if image is None:
         raise ValueError(f"{file} cannot be read as an image; is it whole?")

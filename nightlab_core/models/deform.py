@@ -2,8 +2,8 @@
 """One deformable convolution with one set of weights and two exact forms.
 
 `deform_conv` is torchvision's operator (ONNX `DeformConv`, opset 19 and later): fast in a GPU's training, in ONNX
-Runtime and in OpenVINO. `grid_sample` samples the taps with `GridSample` and mixes them with a 1x1 convolution: the only form
-TensorRT parses. Both read zero outside the image, as a zero-padded convolution does.
+Runtime and in OpenVINO. `grid_sample` samples the taps with `GridSample` and mixes them with a 1x1
+convolution: the only form TensorRT parses. Both read zero outside the image, as a zero-padded convolution does.
 """
 
 from __future__ import annotations

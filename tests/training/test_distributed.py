@@ -21,7 +21,7 @@ from small_stage import Halves, loss_of, network  # noqa: E402
 from timm.layers import BatchNormAct2d  # noqa: E402
 from torch import nn  # noqa: E402
 
-from training.distributed import ReducedBatchNorm2d, synchronise_batch_norm  # noqa: E402
+from training.distributed import ReducedBatchNorm2d, start_fabric, synchronise_batch_norm  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 STAGE = str(ROOT / "tests" / "support" / "small_stage.py")
@@ -118,6 +118,30 @@ def test_reduced_normalisation_of_one_process_is_torchs(monkeypatch: pytest.Monk
         torch.testing.assert_close(reduced.state_dict()[key], value)
     reduced.load_state_dict(plain.state_dict())
     assert torch.equal(reduced.eval()(x), plain.eval()(x))  # frozen statistics are each process's own business
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_a_model_is_given_boxes_as_they_are(precision: str) -> None:
+    """In bfloat16 a box at x = 613 begins at 612, and one at 1001 at 1000."""
+    seen: list[Any] = []
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 1)
+
+        def forward(self, image: Any, boxes: list[Any]) -> Any:
+            seen.extend([image, *boxes])
+            return self.layer(image)
+
+    boxes, image = torch.tensor([[613.0, 301.0, 1001.0, 349.0]]), torch.rand(2, 4)
+    model = start_fabric(precision).setup(Model())
+    out = model(image, [boxes])
+    assert torch.equal(seen[0], image) and torch.equal(seen[1], boxes) and seen[1].dtype == torch.float32
+    assert out.dtype == torch.float32  # the losses
+    with torch.no_grad():
+        exact = model.module.layer(image)
+    assert torch.equal(out, exact) == (precision == "32-true")
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])

@@ -22,7 +22,7 @@ from torch import Tensor, nn  # noqa: E402
 from nightlab_core.data.paired import Sample  # noqa: E402
 from nightlab_core.export import ModelCard, load_checkpoint, save_checkpoint  # noqa: E402
 from nightlab_core.labels import BDD18, CAMVID11, CITYSCAPES19  # noqa: E402
-from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
+from nightlab_core.models.nightlab import DetectorSettings, Level, NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings  # noqa: E402
 from training import evaluate, levels  # noqa: E402
 from training.figures import difference, parts  # noqa: E402
@@ -91,7 +91,7 @@ def test_scales_and_mirror_images_are_averaged() -> None:
         TestTime(scales=(1.0, 1.0))
 
 
-def test_a_checkpoint_reads_as_its_stages_do(tmp_path: Path) -> None:
+def test_a_checkpoint_reads_as_its_stages_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
     model = PLAIN.build()
     card = ModelCard(name="tiny", hard_classes=("pole",), trained_on=(), licence="none", input_hw=(96, 128))
@@ -103,6 +103,21 @@ def test_a_checkpoint_reads_as_its_stages_do(tmp_path: Path) -> None:
     labels, _ = model.predict(frame, settings)
     assert found.labels is not None and (found.labels == labels).mean() > 0.999
     assert (found.labels != found.image_labels).any()
+
+    crops = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)
+    region_level, sizes = levels.open_region_level(tmp_path / "all.pt"), []
+    forward = Level.forward
+
+    def counted(self: Level, image: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(image))
+        return forward(self, image)
+
+    monkeypatch.setattr(Level, "forward", counted)
+    in_parts, in_one = region_level.read(crops), model.region_level(torch.from_numpy(crops))
+    assert sizes == [4, 4, 1, 9]
+    for part, one in zip(in_parts, in_one, strict=True):
+        assert (part == one.numpy()).mean() > 0.999
+    assert [len(part) for part in region_level.read(crops[:0])] == [0, 0]
 
     recipe = {"level": "image", "model": PLAIN.model_dump(mode="json"), "input_hw": [96, 128]}
     torch.save({"model": model.image.state_dict(), "recipe": recipe, "step": 1}, tmp_path / "image.pt")

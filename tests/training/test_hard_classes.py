@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -62,7 +63,8 @@ def test_the_sets_of_training_are_refused(tmp_path: Path) -> None:
         write_image(tmp_path / folder / "images/a.png")
         write_label(tmp_path / folder / "labels/a.png", [0, 5])
     held_out, trained = (tmp_path / "mine" / s / "images/a.png" for s in ("val", "train"))
-    held_out.write_bytes(held_out.read_bytes() + b"another picture")
+    rng = np.random.default_rng(0)
+    cv2.imwrite(str(held_out), rng.integers(0, 256, (90, 160, 3), np.uint8))  # another picture of that name
     sources = [
         SourceSettings(kind="train_ids", folder="mine/train", weight=1),
         SourceSettings(kind="rendered", count=2, weight=1),
@@ -73,6 +75,13 @@ def test_the_sets_of_training_are_refused(tmp_path: Path) -> None:
     shutil.copy(trained, held_out)  # a copy under another folder is the same frame
     with pytest.raises(ValueError, match=r"trained on 1 of its 1 frames, such as a.png"):
         hc.refuse_trained_on("mine/val", [held_out], seen)
+    picture = cv2.resize(rng.integers(0, 80, (9, 16, 3), np.uint8), (160, 90), interpolation=cv2.INTER_CUBIC)
+    smaller = tmp_path / "unlabelled/a.jpg"  # so is a smaller one
+    smaller.parent.mkdir()
+    cv2.imwrite(str(held_out), picture)
+    cv2.imwrite(str(smaller), cv2.resize(picture, (80, 45), interpolation=cv2.INTER_AREA))
+    with pytest.raises(ValueError, match="trained on 1 of its 1 frames"):
+        hc.refuse_trained_on("mine/val", [held_out], [smaller])
     unlabelled = [SourceSettings(kind="unlabelled", folder="mine/val/images", weight=1)]
     assert hc.training_images(unlabelled, tmp_path) == [held_out]
 

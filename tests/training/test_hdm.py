@@ -226,6 +226,13 @@ def test_several_processes_are_refused(root: Path, tmp_path: Path, monkeypatch: 
         hdm.train(_recipe(root), root, tmp_path)
 
 
+def test_workers_are_refused(root: Path, tmp_path: Path) -> None:
+    """They would run the detector in a copy of this process, which a GPU refuses."""
+    recipe = _recipe(root)
+    with pytest.raises(ValueError, match=r"loop\.workers is 1; expected 0"):
+        hdm.train(replace(recipe, loop=replace(recipe.loop, workers=1)), root, tmp_path)
+
+
 def test_a_class_comes_before_the_order_and_a_gain_is_the_order(root: Path) -> None:
     """What was learnt decides how boxes are ranked, and travels with the checkpoint's weights."""
     image = torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))

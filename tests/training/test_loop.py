@@ -3,6 +3,7 @@
 
 import itertools
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel  # noqa: E402
 from torch.utils.data import Dataset  # noqa: E402
 
 from nightlab_core.config import Settings, replace  # noqa: E402
-from training.checkpoint import is_finished, load_weights  # noqa: E402
+from training.checkpoint import is_finished, load_weights, write  # noqa: E402
 from training.loop import LoopSettings, Losses, Mean, fit, learning_rate_at, running_mean  # noqa: E402
 
 SETTINGS = LoopSettings(
@@ -138,6 +139,28 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
     with pytest.raises(ValueError, match="is no checkpoint, or was cut short"):
         _train(tmp_path)
+
+
+def test_a_run_that_had_no_loss_scale_goes_on_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU scales no loss; a GPU that goes on from its checkpoint does."""
+    with pytest.raises(FloatingPointError):
+        _train(tmp_path, poison=33)
+
+    def refuse(self: Any, state: dict[str, Any]) -> None:
+        torch.amp.GradScaler("cpu", enabled=True).load_state_dict(state)
+
+    monkeypatch.setattr("lightning.fabric.plugins.Precision.load_state_dict", refuse)
+    _train(tmp_path)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 12
+
+
+def test_a_checkpoint_has_its_name_once_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    sync, rename = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (seen.append("sync"), sync(file)))
+    monkeypatch.setattr(Path, "replace", lambda self, to: (seen.append("name"), rename(self, to)))
+    write(tmp_path / "a" / "checkpoint.pt", {"model": {}})
+    assert seen == ["sync", "name"] and [p.name for p in (tmp_path / "a").iterdir()] == ["checkpoint.pt"]
 
 
 def test_a_checkpoint_from_before_a_setting_was_added_goes_on(tmp_path: Path) -> None:

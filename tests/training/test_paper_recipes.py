@@ -146,6 +146,29 @@ def test_the_smoke_run_trains_and_states_its_memory(stage: str, tmp_path: Path) 
     assert 0.001 < figures["weights_million"] < 40
 
 
+def test_the_smoke_runs_seconds_are_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of what comes before the first, nor of the checkpoint after the last."""
+    clock, given = [0.0], []
+
+    def fit(model: Any, loss: Any, *others: Any) -> None:
+        given.append(model)
+        clock[0] += 60
+        for seconds in (5, 2, 2):
+            loss(model, None)
+            clock[0] += seconds
+        clock[0] += 30
+
+    monkeypatch.setattr(smoke, "fit", fit)
+    monkeypatch.setattr(smoke.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(detector, "detection_loss", lambda model, batch: {})
+    figures = smoke.smoke(RECIPES / "lite_detector.yaml", steps=3)
+    assert figures["seconds_per_step"] == 3.5  # the median of two
+    # As the stage does: its backbone's statistics stay, and the first stage of it.
+    of_backbone = [m for m in given[0].detector.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert of_backbone and not any(m.training for m in of_backbone)
+    assert not given[0].detector.backbone.net.conv_stem.weight.requires_grad
+
+
 def test_a_recipe_that_trains_no_network_is_refused() -> None:
     with pytest.raises(ValueError, match="stage 'bundle'"):
         smoke.recipe_class(RECIPES / NAMES[0] / "bundle.yaml")

@@ -130,7 +130,20 @@ def test_region_images_are_windows(data: Path) -> None:
 def test_a_checkpoint_of_another_stage_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {"segmenter.x": torch.zeros(1)}}, tmp_path / "x.pt")
     with pytest.raises(ValueError, match="holds no light adaptation"):
-        relam.load_relam(tmp_path / "x.pt")
+        relam.load_relam(MODEL.build_level(), tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("settings", [None, ReLAMSettings(channels=2, blocks=1)])
+def test_light_adaptation_of_another_size_is_refused(settings: ReLAMSettings | None, tmp_path: Path) -> None:
+    weights = {f"generator.{k}": v for k, v in MODEL.build_level().relam.state_dict().items()}
+    torch.save({"model": weights, "average": None}, tmp_path / "x.pt")
+    level = replace(MODEL, relam=settings).build_level()
+    with pytest.raises(ValueError, match=r"relam_from: .*x\.pt does not fit model\.relam of the recipe"):
+        relam.load_relam(level, tmp_path / "x.pt")
+    same = MODEL.build_level()
+    torch.nn.init.ones_(same.relam.light.bias)
+    relam.load_relam(same, tmp_path / "x.pt")
+    assert not same.relam.light.bias.any()
 
 
 def test_a_recipe_without_light_adaptation_is_refused() -> None:

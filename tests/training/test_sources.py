@@ -13,6 +13,7 @@ from trees import write_image, write_label
 
 torch = pytest.importorskip("torch")
 
+from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data.datasets import DatasetError, LabelledImages  # noqa: E402
 from nightlab_core.labels import BDD18, CAMVID11, CITYSCAPES19  # noqa: E402
 from training import data, evaluate  # noqa: E402
@@ -36,10 +37,15 @@ def test_small_sources_are_kept_and_large_ones_are_read_when_drawn(root: Path, m
     source = data.SourceSettings(kind="nightcity", folder="nightcity", split="val", complete=False, weight=1)
     kept = data.load_source(source, root)
     assert isinstance(kept, list)
+    labels = kept[0].labels
+    # Whoever draws from it too, however often and dark, is given the same pictures.
+    assert data.load_source(replace(source, weight=2.0, darken=0.5), root) is kept
+    assert data.load_source(replace(source, pattern="*_1"), root) is not kept
+    del kept
     monkeypatch.setattr(data, "IN_MEMORY_BYTES", 2 * 4 * 4 - 1)  # one frame is 2x4 pixels of 3 + 1 bytes
     lazy = data.load_source(source, root)
     assert isinstance(lazy, LabelledImages)
-    np.testing.assert_array_equal(lazy[0].labels, kept[0].labels)
+    np.testing.assert_array_equal(lazy[0].labels, labels)
     stream = data.FrameStream([source], root, seed=3, crop_hw=(4, 4), input_hw=(4, 8), scale=(1.0, 1.0))
     image, labels = stream[5]
     assert image.shape == (3, 4, 4) and set(labels.unique().tolist()) <= {0, 13, 255}
@@ -116,7 +122,7 @@ def test_day_is_pasted_into_night_darkened_and_night_into_day_never(
 ) -> None:
     monkeypatch.setattr(data.transforms, "darken", lambda image, rng: image // 10)
     for levels, is_pasted in (((8, 200), True), ((200, 8), False)):
-        stream = paste_stream(tmp_path, levels, 1.0)
+        stream = paste_stream(tmp_path / str(is_pasted), levels, 1.0)
         frames = [(i, stream.crop(i)[1:3], stream.crop(i, 1)[1:3]) for i in range(40)]
         crossing = [(i, own) for i, own, donor in frames if 12 not in own[1] and 12 in donor[1]]
         assert len(crossing) > 3
