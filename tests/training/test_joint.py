@@ -103,6 +103,18 @@ def test_equation_8_adds_the_losses_of_all_stages(recipe: joint.JointRecipe, dat
         assert value == pytest.approx(found[name] * of_stage.get(name, 1.0), rel=1e-5), name  # light: 0.1 before
 
 
+def test_each_level_weighs_the_classes_as_it_is_told(recipe: joint.JointRecipe) -> None:
+    nightlab, own = from_stages(recipe), {"car": 3.0}
+    for of_region, expected in ((own, (1.0, 3.0)), (None, (2.0, 1.0))):
+        told = replace(recipe, class_weights={"pole": 2.0}, region_class_weights=of_region)
+        model = joint.Joint(nightlab, told)
+        image, region = model.get_buffer("image_weight"), model.get_buffer("region_weight")
+        assert (float(image[5]), float(image[13])) == (2.0, 1.0)
+        assert (float(region[5]), float(region[13])) == expected
+    with pytest.raises(KeyError, match="names 'lamp'"):
+        joint.Joint(nightlab, replace(recipe, region_class_weights={"lamp": 2.0}))
+
+
 def test_the_levels_are_not_shown_the_same_frames(recipe: joint.JointRecipe, data: Path) -> None:
     stream = joint.JointStream(recipe, data)
     images = [stream.frames.draw(i)[2] for i in range(6)]
