@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from pydantic import ValidationError
@@ -31,15 +31,22 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
-def write(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all: who is killed, or loses power, meanwhile leaves the one before."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write whole or not at all: who is killed, or loses power, meanwhile leaves the one before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     with temporary.open("wb") as file:
-        torch.save(state, file)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint, see `whole_file`."""
+    with whole_file(path) as file:
+        torch.save(state, file)
 
 
 def load_weights(checkpoint: Path) -> dict[str, Tensor]:

@@ -135,8 +135,8 @@ def build(recipe: HdmRecipe) -> RegionDetector:
 
 
 def train(recipe: HdmRecipe, data: Path, out: Path) -> None:
-    """Run the stage, or go on with it where `out` holds its checkpoint. Raises ValueError for several processes,
-    workers' too."""
+    """Run the stage, or go on with it where `out` holds its checkpoint. Raises ValueError for more than
+    one process, those of `workers` included."""
     if torch.distributed.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
         raise ValueError("this stage is for one process, which measures the proposals; start it without torchrun")
     if recipe.loop.workers:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,6 +25,7 @@ from nightlab_core.models.detector import RegionDetector
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import ENGINE_KINDS, load_bundle, sha256_of
 from training import levels
+from training.checkpoint import whole_file
 from training.data import Samples, SourceSettings
 
 NUM_CLASSES = len(CITYSCAPES19)  #: what smaller class sets are padded to
@@ -182,11 +182,6 @@ def _joined(parts: list[Proposals]) -> Proposals:
 
 
 def _save(path: Path, proposals: Proposals, made_by: dict[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part.npz")
     columns = {f.name: getattr(proposals, f.name) for f in fields(Proposals)}
-    with temporary.open("wb") as file:
+    with whole_file(path) as file:
         np.savez_compressed(file, made_by=np.array(json.dumps(made_by)), **columns)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

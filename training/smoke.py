@@ -123,9 +123,8 @@ def smoke(path: Path, steps: int, batch_size: int = 0, precision: str = "") -> d
     begins: list[float] = []
 
     def timed(model: nn.Module, batch: Any) -> Losses:
-        begins.append(
-            time.monotonic()
-        )  # the loop reads every step's losses, so that a GPU is done with the step before
+        # The loop reads every step's losses, so that a GPU is done with the step before.
+        begins.append(time.monotonic())
         return loss(model, batch)
 
     with tempfile.TemporaryDirectory() as folder:

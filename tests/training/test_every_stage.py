@@ -29,8 +29,9 @@ from training import checkpoint, data, detector, hdm, joint, loop, relam, segmen
 from training.recipes import load_recipe, read_recipe  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
-#: Recipe -> its class, and the data set whose samples it takes.
+#: Of processes of their own.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(RECIPES.parents[1]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+#: Recipe -> its class, and the data set whose samples it takes.
 STAGES: dict[str, tuple[Any, Any]] = {
     "lite_image": (segmenter.SegmenterRecipe, data.FrameStream),
     "lite_region": (segmenter.SegmenterRecipe, data.RegionStream),
