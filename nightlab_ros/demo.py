@@ -146,7 +146,7 @@ def listen(
     with LiveLine(console, "Playing", num_frames) as line:
         news, count = time.monotonic(), -1
         while not (
-            player.ended() and (len(recording.answered) == len(player.sent) or time.monotonic() - news > QUIET_S)
+            player.played() and (len(recording.answered) == len(player.sent) or time.monotonic() - news > QUIET_S)
         ):
             node.check()
             if len(player.sent) + len(monitor.masks) != count:
@@ -154,7 +154,7 @@ def listen(
             line.update(len(player.sent), recording)
             time.sleep(0.05)
         line.update(len(player.sent), recording)
-    player.check()
+    player.let_go()
     time.sleep(DIAGNOSTICS_S)  # its last word counts every frame
     for knock in player.knocks:  # an answer to one may have come after the clip began
         monitor.masks.pop(knock.stamp_ns, None)

@@ -84,6 +84,8 @@ class Child:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -97,11 +99,21 @@ class Child:
         """Tell the player that its knocking was answered."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"\n")
-        self._process.stdin.close()
+        self._process.stdin.flush()
 
-    def ended(self) -> bool:
-        """True when the process has ended and all its lines are read."""
-        return self._process.poll() is not None and not self._reader.is_alive()
+    def played(self) -> bool:
+        """True when all of the player's lines are read: it has sent everything, or failed."""
+        return not self._reader.is_alive()
+
+    def let_go(self) -> None:
+        """Let the player end, which keeps what it sent until then. DemoError if it has failed, or does not end."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise DemoError(f"{self.module} does not end. The end of {self.log}:\n{self.tail()}") from None
+        self.check()
 
     def check(self) -> None:
         """DemoError, with the end of the log, if the process has failed."""

@@ -4,7 +4,7 @@
     python -m nightlab_ros.player --input drive.mcap --rate 10
 
 Writes one line of JSON to standard output for each frame when it is sent, and nothing else: index (-1: it knocks),
-name, stamp_ns, size_hw, late_ms.
+name, stamp_ns, size_hw, late_ms. With --knock the output ends with the clip, and the player with its standard input.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import queue
 import sys
 import threading
@@ -33,8 +34,9 @@ FRAME_ID = "camera"
 #: Frames are decoded ahead up to this much memory, and before the first one is sent: decoding then takes no time from
 #: the node's processor, and a slow disk does not bend the rate.
 AHEAD_BYTES = 512 * 2**20
-#: A subscription may learn of its publisher later than the publisher of it, and what is sent in between is lost.
-#: Without --knock the first frame waits so long after the publisher's own match.
+#: A subscription may learn of its publisher later than the publisher of it, and what is sent in between is lost; so is
+#: what a best-effort subscription has not taken yet when the publisher goes. Without --knock the first frame waits so
+#: long after the publisher's own match, and the publisher after the last frame.
 SETTLE_S = 0.5
 #: The first pause between knocks; each is half as long again, so that a slow machine can answer the last one in time.
 KNOCK_S = 1.0
@@ -118,7 +120,8 @@ def play(node: Any, source: FrameSource, rate: float, knock: bool = False) -> in
     """Publish every frame on `image`, once someone listens, and return how many there were.
 
     With `knock` the first frame is sent, now and then, until a line comes on standard input; only then does the clip
-    begin. Who watches both ends can say so when an answer arrives: the path is then known to work, and warm.
+    begin. Who watches both ends can say so when an answer arrives: the path is then known to work, and warm. After the
+    last frame it stays until it is let go.
     """
     # Reliable serves best-effort and reliable subscriptions alike. Keep-last 5 is what a reliable one may lag behind
     # before it loses a frame; with best-effort ones each frame goes out at once, and the node keeps the newest.
@@ -153,6 +156,10 @@ def play(node: Any, source: FrameSource, rate: float, knock: bool = False) -> in
         send(sent, frame, 1e3 * (time.perf_counter() - due))
         sent += 1
     publisher.wait_for_all_acked(Duration(seconds=2.0))
+    if knock:
+        stay_until_let_go()
+    else:
+        time.sleep(SETTLE_S)
     return sent
 
 
@@ -160,6 +167,15 @@ def set_on_line(event: threading.Event) -> None:
     """Set an event when a line comes on standard input, or its end."""
     sys.stdin.readline()
     event.set()
+
+
+def stay_until_let_go() -> None:
+    """End standard output, which says that all is sent, and return when standard input ends.
+
+    A best-effort subscription acknowledges nothing: only who watches both ends knows when the last frame has come.
+    """
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # to close sys.stdout would leave its descriptor open
+    sys.stdin.read()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,7 +6,7 @@
 The messages are published byte by byte as they were recorded. Until a line comes on standard input the first one is
 sent now and then, with a stamp of its own (a few ns before it was recorded): the path is then known to work, and warm.
 Writes one line of JSON for every image: index (-1: it knocks), stamp_ns, sent_ns by the wall clock, clock_ns by /clock,
-late_ms.
+late_ms. The output ends with the last image; /clock goes on until standard input ends.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
-from nightlab_ros.demo import DIAGNOSTICS_S
-from nightlab_ros.player import KNOCK_S, set_on_line
+from nightlab_ros.player import KNOCK_S, set_on_line, stay_until_let_go
 from nightlab_ros.replay.overlap import ahead
 from nightlab_ros.replay.read import COMPRESSED_TYPE, Bag
-from nightlab_ros.replay.realtime import LONGEST_GAP_S, due_times_s, recorded_at
+from nightlab_ros.replay.realtime import due_times_s, recorded_at
 
 CLOCK_S = 0.01
 #: Messages that are read before they are due.
@@ -114,8 +113,7 @@ def play(node: Any, bag: Bag, first: int, stop: int, rate: float) -> None:
                 if isinstance(raw, bytes) and len(raw) >= 12:
                     send(index, raw, 1e3 * (time.perf_counter() - begin - due))
         publisher.wait_for_all_acked(Duration(seconds=2.0))
-        # the node reports once a second of /clock: its last word, which counts every image, needs a clock that goes on
-        time.sleep(min(DIAGNOSTICS_S / rate, LONGEST_GAP_S))
+        stay_until_let_go()
     finally:
         clock.close()
 

@@ -26,7 +26,7 @@ from sensor_msgs.msg import Image
 
 from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.bundle import Bundle
-from nightlab_ros.demo import ANSWER_TIMEOUT_S, QUIET_S
+from nightlab_ros.demo import ANSWER_TIMEOUT_S, DIAGNOSTICS_S, QUIET_S
 from nightlab_ros.demo_run import Child, DemoError, ros_environment
 from nightlab_ros.monitor import NODE, Monitor
 from nightlab_ros.replay.execute import Span, SpanResult, pack_arrays
@@ -35,9 +35,6 @@ from nightlab_ros.replay.read import COMPRESSED_TYPE, Bag, BagFrame
 from nightlab_ros.replay.records import Counts, FrameRecord, Run
 
 LOST = "no mask came back: the node took a newer frame, or the transport lost it"
-
-#: For confidence and image level, which come after the mask.
-_LATE_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -201,24 +198,27 @@ def _play(
             camera.check()
             if time.monotonic() - begin > ANSWER_TIMEOUT_S:
                 raise DemoError(f"no mask within {ANSWER_TIMEOUT_S:g} s. The end of {node.log}:\n{node.tail()}")
-            if stopped() or camera.ended():
+            if camera.played():  # no image can be read
+                camera.let_go()
+                return [], []
+            if stopped():
                 return [], []
             time.sleep(0.02)
         knocked = ear.count()
         camera.begin()
         news, seen = time.monotonic(), -1
-        while not camera.ended() or time.monotonic() - news < QUIET_S:
+        while not camera.played() or time.monotonic() - news < QUIET_S:
             node.check()
             sent, masks = len(camera.images), ear.count() - knocked
             if sent + masks != seen:
                 news, seen = time.monotonic(), sent + masks
             on_note(f"played {sent}/{span.stop - span.first}  masks {masks}")
-            if stopped() or (camera.ended() and masks >= sent):
+            if stopped() or (camera.played() and masks >= sent):
                 break
             time.sleep(0.05)
+        time.sleep(DIAGNOSTICS_S)  # the node's last word counts every image, and comes after all that follows a mask
         if not stopped():
-            camera.check()
-        time.sleep(_LATE_S)
+            camera.let_go()
         return list(camera.images), list(camera.knocked)
 
 
