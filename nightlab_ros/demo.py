@@ -35,8 +35,6 @@ from nightlab_ros.player import FRAME_ID, add_source_arguments, source_from
 ANSWER_TIMEOUT_S = 240.0
 #: Longer than any frame takes: after so much silence what has not come back will not come.
 QUIET_S = 3.0
-#: The node reports once a second.
-DIAGNOSTICS_S = 1.2
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -155,7 +153,7 @@ def listen(
             time.sleep(0.05)
         line.update(len(player.sent), recording)
     player.let_go()
-    time.sleep(DIAGNOSTICS_S)  # its last word counts every frame
+    monitor.await_report()
     for knock in player.knocks:  # an answer to one may have come after the clip began
         monitor.masks.pop(knock.stamp_ns, None)
         monitor.image_level.pop(knock.stamp_ns, None)

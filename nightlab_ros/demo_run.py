@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -98,8 +100,8 @@ class Child:
     def begin(self) -> None:
         """Tell the player that its knocking was answered."""
         assert self._process.stdin is not None
-        self._process.stdin.write(b"\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended: `let_go` says why
+            os.write(self._process.stdin.fileno(), b"\n")
 
     def played(self) -> bool:
         """True when all of the player's lines are read: it has sent everything, or failed."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from sensor_msgs.msg import Image
 from nightlab_ros.demo_report import Mask
 
 NODE = "/nightlab"
+#: The node reports once a second.
+REPORT_TIMEOUT_S = 5.0
 
 
 class Monitor:
@@ -26,8 +29,9 @@ class Monitor:
         #: by stamp in nanoseconds
         self.masks: dict[int, Mask] = {}
         self.image_level: dict[int, Mask] = {}
-        #: the node's latest diagnostics
+        #: the node's latest diagnostics, and how often they came
         self.diagnostics: dict[str, str] = {}
+        self.reports = 0
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         self._node = rclpy.create_node("demo")
         # Deeper than the node's own depth of 1: a burst waits here rather than being lost while a mask is packed.
@@ -51,6 +55,13 @@ class Monitor:
         """Drop what came so far."""
         self.masks.clear()
         self.image_level.clear()
+
+    def await_report(self) -> None:
+        """Until the diagnostics count all that came so far: the second from now was made after this call, whenever the
+        first was. A node that says nothing for `REPORT_TIMEOUT_S` is not waited for."""
+        seen, end = self.reports, time.monotonic() + REPORT_TIMEOUT_S
+        while self.reports < seen + 2 and time.monotonic() < end:
+            time.sleep(0.02)
 
     def close(self) -> None:
         """Stop listening and free ROS."""
@@ -80,3 +91,4 @@ class Monitor:
         for status in message.status:
             if status.hardware_id == NODE:
                 self.diagnostics = {item.key: item.value for item in status.values}
+                self.reports += 1

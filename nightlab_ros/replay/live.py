@@ -26,7 +26,7 @@ from sensor_msgs.msg import Image
 
 from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.bundle import Bundle
-from nightlab_ros.demo import ANSWER_TIMEOUT_S, DIAGNOSTICS_S, QUIET_S
+from nightlab_ros.demo import ANSWER_TIMEOUT_S, QUIET_S
 from nightlab_ros.demo_run import Child, DemoError, ros_environment
 from nightlab_ros.monitor import NODE, Monitor
 from nightlab_ros.replay.execute import Span, SpanResult, pack_arrays
@@ -95,10 +95,6 @@ class Ear(Monitor):
     def answered(self, stamp_ns: int) -> bool:
         """True when both masks of an image with this stamp are here."""
         return all(stamp_ns in self.received[topic] for topic in (self.MASK, self.IMAGE_LEVEL))
-
-    def count(self) -> int:
-        """Masks so far."""
-        return len(self.order)
 
     def take(self, topic: str, stamp_ns: int) -> Received | None:
         """The first message of this stamp that was not taken yet."""
@@ -204,19 +200,18 @@ def _play(
             if stopped():
                 return [], []
             time.sleep(0.02)
-        knocked = ear.count()
         camera.begin()
         news, seen = time.monotonic(), -1
         while not camera.played() or time.monotonic() - news < QUIET_S:
             node.check()
-            sent, masks = len(camera.images), ear.count() - knocked
+            sent, masks = len(camera.images), sum(ear.answered(image.stamp_ns) for image in list(camera.images))
             if sent + masks != seen:
                 news, seen = time.monotonic(), sent + masks
             on_note(f"played {sent}/{span.stop - span.first}  masks {masks}")
             if stopped() or (camera.played() and masks >= sent):
                 break
             time.sleep(0.05)
-        time.sleep(DIAGNOSTICS_S)  # the node's last word counts every image, and comes after all that follows a mask
+        ear.await_report()
         if not stopped():
             camera.let_go()
         return list(camera.images), list(camera.knocked)

@@ -64,14 +64,15 @@ def test_accuracy_is_that_of_the_evaluation(tmp_path: Path, pipeline: Pipeline, 
 def test_a_signal_leaves_a_report_and_the_same_command_goes_on(
     tmp_path: Path, tiny_bundle: Path, by: signal.Signals
 ) -> None:
-    bag = write_tiny_bag(tmp_path / "bag", make_frames(40), step_ns=100_000_000)
+    bag = write_tiny_bag(tmp_path / "bag", make_frames(40), step_ns=200_000_000)
     words = command(bag, "--bundle", tiny_bundle, "--engine", "onnxruntime", "--realtime", "--out", tmp_path / "out")
     with subprocess.Popen(
         words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         while not (tmp_path / "out" / "run.json").exists():
+            assert process.poll() is None, process.communicate()[0]
             time.sleep(0.05)
-        time.sleep(1.5)  # of the 4 s that the bag lasts
+        time.sleep(1.5)  # of the 8 s that the bag lasts
         process.send_signal(by)
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output

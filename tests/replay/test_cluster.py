@@ -78,10 +78,11 @@ def test_stopping_several_workers_keeps_all_that_is_done(tmp_path: Path, bags: l
             if asked[0] == 1:
                 return False
             until = time.monotonic() + 30
-            while sum(t.state == "memory" for t in list(cluster.scheduler.tasks.values())) + len(kept) < 2:
+            futures = distributed.default_client().futures
+            while sum(future.status == "finished" for future in list(futures.values())) + len(kept) < 2:
                 assert time.monotonic() < until
                 time.sleep(0.05)
-            time.sleep(0.5)  # for the word to reach the client
+            time.sleep(0.5)  # for the word to reach those who wait for them
             return True
 
         results = replay_distributed(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from nightlab_ros.latest import LatestWorker
 
@@ -59,6 +60,12 @@ def test_stop_finishes_the_item_at_hand_and_leaves_the_next() -> None:
     worker.submit(1)
     gate.begins()
     worker.submit(2)
-    threading.Timer(0.05, gate.go.release).start()
+
+    def release() -> None:
+        while not worker._stopping:
+            time.sleep(0.001)
+        gate.go.release()
+
+    threading.Thread(target=release).start()
     assert worker.stop() is True
     assert gate.items == [1] and "test" not in {thread.name for thread in threading.enumerate()}

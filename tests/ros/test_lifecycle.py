@@ -66,7 +66,13 @@ def test_a_whole_life(start: Callable[..., Any], tiny_bundle: Path, tmp_path: Pa
     assert client.node.count_subscribers("image") == 0
     assert client.change_state(Transition.TRANSITION_ACTIVATE)
     camera = client.connect(client.image(flat(20)))
-    assert client.diagnostics(lambda values: values["message"] == "running")["level"] == "0"
+
+    def running() -> bool:
+        camera.publish(client.image(flat(20)))
+        values = client.diagnostics()
+        return (values["message"], values["level"]) == ("running", "0")
+
+    wait_until(running, "diagnostics that say so")
     assert client.change_state(Transition.TRANSITION_DEACTIVATE)
     assert client.state() == "inactive"
     wait_until(lambda: client.node.count_subscribers("image") == 0, "the end of the subscription")
@@ -108,9 +114,13 @@ def test_compressed_images_in_a_namespace(start: Callable[..., Any], tiny_bundle
         mask = client.ask(camera, message)
         assert mask.header == message.header and pixels_of(mask).shape == (48, 64)
         assert (pixels_of(mask) == 40 // 14).all()
-    camera.publish(client.compressed(jpeg[: len(jpeg) // 2], "jpeg"))
-    values = client.diagnostics(lambda values: values["failed"] == "1")
-    assert "cut short" in values["message"] and values["name"] == "/front/nightlab: segmentation"
+
+    def told() -> bool:
+        camera.publish(client.compressed(jpeg[: len(jpeg) // 2], "jpeg"))
+        values = client.diagnostics(lambda values: values["failed"] != "0")
+        return "cut short" in values["message"] and values["name"] == "/front/nightlab: segmentation"
+
+    wait_until(told, "a report that names the failure while it is new")
     assert process.wait_for_log("no mask for this image: .* cut short")
     client.ask(camera, client.compressed(png, "png"))
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -46,9 +47,13 @@ def test_the_grid_covers_every_size(size_hw: tuple[int, int]) -> None:
 
 def test_it_costs_next_to_nothing() -> None:
     frame = np.random.default_rng(0).integers(0, 256, (1024, 2048, 3), np.uint8)
-    seconds = []
-    for _ in range(20):
-        start = time.perf_counter()
-        light_level(frame)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 2e-3  # a tenth of this on an idle machine; the whole frame takes 50 ms
+
+    def fastest_s(measure: Callable[[], object]) -> float:
+        seconds = []
+        for _ in range(20):
+            start = time.perf_counter()
+            measure()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    assert fastest_s(lambda: light_level(frame)) < fastest_s(lambda: frame.sum()) / 2, "it reads a part of the frame"

@@ -250,14 +250,14 @@ def test_every_stage_is_timed(make: Callable[..., Pipeline]) -> None:
     pause = threading.Event()
 
     def slow(array: np.ndarray) -> dict[str, np.ndarray]:
-        pause.wait(0.05)
+        pause.wait(0.2)
         return plain_maps(2, 200)(array)
 
     stages = make(region=slow)(black()).stages_ms
     assert tuple(stages) == STAGES
     assert all(ms > 0 for ms in stages.values())
-    assert 50 <= stages["region"] <= stages["total"] < 1000
-    assert stages["image"] < 50
+    assert 200 <= stages["region"] <= stages["total"]
+    assert stages["image"] < stages["region"]
 
 
 @pytest.mark.parametrize("kind", ["image", "hardness", "region"])

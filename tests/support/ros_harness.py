@@ -33,9 +33,10 @@ from nightlab_ros.images import image_message
 
 ROOT = Path(__file__).parents[2]
 PROFILE = str(ROOT / "config/fastdds.xml")
-#: A domain that no other test session on this machine is likely to use, and the transport that carries large images.
+#: A domain that no other test session on this machine is likely to use, nor a robot, which has 0; and the transport
+#: that carries large images.
 ENVIRONMENT = {
-    "ROS_DOMAIN_ID": str(os.getpid() % 102),
+    "ROS_DOMAIN_ID": str(1 + os.getpid() % 101),
     "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
     "FASTRTPS_DEFAULT_PROFILES_FILE": PROFILE,
     "FASTDDS_DEFAULT_PROFILES_FILE": PROFILE,
@@ -120,6 +121,7 @@ class Client:
         self._executor.add_node(self.node)
         self._thread = threading.Thread(target=self._spin)
         self._thread.start()
+        self._services: dict[str, Any] = {}
         self._stamp_s = 1000
 
     def _spin(self) -> None:
@@ -142,11 +144,12 @@ class Client:
         )
 
     def call(self, service_type: Any, name: str, request: Any) -> Any:
-        client = self.node.create_client(service_type, name)
+        if name not in self._services:  # kept: an answer is lost where the node does not know the client yet
+            self._services[name] = self.node.create_client(service_type, name)
+        client = self._services[name]
         assert client.wait_for_service(PATIENCE_S), f"no service {name}"
         future = client.call_async(request)
         wait_until(future.done, f"an answer of {name}")
-        self.node.destroy_client(client)
         return future.result()
 
     def change_state(self, transition: int) -> bool:

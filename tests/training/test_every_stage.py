@@ -149,7 +149,7 @@ def test_a_killed_run_ends_as_a_whole_one(name: str, root: Path, tmp_path: Path)
     runs = ((str(parts), [whole, parts], -signal.SIGKILL), ("", [parts], 0))
     for killed, folders, status in runs:
         arguments = [*command, killed, *map(str, folders)]
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == status, done.stdout[-2000:] + done.stderr[-2000:]
         assert checkpoint.read(parts / "checkpoint.pt")["step"] == (1 if killed else 2)
     first, second = (checkpoint.read(folder / "checkpoint.pt") for folder in (whole, parts))
