@@ -217,7 +217,7 @@ def _play(
             if stopped() or (camera.played() and all(ear.answered(image.stamp_ns) for image in camera.images)):
                 break
             time.sleep(0.05)
-        ear.await_report()
+        ear.await_report()  # while the camera's /clock goes on, by which the node tells ages and silence
         if not stopped():
             camera.let_go()
         return list(camera.images), list(camera.knocked)
