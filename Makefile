@@ -41,7 +41,7 @@ help: ## this list
 	@echo "all:   PYTHON=(a Python 3.10 to 3.13)"
 
 demo: $(DEMO_ENV)/.ready ## play a labelled night clip through the node; INPUT=... plays your own
-	@$(DEMO_ENV)/bin/python -m nightlab_ros.demo $(SOURCE) --rate '$(RATE)' --out '$(OUT)' $(foreach p,$(PARAMS),--param '$(p)')
+	@$(DEMO_ENV)/bin/python -m nightlab_ros.demo.demo $(SOURCE) --rate '$(RATE)' --out '$(OUT)' $(foreach p,$(PARAMS),--param '$(p)')
 
 test: lint ## all checks and all tests, in an environment with everything (torch included)
 	$(TEST_ENV)/bin/python -m pytest $(TESTS)
@@ -66,31 +66,31 @@ FRAMES = '$(DATA)/camvid/val/images'
 
 train-lite: .given-data $(TEST_ENV)/.ready ## train the lite bundle on, from the shipped weights and the data to its figures; resumes where it was stopped
 	[ -e runs/pseudo_night/.done ] || { rm -rf runs/pseudo_night && \
-		$(TRAIN) -m training.pseudo nightlab_core/bundles/nightlab-lite --data '$(DATA)' --out runs/pseudo_night; }
+		$(TRAIN) -m training.stages.pseudo nightlab_core/bundles/nightlab-lite --data '$(DATA)' --out runs/pseudo_night; }
 	@touch runs/pseudo_night/.done
-	$(TRAIN) -m training.segmenter $(RECIPES)/lite_image.yaml --data '$(DATA)' --out runs/lite_image
-	$(TRAIN) -m training.segmenter $(RECIPES)/lite_region.yaml --data '$(DATA)' --out runs/lite_region
-	$(TRAIN) -m training.detector $(RECIPES)/lite_detector.yaml --data '$(DATA)' --out runs/lite_detector
+	$(TRAIN) -m training.stages.segmenter $(RECIPES)/lite_image.yaml --data '$(DATA)' --out runs/lite_image
+	$(TRAIN) -m training.stages.segmenter $(RECIPES)/lite_region.yaml --data '$(DATA)' --out runs/lite_region
+	$(TRAIN) -m training.stages.detector $(RECIPES)/lite_detector.yaml --data '$(DATA)' --out runs/lite_detector
 	@# HDM learns from what both levels read in the plain detector's boxes: once a stage before it is trained again, so is HDM.
 	[ -e runs/lite_rdn_bundle/.done ] && [ -z "$$(find runs/lite_image runs/lite_region runs/lite_detector -name checkpoint.pt -newer runs/lite_rdn_bundle/.done)" ] || { \
 		rm -rf runs/lite_rdn_bundle runs/lite_hdm_helps runs/lite_proposals.npz && \
-		$(TRAIN) -m training.bundle $(RECIPES)/lite_bundle.yaml --out runs/lite_rdn_bundle.pt && \
-		$(TRAIN) -m nightlab_core.export runs/lite_rdn_bundle.pt runs/lite_rdn_bundle --frames $(FRAMES) && \
-		$(TRAIN) -m training.evaluate runs/lite_rdn_bundle --data '$(DATA)' --set camvid/val --set nightcoarse/val --record && \
+		$(TRAIN) -m training.assemble $(RECIPES)/lite_bundle.yaml --out runs/lite_rdn_bundle.pt && \
+		$(TRAIN) -m nightlab_core.export.export runs/lite_rdn_bundle.pt runs/lite_rdn_bundle --frames $(FRAMES) && \
+		$(TRAIN) -m training.evaluation.evaluate runs/lite_rdn_bundle --data '$(DATA)' --set camvid/val --set nightcoarse/val --record && \
 		touch runs/lite_rdn_bundle/.done; }
-	$(TRAIN) -m training.hdm $(RECIPES)/lite_hdm_helps.yaml --data '$(DATA)' --out runs/lite_hdm_helps
-	$(TRAIN) -m training.bundle $(RECIPES)/lite_hdm_bundle.yaml --out runs/nightlab-lite.pt
-	$(TRAIN) -m nightlab_core.export runs/nightlab-lite.pt runs/nightlab-lite --frames $(FRAMES)
-	$(TRAIN) -m training.evaluate runs/nightlab-lite --data '$(DATA)' --set camvid/val --set nightcoarse/val --record
+	$(TRAIN) -m training.stages.hdm $(RECIPES)/lite_hdm_helps.yaml --data '$(DATA)' --out runs/lite_hdm_helps
+	$(TRAIN) -m training.assemble $(RECIPES)/lite_hdm_bundle.yaml --out runs/nightlab-lite.pt
+	$(TRAIN) -m nightlab_core.export.export runs/nightlab-lite.pt runs/nightlab-lite --frames $(FRAMES)
+	$(TRAIN) -m training.evaluation.evaluate runs/nightlab-lite --data '$(DATA)' --set camvid/val --set nightcoarse/val --record
 	@# The bundle is made. What follows it does not take: hard classes as measured, light adaptation taught by itself, and
 	@# everything trained on together by equation 8, with what that gains.
-	$(TRAIN) -m training.hard_classes runs/lite_image/checkpoint.pt --data '$(DATA)' --set camvid/val --set nightcoarse/val --out runs/hard_classes.yaml
-	$(TRAIN) -m training.relam $(RECIPES)/relam_image.yaml --data '$(DATA)' --out runs/relam_image
-	$(TRAIN) -m training.relam $(RECIPES)/relam_region.yaml --data '$(DATA)' --out runs/relam_region
+	$(TRAIN) -m training.evaluation.hard_classes runs/lite_image/checkpoint.pt --data '$(DATA)' --set camvid/val --set nightcoarse/val --out runs/hard_classes.yaml
+	$(TRAIN) -m training.stages.relam $(RECIPES)/relam_image.yaml --data '$(DATA)' --out runs/relam_image
+	$(TRAIN) -m training.stages.relam $(RECIPES)/relam_region.yaml --data '$(DATA)' --out runs/relam_region
 	[ ! -e runs/lite_joint/checkpoint.pt ] || [ -z "$$(find runs/lite_hdm_helps -name checkpoint.pt -newer runs/lite_joint/checkpoint.pt)" ] || rm -rf runs/lite_joint
-	$(TRAIN) -m training.joint $(RECIPES)/lite_joint.yaml --data '$(DATA)' --out runs/lite_joint
-	$(TRAIN) -m nightlab_core.export runs/lite_joint/nightlab.pt runs/nightlab-lite-joint --frames $(FRAMES)
-	$(TRAIN) -m training.evaluate runs/nightlab-lite-joint --data '$(DATA)' --set camvid/val --set nightcoarse/val --record
+	$(TRAIN) -m training.stages.joint $(RECIPES)/lite_joint.yaml --data '$(DATA)' --out runs/lite_joint
+	$(TRAIN) -m nightlab_core.export.export runs/lite_joint/nightlab.pt runs/nightlab-lite-joint --frames $(FRAMES)
+	$(TRAIN) -m training.evaluation.evaluate runs/nightlab-lite-joint --data '$(DATA)' --set camvid/val --set nightcoarse/val --record
 
 clean: ## remove the environments, the caches and the demo's output
 	rm -rf .venv-demo .venv-test .venv-test-* demo_out .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build *.egg-info

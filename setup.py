@@ -22,10 +22,10 @@ setup(
     description=PACKAGE.findtext("description"),
     license=PACKAGE.findtext("license"),
     python_requires=">=3.10",
-    packages=find_packages(include=["nightlab_core", "nightlab_core.*", NAME, f"{NAME}.*"]),
+    packages=find_packages(include=["nightlab_*"]),
     package_data={
         "nightlab_core": ["bundles/*/*.onnx", "bundles/*/*.yaml", "bundles/*/*.md"],
-        NAME: ["templates/*"],
+        "nightlab_replay": ["templates/*"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
@@ -43,12 +43,12 @@ setup(
     zip_safe=False,
     entry_points={
         "console_scripts": [
-            "nightlab-engine = nightlab_core.build_engines:main",
+            "nightlab-engine = nightlab_cli.engine:main",
             "nightlab_node = nightlab_ros.node:main",
-            "nightlab_demo = nightlab_ros.demo:main",
+            "nightlab_demo = nightlab_ros.demo.demo:main",
             "nightlab_player = nightlab_ros.player:main",
-            "nightlab-replay = nightlab_ros.replay.cli:main",
-            "nightlab-bag = nightlab_ros.replay.bag:main",
+            "nightlab-replay = nightlab_replay.cli:main",
+            "nightlab-bag = nightlab_replay.bag:main",
         ],
     },
 )

@@ -2,7 +2,7 @@
 """Measure a bundle's TensorRT engines on the GPU at hand: milliseconds, device memory, and the choices that only a GPU
 can settle: CUDA graphs or not, one plan for 1 to 10 regions or one for each number.
 
-    python -m nightlab_core.benchmark_engines BUNDLE --image-size 1280x720
+    python -m nightlab_cli.benchmark BUNDLE --image-size 1280x720
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from nightlab_core.build_engines import choose_flavour, parse_size_hw
-from nightlab_core.runtime.builder import build_plan, plan_key, plan_shapes
+from nightlab_cli.engine import choose_flavour, parse_size_hw
 from nightlab_core.runtime.bundle import Bundle, BundleError, EngineKind, default_bundle, load_bundle
-from nightlab_core.runtime.cuda import Cuda, CudaError
-from nightlab_core.runtime.flavours import Flavour, FlavourName, TensorRtError
-from nightlab_core.runtime.plans import PlanError, PlanHeader, Range, Shape, read_plan
-from nightlab_core.runtime.tensorrt import TensorRtEngine
+from nightlab_core.runtime.engines.tensorrt.build import build_plan, plan_key, plan_shapes
+from nightlab_core.runtime.engines.tensorrt.cuda import Cuda, CudaError
+from nightlab_core.runtime.engines.tensorrt.engine import TensorRtEngine
+from nightlab_core.runtime.engines.tensorrt.libraries import Flavour, FlavourName, TensorRtError
+from nightlab_core.runtime.engines.tensorrt.plans import PlanError, PlanHeader, Range, Shape, read_plan
 
 BATCHES = (1, 2, 4, 7, 10)
 
@@ -114,9 +114,7 @@ def _runs(text: str) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0, or 1 with the reason on stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m nightlab_core.benchmark_engines", description="TensorRT's speed here."
-    )
+    parser = argparse.ArgumentParser(prog="python -m nightlab_cli.benchmark", description="TensorRT's speed here.")
     parser.add_argument("bundle", nargs="?", type=Path, default=default_bundle(), help="default: the one shipped")
     parser.add_argument("--image-size", type=parse_size_hw, default=(720, 1280), metavar="WIDTHxHEIGHT")
     parser.add_argument("--flavour", choices=get_args(FlavourName), help="default: the first that is installed")

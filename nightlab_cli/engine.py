@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """nightlab-engine: build the TensorRT engines of a bundle ahead of time, list, verify and remove them.
 
-Also ``python -m nightlab_core.build_engines``. Plans are kept in the folder NIGHTLAB_PLANS, or in nightlab/plans in the
+Also ``python -m nightlab_cli.engine``. Plans are kept in the folder NIGHTLAB_PLANS, or in nightlab/plans in the
 user's cache folder; the node looks for them there.
 """
 
@@ -23,13 +23,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from nightlab_core.runtime.builder import GRAPH_VERSION, Precision, build_plan, plan_key, plan_shapes
 from nightlab_core.runtime.bundle import ENGINE_KINDS, BundleError, default_bundle, load_bundle
-from nightlab_core.runtime.choice import build_command
-from nightlab_core.runtime.compiler import BuildStopped
-from nightlab_core.runtime.compiler import Progress as BuildProgress
-from nightlab_core.runtime.cuda import CudaError, Device, find_device
-from nightlab_core.runtime.flavours import (
+from nightlab_core.runtime.engines.open import build_command
+from nightlab_core.runtime.engines.tensorrt.build import GRAPH_VERSION, Precision, build_plan, plan_key, plan_shapes
+from nightlab_core.runtime.engines.tensorrt.compiler import BuildStopped
+from nightlab_core.runtime.engines.tensorrt.compiler import Progress as BuildProgress
+from nightlab_core.runtime.engines.tensorrt.cuda import CudaError, Device, find_device
+from nightlab_core.runtime.engines.tensorrt.libraries import (
     PACKAGES,
     Flavour,
     FlavourName,
@@ -39,7 +39,7 @@ from nightlab_core.runtime.flavours import (
     installed_flavours,
     platform_name,
 )
-from nightlab_core.runtime.plans import (
+from nightlab_core.runtime.engines.tensorrt.plans import (
     PlanError,
     PlanHeader,
     PlanKey,

@@ -13,8 +13,8 @@ import numpy as np
 
 from nightlab_core.metrics import iou, mean_iou
 from nightlab_core.runtime.light import DARK, LIGHT_BINS, LightBin
-from nightlab_ros.replay.intervals import Figures, Interval, blocks_of, class_intervals, miou_interval
-from nightlab_ros.replay.records import FrameRecord
+from nightlab_replay.intervals import Figures, Interval, blocks_of, class_intervals, miou_interval
+from nightlab_replay.records import FrameRecord
 
 #: Drawing single frames takes 16 kB a frame: of more frames than this only stretches are drawn.
 _MOST_SINGLE = 20_000

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rosbags.rosbag2 import WriterError
 
-from nightlab_core.data.bags import TopicError
+from nightlab_core.data.bags.bags import TopicError
+from nightlab_core.data.bags.read import COMPRESSED_TYPE, IMAGE_TYPE
+from nightlab_core.data.bags.write import BagWriter, Packing, StorageName
 from nightlab_core.data.frames import FrameSource, open_frames
 from nightlab_core.labels import CLASS_SETS
-from nightlab_ros.replay.read import COMPRESSED_TYPE, IMAGE_TYPE
-from nightlab_ros.replay.write import BagWriter, Packing, StorageName
 
 IMAGE_TOPIC, LABEL_TOPIC = "/camera/image_raw", "/camera/labels"
 #: Stamp of the first frame where the source has none. Not zero, which would mean that the camera sets none.

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from nightlab_core.runtime.light import LIGHT_BINS
-from nightlab_ros.replay.intervals import Figures
-from nightlab_ros.replay.records import FrameRecord
+from nightlab_replay.intervals import Figures
+from nightlab_replay.records import FrameRecord
 
 HEAT_GRID_HW = (18, 32)
 #: No more points than this are drawn of a drive.

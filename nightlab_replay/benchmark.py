@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well reading and inference overlap, and how much memory a long bag takes.
 
-    python -m nightlab_ros.replay.benchmark make big_bag --gigabytes 10
-    python -m nightlab_ros.replay.benchmark run big_bag --bundle my_bundle
+    python -m nightlab_replay.benchmark make big_bag --gigabytes 10
+    python -m nightlab_replay.benchmark run big_bag --bundle my_bundle
 
 `run` times reading with decoding alone, the pipeline alone, and the whole replay, each on the same frames. Of several
 rounds the quickest of each counts, as other work on the machine only ever adds.
@@ -28,16 +28,16 @@ from rich.progress import track
 from rich.table import Table
 from rosbags.rosbag2 import WriterError
 
-from nightlab_core.data.night import render_clip
+from nightlab_core.data.bags.write import BagWriter, StorageName
+from nightlab_core.data.rendered.night import render_clip
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.bundle import BundleError, default_bundle
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_ros.replay import run as rp
-from nightlab_ros.replay.bag import IMAGE_TOPIC, LABEL_TOPIC
-from nightlab_ros.replay.execute import replay_spans
-from nightlab_ros.replay.provenance import bundle_info
-from nightlab_ros.replay.records import FrameRecord, ReplaySettings
-from nightlab_ros.replay.write import BagWriter, StorageName
+from nightlab_replay import run as rp
+from nightlab_replay.bag import IMAGE_TOPIC, LABEL_TOPIC
+from nightlab_replay.execute import replay_spans
+from nightlab_replay.provenance import bundle_info
+from nightlab_replay.records import FrameRecord, ReplaySettings
 
 #: Different pictures in a generated bag; they repeat.
 _PICTURES = 10

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Play a bag's images to a camera topic at the recorded rate, with /clock, from a process of its own.
 
-    python -m nightlab_ros.replay.camera drive.mcap --topic /camera/image_raw --first 0 --stop 100
+    python -m nightlab_replay.camera drive.mcap --topic /camera/image_raw --first 0 --stop 100
 
 The messages are published byte by byte as they were recorded. Until a line comes on standard input the first one is
 sent now and then, with a stamp of its own (a few ns before it was recorded): the path is then known to work, and warm.
@@ -30,10 +30,10 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
+from nightlab_core.data.bags.read import COMPRESSED_TYPE, Bag
+from nightlab_replay.overlap import ahead
+from nightlab_replay.realtime import due_times_s, recorded_at
 from nightlab_ros.player import KNOCK_S, set_on_line, stay_until_let_go
-from nightlab_ros.replay.overlap import ahead
-from nightlab_ros.replay.read import COMPRESSED_TYPE, Bag
-from nightlab_ros.replay.realtime import due_times_s, recorded_at
 
 CLOCK_S = 0.01
 #: Messages that are read before they are due.

@@ -28,15 +28,15 @@ from rich.markup import escape
 from nightlab_core.config import replace
 from nightlab_core.labels import CLASS_SETS
 from nightlab_core.runtime.bundle import Bundle, BundleError, default_bundle, load_bundle
-from nightlab_core.runtime.engine import EngineChoice
+from nightlab_core.runtime.engines.engine import EngineChoice
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
-from nightlab_ros.demo_run import DemoError
-from nightlab_ros.replay import run as rp
-from nightlab_ros.replay.execute import Span, SpanResult, replay_spans
-from nightlab_ros.replay.progress import ReplayLine
-from nightlab_ros.replay.provenance import bundle_info
-from nightlab_ros.replay.records import ReplaySettings, Run, first_frame_hw
-from nightlab_ros.replay.report import write_report
+from nightlab_replay import run as rp
+from nightlab_replay.execute import Span, SpanResult, replay_spans
+from nightlab_replay.progress import ReplayLine
+from nightlab_replay.provenance import bundle_info
+from nightlab_replay.records import ReplaySettings, Run, first_frame_hw
+from nightlab_replay.report.report import write_report
+from nightlab_ros.demo.processes import DemoError
 
 #: Of `PipelineSettings`: what can be set as --set name=value.
 _PIPELINE = ", ".join(PipelineSettings.model_fields)
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line: 0; 1 with a reason, also if a bag could not be read at all; 130 when interrupted."""
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["compare"]:
-        from nightlab_ros.replay.compare import main as compare
+        from nightlab_replay.report.compare import main as compare
 
         return compare(words[1:])
     args = _parser().parse_args(words)
@@ -173,7 +173,7 @@ def _results(
     """The results of all spans, by the way of running that was asked for."""
     settings, keep = run.settings, run.settings.keep_masks
     if settings.mode == "all" and (args.workers or args.scheduler):
-        from nightlab_ros.replay.cluster import replay_distributed
+        from nightlab_replay.cluster import replay_distributed
 
         return replay_distributed(
             spans,
@@ -185,7 +185,7 @@ def _results(
             stopped=stop.is_set,
         )
     if settings.mode == "live":
-        from nightlab_ros.replay.live import replay_live
+        from nightlab_ros.live_replay import replay_live
 
         return replay_live(
             rp.whole(spans),
@@ -199,7 +199,7 @@ def _results(
             stopped=stop.is_set,
         )
     if settings.mode == "realtime":
-        from nightlab_ros.replay.realtime import replay_realtime
+        from nightlab_replay.realtime import replay_realtime
 
         return replay_realtime(
             rp.whole(spans),
@@ -217,7 +217,7 @@ def _results(
 
 def _finish(args: argparse.Namespace, run: Run, console: Console) -> int:
     if args.write_bag:
-        from nightlab_ros.replay.masks import write_mask_bags
+        from nightlab_replay.masks import write_mask_bags
 
         for path in write_mask_bags(args.out, run):
             console.print(f"Masks: {path}", soft_wrap=True)

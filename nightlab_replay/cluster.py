@@ -20,8 +20,8 @@ from functools import lru_cache
 
 from nightlab_core.runtime.bundle import MANIFEST_NAME, sha256_of
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_ros.replay.execute import Span, SpanResult, replay_spans
-from nightlab_ros.replay.records import FrameRecord, ReplaySettings, Run, StoreError, first_frame_hw
+from nightlab_replay.execute import Span, SpanResult, replay_spans
+from nightlab_replay.records import FrameRecord, ReplaySettings, Run, StoreError, first_frame_hw
 
 #: A span whose workers died so often is given up: it may be the span that kills them.
 _MOST_LOSSES = 5

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from nightlab_core.runtime.pipeline import STAGES
-from nightlab_ros.replay.accuracy import Accuracy, accuracy_of
-from nightlab_ros.replay.intervals import Figures, Interval, blocks_of, mean_interval, miou_interval
-from nightlab_ros.replay.pairing import Pairs
-from nightlab_ros.replay.records import FrameRecord, Run
-from nightlab_ros.replay.summary import Percentiles, percentiles
-from nightlab_ros.replay.verdict import Gate, accuracy_words, gates_of, latency_words, pair_words
+from nightlab_replay.accuracy import Accuracy, accuracy_of
+from nightlab_replay.intervals import Figures, Interval, blocks_of, mean_interval, miou_interval
+from nightlab_replay.pairing import Pairs
+from nightlab_replay.records import FrameRecord, Run
+from nightlab_replay.report.verdict import Gate, accuracy_words, gates_of, latency_words, pair_words
+from nightlab_replay.summary import Percentiles, percentiles
 
 COMPARE_FORMAT = 1
 #: Of `ReplaySettings`: with another one of these, frames take another time on the same engine.

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from nightlab_core.data.bags.read import Bag, BagFrame
 from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.pipeline import Pipeline, Result
-from nightlab_ros.replay.judge import Judge
-from nightlab_ros.replay.overlap import ahead
-from nightlab_ros.replay.read import Bag, BagFrame
-from nightlab_ros.replay.records import Counts, FrameRecord
+from nightlab_replay.judge import Judge
+from nightlab_replay.overlap import ahead
+from nightlab_replay.records import Counts, FrameRecord
 
 #: Frames that wait between two steps. Two would do; more ride out a chunk of the bag that takes longer to unpack.
 _DEPTH = 4

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from nightlab_core.metrics import mean_iou, paired_bootstrap, paired_bootstrap_by_class
-from nightlab_ros.replay.records import FrameRecord
+from nightlab_replay.records import FrameRecord
 
 #: Seconds of driving in a block.
 BLOCK_S = 5.0

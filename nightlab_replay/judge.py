@@ -13,11 +13,11 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
+from nightlab_core.data.bags.read import BagFrame
 from nightlab_core.labels import IGNORE_ID, ClassSet, to_class_set
 from nightlab_core.runtime.light import light_level
 from nightlab_core.runtime.pipeline import Result
-from nightlab_ros.replay.read import BagFrame
-from nightlab_ros.replay.records import NUM_BANDS, NUM_BINS, Counts, FrameRecord
+from nightlab_replay.records import NUM_BANDS, NUM_BINS, Counts, FrameRecord
 
 #: Flicker is looked at on a grid of about so many columns, each the mean of its pixels, so that noise does not count.
 _FLICKER_COLUMNS = 320

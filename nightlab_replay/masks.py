@@ -10,10 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from nightlab_ros.replay.read import IMAGE_TYPE
-from nightlab_ros.replay.records import FrameRecord, Run, load_records
-from nightlab_ros.replay.run import MASK_BAGS, masks_path
-from nightlab_ros.replay.write import DETECTIONS_TYPE, BagWriter
+from nightlab_core.data.bags.read import IMAGE_TYPE
+from nightlab_core.data.bags.write import DETECTIONS_TYPE, BagWriter
+from nightlab_replay.records import FrameRecord, Run, load_records
+from nightlab_replay.run import MASK_BAGS, masks_path
 
 MASK, CONFIDENCE, REGIONS = "/nightlab/mask", "/nightlab/confidence", "/nightlab/regions"
 IMAGE_LEVEL = "/nightlab/debug/image_level_mask"

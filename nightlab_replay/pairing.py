@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nightlab_ros.replay.records import BagInfo, FrameRecord, Run, RunData
+from nightlab_replay.records import BagInfo, FrameRecord, Run, RunData
 
 
 class CompareError(ValueError):

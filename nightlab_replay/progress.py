@@ -11,7 +11,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nightlab_ros.replay.records import FrameRecord
+from nightlab_replay.records import FrameRecord
 
 #: Where the output is no terminal, a plain line so often.
 PLAIN_EVERY_S = 10.0

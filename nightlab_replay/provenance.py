@@ -13,9 +13,9 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
+from nightlab_core.data.bags.storage import bag_files
 from nightlab_core.runtime.bundle import MANIFEST_NAME, Bundle, sha256_of
-from nightlab_ros.replay.records import BagInfo, BundleInfo
-from nightlab_ros.replay.storage import bag_files
+from nightlab_replay.records import BagInfo, BundleInfo
 
 _PACKAGES = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "rosbags", "mcap", "distributed", "rclpy")
 

@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nightlab_core.labels import CLASS_SETS, ClassSet
-from nightlab_core.runtime.engine import EngineChoice
+from nightlab_core.runtime.engines.engine import EngineChoice
 from nightlab_core.runtime.pipeline import PipelineSettings
 
 FORMAT = 1

@@ -14,11 +14,12 @@ from types import MappingProxyType
 
 import numpy as np
 
+from nightlab_core.data.bags.read import Bag
+from nightlab_core.data.bags.storage import BagError, bag_files
 from nightlab_core.labels import CLASS_SETS, ClassSet
-from nightlab_ros.replay.execute import BagSource, Span, SpanResult
-from nightlab_ros.replay.provenance import Hashes, machine, versions
-from nightlab_ros.replay.read import Bag
-from nightlab_ros.replay.records import (
+from nightlab_replay.execute import BagSource, Span, SpanResult
+from nightlab_replay.provenance import Hashes, machine, versions
+from nightlab_replay.records import (
     BagInfo,
     BundleInfo,
     FrameRecord,
@@ -34,7 +35,6 @@ from nightlab_ros.replay.records import (
     write_chunk,
     write_run,
 )
-from nightlab_ros.replay.storage import BagError, bag_files
 
 CHUNKS, MASKS, MASK_BAGS = "chunks", "masks", "bags"
 #: Of `BagInfo`: what has to be the same to go on, in words.

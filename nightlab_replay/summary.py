@@ -9,10 +9,10 @@ import numpy as np
 
 from nightlab_core.metrics import mean_iou
 from nightlab_core.runtime.pipeline import STAGES
-from nightlab_ros.replay.accuracy import Accuracy, accuracy_of, number
-from nightlab_ros.replay.behaviour import Behaviour, Timeline, behaviour_of, timeline_of
-from nightlab_ros.replay.intervals import Figures
-from nightlab_ros.replay.records import METHODS, BagInfo, Counts, FrameRecord, Run, RunData
+from nightlab_replay.accuracy import Accuracy, accuracy_of, number
+from nightlab_replay.behaviour import Behaviour, Timeline, behaviour_of, timeline_of
+from nightlab_replay.intervals import Figures
+from nightlab_replay.records import METHODS, BagInfo, Counts, FrameRecord, Run, RunData
 
 REPORT_FORMAT = 1
 PERCENTILES = (50, 90, 95, 99)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from nightlab_core.runtime.compiler import Progress
+from nightlab_core.runtime.engines.tensorrt.compiler import Progress
 from nightlab_ros.health import OK, Report
 
 PERIOD_S = 0.5

@@ -24,15 +24,15 @@ import numpy as np
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
+from nightlab_core.data.bags.read import COMPRESSED_TYPE, Bag, BagFrame
 from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.bundle import Bundle
-from nightlab_ros.demo import ANSWER_TIMEOUT_S, QUIET_S
-from nightlab_ros.demo_run import Child, DemoError, ros_environment
-from nightlab_ros.monitor import NODE, Monitor
-from nightlab_ros.replay.execute import Span, SpanResult, pack_arrays
-from nightlab_ros.replay.judge import Answer, Judge
-from nightlab_ros.replay.read import COMPRESSED_TYPE, Bag, BagFrame
-from nightlab_ros.replay.records import Counts, FrameRecord, Run
+from nightlab_replay.execute import Span, SpanResult, pack_arrays
+from nightlab_replay.judge import Answer, Judge
+from nightlab_replay.records import Counts, FrameRecord, Run
+from nightlab_ros.demo.demo import ANSWER_TIMEOUT_S, QUIET_S
+from nightlab_ros.demo.monitor import NODE, Monitor
+from nightlab_ros.demo.processes import Child, DemoError, ros_environment
 
 LOST = "no mask came back: the node took a newer frame, or the transport lost it"
 
@@ -61,10 +61,10 @@ class Received:
 
 
 class Camera(Child):
-    """`nightlab_ros.replay.camera` as a process of its own."""
+    """`nightlab_replay.camera` as a process of its own."""
 
     def __init__(self, arguments: list[str], log: Path) -> None:
-        super().__init__("nightlab_ros.replay.camera", arguments, log, piped=True)
+        super().__init__("nightlab_replay.camera", arguments, log, piped=True)
         self.images: list[SentImage] = []
         self.knocked: list[SentImage] = []
 

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from nightlab_core.config import replace
-from nightlab_core.runtime.engine import EngineChoice
+from nightlab_core.runtime.engines.engine import EngineChoice
 from nightlab_core.runtime.pipeline import PipelineSettings
 
 #: Marks in a field's metadata that say when it may change. Without one: at any time, from the next frame on.

@@ -15,11 +15,11 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import Float64
 
+from nightlab_core.data.images import image_message
 from nightlab_core.labels import ClassSet, overlay
 from nightlab_core.runtime.pipeline import STAGES as PIPELINE_STAGES
 from nightlab_core.runtime.pipeline import Result
 from nightlab_ros.health import Report
-from nightlab_ros.images import image_message
 from nightlab_ros.latest import LatestWorker
 
 #: The node's own stages beside the pipeline's; each has a topic ``~/debug/<stage>_ms``.

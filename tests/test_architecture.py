@@ -22,7 +22,7 @@ def modules(*folders: str) -> list[str]:
 
 
 #: Where engines are built, not where they run: what rewrites a bundle's graphs for TensorRT needs onnx.
-BUILDING = ("nightlab_core.runtime.graphs", "nightlab_core.runtime.half")
+BUILDING = ("nightlab_core.runtime.engines.tensorrt.graphs", "nightlab_core.runtime.engines.tensorrt.half")
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put the stages' checkpoints together into one NightLab checkpoint, which `nightlab_core.export` turns to a bundle.
+"""Put the stages' checkpoints together into one NightLab checkpoint, which `nightlab_core.export.export` turns to a bundle.
 
-python -m training.bundle config/train/lite_hdm_bundle.yaml --out runs/nightlab-lite.pt
+python -m training.assemble config/train/lite_hdm_bundle.yaml --out runs/nightlab-lite.pt
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nightlab_core.config import Settings, replace
-from nightlab_core.export import ModelCard, save_checkpoint
+from nightlab_core.export.export import ModelCard, save_checkpoint
 from nightlab_core.models.nightlab import NightLab, NightLabSettings
-from nightlab_core.output_labels import OutputLabels
+from nightlab_core.models.output_labels import OutputLabels
 from training.checkpoint import load_weights, read
 from training.command import errors_in_words
 from training.recipes import load_recipe

@@ -18,9 +18,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nightlab_core.config import Settings, replace
-from nightlab_core.data import datasets, night, transforms
-from nightlab_core.data.datasets import Sample
-from nightlab_core.data.unlabelled import UnlabelledImages
+from nightlab_core.data import transforms
+from nightlab_core.data.datasets import datasets
+from nightlab_core.data.datasets.datasets import Sample
+from nightlab_core.data.datasets.unlabelled import UnlabelledImages
+from nightlab_core.data.rendered import night
 from nightlab_core.labels import CAMVID_OPENED, IGNORE_ID, map_ids
 from nightlab_core.runtime import regions
 from training.distributed import is_first_process
@@ -30,7 +32,7 @@ class SourceSettings(Settings):
     """One source of images and how often it is drawn."""
 
     kind: datasets.Kind | Literal["rendered", "pseudo", "unlabelled"]
-    folder: str = ""  #: under the data folder; of "pseudo", where `training.pseudo` wrote
+    folder: str = ""  #: under the data folder; of "pseudo", where `training.stages.pseudo` wrote
     split: str = ""  #: train, val or test; of plain folders (train_ids) a sub-folder
     pattern: str = "*"  #: glob of the names of a data set's frames: one drive of it, say
     leave_out: str = ""  #: of unlabelled pictures: folder under the data folder whose stems are not drawn

@@ -24,11 +24,11 @@ from torch.utils.data import Dataset
 
 from nightlab_core.config import Settings, replace
 from nightlab_core.models.deform import set_deform_form
-from nightlab_core.output_labels import OutputLabels
-from training import detector, joint, relam, segmenter
+from nightlab_core.models.output_labels import OutputLabels
 from training.command import errors_in_words
 from training.loop import Losses, fit
 from training.recipes import load_recipe
+from training.stages import detector, joint, relam, segmenter
 
 Loss = Callable[[nn.Module, Any], Losses]
 Collate = Callable[[list[Any]], Any]

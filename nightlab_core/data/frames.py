@@ -83,12 +83,12 @@ def open_frames(
         raise FileNotFoundError(f"{path} does not exist; expected a rosbag, a folder of images or a video")
     is_bag = path.suffix.lower() in BAG_SUFFIXES or (path / "metadata.yaml").is_file()
     if is_bag and classes is None:
-        from nightlab_core.data.bags import CLASSES_KEY, custom_data
+        from nightlab_core.data.bags.bags import CLASSES_KEY, custom_data
 
         classes = custom_data(path).get(CLASSES_KEY)
     class_set = _class_set(path, classes)
     if is_bag:
-        from nightlab_core.data.bags import count_images, read_bag
+        from nightlab_core.data.bags.bags import count_images, read_bag
 
         def read() -> Iterator[Frame]:
             for image, label_map, stamp_ns, name in read_bag(path, topic):
@@ -149,7 +149,7 @@ def checked_labels(labels: np.ndarray | None, image_bgr: np.ndarray, classes: Cl
 
 
 def _rendered(num_frames: int, fps: float) -> FrameSource:
-    from nightlab_core.data.night import render_clip
+    from nightlab_core.data.rendered.night import render_clip
 
     def read() -> Iterator[Frame]:
         for index, frame in enumerate(render_clip(num_frames, fps=fps)):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoint to bundle.
 
-    python -m nightlab_core.export CHECKPOINT BUNDLE --frames FOLDER
+    python -m nightlab_core.export.export CHECKPOINT BUNDLE --frames FOLDER
 
 writes image.onnx, hardness.onnx, region.onnx and bundle.yaml, then holds every engine against torch on the frames.
 """
@@ -24,10 +24,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nightlab_core.config import Settings
+from nightlab_core.export.parity import check_parity, print_parity, read_frames
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.models.deform import DeformConv2d, DeformForm
 from nightlab_core.models.nightlab import NightLab, NightLabSettings
-from nightlab_core.parity import check_parity, print_parity, read_frames
 from nightlab_core.runtime.bundle import (
     Classes,
     EngineFile,
@@ -49,7 +49,7 @@ class ModelCard(Settings):
     trained_on: tuple[str, ...]
     licence: str
     input_hw: tuple[int, int] = (480, 640)
-    #: What `training.bundle` added to the region level's logits; a training that goes on from here takes it off again.
+    #: What `training.assemble` added to the region level's logits; a training that goes on from here takes it off again.
     region_offsets: dict[str, float] = Field(default_factory=dict)
 
 
@@ -74,7 +74,7 @@ def load_checkpoint(path: Path) -> tuple[NightLab, NightLabSettings, ModelCard]:
     """Read what `save_checkpoint` wrote: the model in evaluation mode, float32, its convolutions with half's values."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or set(state) != {"settings", "card", "weights"}:
-        raise ValueError(f"{path} is not a NightLab checkpoint; expected one that training.bundle wrote")
+        raise ValueError(f"{path} is not a NightLab checkpoint; expected one that training.assemble wrote")
     settings = _revive(NightLabSettings, state["settings"])
     model = settings.build()
     model.load_state_dict(state["weights"])
@@ -141,7 +141,7 @@ def export_bundle(
         deform=deform,
         weights=weights,
         trained_on=card.trained_on,
-        accuracy={},  # `training.evaluate --record` measures it on the bundle itself
+        accuracy={},  # `training.evaluation.evaluate --record` measures it on the bundle itself
         licence=card.licence,
     )
     return write_manifest(folder, manifest)

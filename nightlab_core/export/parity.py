@@ -15,7 +15,7 @@ from rich.table import Table
 
 from nightlab_core.runtime import regions
 from nightlab_core.runtime.bundle import ENGINE_KINDS, EngineKind, load_bundle
-from nightlab_core.runtime.engine import engine_maker
+from nightlab_core.runtime.engines.engine import engine_maker
 from nightlab_core.runtime.pipeline import MAX_REGIONS, PipelineSettings
 
 if TYPE_CHECKING:

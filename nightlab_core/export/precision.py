@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What half precision does to a bundle: its labels beside float32's on real frames, and how near it comes to overflow.
 
-    python -m nightlab_core.precision BUNDLE --frames FOLDER
+    python -m nightlab_core.export.precision BUNDLE --frames FOLDER
 
 ONNX Runtime has next to no operators in half on a CPU: it computes them in float32 and drops the roundings between, so
 that an overflow goes unseen. The graphs that TensorRT gets are therefore run here in float32 with every value that they
@@ -23,12 +23,12 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from nightlab_core.parity import compare_labels, read_frames
+from nightlab_core.export.parity import compare_labels, read_frames
 from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, BundleError, EngineKind, load_bundle
-from nightlab_core.runtime.engine import Engine, TensorSpec
-from nightlab_core.runtime.graphs import tensorrt_graph
-from nightlab_core.runtime.half import EXACT, HALF_MAX
-from nightlab_core.runtime.onnxruntime import OnnxRuntimeEngine
+from nightlab_core.runtime.engines.engine import Engine, TensorSpec
+from nightlab_core.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from nightlab_core.runtime.engines.tensorrt.graphs import tensorrt_graph
+from nightlab_core.runtime.engines.tensorrt.half import EXACT, HALF_MAX
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
 from nightlab_core.runtime.regions import non_maximum_suppression
 

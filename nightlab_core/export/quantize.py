@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bundle in 8 bits by explicit quantisation nodes, calibrated on real frames, with what that costs and gains.
 
-    python -m nightlab_core.quantize BUNDLE OUT --frames FOLDER [--labelled FOLDER]
+    python -m nightlab_core.export.quantize BUNDLE OUT --frames FOLDER [--labelled FOLDER]
 
 writes another bundle, which every engine runs and of which TensorRT builds 8-bit engines, then compares the two: speed
 on this machine's CPU, and mean IoU on labelled frames.
@@ -27,15 +27,15 @@ from rich.table import Table
 
 from nightlab_core.config import replace
 from nightlab_core.data.frames import FrameSource, open_frames
+from nightlab_core.export.parity import read_frames
+from nightlab_core.export.precision import RecordingEngine
 from nightlab_core.labels import CAMVID11, CITYSCAPES_TO_CAMVID, map_ids
 from nightlab_core.metrics import confusion_matrix, mean_iou, paired_bootstrap
-from nightlab_core.parity import read_frames
-from nightlab_core.precision import RecordingEngine
 from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, BundleError, EngineKind, load_bundle, write_manifest
-from nightlab_core.runtime.engine import engine_maker
-from nightlab_core.runtime.graphs import tensorrt_graph
-from nightlab_core.runtime.half import PRODUCTS
-from nightlab_core.runtime.onnxruntime import OnnxRuntimeEngine
+from nightlab_core.runtime.engines.engine import engine_maker
+from nightlab_core.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from nightlab_core.runtime.engines.tensorrt.graphs import tensorrt_graph
+from nightlab_core.runtime.engines.tensorrt.half import PRODUCTS
 from nightlab_core.runtime.pipeline import Pipeline
 
 Arrays = dict[str, np.ndarray]

@@ -4,7 +4,7 @@
     frame -> image level ----------------------------> labels, confidence --+
     frame -> hardness -> boxes -> crops -> region level -> labels, confidence + merge -> mask
 
-The three methods `image_level`, `hardness` and `region_level` are what `nightlab_core.export` writes to a bundle.
+The three methods `image_level`, `hardness` and `region_level` are what `nightlab_core.export.export` writes to a bundle.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from nightlab_core.config import Settings
 from nightlab_core.models.deform import DeformForm, set_deform_form
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.library import LibrarySegmenter
+from nightlab_core.models.output_labels import OutputLabels
 from nightlab_core.models.relam import ReLAM
 from nightlab_core.models.segmenter import DeepLabV3Plus, Segmenter
 from nightlab_core.models.uper import Place
-from nightlab_core.output_labels import OutputLabels
 from nightlab_core.runtime import regions
 from nightlab_core.runtime.pipeline import PipelineSettings
 

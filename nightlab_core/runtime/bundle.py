@@ -21,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 
 from nightlab_core.config import ConfigError, Settings, load_yaml, read_yaml
 from nightlab_core.labels import CLASS_SETS, IGNORE_ID, ClassSet
-from nightlab_core.runtime.engine import Engine, TensorSpec
+from nightlab_core.runtime.engines.engine import Engine, TensorSpec
 
 FORMAT = 1
 MANIFEST_NAME = "bundle.yaml"

@@ -27,9 +27,9 @@ from nightlab_core.config import Settings
 from nightlab_core.labels import IGNORE_ID
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import Bundle, BundleError, check_contract, load_bundle
-from nightlab_core.runtime.choice import open_engines
-from nightlab_core.runtime.compiler import OnProgress
-from nightlab_core.runtime.engine import Engine, EngineChoice
+from nightlab_core.runtime.engines.engine import Engine, EngineChoice
+from nightlab_core.runtime.engines.open import open_engines
+from nightlab_core.runtime.engines.tensorrt.compiler import OnProgress
 from nightlab_core.runtime.light import light_level
 
 log = logging.getLogger(__name__)

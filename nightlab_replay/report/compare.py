@@ -22,16 +22,16 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.markup import escape
 
-from nightlab_ros.page import jpeg_uri, percent, write_page
-from nightlab_ros.replay import charts
-from nightlab_ros.replay.comparison import Comparison, compare
-from nightlab_ros.replay.drawings import in_percent, whisker
-from nightlab_ros.replay.intervals import BLOCK_S, LEAST_BLOCKS
-from nightlab_ros.replay.pairing import CompareError, Pairs, pair
-from nightlab_ros.replay.pictures import Again, PicturesError, apart, compared_panels, frame_miou
-from nightlab_ros.replay.records import FrameRecord, StoreError, load_run, write_atomic
-from nightlab_ros.replay.verdict import improved
-from nightlab_ros.replay.words import bracket
+from nightlab_replay.comparison import Comparison, compare
+from nightlab_replay.intervals import BLOCK_S, LEAST_BLOCKS
+from nightlab_replay.pairing import CompareError, Pairs, pair
+from nightlab_replay.records import FrameRecord, StoreError, load_run, write_atomic
+from nightlab_replay.report import charts
+from nightlab_replay.report.drawings import in_percent, whisker
+from nightlab_replay.report.page import jpeg_uri, percent, write_page
+from nightlab_replay.report.pictures import Again, PicturesError, apart, compared_panels, frame_miou
+from nightlab_replay.report.verdict import improved
+from nightlab_replay.report.words import bracket
 
 log = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 import numpy as np
 from markupsafe import Markup
 
-from nightlab_ros.page import percent
-from nightlab_ros.replay import charts
-from nightlab_ros.replay.accuracy import Accuracy
-from nightlab_ros.replay.intervals import Interval
-from nightlab_ros.replay.records import METHODS
-from nightlab_ros.replay.summary import Report
-from nightlab_ros.replay.words import bracket
+from nightlab_replay.accuracy import Accuracy
+from nightlab_replay.intervals import Interval
+from nightlab_replay.records import METHODS
+from nightlab_replay.report import charts
+from nightlab_replay.report.page import percent
+from nightlab_replay.report.words import bracket
+from nightlab_replay.summary import Report
 
 #: Classes that are mixed up are named when at least this share of a class is read as the other.
 _LEAST_MIXED = 0.01

@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 _ENVIRONMENT = jinja2.Environment(
-    loader=jinja2.PackageLoader("nightlab_ros", "templates"),
+    loader=jinja2.PackageLoader("nightlab_replay", "templates"),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
@@ -22,7 +22,7 @@ _ENVIRONMENT = jinja2.Environment(
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Fill a template of nightlab_ros/templates and write it, whole or not at all."""
+    """Fill a template of nightlab_replay/templates and write it, whole or not at all."""
     page = _ENVIRONMENT.get_template(template).render(values)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(page, encoding="utf-8")

@@ -10,14 +10,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from nightlab_core.data.bags.read import Bag, BagFrame
+from nightlab_core.data.bags.storage import BagError
 from nightlab_core.labels import IGNORE_ID, ClassSet, overlay, to_class_set
 from nightlab_core.metrics import iou
 from nightlab_core.runtime.bundle import MANIFEST_NAME, sha256_of
 from nightlab_core.runtime.pipeline import Pipeline, Result
-from nightlab_ros.replay.intervals import BLOCK_S
-from nightlab_ros.replay.read import Bag, BagFrame
-from nightlab_ros.replay.records import FrameRecord, Run, RunData, first_frame_hw
-from nightlab_ros.replay.storage import BagError
+from nightlab_replay.intervals import BLOCK_S
+from nightlab_replay.records import FrameRecord, Run, RunData, first_frame_hw
 
 PANEL_WIDTH = 480
 NUM_SHEETS = 6

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from nightlab_ros.page import jpeg_uri, write_page
-from nightlab_ros.replay.drawings import METHOD_NAMES, draw, most_mixed
-from nightlab_ros.replay.intervals import BLOCK_S, LEAST_BLOCKS
-from nightlab_ros.replay.pictures import Again, PicturesError, frame_miou, run_panels, worst_frames
-from nightlab_ros.replay.records import METHODS, FrameRecord, RunData, load_run, write_atomic
-from nightlab_ros.replay.summary import Report, summarize
-from nightlab_ros.replay.words import bracket, findings
+from nightlab_replay.intervals import BLOCK_S, LEAST_BLOCKS
+from nightlab_replay.records import METHODS, FrameRecord, RunData, load_run, write_atomic
+from nightlab_replay.report.drawings import METHOD_NAMES, draw, most_mixed
+from nightlab_replay.report.page import jpeg_uri, write_page
+from nightlab_replay.report.pictures import Again, PicturesError, frame_miou, run_panels, worst_frames
+from nightlab_replay.report.words import bracket, findings
+from nightlab_replay.summary import Report, summarize
 
 log = logging.getLogger(__name__)
 

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from nightlab_ros.page import percent
-from nightlab_ros.replay.accuracy import Accuracy, ClassFigures, PartFigures
-from nightlab_ros.replay.intervals import Figures, Interval
-from nightlab_ros.replay.summary import Percentiles
-from nightlab_ros.replay.words import basis, bracket, judged
+from nightlab_replay.accuracy import Accuracy, ClassFigures, PartFigures
+from nightlab_replay.intervals import Figures, Interval
+from nightlab_replay.report.page import percent
+from nightlab_replay.report.words import basis, bracket, judged
+from nightlab_replay.summary import Percentiles
 
 
 class Gate(Figures):

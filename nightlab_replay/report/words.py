@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from nightlab_ros.page import percent, points
-from nightlab_ros.replay.intervals import LEAST_BLOCKS, Interval
-from nightlab_ros.replay.summary import Report
+from nightlab_replay.intervals import LEAST_BLOCKS, Interval
+from nightlab_replay.report.page import percent, points
+from nightlab_replay.summary import Report
 
 
 def bracket(gain: Interval | None, digits: int = 1) -> str:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole vehicle path in one command: node and player in processes of their own, real DDS between them, a report.
 
-    python -m nightlab_ros.demo --input drive.mcap --rate 10 --out demo_out
+    python -m nightlab_ros.demo.demo --input drive.mcap --rate 10 --out demo_out
 
 Exit status: 0 when masks came back and each fits its frame; 1, with the reason, otherwise; 130 when interrupted.
 """
@@ -26,10 +26,10 @@ from rich.table import Table
 
 from nightlab_core.data.frames import FrameSource, open_frames
 from nightlab_core.runtime.bundle import BundleError, default_bundle, load_bundle
-from nightlab_ros.demo_report import Recording, write_report
-from nightlab_ros.demo_run import Child, DemoError, LiveLine, ros_environment
-from nightlab_ros.monitor import Monitor
-from nightlab_ros.page import write_jpeg
+from nightlab_replay.report.page import write_jpeg
+from nightlab_ros.demo.monitor import Monitor
+from nightlab_ros.demo.processes import Child, DemoError, LiveLine, ros_environment
+from nightlab_ros.demo.report import Recording, write_report
 from nightlab_ros.player import FRAME_ID, add_source_arguments, source_from
 
 ANSWER_TIMEOUT_S = 240.0

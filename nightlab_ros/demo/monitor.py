@@ -15,7 +15,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
-from nightlab_ros.demo_report import Mask
+from nightlab_ros.demo.report import Mask
 
 NODE = "/nightlab"
 #: The node reports once a second.

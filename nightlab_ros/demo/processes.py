@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nightlab_ros.demo_report import Recording, Sent
+from nightlab_ros.demo.report import Recording, Sent
 
 STOP_TIMEOUT_S = 10.0
 #: Where the output is no terminal, a plain line so often.

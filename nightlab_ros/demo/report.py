@@ -16,7 +16,7 @@ import numpy as np
 from nightlab_core.data.frames import Frame, FrameSource
 from nightlab_core.labels import ClassSet, overlay, to_class_set
 from nightlab_core.metrics import confusion_matrix, iou, mean_iou, paired_bootstrap
-from nightlab_ros.page import jpeg_uri, write_jpeg, write_page
+from nightlab_replay.report.page import jpeg_uri, write_jpeg, write_page
 
 NUM_SHEETS = 12
 PANEL_WIDTH = 640

@@ -15,11 +15,11 @@ pytest.importorskip("onnx")
 
 from rich.console import Console
 
-from nightlab_core import benchmark_engines
-from nightlab_core.benchmark_engines import BATCHES, Bench, main, report
+from nightlab_cli import benchmark as benchmark_engines
+from nightlab_cli.benchmark import BATCHES, Bench, main, report
 from nightlab_core.runtime.bundle import load_bundle
-from nightlab_core.runtime.cuda import CudaError, Device
-from nightlab_core.runtime.flavours import import_flavour
+from nightlab_core.runtime.engines.tensorrt.cuda import CudaError, Device
+from nightlab_core.runtime.engines.tensorrt.libraries import import_flavour
 
 RUNS = 20
 

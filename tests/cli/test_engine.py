@@ -15,11 +15,12 @@ import pytest
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("onnx")
 
-from nightlab_core import build_engines
-from nightlab_core.build_engines import main
-from nightlab_core.runtime import flavours, plans
-from nightlab_core.runtime.cuda import Device
-from nightlab_core.runtime.plans import plan_files, read_header, read_plan
+from nightlab_cli import engine as build_engines
+from nightlab_cli.engine import main
+from nightlab_core.runtime.engines.tensorrt import libraries as flavours
+from nightlab_core.runtime.engines.tensorrt import plans
+from nightlab_core.runtime.engines.tensorrt.cuda import Device
+from nightlab_core.runtime.engines.tensorrt.plans import plan_files, read_header, read_plan
 
 ROOT = Path(__file__).parents[2]
 SIZE = ("--image-size", "96x64")
@@ -184,7 +185,7 @@ def test_a_size_that_is_none_is_refused(size: str, capsys: pytest.CaptureFixture
 
 @pytest.mark.slow
 def test_an_interrupt_ends_the_build_and_keeps_what_was_finished(folder: Path) -> None:
-    command = [sys.executable, "-m", "nightlab_core.build_engines", "build"]
+    command = [sys.executable, "-m", "nightlab_cli.engine", "build"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 300
     while not plan_files(folder) and process.poll() is None and time.monotonic() < end:

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from nightlab_core.data import datasets, night
+from nightlab_core.data.datasets import datasets
+from nightlab_core.data.rendered import night
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.metrics import confusion_matrix, iou
 from nightlab_core.runtime.bundle import default_bundle, load_bundle
@@ -45,8 +46,8 @@ def _parity_frames() -> list[np.ndarray]:
 def test_its_engines_agree_with_its_checkpoint() -> None:
     """On real frames where they are, on rendered ones elsewhere."""
     pytest.importorskip("torch")
-    from nightlab_core.export import load_checkpoint
-    from nightlab_core.parity import check_parity
+    from nightlab_core.export.export import load_checkpoint
+    from nightlab_core.export.parity import check_parity
 
     model, _, _ = load_checkpoint(ROOT / "checkpoints" / "nightlab-lite.pt")
     rows = check_parity(model, default_bundle(), _parity_frames())

@@ -9,7 +9,7 @@ import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from nightlab_core.data.bags import CLASSES_KEY, custom_data
+from nightlab_core.data.bags.bags import CLASSES_KEY, custom_data
 from nightlab_core.data.frames import open_frames
 
 SIZE_HW = (20, 31)  # an odd width, so that padding to four bytes shows

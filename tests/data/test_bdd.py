@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from trees import write_image, write_label
 
-from nightlab_core.data import bdd
-from nightlab_core.data.bdd_night import read_time_of_day
-from nightlab_core.data.datasets import DatasetError, bdd100k, bdd100k_day, bdd100k_night
+from nightlab_core.data.datasets import bdd
+from nightlab_core.data.datasets.bdd_night import read_time_of_day
+from nightlab_core.data.datasets.datasets import DatasetError, bdd100k, bdd100k_day, bdd100k_night
 
 STEMS = {"train": ["0a0a0b1a-7c39d841", "00aad4a0-ee8135fe"], "val": ["81d5165d-fcfc6c67", "8dd5f9b7-00000000"]}
 NIGHT = ["train/00aad4a0-ee8135fe", "val/81d5165d-fcfc6c67"]
@@ -35,7 +35,7 @@ def _write_json(path: Path, times: dict[str, str | None]) -> Path:
 
 
 def _list_night(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nightlab_core.data.bdd_night", *map(str, arguments)]
+    command = [sys.executable, "-m", "nightlab_core.data.datasets.bdd_night", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -13,10 +13,10 @@ from mcap.writer import CompressionType, Writer
 from rosbags.typesys import Stores, get_typestore
 from tiny_bags import IMAGES, LABELS, START_NS, STEP_NS, make_frames, write_tiny_bag
 
+from nightlab_core.data.bags.read import Bag
+from nightlab_core.data.bags.storage import BagError
+from nightlab_core.data.bags.write import BagWriter
 from nightlab_core.labels import CITYSCAPES19
-from nightlab_ros.replay.read import Bag
-from nightlab_ros.replay.storage import BagError
-from nightlab_ros.replay.write import BagWriter
 
 COUNT, SIZE_HW = 12, (160, 200)
 

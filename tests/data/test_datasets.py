@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from nightlab_core.data.datasets import (
+from nightlab_core.data.datasets.datasets import (
     DatasetError,
     PairedFolder,
     camvid,

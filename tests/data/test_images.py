@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from nightlab_ros import images
-from nightlab_ros.images import ENCODINGS, ImageError, compressed_to_bgr, fill_image, image_to_bgr
+from nightlab_core.data import images
+from nightlab_core.data.images import ENCODINGS, ImageError, compressed_to_bgr, fill_image, image_to_bgr
 
 BLUE, GREEN, RED, ALPHA = 10, 120, 250, 77
 BGR = [BLUE, GREEN, RED]

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from nightlab_core.data.night import NightDrive, NightFrame, render_clip, render_scene
-from nightlab_core.data.night_camera import light_on
-from nightlab_core.data.night_lens import ROOT_SHARE
+from nightlab_core.data.rendered.camera import light_on
+from nightlab_core.data.rendered.lens import ROOT_SHARE
+from nightlab_core.data.rendered.night import NightDrive, NightFrame, render_clip, render_scene
 from nightlab_core.labels import CITYSCAPES19, IGNORE_ID
 
 SIZE = (180, 320)
@@ -200,5 +200,5 @@ def test_bad_arguments_are_refused_at_once_with_what_was_expected(arguments: dic
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys, nightlab_core.data.night; sys.exit('torch' in sys.modules)"
+    code = "import sys, nightlab_core.data.rendered.night; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

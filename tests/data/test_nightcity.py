@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from trees import write_image, write_label
 
-from nightlab_core.data import nightcity as nc
-from nightlab_core.data.datasets import DatasetError, nightcity, nightcity_fine, nightcity_plus
+from nightlab_core.data.datasets import nightcity as nc
+from nightlab_core.data.datasets.datasets import DatasetError, nightcity, nightcity_fine, nightcity_plus
 
 LABEL_IDS = [7, 11, 23, 26, 33, 0, 4, 255]  # road, building, sky, car, bicycle; three that are not evaluated
 AS_TRAIN_IDS = [0, 2, 10, 13, 18, 255, 255, 255]

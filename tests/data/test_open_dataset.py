@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 from trees import write_image, write_label
 
-from nightlab_core.data import bdd, datasets, nightcity
-from nightlab_core.data.datasets import DATASETS, DatasetError, cityscapes, open_dataset
+from nightlab_core.data.datasets import bdd
+from nightlab_core.data.datasets.datasets import (
+    DATASETS,
+    DatasetError,
+    cityscapes,
+    datasets,
+    nightcity,
+    open_dataset,
+)
 from nightlab_core.labels import BDD18, CAMVID11, CITYSCAPES19, in_class_set
 
 STEMS = ("aachen/aachen_000000_000019", "zurich/zurich_000001_000019")

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from nightlab_core.data.paired import DatasetError
-from nightlab_core.data.unlabelled import UnlabelledImages
+from nightlab_core.data.datasets.paired import DatasetError
+from nightlab_core.data.datasets.unlabelled import UnlabelledImages
 
 
 def _pictures(folder: Path, *names: str) -> Path:

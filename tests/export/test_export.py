@@ -12,10 +12,15 @@ import pytest
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
-from nightlab_core import parity  # noqa: E402
 from nightlab_core.config import replace  # noqa: E402
-from nightlab_core.data import night  # noqa: E402
-from nightlab_core.export import ModelCard, export_bundle, load_checkpoint, save_checkpoint  # noqa: E402
+from nightlab_core.data.rendered import night  # noqa: E402
+from nightlab_core.export import parity
+from nightlab_core.export.export import (  # noqa: E402
+    ModelCard,
+    export_bundle,
+    load_checkpoint,
+    save_checkpoint,
+)
 from nightlab_core.models.nightlab import DetectorSettings, NightLab, NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.runtime.bundle import load_bundle  # noqa: E402
 from nightlab_core.runtime.pipeline import Pipeline  # noqa: E402
@@ -193,7 +198,7 @@ def test_frames_are_spread_over_the_folder_and_missing_ones_named(tmp_path: Path
 @pytest.mark.slow
 def test_the_command_prints_the_parity_and_fails_below(checkpoint: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "frame.png"), night.render_scene(0, size_hw=(192, 256)).image_bgr)
-    command = [sys.executable, "-m", "nightlab_core.export", str(checkpoint), str(tmp_path / "bundle")]
+    command = [sys.executable, "-m", "nightlab_core.export.export", str(checkpoint), str(tmp_path / "bundle")]
     done = subprocess.run([*command, "--frames", str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "openvino" in done.stdout and "onnxruntime" in done.stdout and "FAILED" not in done.stdout

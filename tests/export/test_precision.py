@@ -14,11 +14,11 @@ onnx = pytest.importorskip("onnx")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from nightlab_core import precision  # noqa: E402
 from nightlab_core.config import replace  # noqa: E402
-from nightlab_core.data import night  # noqa: E402
+from nightlab_core.data.rendered import night  # noqa: E402
+from nightlab_core.export import precision  # noqa: E402
 from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, default_bundle, load_bundle, write_manifest  # noqa: E402
-from nightlab_core.runtime.graphs import tensorrt_graph  # noqa: E402
+from nightlab_core.runtime.engines.tensorrt.graphs import tensorrt_graph  # noqa: E402
 from nightlab_core.runtime.pipeline import PipelineSettings  # noqa: E402
 
 HALF_MAX = float(np.finfo(np.float16).max)

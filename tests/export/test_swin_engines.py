@@ -13,11 +13,11 @@ pytest.importorskip("tensorrt_rtx")
 
 import torch
 
-from nightlab_core.export import ModelCard, export_bundle
+from nightlab_core.export.export import ModelCard, export_bundle
 from nightlab_core.models.nightlab import NightLabSettings, SegmenterSettings
-from nightlab_core.runtime.builder import build_plan, plan_key, plan_shapes
 from nightlab_core.runtime.bundle import ENGINE_KINDS, load_bundle
-from nightlab_core.runtime.flavours import import_flavour
+from nightlab_core.runtime.engines.tensorrt.build import build_plan, plan_key, plan_shapes
+from nightlab_core.runtime.engines.tensorrt.libraries import import_flavour
 
 SETTINGS = NightLabSettings(
     segmenter=SegmenterSettings(

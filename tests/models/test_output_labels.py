@@ -4,7 +4,7 @@
 import pytest
 
 from nightlab_core.labels import CITYSCAPES19, OPEN_LABELS
-from nightlab_core.output_labels import OutputLabels
+from nightlab_core.models.output_labels import OutputLabels
 
 #: bicycle, rider and motorcycle make CamVid's bicyclist.
 HARD = OutputLabels.of(("pole", "traffic light", "traffic sign", "wall", "bicycle", "rider", "motorcycle"))

@@ -10,7 +10,7 @@ from replays import replay
 from tiny_bags import make_frames, write_tiny_bag
 
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_ros.replay.records import RunData
+from nightlab_replay.records import RunData
 
 
 @pytest.fixture(scope="session")

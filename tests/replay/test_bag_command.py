@@ -12,10 +12,10 @@ from mcap.reader import make_reader
 from rosbags.highlevel import AnyReader
 from tiny_bags import make_frames
 
+from nightlab_core.data.bags.read import Bag
+from nightlab_core.data.bags.write import BagWriter
 from nightlab_core.labels import CITYSCAPES19
-from nightlab_ros.replay.bag import IMAGE_TOPIC, LABEL_TOPIC, START_S, main
-from nightlab_ros.replay.read import Bag
-from nightlab_ros.replay.write import BagWriter
+from nightlab_replay.bag import IMAGE_TOPIC, LABEL_TOPIC, START_S, main
 
 
 @pytest.fixture

@@ -19,25 +19,25 @@ from tiny_bags import make_frames, write_tiny_bag
 
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.bundle import Bundle
+from nightlab_core.runtime.engines.tensorrt.plans import PlanError
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_core.runtime.plans import PlanError
-from nightlab_ros.replay.bag import main as bag_main
-from nightlab_ros.replay.cli import main
-from nightlab_ros.replay.execute import Span, SpanResult, replay_spans
-from nightlab_ros.replay.records import Run, load_run
+from nightlab_replay.bag import main as bag_main
+from nightlab_replay.cli import main
+from nightlab_replay.execute import Span, SpanResult, replay_spans
+from nightlab_replay.records import Run, load_run
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "nightlab_ros.replay.cli", *map(str, words)]
+    return [sys.executable, "-m", "nightlab_replay.cli", *map(str, words)]
 
 
 @pytest.mark.parametrize("name", ["camvid", "own"])
 def test_accuracy_is_that_of_the_evaluation(tmp_path: Path, pipeline: Pipeline, tiny_bundle: Path, name: str) -> None:
     """The very numbers of training/evaluate.py, by nightlab-bag and nightlab-replay as a user calls them."""
-    evaluate = pytest.importorskip("training.evaluate")
+    evaluate = pytest.importorskip("training.evaluation.evaluate")
     folder = tmp_path / name / "test"
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)
@@ -93,7 +93,7 @@ def test_a_run_on_a_cluster_does_not_pass_for_one_on_this_machine(
         assert options["scheduler"] == "tcp://host:8786"
         return replay_spans(spans, pipeline, CITYSCAPES19)
 
-    monkeypatch.setattr("nightlab_ros.replay.cluster.replay_distributed", here)
+    monkeypatch.setattr("nightlab_replay.cluster.replay_distributed", here)
     words = [str(bags[1]), "--bundle", str(tiny_bundle), "--engine", "onnxruntime", "--out", str(tmp_path)]
     assert main([*words, "--scheduler", "tcp://host:8786"]) == 0
     assert load_run(tmp_path).run.workers == -1

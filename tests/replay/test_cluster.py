@@ -13,15 +13,15 @@ import pytest
 from replays import assert_same, begin
 
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_ros.replay import run as rp
-from nightlab_ros.replay.masks import write_mask_bags
-from nightlab_ros.replay.records import RunData, StoreError, load_run
+from nightlab_replay import run as rp
+from nightlab_replay.masks import write_mask_bags
+from nightlab_replay.records import RunData, StoreError, load_run
 
 
 @pytest.mark.slow
 def test_a_lost_worker_costs_only_time(tmp_path: Path, bags: list[Path], pipeline: Pipeline, serial: RunData) -> None:
     pytest.importorskip("distributed")
-    from nightlab_ros.replay.cluster import replay_distributed
+    from nightlab_replay.cluster import replay_distributed
 
     run, spans = begin(tmp_path, bags, pipeline)
     killed: list[int] = []
@@ -46,7 +46,7 @@ def test_a_clusters_scheduler_is_named_by_its_address(
     tmp_path: Path, bags: list[Path], pipeline: Pipeline, serial: RunData
 ) -> None:
     distributed = pytest.importorskip("distributed")
-    from nightlab_ros.replay.cluster import replay_distributed
+    from nightlab_replay.cluster import replay_distributed
 
     run, spans = begin(tmp_path, bags, pipeline)
     with distributed.LocalCluster(
@@ -63,7 +63,7 @@ def test_a_clusters_scheduler_is_named_by_its_address(
 
 def test_stopping_several_workers_keeps_all_that_is_done(tmp_path: Path, bags: list[Path], pipeline: Pipeline) -> None:
     distributed = pytest.importorskip("distributed")
-    from nightlab_ros.replay.cluster import replay_distributed
+    from nightlab_replay.cluster import replay_distributed
 
     run, spans = begin(tmp_path, bags, pipeline)
     asked = [0]
@@ -98,7 +98,7 @@ def test_a_span_that_kills_every_worker_is_named(
     tmp_path: Path, bags: list[Path], pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("distributed")
-    from nightlab_ros.replay import cluster
+    from nightlab_replay import cluster
 
     run, spans = begin(tmp_path, bags, pipeline)
     monkeypatch.setattr(cluster, "_replay_span", lambda *args: os._exit(9))

@@ -15,12 +15,12 @@ from browser import Browser, headless_browser
 from replay_samples import sample_run, write_sample
 
 from nightlab_core.metrics import mean_iou
-from nightlab_ros.replay.cli import main as replay_main
-from nightlab_ros.replay.compare import FAILED, NOT_COMPARED, PASSED, main
-from nightlab_ros.replay.comparison import Comparison, compare
-from nightlab_ros.replay.pairing import CompareError, pair
-from nightlab_ros.replay.records import Counts, RunData
-from nightlab_ros.replay.verdict import improved
+from nightlab_replay.cli import main as replay_main
+from nightlab_replay.comparison import Comparison, compare
+from nightlab_replay.pairing import CompareError, pair
+from nightlab_replay.records import Counts, RunData
+from nightlab_replay.report.compare import FAILED, NOT_COMPARED, PASSED, main
+from nightlab_replay.report.verdict import improved
 
 FOLDERS = ("a", "b")
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nightlab_core.data.bags.read import BagFrame
 from nightlab_core.labels import CAMVID11, CITYSCAPES19, CITYSCAPES_TO_CAMVID, IGNORE_ID, ClassSet, map_ids
 from nightlab_core.metrics import confusion_matrix
-from nightlab_ros.replay.judge import Answer, Judge, band_rows, count, id_mapping
-from nightlab_ros.replay.read import BagFrame
-from nightlab_ros.replay.records import NUM_BINS
+from nightlab_replay.judge import Answer, Judge, band_rows, count, id_mapping
+from nightlab_replay.records import NUM_BINS
 
 
 def make_answer(random: np.random.Generator, size_hw: tuple[int, int], hidden: bool) -> Answer:

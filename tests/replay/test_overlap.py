@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nightlab_ros.replay.overlap import ahead
+from nightlab_replay.overlap import ahead
 
 
 def test_items_come_in_order_and_never_too_many_ahead() -> None:

@@ -12,9 +12,9 @@ from tiny_bags import make_frames, write_tiny_bag
 
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_ros.replay import run as rp
-from nightlab_ros.replay.realtime import DROPPED, LONGEST_GAP_S, due_times_s, recorded_at, replay_realtime
-from nightlab_ros.replay.records import RunData, load_run
+from nightlab_replay import run as rp
+from nightlab_replay.realtime import DROPPED, LONGEST_GAP_S, due_times_s, recorded_at, replay_realtime
+from nightlab_replay.records import RunData, load_run
 
 
 class Slow:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nightlab_core.labels import CITYSCAPES19
-from nightlab_ros.replay import records as rec
+from nightlab_replay import records as rec
 
 
 def make_run(num_frames: int = 3) -> rec.Run:

@@ -20,12 +20,12 @@ from tiny_bags import FRAME_ID, START_NS, STEP_NS, make_frames, write_tiny_bag
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.bundle import sha256_of
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_ros.replay import run as rp
-from nightlab_ros.replay.execute import SpanResult, replay_spans
-from nightlab_ros.replay.masks import write_mask_bags
-from nightlab_ros.replay.provenance import Hashes, bundle_info
-from nightlab_ros.replay.records import BagInfo, RunData, StoreError, write_run
-from nightlab_ros.replay.report import write_report
+from nightlab_replay import run as rp
+from nightlab_replay.execute import SpanResult, replay_spans
+from nightlab_replay.masks import write_mask_bags
+from nightlab_replay.provenance import Hashes, bundle_info
+from nightlab_replay.records import BagInfo, RunData, StoreError, write_run
+from nightlab_replay.report.report import write_report
 
 
 def test_a_run_says_all_that_it_is_made_of(serial: RunData, bags: list[Path], tiny_bundle: Path) -> None:
@@ -243,7 +243,7 @@ def test_rclpy_reads_the_new_bag(tmp_path: Path, bags: list[Path], pipeline: Pip
     serialization = pytest.importorskip("rclpy.serialization")
     from sensor_msgs.msg import Image
 
-    from nightlab_ros.replay.read import Bag
+    from nightlab_core.data.bags.read import Bag
 
     run, spans = begin(tmp_path, bags[:1], pipeline)
     rp.carry_out(tmp_path, run, replay_spans(spans[:1], pipeline, CITYSCAPES19, keep_masks=True))

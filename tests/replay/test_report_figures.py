@@ -11,13 +11,13 @@ from replay_samples import PRESENT, sample_run
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.metrics import iou, mean_iou, paired_bootstrap
 from nightlab_core.runtime.light import DARK, LIGHT_BINS
-from nightlab_ros.replay import charts
-from nightlab_ros.replay.accuracy import accuracy_of
-from nightlab_ros.replay.behaviour import TIMELINE_POINTS, behaviour_of, timeline_of
-from nightlab_ros.replay.intervals import Interval, blocks_of, mean_interval, miou_interval, sum_by_block
-from nightlab_ros.replay.records import NUM_BANDS, NUM_BINS, Counts, FrameRecord, RunData
-from nightlab_ros.replay.summary import percentiles, reliability_of, summarize
-from nightlab_ros.replay.words import findings, judged
+from nightlab_replay.accuracy import accuracy_of
+from nightlab_replay.behaviour import TIMELINE_POINTS, behaviour_of, timeline_of
+from nightlab_replay.intervals import Interval, blocks_of, mean_interval, miou_interval, sum_by_block
+from nightlab_replay.records import NUM_BANDS, NUM_BINS, Counts, FrameRecord, RunData
+from nightlab_replay.report import charts
+from nightlab_replay.report.words import findings, judged
+from nightlab_replay.summary import percentiles, reliability_of, summarize
 
 
 def record(index: int, seconds: float = 0.1, bag: str = "a", **values: object) -> FrameRecord:

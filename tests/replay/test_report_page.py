@@ -17,11 +17,11 @@ from browser import Browser, headless_browser
 from replay_samples import sample_run, write_sample
 
 from nightlab_core.metrics import mean_iou
-from nightlab_ros.page import percent
-from nightlab_ros.replay.pictures import apart, difference_picture, error_picture, frame_miou, worst_frames
-from nightlab_ros.replay.records import RunData, StoreError
-from nightlab_ros.replay.report import write_report
-from nightlab_ros.replay.summary import Report
+from nightlab_replay.records import RunData, StoreError
+from nightlab_replay.report.page import percent
+from nightlab_replay.report.pictures import apart, difference_picture, error_picture, frame_miou, worst_frames
+from nightlab_replay.report.report import write_report
+from nightlab_replay.summary import Report
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from tiny_bags import make_frames, write_tiny_bag
 
-from nightlab_ros.replay.cli import main
-from nightlab_ros.replay.pictures import Again, PicturesError, worst_frames
-from nightlab_ros.replay.records import load_run
+from nightlab_replay.cli import main
+from nightlab_replay.records import load_run
+from nightlab_replay.report.pictures import Again, PicturesError, worst_frames
 
 
 @pytest.fixture(scope="module")

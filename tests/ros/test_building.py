@@ -17,7 +17,7 @@ pytest.importorskip("onnxruntime")
 from lifecycle_msgs.msg import Transition
 from ros_harness import Client, NodeProcess
 
-from nightlab_core.runtime.compiler import Progress
+from nightlab_core.runtime.engines.tensorrt.compiler import Progress
 from nightlab_ros import building
 from nightlab_ros.building import BuildReporter
 from nightlab_ros.health import Report
@@ -28,8 +28,9 @@ pytestmark = pytest.mark.ros
 #: builds there; it cannot load what it built.
 WITH_GPU = """
 import sys, time
-from nightlab_core.runtime import choice, compiler
-from nightlab_core.runtime.cuda import Device
+from nightlab_core.runtime.engines import open as choice
+from nightlab_core.runtime.engines.tensorrt import compiler
+from nightlab_core.runtime.engines.tensorrt.cuda import Device
 from nightlab_ros.node import main
 
 def slow_monitor(trt):

@@ -36,7 +36,7 @@ def write_clip(folder: Path, count: int) -> Path:
 
 
 def run_demo(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nightlab_ros.demo", *map(str, arguments)]
+    command = [sys.executable, "-m", "nightlab_ros.demo.demo", *map(str, arguments)]
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL, check=False
     )
@@ -80,7 +80,7 @@ def test_a_node_that_dies_ends_the_demo_with_its_last_words(tiny_bundle: Path, t
 
 
 def test_engines_that_are_being_built_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nightlab_ros import demo
+    from nightlab_ros.demo.demo import demo
 
     clock = [0.0]
 

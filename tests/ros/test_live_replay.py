@@ -16,14 +16,14 @@ pytest.importorskip("rclpy")
 from rosbags.typesys import Stores, get_typestore
 from tiny_bags import FRAME_ID, START_NS, STEP_NS, make_frames, write_tiny_bag
 
+from nightlab_core.data.bags.read import Bag
+from nightlab_core.data.bags.write import Packing
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_ros.replay.camera import stamp_of, with_stamp
-from nightlab_ros.replay.judge import Judge
-from nightlab_ros.replay.live import SentImage, answered_part
-from nightlab_ros.replay.read import Bag
-from nightlab_ros.replay.records import load_run
-from nightlab_ros.replay.write import Packing
+from nightlab_replay.camera import stamp_of, with_stamp
+from nightlab_replay.judge import Judge
+from nightlab_replay.records import load_run
+from nightlab_ros.live_replay import SentImage, answered_part
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.ros
@@ -58,7 +58,7 @@ def test_what_the_live_node_answers_is_judged(tmp_path: Path, tiny_bundle: Path,
     command = [
         sys.executable,
         "-m",
-        "nightlab_ros.replay.cli",
+        "nightlab_replay.cli",
         path,
         "--ros",
         "--rate",

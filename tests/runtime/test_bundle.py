@@ -25,7 +25,7 @@ from nightlab_core.runtime.bundle import (
     sha256_of,
     write_manifest,
 )
-from nightlab_core.runtime.engine import TensorSpec, engine_maker
+from nightlab_core.runtime.engines.engine import TensorSpec, engine_maker
 
 
 @pytest.fixture

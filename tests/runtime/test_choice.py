@@ -17,15 +17,15 @@ import pytest
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("onnxruntime")
 
-from nightlab_core.runtime import choice
 from nightlab_core.runtime.bundle import Bundle, load_bundle
-from nightlab_core.runtime.choice import build_command, open_engines
-from nightlab_core.runtime.compiler import BuildStopped, Progress
-from nightlab_core.runtime.cuda import CudaError, Device
-from nightlab_core.runtime.engine import TensorSpec
-from nightlab_core.runtime.flavours import TensorRtError, import_flavour
+from nightlab_core.runtime.engines import open as choice
+from nightlab_core.runtime.engines.engine import TensorSpec
+from nightlab_core.runtime.engines.open import build_command, open_engines
+from nightlab_core.runtime.engines.tensorrt.compiler import BuildStopped, Progress
+from nightlab_core.runtime.engines.tensorrt.cuda import CudaError, Device
+from nightlab_core.runtime.engines.tensorrt.libraries import TensorRtError, import_flavour
+from nightlab_core.runtime.engines.tensorrt.plans import PlanError, Shape, plan_files
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_core.runtime.plans import PlanError, Shape, plan_files
 
 RTX = Device("NVIDIA RTX A2000", "8.6", 6 << 30)
 FRAME_HW = (64, 96)

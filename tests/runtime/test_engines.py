@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nightlab_core.runtime.engine import Engine, TensorSpec, engine_maker
+from nightlab_core.runtime.engines.engine import Engine, TensorSpec, engine_maker
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -119,7 +119,7 @@ def test_a_closed_engine_says_so(image_engine: Engine) -> None:
 
 def test_prepare_leaves_nothing_to_compile(tiny_bundle: Path) -> None:
     pytest.importorskip("openvino")
-    from nightlab_core.runtime.openvino import CACHED_SHAPES, OpenVinoEngine
+    from nightlab_core.runtime.engines.openvino import CACHED_SHAPES, OpenVinoEngine
 
     engine = OpenVinoEngine(tiny_bundle / "image.onnx")
     engine.prepare(frame=(1, 64, 96, 3))
@@ -133,7 +133,7 @@ def test_prepare_leaves_nothing_to_compile(tiny_bundle: Path) -> None:
 
 def test_one_compiled_form_serves_every_batch(tiny_bundle: Path) -> None:
     pytest.importorskip("openvino")
-    from nightlab_core.runtime.openvino import OpenVinoEngine
+    from nightlab_core.runtime.engines.openvino import OpenVinoEngine
 
     engine = OpenVinoEngine(tiny_bundle / "region.onnx")
     for batch in (10, 1, 7, 2, 10):
@@ -190,8 +190,8 @@ def test_openvino_convolves_as_onnxruntime_does_borders_included(
 ) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("onnxruntime")
-    from nightlab_core.runtime.onnxruntime import OnnxRuntimeEngine
-    from nightlab_core.runtime.openvino import OpenVinoEngine
+    from nightlab_core.runtime.engines.onnxruntime import OnnxRuntimeEngine
+    from nightlab_core.runtime.engines.openvino import OpenVinoEngine
 
     path = tmp_path / "deform.onnx"
     path.write_bytes(deform_model("N", **form))
@@ -211,7 +211,7 @@ def test_openvino_convolves_as_onnxruntime_does_borders_included(
 
 def test_the_same_input_gives_the_same_bits(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    from nightlab_core.runtime.openvino import OpenVinoEngine
+    from nightlab_core.runtime.engines.openvino import OpenVinoEngine
 
     path = tmp_path / "deform.onnx"
     path.write_bytes(deform_model(1, groups=1, offset_groups=1, stride=1, dilation=1, extras=0))
@@ -232,7 +232,7 @@ def test_the_precision_asked_for_is_compiled(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, slow_bfloat16: bool
 ) -> None:
     openvino = pytest.importorskip("openvino")
-    from nightlab_core.runtime import openvino as module
+    from nightlab_core.runtime.engines import openvino as module
 
     monkeypatch.setattr(module, "_bfloat16_is_slow", lambda: slow_bfloat16)
     compiled = {}

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from nightlab_core.runtime import pipeline as pipeline_module
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import BundleError, EngineKind, load_bundle
-from nightlab_core.runtime.choice import Engines
-from nightlab_core.runtime.engine import TensorSpec
+from nightlab_core.runtime.engines.engine import TensorSpec
+from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.light import light_level
 from nightlab_core.runtime.pipeline import STAGES, Pipeline, PipelineSettings
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from nightlab_core.runtime.cuda import Cuda, CudaError
-from nightlab_core.runtime.flavours import Flavour
-from nightlab_core.runtime.plans import PlanHeader, PlanKey, Range, TensorInfo
+from nightlab_core.runtime.engines.tensorrt.cuda import Cuda, CudaError
+from nightlab_core.runtime.engines.tensorrt.libraries import Flavour
+from nightlab_core.runtime.engines.tensorrt.plans import PlanHeader, PlanKey, Range, TensorInfo
 
 Network = Callable[..., Mapping[str, np.ndarray]]
 

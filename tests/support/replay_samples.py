@@ -9,7 +9,7 @@ import numpy as np
 
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.pipeline import STAGES
-from nightlab_ros.replay.records import (
+from nightlab_replay.records import (
     METHODS,
     NUM_BANDS,
     NUM_BINS,

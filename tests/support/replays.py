@@ -11,10 +11,10 @@ import numpy as np
 
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_ros.replay import run as rp
-from nightlab_ros.replay.execute import Span, replay_spans
-from nightlab_ros.replay.provenance import bundle_info
-from nightlab_ros.replay.records import Counts, FrameRecord, ReplaySettings, Run, RunData, load_run
+from nightlab_replay import run as rp
+from nightlab_replay.execute import Span, replay_spans
+from nightlab_replay.provenance import bundle_info
+from nightlab_replay.records import Counts, FrameRecord, ReplaySettings, Run, RunData, load_run
 
 SETTINGS = ReplaySettings(
     engine="onnxruntime", classes="cityscapes19", class_names=CITYSCAPES19.names, chunk_frames=4, threads=1

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nightlab_core.data.bags.write import BagWriter, Packing, StorageName
 from nightlab_core.labels import IGNORE_ID
-from nightlab_ros.replay.write import BagWriter, Packing, StorageName
 
 IMAGES, LABELS = "/camera/image_raw", "/camera/labels"
 FRAME_ID = "front"

@@ -17,17 +17,17 @@ pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
 from nightlab_core.config import ConfigError, replace
-from nightlab_core.data.datasets import hard_regions, predicted_regions
-from nightlab_core.data.paired import Sample
-from nightlab_core.gains import MERGES
+from nightlab_core.data.datasets.datasets import hard_regions, predicted_regions
+from nightlab_core.data.datasets.paired import Sample
 from nightlab_core.labels import CAMVID11, CITYSCAPES19, in_class_set
 from nightlab_core.metrics import confusion_matrix
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
-from training.ablate import ablate, earlier_entries, print_ladder
-from training.ladder import Ablation, FrameLadder, Networks, Row
+from training.evaluation.ablate import ablate, earlier_entries, print_ladder
+from training.evaluation.gains import MERGES
+from training.evaluation.ladder import Ablation, FrameLadder, Networks, Row
+from training.evaluation.results import commands_to_train, markdown, write_page
 from training.recipes import load_recipe, read_recipe
-from training.results import commands_to_train, markdown, write_page
-from training.segmenter import SegmenterRecipe
+from training.stages.segmenter import SegmenterRecipe
 
 CONFIG = Path(__file__).parents[2] / "config"
 
@@ -46,7 +46,7 @@ def _ablation(bundle: str, **changes: Any) -> Ablation:
         Row(name="prediction", **both, boxes="prediction"),
         Row(name="detector", **both, boxes="detector", detector=bundle),
     )
-    train = {"runs/none.pt": "python -m training.segmenter none.yaml"}
+    train = {"runs/none.pt": "python -m training.stages.segmenter none.yaml"}
     return Ablation(**{"rows": rows, "hard_classes": ("pole", "sky"), "train": train, **changes})
 
 
@@ -137,7 +137,7 @@ def test_the_table_the_figures_and_the_page_agree(bundle: str, capsys: pytest.Ca
     plain, image, prediction, detector = found["rows"]
     assert plain == {
         "name": "plain",
-        "not_trained": [{"path": "runs/none.pt", "command": "python -m training.segmenter none.yaml"}],
+        "not_trained": [{"path": "runs/none.pt", "command": "python -m training.stages.segmenter none.yaml"}],
     }
     assert "difference" not in image and prediction["against"] == "image" and detector["against"] == "prediction"
     assert detector["sweep"]["confident"][10] == detector["miou"] and detector["sweep"]["replace"][0] == image["miou"]
@@ -145,14 +145,14 @@ def test_the_table_the_figures_and_the_page_agree(bundle: str, capsys: pytest.Ca
 
     print_ladder(found, ablation)
     shown = capsys.readouterr().out
-    assert "not trained: runs/none.pt: python -m training.segmenter none.yaml" in shown
+    assert "not trained: runs/none.pt: python -m training.stages.segmenter none.yaml" in shown
     whole = {"recipe": "x.yaml", "ablation": ablation.model_dump(mode="json"), "sets": [found]}
     page = markdown(json.loads(json.dumps(whole, allow_nan=False)))
     assert page == markdown(whole)
     noted = {**whole, "ablation": {**whole["ablation"], "note": "Few steps."}}  # type: ignore[dict-item]
     assert "\nFew steps.\n" in markdown(noted) and "Few steps." not in page
     assert f"| detector | {detector['miou']:.2f} | " in page and "| plain | not trained |" in page
-    assert "| `runs/none.pt` | `python -m training.segmenter none.yaml` |" in page
+    assert "| `runs/none.pt` | `python -m training.stages.segmenter none.yaml` |" in page
     for line in page.splitlines():  # no ragged table
         assert not line.startswith("|") or line.endswith("|")
 

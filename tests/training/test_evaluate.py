@@ -19,15 +19,15 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn  # noqa: E402
 
-from nightlab_core.data.paired import Sample  # noqa: E402
-from nightlab_core.export import ModelCard, load_checkpoint, save_checkpoint  # noqa: E402
+from nightlab_core.data.datasets.paired import Sample  # noqa: E402
+from nightlab_core.export.export import ModelCard, load_checkpoint, save_checkpoint  # noqa: E402
 from nightlab_core.labels import BDD18, CAMVID11, CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, Level, NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings  # noqa: E402
-from training import evaluate, levels  # noqa: E402
-from training.figures import difference, parts  # noqa: E402
-from training.predictor import open_checkpoint  # noqa: E402
-from training.sliding import TestTime, probabilities, slide  # noqa: E402
+from training.evaluation import evaluate, levels  # noqa: E402
+from training.evaluation.figures import difference, parts  # noqa: E402
+from training.evaluation.predictor import open_checkpoint  # noqa: E402
+from training.evaluation.sliding import TestTime, probabilities, slide  # noqa: E402
 
 PLAIN = NightLabSettings(
     segmenter=SegmenterSettings(stages=5, channels=8, strides=(8, 16), deformable=()),
@@ -144,7 +144,7 @@ def test_a_bundle_part_by_part_is_the_pipeline(tmp_path: Path) -> None:
     result = pipeline(frame)
     pipeline.close()
     np.testing.assert_allclose(result.boxes_xyxy, boxes, atol=1e-3)
-    from nightlab_core.gains import PASTES
+    from training.evaluation.gains import PASTES
 
     np.testing.assert_array_equal(PASTES["confident"](labels, confidence, regions)[0], result.labels)
     assert region_level.read(np.zeros((0, 32, 48, 3), np.uint8))[0].shape == (0, 32, 48)
@@ -227,7 +227,7 @@ def test_user_errors_are_one_line(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "training.evaluate",
+        "training.evaluation.evaluate",
         str(bundle),
         "--data",
         str(tmp_path),

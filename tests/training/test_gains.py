@@ -6,7 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nightlab_core.gains import (
+from nightlab_core.metrics import confusion_matrix, mean_iou
+from nightlab_core.runtime.regions import Regions
+from training.evaluation.gains import (
     MERGES,
     PASTES,
     Merge,
@@ -17,8 +19,6 @@ from nightlab_core.gains import (
     paste_oracle,
     region_gains,
 )
-from nightlab_core.metrics import confusion_matrix, mean_iou
-from nightlab_core.runtime.regions import Regions
 
 TRUTH = np.array([[0, 0, 1, 1, 0, 0, 0, 0]] * 4, np.uint8)
 IMAGE = np.zeros((4, 8), np.uint8)  # misses class 1

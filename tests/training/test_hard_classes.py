@@ -16,13 +16,13 @@ from trees import write_image, write_label
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
-from nightlab_core.data.datasets import Sample  # noqa: E402
+from nightlab_core.data.datasets.datasets import Sample  # noqa: E402
 from nightlab_core.labels import CAMVID11, CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import NightLabSettings, SegmenterSettings  # noqa: E402
-from training import hard_classes as hc  # noqa: E402
 from training.data import SourceSettings  # noqa: E402
+from training.evaluation import hard_classes as hc  # noqa: E402
 from training.loop import LoopSettings  # noqa: E402
-from training.segmenter import SegmenterRecipe  # noqa: E402
+from training.stages.segmenter import SegmenterRecipe  # noqa: E402
 
 
 def test_a_class_is_hard_below_half_in_the_mean_of_the_sets_that_hold_it() -> None:

@@ -18,13 +18,14 @@ pytest.importorskip("lightning")
 import cv2  # noqa: E402
 
 from nightlab_core.config import replace  # noqa: E402
-from nightlab_core.data import night  # noqa: E402
-from nightlab_core.export import ModelCard, save_checkpoint  # noqa: E402
+from nightlab_core.data.rendered import night  # noqa: E402
+from nightlab_core.export.export import ModelCard, save_checkpoint  # noqa: E402
 from nightlab_core.labels import CAMVID11, CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
-from training import hdm, levels, proposals  # noqa: E402
 from training.data import SourceSettings  # noqa: E402
+from training.evaluation import levels  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
+from training.stages import hdm, proposals  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
 PLAIN = NightLabSettings(

@@ -14,14 +14,14 @@ pytest.importorskip("lightning")
 import cv2  # noqa: E402
 
 from nightlab_core.config import replace  # noqa: E402
-from nightlab_core.data import night  # noqa: E402
-from nightlab_core.export import load_checkpoint  # noqa: E402
+from nightlab_core.data.rendered import night  # noqa: E402
+from nightlab_core.export.export import load_checkpoint  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
-from training import joint  # noqa: E402
-from training.bundle import from_stages  # noqa: E402
+from training.assemble import from_stages  # noqa: E402
 from training.data import SourceSettings  # noqa: E402
 from training.loop import Mean  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
+from training.stages import joint  # noqa: E402
 
 SHIPPED = Path(__file__).parents[2] / "config" / "train" / "lite_joint.yaml"
 MODEL = NightLabSettings(

@@ -14,9 +14,11 @@ from nightlab_core.config import Settings, replace  # noqa: E402
 from nightlab_core.labels import CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, ReLAMSettings  # noqa: E402
 from nightlab_core.models.nightlab import SegmenterSettings as Segmenter  # noqa: E402
-from training import bundle, detector, hdm, joint, relam, segmenter, smoke  # noqa: E402
-from training.ladder import Ablation  # noqa: E402
+from training import assemble as bundle  # noqa: E402
+from training import smoke  # noqa: E402
+from training.evaluation.ladder import Ablation  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
+from training.stages import detector, hdm, joint, relam, segmenter  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
 NAMES = ("nightcity_plus_swin_b", "bdd100k_night_swin_b", "nightcity_plus_deeplabv3plus_r101")

@@ -13,9 +13,9 @@ from tiny_bundle import write_tiny_bundle
 pytest.importorskip("torch")
 
 from nightlab_core.runtime.pipeline import Pipeline
-from training import pictures
+from training.evaluation import pictures
 from training.recipes import load_recipe
-from training.segmenter import SegmenterRecipe
+from training.stages.segmenter import SegmenterRecipe
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
 

@@ -9,11 +9,11 @@ import pytest
 
 pytest.importorskip("onnx")
 
-from nightlab_core.data import night
-from nightlab_core.data.datasets import train_id_folder
+from nightlab_core.data.datasets.datasets import train_id_folder
+from nightlab_core.data.rendered import night
 from nightlab_core.runtime.pipeline import Pipeline
 from tests.support.tiny_bundle import write_tiny_bundle
-from training.pseudo import label_folder, read_both_ways, thresholds
+from training.stages.pseudo import label_folder, read_both_ways, thresholds
 
 
 def test_thresholds_keep_the_surest_part_of_every_class() -> None:

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 
 from nightlab_core.config import ConfigError
-from training.ladder import Ablation
+from training.evaluation.ladder import Ablation
 from training.recipes import load_recipe, read_recipe
 
 

@@ -12,7 +12,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from nightlab_core.config import replace  # noqa: E402
-from nightlab_core.export import load_checkpoint, save_checkpoint  # noqa: E402
+from nightlab_core.export.export import load_checkpoint, save_checkpoint  # noqa: E402
 from nightlab_core.labels import (  # noqa: E402
     CAMVID_OPENED,
     CAMVID_TO_CITYSCAPES,
@@ -22,10 +22,10 @@ from nightlab_core.labels import (  # noqa: E402
 )
 from nightlab_core.models.backbone import Backbone  # noqa: E402
 from nightlab_core.models.nightlab import NightLabSettings, SegmenterSettings  # noqa: E402
-from nightlab_core.output_labels import OutputLabels  # noqa: E402
-from training.bundle import BundleRecipe, assemble, from_stages  # noqa: E402
+from nightlab_core.models.output_labels import OutputLabels  # noqa: E402
+from training.assemble import BundleRecipe, assemble, from_stages  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
-from training.segmenter import at_pixels, freeze, loss_weights, segmentation_loss, settle, start  # noqa: E402
+from training.stages.segmenter import at_pixels, freeze, loss_weights, segmentation_loss, settle, start  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
 

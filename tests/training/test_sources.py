@@ -14,9 +14,10 @@ from trees import write_image, write_label
 torch = pytest.importorskip("torch")
 
 from nightlab_core.config import replace  # noqa: E402
-from nightlab_core.data.datasets import DatasetError, LabelledImages  # noqa: E402
+from nightlab_core.data.datasets.datasets import DatasetError, LabelledImages  # noqa: E402
 from nightlab_core.labels import BDD18, CAMVID11, CITYSCAPES19  # noqa: E402
-from training import data, evaluate  # noqa: E402
+from training import data  # noqa: E402
+from training.evaluation import evaluate  # noqa: E402
 
 
 @pytest.fixture

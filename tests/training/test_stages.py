@@ -11,15 +11,17 @@ pytest.importorskip("lightning")
 import cv2  # noqa: E402
 
 from nightlab_core.config import replace  # noqa: E402
-from nightlab_core.data import night  # noqa: E402
-from nightlab_core.export import export_bundle, load_checkpoint, save_checkpoint  # noqa: E402
+from nightlab_core.data.rendered import night  # noqa: E402
+from nightlab_core.export.export import export_bundle, load_checkpoint, save_checkpoint  # noqa: E402
 from nightlab_core.labels import CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.runtime.bundle import load_bundle  # noqa: E402
 from nightlab_core.runtime.pipeline import Pipeline  # noqa: E402
-from training import bundle, detector, evaluate, hdm, joint, relam, segmenter  # noqa: E402
+from training import assemble as bundle  # noqa: E402
 from training.data import BoxStream, FrameStream, RegionStream, SourceSettings  # noqa: E402
+from training.evaluation import evaluate  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
+from training.stages import detector, hdm, joint, relam, segmenter  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
 MODEL = NightLabSettings(

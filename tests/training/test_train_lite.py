@@ -18,13 +18,13 @@ pytest.importorskip("lightning")
 
 import cv2
 
-from nightlab_core.data import night
+from nightlab_core.data.rendered import night
 from nightlab_core.labels import CITYSCAPES_TO_CAMVID, map_ids
 from nightlab_core.runtime.bundle import load_bundle
-from training.bundle import BundleRecipe
-from training.hdm import HdmRecipe
+from training.assemble import BundleRecipe
 from training.recipes import load_recipe, read_recipe
-from training.segmenter import SegmenterRecipe
+from training.stages.hdm import HdmRecipe
+from training.stages.segmenter import SegmenterRecipe
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "config" / "train"

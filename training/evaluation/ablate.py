@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Print the paper's ladder on any data set: what each network and each choice of boxes adds, and how much is left.
 
-python -m training.ablate config/ablate/lite.yaml --data DATA --set camvid/val --json results.json --markdown results.md
+python -m training.evaluation.ablate config/ablate/lite.yaml --data DATA --set camvid/val --json results.json --markdown results.md
 
 Every network runs once a frame, whatever number of rows uses it. A row whose checkpoint is not there is shown as not
 trained, with the command that trains it; `--keep results.json` shows what an earlier run measured of it instead, and
@@ -23,17 +23,17 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from nightlab_core.data.datasets import Sample
-from nightlab_core.gains import MERGES
+from nightlab_core.data.datasets.datasets import Sample
 from nightlab_core.labels import ClassSet
 from nightlab_core.metrics import iou
 from nightlab_core.runtime.light import light_level
 from training.command import errors_in_words
-from training.evaluate import open_set
-from training.figures import Difference, by_class, by_part, difference, percent
-from training.ladder import Ablation, Counts, FrameLadder, Networks, Row, missing_paths
+from training.evaluation.evaluate import open_set
+from training.evaluation.figures import Difference, by_class, by_part, difference, percent
+from training.evaluation.gains import MERGES
+from training.evaluation.ladder import Ablation, Counts, FrameLadder, Networks, Row, missing_paths
+from training.evaluation.results import KEPT, commands_to_train, write_page
 from training.recipes import load_recipe
-from training.results import KEPT, commands_to_train, write_page
 
 
 def ablate(
@@ -89,7 +89,7 @@ def earlier_entries(path: Path, name: str, frames: int, classes: ClassSet) -> di
     try:
         found = {of_set["name"]: of_set for of_set in json.loads(path.read_text(encoding="utf-8"))["sets"]}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no file that training.ablate --json wrote: {error!r}") from None
+        raise ValueError(f"{path} is no file that training.evaluation.ablate --json wrote: {error!r}") from None
     if name not in found:
         return {}
     before = found[name]["frames"], found[name]["classes"]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure a bundle or a checkpoint on labelled images, image level beside both levels.
 
-python -m training.evaluate BUNDLE --data DATA --set camvid/val
-python -m training.evaluate runs/lite_image/checkpoint.pt --data DATA --set camvid/val --flip --scales 0.75 1 1.25
+python -m training.evaluation.evaluate BUNDLE --data DATA --set camvid/val
+python -m training.evaluation.evaluate runs/lite_image/checkpoint.pt --data DATA --set camvid/val --flip --scales 0.75 1 1.25
 
 A bundle runs as in the vehicle, a checkpoint (of a whole NightLab or of an image-level stage) in torch.
 """
@@ -22,17 +22,17 @@ from rich.progress import track
 from rich.table import Table
 
 from nightlab_core.config import replace
-from nightlab_core.data import datasets
-from nightlab_core.data.datasets import Sample
+from nightlab_core.data.datasets import datasets
+from nightlab_core.data.datasets.datasets import Sample
 from nightlab_core.labels import ClassSet, in_class_set
 from nightlab_core.metrics import confusion_matrix, iou
 from nightlab_core.runtime.bundle import load_bundle, write_manifest
 from nightlab_core.runtime.light import light_level
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
 from training.command import errors_in_words
-from training.figures import Difference, by_class, by_part, difference, percent
-from training.predictor import Predictor, open_checkpoint
-from training.sliding import TestTime
+from training.evaluation.figures import Difference, by_class, by_part, difference, percent
+from training.evaluation.predictor import Predictor, open_checkpoint
+from training.evaluation.sliding import TestTime
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Name the hard classes: those whose IoU is below 0.5 on data held out from training (NightLab, CVPR 2022).
 
-python -m training.hard_classes runs/lite_image/checkpoint.pt --data DATA --set camvid/val --set nightcoarse/val \\
+python -m training.evaluation.hard_classes runs/lite_image/checkpoint.pt --data DATA --set camvid/val --set nightcoarse/val \\
     --out runs/hard_classes.yaml
 
 The model is the image level's checkpoint, which says itself what it was trained on: a set that shares a frame with that
@@ -24,18 +24,18 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from nightlab_core.data import datasets
-from nightlab_core.data.datasets import Sample
+from nightlab_core.data.datasets import datasets
+from nightlab_core.data.datasets.datasets import Sample
+from nightlab_core.data.datasets.unlabelled import UnlabelledImages
 from nightlab_core.data.frames import read_image
-from nightlab_core.data.unlabelled import UnlabelledImages
 from nightlab_core.labels import CITYSCAPES19, ClassSet, in_class_set
 from nightlab_core.metrics import confusion_matrix, iou
 from training import checkpoint as checkpoints
-from training import levels
 from training.command import errors_in_words
 from training.data import SourceSettings
-from training.evaluate import open_set
-from training.segmenter import SegmenterRecipe
+from training.evaluation import levels
+from training.evaluation.evaluate import open_set
+from training.stages.segmenter import SegmenterRecipe
 
 THRESHOLD = 0.5  #: the paper's
 #: Mean difference in grey levels below which two small pictures are one: copies of another size or in JPEG differ by
@@ -121,7 +121,7 @@ def report(found: dict[str, np.ndarray], hard: Sequence[str], mean: np.ndarray) 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="of the image level, as training.segmenter writes it")
+    parser.add_argument("checkpoint", type=Path, help="of the image level, as training.stages.segmenter writes it")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
     parser.add_argument("--set", action="append", required=True, help="for example camvid/val; may be given again")
     parser.add_argument("--partial", action="store_true", help="the data set may lack frames")

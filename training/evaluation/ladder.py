@@ -11,14 +11,14 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from nightlab_core.config import Settings, replace
-from nightlab_core.data.datasets import Sample, predicted_regions
-from nightlab_core.gains import MERGES, PASTES, changed_counts, either_level, paste_oracle
+from nightlab_core.data.datasets.datasets import Sample, predicted_regions
 from nightlab_core.labels import CITYSCAPES19, ClassSet, in_class_set
 from nightlab_core.metrics import confusion_matrix
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.pipeline import MAX_REGIONS, PipelineSettings
-from training import levels
-from training.predictor import best_boxes
+from training.evaluation import levels
+from training.evaluation.gains import MERGES, PASTES, changed_counts, either_level, paste_oracle
+from training.evaluation.predictor import best_boxes
 
 
 class Row(Settings):
@@ -50,7 +50,7 @@ class Row(Settings):
 
 
 class Ablation(Settings):
-    """A recipe of `training.ablate`, one YAML file."""
+    """A recipe of `training.evaluation.ablate`, one YAML file."""
 
     rows: tuple[Row, ...] = Field(min_length=1)
     hard_classes: tuple[str, ...]

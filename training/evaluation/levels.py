@@ -18,12 +18,12 @@ from torch import Tensor
 
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.nightlab import Level, NightLabSettings, to_image, to_labels
-from nightlab_core.output_labels import OutputLabels
+from nightlab_core.models.output_labels import OutputLabels
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import EngineKind, load_bundle
-from nightlab_core.runtime.engine import engine_maker
+from nightlab_core.runtime.engines.engine import engine_maker
 from training import checkpoint as checkpoints
-from training.sliding import TestTime, probabilities
+from training.evaluation.sliding import TestTime, probabilities
 
 Labels = tuple[np.ndarray, np.ndarray]  #: labels and confidence, uint8 (H, W) or (K, h, w) each
 ImageLevel = Callable[[np.ndarray], Labels]  #: of a frame uint8 (H, W, 3) BGR
@@ -127,7 +127,9 @@ def load_detector(path: Path) -> tuple[RegionDetector, tuple[int, int]]:
     detector = _settings_of(state).build_detector()
     weights = _part(checkpoints.load_weights(path), "detector")
     if not weights:
-        raise ValueError(f"{path} holds no region detector; expected a checkpoint of training.detector or training.hdm")
+        raise ValueError(
+            f"{path} holds no region detector; expected a checkpoint of training.stages.detector or training.stages.hdm"
+        )
     detector.load_state_dict(weights)
     return detector.eval(), _input_hw(state)
 

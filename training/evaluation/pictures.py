@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Show where a bundle does well and where it does not, on rendered night scenes that it was not trained on.
 
-python -m training.pictures nightlab_core/bundles/nightlab-lite --out docs/images
+python -m training.evaluation.pictures nightlab_core/bundles/nightlab-lite --out docs/images
 
 Writes results_good.jpg, results_bad.jpg and results_gain.jpg: the frames with the highest and the lowest IoU, and those
 where the region level helps most. Real frames are not drawn, since their owners' terms may not allow it.
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-from nightlab_core.data.night import NightFrame, render_scene
+from nightlab_core.data.rendered.night import NightFrame, render_scene
 from nightlab_core.labels import CITYSCAPES19, overlay
 from nightlab_core.metrics import confusion_matrix, mean_iou
 from nightlab_core.runtime.pipeline import Pipeline, Result

@@ -10,12 +10,12 @@ from typing import Protocol
 
 import numpy as np
 
-from nightlab_core.gains import PASTES
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.pipeline import PipelineSettings
 from training import checkpoint as checkpoints
-from training import levels
-from training.sliding import TestTime
+from training.evaluation import levels
+from training.evaluation.gains import PASTES
+from training.evaluation.sliding import TestTime
 
 
 class Prediction(Protocol):

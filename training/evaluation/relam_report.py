@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a trained light adaptation does to images that it has not seen: figures, and a contact sheet to look at.
 
-python -m training.relam_report config/train/relam_image.yaml --data DATA --out runs/relam_image
+python -m training.evaluation.relam_report config/train/relam_image.yaml --data DATA --out runs/relam_image
 
 reads OUT/checkpoint.pt and the recipe's `check_night` and `check_day`; writes OUT/report.json and OUT/report.jpg, whose
 rows are night, adapted, and the light map (grey is no change).
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nightlab_core.data.datasets import hard_regions
+from nightlab_core.data.datasets.datasets import hard_regions
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.models.nightlab import to_image
 from nightlab_core.runtime import regions
@@ -27,7 +27,7 @@ from training.command import errors_in_words
 from training.data import SourceSettings, load_source
 from training.loop import load_weights
 from training.recipes import load_recipe
-from training.relam import LightAdaptation, ReLAMRecipe
+from training.stages.relam import LightAdaptation, ReLAMRecipe
 
 HIGHLIGHT = 0.8  #: luminance, 0..1, from which a pixel is a lamp or a lit sign
 _LUMINANCE = torch.tensor([0.2126, 0.7152, 0.0722]).reshape(3, 1, 1)  # Rec. 709, of RGB

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of results, written from what `training.ablate --json` stored, so that no figure is typed by hand.
+"""The page of results, written from what `training.evaluation.ablate --json` stored, so that no figure is typed by hand.
 
-python -m training.results results.json --out docs/results.md
+python -m training.evaluation.results results.json --out docs/results.md
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from training.command import errors_in_words
-from training.figures import Difference
+from training.evaluation.figures import Difference
 
 _INTRODUCTION = """# Results
 
-Written by `python -m training.ablate {recipe} --data DATA {sets} --markdown FILE`; no figure here is typed by hand.
+Written by `python -m training.evaluation.ablate {recipe} --data DATA {sets} --markdown FILE`; no figure here is typed by hand.
 
 Mean IoU in percent, from one confusion matrix over all frames of a set; pixels without a label are left out, classes
 without a true pixel are absent. A bundle is read by the vehicle's engines in float32, single scale. In brackets, the
@@ -37,7 +37,7 @@ here can be laid beside those published for NightCity or BDD100K: these are othe
 
 KEPT = " †"  #: marks a row that an earlier run measured, see `ablate.earlier_entries`
 
-#: Pictures that `training.pictures` writes, and what each shows.
+#: Pictures that `training.evaluation.pictures` writes, and what each shows.
 _PICTURES = {
     "results_good.jpg": "The scenes with the highest IoU.",
     "results_bad.jpg": "The scenes with the lowest IoU.",
@@ -52,7 +52,7 @@ def write_page(results: dict[str, Any], out: Path, stored: Path | None = None) -
     if shown:
         parts.append(
             "\n## Good and bad frames\n\nRendered night scenes that no recipe trains on, by"
-            " `python -m training.pictures BUNDLE --out docs/images`: the frame with its regions, image level, both"
+            " `python -m training.evaluation.pictures BUNDLE --out docs/images`: the frame with its regions, image level, both"
             " levels, truth.\n"
         )
         parts += [f"\n{_PICTURES[name]}\n\n![{_PICTURES[name]}](images/{name})\n" for name in shown]
@@ -60,7 +60,7 @@ def write_page(results: dict[str, Any], out: Path, stored: Path | None = None) -
 
 
 def markdown(results: dict[str, Any], stored: Path | None = None) -> str:
-    """The page's text and tables, of what `training.ablate` found."""
+    """The page's text and tables, of what `training.evaluation.ablate` found."""
     ablation, sets = results["ablation"], results["sets"]
     arguments = " ".join(f"--set {found['name']}" for found in sets)
     parts = [_INTRODUCTION.format(recipe=results["recipe"], sets=arguments)]
@@ -148,7 +148,7 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="what training.ablate --json wrote")
+    parser.add_argument("results", type=Path, help="what training.evaluation.ablate --json wrote")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     with errors_in_words():

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train the region detector on boxes of the hard classes (the paper's RDN).
 
-python -m training.detector config/train/lite_detector.yaml --data DATA --out OUT
+python -m training.stages.detector config/train/lite_detector.yaml --data DATA --out OUT
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nightlab_core.models.nightlab import NightLabSettings
 from training.command import run_stage
 from training.data import BoxStream, SourceSettings
 from training.loop import LoopSettings, Losses, fit
-from training.segmenter import freeze
+from training.stages.segmenter import freeze
 
 
 class DetectorRecipe(Settings):

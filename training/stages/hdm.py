@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Teach the detector which of its proposals are worth reading again (the paper's HDM).
 
-python -m training.hdm config/train/lite_hdm_helps.yaml --data DATA --out OUT
+python -m training.stages.hdm config/train/lite_hdm_helps.yaml --data DATA --out OUT
 
 First both levels read the trained detector's proposals on training frames, once, and what each region brings is stored
-(`training.proposals`). Then a second head of the detector learns it; boxes and objectness stay as they are.
+(`training.stages.proposals`). Then a second head of the detector learns it; boxes and objectness stay as they are.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from nightlab_core.config import Settings
-from nightlab_core.gains import Merge
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.nightlab import NightLabSettings
 from nightlab_core.runtime.pipeline import PipelineSettings
-from training import levels, proposals
 from training.command import run_stage
 from training.data import SourceSettings
+from training.evaluation import levels
+from training.evaluation.gains import Merge
 from training.loop import LoopSettings, Losses, Mean, fit
+from training.stages import proposals
 
 #: The backbone's features [(1, Ci, H / si, W / si)], anchors int64 (n,), targets float32 (n,).
 Sample = tuple[list[Tensor], Tensor, Tensor]

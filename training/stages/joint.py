@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train both levels, the detector and the light adaptation together, from the stages' checkpoints on.
 
-python -m training.joint config/train/lite_joint.yaml --data DATA --out runs/lite_joint
+python -m training.stages.joint config/train/lite_joint.yaml --data DATA --out runs/lite_joint
 
 Equation 8 of the patent application (WO 2023/146470) adds three losses up, each with a weight of its own:
 
@@ -12,7 +12,7 @@ region level; L_detection is the proposals' (RDN) plus, for a detector with one,
 labels that equation 6 gives by what both levels read at that very step; L_ReLAM is the light adaptation's, SSIM and
 adversarial, summed over the levels. A discriminator's own loss is no part of L and has no weight.
 
-The result, OUT/nightlab.pt, is a whole NightLab as `training.bundle` writes it.
+The result, OUT/nightlab.pt, is a whole NightLab as `training.assemble` writes it.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from nightlab_core.config import Settings
-from nightlab_core.data import datasets
+from nightlab_core.data.datasets import datasets
 from nightlab_core.labels import CAMVID11, CAMVID_OPENED, CITYSCAPES19, IGNORE_ID, map_ids
 from nightlab_core.models.deform import set_deform_form
 from nightlab_core.models.nightlab import NightLab
-from nightlab_core.output_labels import OutputLabels
+from nightlab_core.models.output_labels import OutputLabels
 from nightlab_core.runtime.pipeline import PipelineSettings
-from training import levels
-from training.bundle import BundleRecipe, from_stages, write
+from training.assemble import BundleRecipe, from_stages, write
 from training.checkpoint import load_weights
 from training.command import run_stage
 from training.data import FrameStream, RegionStream, SourceSettings, to_tensors
-from training.detector import detection_loss
 from training.distributed import is_first_process
+from training.evaluation import levels
 from training.loop import LoopSettings, Losses, Mean, fit
-from training.proposals import Measurer
-from training.relam import DiscriminatorSettings, LightAdaptation, ReLAMRecipe, Unpaired, streams
-from training.segmenter import ALL_CLASSES, backbone_of, freeze, loss_weights, segmentation_loss
+from training.stages.detector import detection_loss
+from training.stages.proposals import Measurer
+from training.stages.relam import DiscriminatorSettings, LightAdaptation, ReLAMRecipe, Unpaired, streams
+from training.stages.segmenter import ALL_CLASSES, backbone_of, freeze, loss_weights, segmentation_loss
 
 LevelName = Literal["image", "region"]
 LEVELS: tuple[LevelName, ...] = ("image", "region")

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from nightlab_core.data import datasets
-from nightlab_core.gains import Merge, RegionGains, equation6, miou_gain, region_gains
+from nightlab_core.data.datasets import datasets
 from nightlab_core.labels import CITYSCAPES19, ClassSet, in_class_set
 from nightlab_core.metrics import confusion_matrix
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import ENGINE_KINDS, load_bundle, sha256_of
-from training import levels
 from training.checkpoint import whole_file
 from training.data import Samples, SourceSettings
+from training.evaluation import levels
+from training.evaluation.gains import Merge, RegionGains, equation6, miou_gain, region_gains
 
 NUM_CLASSES = len(CITYSCAPES19)  #: what smaller class sets are padded to
 CHUNK = 50  #: frames between two savings

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Label night frames with a bundle, for self-training (class-balanced as in Zou et al., ECCV 2018).
 
-python -m training.pseudo nightlab_core/bundles/nightlab-lite --data DATA --out runs/pseudo_night
+python -m training.stages.pseudo nightlab_core/bundles/nightlab-lite --data DATA --out runs/pseudo_night
 
 The teacher reads every frame and its mirror image at both levels. A pixel keeps the label on which both agree, if the
 teacher is surer of it than of half of the pixels of that class; all else is 255.
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-from nightlab_core.data.paired import IMAGE_SUFFIXES
+from nightlab_core.data.datasets.paired import IMAGE_SUFFIXES
 from nightlab_core.labels import IGNORE_ID
 from nightlab_core.runtime.pipeline import Pipeline
 from training.command import errors_in_words

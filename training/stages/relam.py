@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train the light adaptation of either level on unpaired day and night images (NightLab's first stage).
 
-python -m training.relam config/train/relam_image.yaml --data DATA --out runs/relam_image
+python -m training.stages.relam config/train/relam_image.yaml --data DATA --out runs/relam_image
 
 The image level learns on whole frames, which need no labels; the region level on enlarged windows round hard classes,
 which do. An SSIM loss keeps the structure of the night image and an adversarial one (least squares: Mao et al., 2017)
@@ -56,7 +56,7 @@ class ReLAMRecipe(Settings):
     crop_hw: tuple[int, int] = (352, 480)  #: of the image level
     scale: tuple[float, float] = (0.8, 1.25)  #: random scale round the working size
     hard_classes: tuple[str, ...] = ()  #: what the region level's windows are cut round
-    check_night: tuple[SourceSettings, ...] = ()  #: not trained on: what `training.relam_report` looks at
+    check_night: tuple[SourceSettings, ...] = ()  #: not trained on: what `training.evaluation.relam_report` looks at
     check_day: tuple[SourceSettings, ...] = ()
 
 
@@ -134,7 +134,9 @@ def load_relam(level: Level, checkpoint: Path) -> None:
     weights = load_weights(checkpoint)
     found = {k.removeprefix("generator."): v for k, v in weights.items() if k.startswith("generator.")}
     if not found:
-        raise ValueError(f"{checkpoint} holds no light adaptation; expected a checkpoint that training.relam wrote")
+        raise ValueError(
+            f"{checkpoint} holds no light adaptation; expected a checkpoint that training.stages.relam wrote"
+        )
     if {k: v.shape for k, v in level.relam.state_dict().items()} != {k: v.shape for k, v in found.items()}:
         raise ValueError(f"relam_from: {checkpoint} does not fit model.relam of the recipe; expected the same settings")
     level.relam.load_state_dict(found)

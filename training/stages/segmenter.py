@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the segmenter of either level: `python -m training.segmenter config/train/lite_image.yaml --data D --out O`."""
+"""Train the segmenter of either level: `python -m training.stages.segmenter config/train/lite_image.yaml --data D --out O`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from nightlab_core.models.backbone import Backbone
 from nightlab_core.models.deform import set_deform_form
 from nightlab_core.models.library import LibrarySegmenter
 from nightlab_core.models.nightlab import Level, NightLabSettings
-from nightlab_core.output_labels import OutputLabels
-from training.bundle import offset
+from nightlab_core.models.output_labels import OutputLabels
+from training.assemble import offset
 from training.checkpoint import read
 from training.command import run_stage
 from training.data import FrameStream, RegionStream, SourceSettings
 from training.distributed import is_first_process
 from training.loop import LoopSettings, Losses, Mean, fit, load_weights
-from training.relam import load_relam
+from training.stages.relam import load_relam
 
 
 class SegmenterRecipe(Settings):
@@ -49,7 +49,7 @@ class SegmenterRecipe(Settings):
     frozen_stages: int = 2  #: leading backbone stages that keep their ImageNet weights
     frozen_statistics: bool = True  #: the backbone's normalisation keeps its statistics: batches of 8 or less want it
     start_from: str = ""  #: checkpoint whose weights are taken; empty: ImageNet's
-    relam_from: str = ""  #: checkpoint of `training.relam` for the light adaptation; empty: it starts as it is
+    relam_from: str = ""  #: checkpoint of `training.stages.relam` for the light adaptation; empty: it starts as it is
 
 
 def backbone_of(level: Level) -> Backbone:

@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 from rosbags.typesys import Stores, get_typestore
 
-from nightlab_core.data.bags import CLASSES_KEY
+from nightlab_core.data.bags.bags import CLASSES_KEY
+from nightlab_core.data.bags.storage import BagError, Storage, Topic, open_storage
 from nightlab_core.data.frames import checked_labels
+from nightlab_core.data.images import ImageError, compressed_to_bgr, image_to_bgr
 from nightlab_core.labels import ClassSet
-from nightlab_ros.images import ImageError, compressed_to_bgr, image_to_bgr
-from nightlab_ros.replay.storage import BagError, Storage, Topic, open_storage
 
 IMAGE_TYPE, COMPRESSED_TYPE = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 #: A topic of label maps, mono8 or PNG, has one of these as a part of its name.

@@ -19,7 +19,7 @@ from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.typesys import Stores, get_typestore
 
 from nightlab_core.config import ConfigError, read_yaml
-from nightlab_core.data.bags import custom_data
+from nightlab_core.data.bags.bags import custom_data
 
 #: Columns of an index: time of recording in ns, number of the file, and where in the file.
 INDEX_COLUMNS = 4
@@ -123,8 +123,8 @@ class _Rosbag2:
     """Plain .mcap or .db3 files, one after the other."""
 
     def __init__(self, paths: list[Path], problems: list[str], custom: dict[str, str]) -> None:
-        from nightlab_ros.replay.storage_mcap import McapFile
-        from nightlab_ros.replay.storage_sqlite import SqliteFile
+        from nightlab_core.data.bags.storage_mcap import McapFile
+        from nightlab_core.data.bags.storage_sqlite import SqliteFile
 
         self.kind = "mcap" if paths[0].suffix == ".mcap" else "sqlite3"
         self.problems, self.custom_data = list(problems), custom

@@ -19,7 +19,7 @@ from mcap.opcode import Opcode
 from mcap.records import Channel, ChunkIndex, Footer, MessageIndex, Schema, Statistics
 from mcap.stream_reader import MAGIC_SIZE, StreamReader
 
-from nightlab_ros.replay.storage import BagError, Topic
+from nightlab_core.data.bags.storage import BagError, Topic
 
 _MAGIC = b"\x89MCAP0\r\n"
 _RECORD = struct.Struct("<BQ")  # opcode, length

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import apsw
 import numpy as np
 
-from nightlab_ros.replay.storage import BagError, Topic
+from nightlab_core.data.bags.storage import BagError, Topic
 
 _HEADER = b"SQLite format 3\x00"
 #: After so many rows in a row that cannot be found, no more are looked for.

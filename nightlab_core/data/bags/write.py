@@ -12,8 +12,8 @@ import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from nightlab_core.data.bags import CLASSES_KEY
-from nightlab_ros.replay.read import COMPRESSED_TYPE, IMAGE_TYPE
+from nightlab_core.data.bags.bags import CLASSES_KEY
+from nightlab_core.data.bags.read import COMPRESSED_TYPE, IMAGE_TYPE
 
 StorageName = Literal["mcap", "sqlite3"]
 Packing = Literal["none", "png", "jpeg"]

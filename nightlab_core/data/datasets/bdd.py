@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nightlab_core.data.paired import DatasetError, LabelledImages, check_mapping
+from nightlab_core.data.datasets.paired import DatasetError, LabelledImages, check_mapping
 
 FRAMES = {"train": 7000, "val": 1000}
 
@@ -48,7 +48,7 @@ def bdd100k(root: Path, split: str, pattern: str = "*", complete: bool = True) -
 
 
 def bdd100k_night(root: Path, split: str, pattern: str = "*", complete: bool = True) -> LabelledImages:
-    """BDD100K's labelled night frames: those in root/night.txt, which `python -m nightlab_core.data.bdd_night` writes.
+    """BDD100K's labelled night frames: those in root/night.txt, which `python -m nightlab_core.data.datasets.bdd_night` writes.
 
     A line of it is "val/81d5165d-fcfc6c67". Judged in 18 classes, as these frames hold no train. Listed frames whose
     image or mask is not there are an error; `complete=False` leaves them out.
@@ -65,7 +65,7 @@ def _listed(root: Path, split: str, pattern: str, complete: bool, name: str, opt
     names = root / name
     if not names.is_file():
         raise DatasetError(
-            f"{names} is no file: list these frames first, with python -m nightlab_core.data.bdd_night"
+            f"{names} is no file: list these frames first, with python -m nightlab_core.data.datasets.bdd_night"
             f" LABELS_JSON {option}--masks {root / 'labels/sem_seg/masks'} --out {names}"
         )
     wanted = {line.removeprefix(f"{split}/") for line in names.read_text().split() if line.startswith(f"{split}/")}

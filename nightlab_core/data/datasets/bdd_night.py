@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """List the night frames among BDD100K's semantic labels, or those of another time of day.
 
-python -m nightlab_core.data.bdd_night LABELS_JSON... --masks DIR --out LIST [--timeofday daytime]
+python -m nightlab_core.data.datasets.bdd_night LABELS_JSON... --masks DIR --out LIST [--timeofday daytime]
 
 LABELS_JSON: the 100K images' labels with their attributes: bdd100k_labels_images_train.json and _val.json of 2018, or
 det_20/det_train.json and det_val.json. DIR: labels/sem_seg/masks, or seg/labels of the first release. LIST: one line a
@@ -23,8 +23,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nightlab_core.data.bdd import mask_stem
-from nightlab_core.data.paired import DatasetError
+from nightlab_core.data.datasets.bdd import mask_stem
+from nightlab_core.data.datasets.paired import DatasetError
 
 
 def read_time_of_day(files: Iterable[Path]) -> dict[str, str]:

@@ -14,9 +14,9 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from nightlab_core.data.bdd import bdd100k, bdd100k_day, bdd100k_night
-from nightlab_core.data.nightcity import nightcity, nightcity_fine, nightcity_plus
-from nightlab_core.data.paired import DatasetError, LabelledImages, PairedFolder, Sample, check_mapping
+from nightlab_core.data.datasets.bdd import bdd100k, bdd100k_day, bdd100k_night
+from nightlab_core.data.datasets.nightcity import nightcity, nightcity_fine, nightcity_plus
+from nightlab_core.data.datasets.paired import DatasetError, LabelledImages, PairedFolder, Sample, check_mapping
 from nightlab_core.labels import (
     BDD18,
     CAMVID11,

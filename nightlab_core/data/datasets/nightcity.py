@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nightlab_core.data.paired import DatasetError, LabelledImages, check_mapping, list_images
+from nightlab_core.data.datasets.paired import DatasetError, LabelledImages, check_mapping, list_images
 from nightlab_core.labels import CITYSCAPES_IDS_TO_TRAIN_IDS
 
 FRAMES = {"train": 2998, "val": 1299}

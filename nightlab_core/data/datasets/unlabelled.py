@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from nightlab_core.data.paired import DatasetError, Sample, list_images
+from nightlab_core.data.datasets.paired import DatasetError, Sample, list_images
 from nightlab_core.labels import IGNORE_ID
 
 

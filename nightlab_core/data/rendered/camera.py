@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from nightlab_core.data.night_shapes import Mesh
+from nightlab_core.data.rendered.shapes import Mesh
 
 NEAR_M = 0.8
 _SUBPIXEL_BITS = 4

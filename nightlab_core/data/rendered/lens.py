@@ -12,8 +12,8 @@ import functools
 import cv2
 import numpy as np
 
-from nightlab_core.data.night_camera import Camera, Faces
-from nightlab_core.data.night_shapes import DOWNWARD
+from nightlab_core.data.rendered.camera import Camera, Faces
+from nightlab_core.data.rendered.shapes import DOWNWARD
 
 TEXELS = 1024
 TEXEL_M = 0.015

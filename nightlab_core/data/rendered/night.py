@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from nightlab_core.data import night_lens as lens
-from nightlab_core.data.night_camera import Camera, Faces, Placement, light_on, paint
-from nightlab_core.data.night_scene import BLOCK_M, Street
-from nightlab_core.data.night_shapes import IDS
-from nightlab_core.data.night_stock import SIGHT_M, Thing
+from nightlab_core.data.rendered import lens as lens
+from nightlab_core.data.rendered.camera import Camera, Faces, Placement, light_on, paint
+from nightlab_core.data.rendered.scene import BLOCK_M, Street
+from nightlab_core.data.rendered.shapes import IDS
+from nightlab_core.data.rendered.stock import SIGHT_M, Thing
 from nightlab_core.labels import IGNORE_ID
 
 _NEAREST_LAMPS = 28

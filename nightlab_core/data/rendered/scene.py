@@ -12,11 +12,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nightlab_core.data import night_shapes as shapes
-from nightlab_core.data.night_camera import Faces
-from nightlab_core.data.night_shapes import IDS, Mesh
-from nightlab_core.data.night_stock import SIGHT_M, Thing, any_of, stock
-from nightlab_core.data.night_walls import LONG_M
+from nightlab_core.data.rendered import shapes as shapes
+from nightlab_core.data.rendered.camera import Faces
+from nightlab_core.data.rendered.shapes import IDS, Mesh
+from nightlab_core.data.rendered.stock import SIGHT_M, Thing, any_of, stock
+from nightlab_core.data.rendered.walls import LONG_M
 
 BLOCK_M = 48.0
 LANE_M = 3.3

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nightlab_core.data import night_shapes as shapes
-from nightlab_core.data import night_vehicles as vehicles
-from nightlab_core.data import night_walls as walls
-from nightlab_core.data.night_camera import Faces, Placement
+from nightlab_core.data.rendered import shapes as shapes
+from nightlab_core.data.rendered import vehicles as vehicles
+from nightlab_core.data.rendered import walls as walls
+from nightlab_core.data.rendered.camera import Faces, Placement
 
 SIGHT_M = 150.0
 _GAITS = 8

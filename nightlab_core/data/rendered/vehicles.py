@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nightlab_core.data.night_shapes import (
+from nightlab_core.data.rendered.shapes import (
     DARK,
     GLASS,
     HEAD_WHITE,

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from nightlab_core.data.night_shapes import COLD, DARK, GLASS, IDS, METAL, NO_LIGHT, WARM, Mesh
+from nightlab_core.data.rendered.shapes import COLD, DARK, GLASS, IDS, METAL, NO_LIGHT, WARM, Mesh
 
 LONG_M = 16.0
 BRICKS = ((0.06, 0.08, 0.16), (0.12, 0.14, 0.16), (0.2, 0.22, 0.24), (0.08, 0.1, 0.12), (0.14, 0.2, 0.26))

@@ -80,14 +80,14 @@ def engine_maker(
         raise ValueError(f"engine: received {engine!r}, expected 'auto', 'openvino' or 'onnxruntime'")
     if engine != "onnxruntime":
         try:
-            from nightlab_core.runtime.openvino import OpenVinoEngine
+            from nightlab_core.runtime.engines.openvino import OpenVinoEngine
 
             return lambda path: OpenVinoEngine(path, precision=precision, threads=threads)
         except ModuleNotFoundError as error:
             if engine == "openvino":
                 raise ImportError("engine 'openvino' needs a package that is missing: pip install openvino") from error
     try:
-        from nightlab_core.runtime.onnxruntime import OnnxRuntimeEngine
+        from nightlab_core.runtime.engines.onnxruntime import OnnxRuntimeEngine
     except ModuleNotFoundError as error:
         packages = "openvino (or onnxruntime)" if engine == "auto" else "onnxruntime"
         raise ImportError(f"engine {engine!r} needs a package that is missing: pip install {packages}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from nightlab_core.runtime.engine import TensorSpec, check_inputs
+from nightlab_core.runtime.engines.engine import TensorSpec, check_inputs
 
 _DTYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 

@@ -13,14 +13,20 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from nightlab_core.runtime.builder import Precision, build_plan, plan_key, plan_shapes
 from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, EngineKind
-from nightlab_core.runtime.compiler import OnProgress
-from nightlab_core.runtime.cuda import CudaError, Device, find_device, has_driver
-from nightlab_core.runtime.engine import Engine, EngineChoice, engine_maker
-from nightlab_core.runtime.flavours import PACKAGES, Flavour, Target, TensorRtError, installed_flavours
-from nightlab_core.runtime.plans import PlanError, PlanHeader, Range, Shape, cache_folder, find_plan
-from nightlab_core.runtime.tensorrt import TensorRtEngine
+from nightlab_core.runtime.engines.engine import Engine, EngineChoice, engine_maker
+from nightlab_core.runtime.engines.tensorrt.build import Precision, build_plan, plan_key, plan_shapes
+from nightlab_core.runtime.engines.tensorrt.compiler import OnProgress
+from nightlab_core.runtime.engines.tensorrt.cuda import CudaError, Device, find_device, has_driver
+from nightlab_core.runtime.engines.tensorrt.engine import TensorRtEngine
+from nightlab_core.runtime.engines.tensorrt.libraries import (
+    PACKAGES,
+    Flavour,
+    Target,
+    TensorRtError,
+    installed_flavours,
+)
+from nightlab_core.runtime.engines.tensorrt.plans import PlanError, PlanHeader, Range, Shape, cache_folder, find_plan
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import openvino
 from openvino import opset8
 from openvino.frontend.onnx import ConversionExtension
 
-from nightlab_core.runtime.engine import TensorSpec, check_inputs
+from nightlab_core.runtime.engines.engine import TensorSpec, check_inputs
 
 CACHED_SHAPES = 4
 

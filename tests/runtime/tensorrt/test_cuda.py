@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nightlab_core.runtime import cuda as cuda_module
-from nightlab_core.runtime.cuda import Cuda, CudaError, Device, find_device, has_driver
+from nightlab_core.runtime.engines.tensorrt import cuda as cuda_module
+from nightlab_core.runtime.engines.tensorrt.cuda import Cuda, CudaError, Device, find_device, has_driver
 
 bindings = pytest.importorskip("cuda.bindings.runtime")
 OK, BAD = bindings.cudaError_t.cudaSuccess, bindings.cudaError_t.cudaErrorMemoryAllocation

@@ -15,8 +15,8 @@ onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from nightlab_core.runtime.bundle import ENGINE_KINDS, EngineKind, default_bundle, load_bundle  # noqa: E402
-from nightlab_core.runtime.graphs import GraphError, tensorrt_graph  # noqa: E402
-from nightlab_core.runtime.half import half_nodes  # noqa: E402
+from nightlab_core.runtime.engines.tensorrt.graphs import GraphError, tensorrt_graph  # noqa: E402
+from nightlab_core.runtime.engines.tensorrt.half import half_nodes  # noqa: E402
 
 RNG = np.random.default_rng(0)
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16

@@ -18,11 +18,11 @@ import pytest
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("onnx")
 
-from nightlab_core.runtime import plans
-from nightlab_core.runtime.builder import build_plan, plan_key, plan_shapes
 from nightlab_core.runtime.bundle import Bundle, load_bundle
-from nightlab_core.runtime.flavours import Flavour, Target, import_flavour
-from nightlab_core.runtime.plans import (
+from nightlab_core.runtime.engines.tensorrt import plans
+from nightlab_core.runtime.engines.tensorrt.build import build_plan, plan_key, plan_shapes
+from nightlab_core.runtime.engines.tensorrt.libraries import Flavour, Target, import_flavour
+from nightlab_core.runtime.engines.tensorrt.plans import (
     PlanError,
     PlanHeader,
     PlanKey,

@@ -14,11 +14,11 @@ import pytest
 from fake_gpu import FakeCuda, FakeTensorRt, Ledger, fake_flavour, fake_header
 from tiny_bundle import image_level, region_level
 
-from nightlab_core.runtime.cuda import CudaError
-from nightlab_core.runtime.engine import TensorSpec
-from nightlab_core.runtime.flavours import TensorRtError
-from nightlab_core.runtime.plans import PlanError, PlanHeader, Shape, TensorInfo
-from nightlab_core.runtime.tensorrt import LOADED_PLANS, TensorRtEngine
+from nightlab_core.runtime.engines.engine import TensorSpec
+from nightlab_core.runtime.engines.tensorrt.cuda import CudaError
+from nightlab_core.runtime.engines.tensorrt.engine import LOADED_PLANS, TensorRtEngine
+from nightlab_core.runtime.engines.tensorrt.libraries import TensorRtError
+from nightlab_core.runtime.engines.tensorrt.plans import PlanError, PlanHeader, Shape, TensorInfo
 
 CROP = (4, 6, 3)
 SIZES_HW = ((4, 6), (6, 4), (8, 8))

@@ -16,12 +16,26 @@ from onnx import TensorProto, helper
 
 pytest.importorskip("tensorrt_rtx")
 
-from nightlab_core.runtime.builder import Precision, build_plan, plan_key, plan_shapes
 from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, EngineKind, default_bundle, load_bundle
-from nightlab_core.runtime.compiler import BuildStopped, Progress, serialize
-from nightlab_core.runtime.cuda import Device
-from nightlab_core.runtime.flavours import RTX_CAPABILITIES, Flavour, Target, TensorRtError, import_flavour
-from nightlab_core.runtime.plans import PlanError, PlanHeader, PlanKey, find_plan, locked, plan_files, read_plan
+from nightlab_core.runtime.engines.tensorrt.build import Precision, build_plan, plan_key, plan_shapes
+from nightlab_core.runtime.engines.tensorrt.compiler import BuildStopped, Progress, serialize
+from nightlab_core.runtime.engines.tensorrt.cuda import Device
+from nightlab_core.runtime.engines.tensorrt.libraries import (
+    RTX_CAPABILITIES,
+    Flavour,
+    Target,
+    TensorRtError,
+    import_flavour,
+)
+from nightlab_core.runtime.engines.tensorrt.plans import (
+    PlanError,
+    PlanHeader,
+    PlanKey,
+    find_plan,
+    locked,
+    plan_files,
+    read_plan,
+)
 
 ROOT = Path(__file__).parents[2]
 FRAME_HW = (64, 96)
@@ -112,7 +126,7 @@ def test_bytes_that_are_no_graph_are_refused(tiny: Bundle, flavour: Flavour) -> 
 
 
 def test_shapes_that_the_network_does_not_take_are_refused(tiny: Bundle, flavour: Flavour) -> None:
-    from nightlab_core.runtime.graphs import tensorrt_graph
+    from nightlab_core.runtime.engines.tensorrt.graphs import tensorrt_graph
 
     model = tensorrt_graph(onnx.load(tiny.path("region")), "float16", {}).SerializeToString()
     crop = (10, 16, 16, 3)  # the network has 32x48
@@ -231,9 +245,9 @@ def test_tensorrt_itself_builds_on_the_gpu_only() -> None:
 KILLED_BUILD = """
 import os, signal, sys
 from pathlib import Path
-from nightlab_core.runtime import builder
+from nightlab_core.runtime.engines.tensorrt import build as builder
 from nightlab_core.runtime.bundle import load_bundle
-from nightlab_core.runtime.flavours import import_flavour
+from nightlab_core.runtime.engines.tensorrt.libraries import import_flavour
 
 folder, moment = Path(sys.argv[2]), sys.argv[3]
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)

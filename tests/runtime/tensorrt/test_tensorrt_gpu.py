@@ -19,14 +19,14 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from nightlab_core.data.night import render_scene
+from nightlab_core.data.rendered.night import render_scene
 from nightlab_core.runtime.bundle import ENGINE_KINDS, default_bundle, load_bundle
-from nightlab_core.runtime.choice import Engines, open_engines
-from nightlab_core.runtime.cuda import Cuda, find_device
-from nightlab_core.runtime.flavours import installed_flavours
-from nightlab_core.runtime.onnxruntime import OnnxRuntimeEngine
-from nightlab_core.runtime.plans import plan_files, read_plan
-from nightlab_core.runtime.tensorrt import TensorRtEngine
+from nightlab_core.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from nightlab_core.runtime.engines.open import Engines, open_engines
+from nightlab_core.runtime.engines.tensorrt.cuda import Cuda, find_device
+from nightlab_core.runtime.engines.tensorrt.engine import TensorRtEngine
+from nightlab_core.runtime.engines.tensorrt.libraries import installed_flavours
+from nightlab_core.runtime.engines.tensorrt.plans import plan_files, read_plan
 
 DEVICE, REASON = find_device()
 pytestmark = [
@@ -173,7 +173,7 @@ def test_a_cuda_graph_gives_the_same_answers(engines: Engines, folder: Path) -> 
 def test_a_second_process_loads_the_same_plans(engines: Engines, folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in plan_files(folder)}
     code = (
-        "from nightlab_core.runtime.bundle import *; from nightlab_core.runtime.choice import open_engines\n"
+        "from nightlab_core.runtime.bundle import *; from nightlab_core.runtime.engines.open import open_engines\n"
         f"print(open_engines(load_bundle(default_bundle()), engine='tensorrt', frame_hw={FRAME_HW}).image.name)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)

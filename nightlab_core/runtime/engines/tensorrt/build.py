@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nightlab_core.runtime.bundle import Bundle, EngineKind
-from nightlab_core.runtime.compiler import BuildStopped, OnProgress, Progress, serialize
-from nightlab_core.runtime.flavours import Flavour, Target, TensorRtError, platform_name
-from nightlab_core.runtime.plans import (
+from nightlab_core.runtime.engines.tensorrt.compiler import BuildStopped, OnProgress, Progress, serialize
+from nightlab_core.runtime.engines.tensorrt.libraries import Flavour, Target, TensorRtError, platform_name
+from nightlab_core.runtime.engines.tensorrt.plans import (
     PlanError,
     PlanHeader,
     PlanKey,
@@ -110,7 +110,7 @@ def _rewritten(path: Path, key: PlanKey) -> tuple[bytes, dict[str, TensorInfo], 
     try:
         import onnx
 
-        from nightlab_core.runtime.graphs import tensorrt_graph
+        from nightlab_core.runtime.engines.tensorrt.graphs import tensorrt_graph
     except ImportError as error:
         raise ImportError(
             f"building TensorRT engines needs packages of which one is missing ({error}): pip install onnx onnxruntime"

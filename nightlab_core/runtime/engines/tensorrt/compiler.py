@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nightlab_core.runtime.bundle import EngineKind
-from nightlab_core.runtime.flavours import Flavour, Target, TensorRtError
-from nightlab_core.runtime.plans import PlanKey, Range, Shape
+from nightlab_core.runtime.engines.tensorrt.libraries import Flavour, Target, TensorRtError
+from nightlab_core.runtime.engines.tensorrt.plans import PlanKey, Range, Shape
 
 POLL_S = 0.02
 

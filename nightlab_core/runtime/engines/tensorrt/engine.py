@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from nightlab_core.runtime.cuda import Cuda, CudaError
-from nightlab_core.runtime.engine import TensorSpec, check_inputs
-from nightlab_core.runtime.flavours import Flavour, TensorRtError
-from nightlab_core.runtime.plans import PlanHeader, Range, Shape, TensorInfo, covers
+from nightlab_core.runtime.engines.engine import TensorSpec, check_inputs
+from nightlab_core.runtime.engines.tensorrt.cuda import Cuda, CudaError
+from nightlab_core.runtime.engines.tensorrt.libraries import Flavour, TensorRtError
+from nightlab_core.runtime.engines.tensorrt.plans import PlanHeader, Range, Shape, TensorInfo, covers
 
 LOADED_PLANS = 2
 

@@ -17,7 +17,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, inliner, numpy_helper, parser, shape_inference
 
-from nightlab_core.runtime.half import to_half
+from nightlab_core.runtime.engines.tensorrt.half import to_half
 
 Precision = Literal["float32", "float16"]
 

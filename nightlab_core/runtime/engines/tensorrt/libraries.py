@@ -17,7 +17,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any, Literal, get_args
 
-from nightlab_core.runtime.cuda import Device
+from nightlab_core.runtime.engines.tensorrt.cuda import Device
 
 FlavourName = Literal["tensorrt", "tensorrt_rtx"]
 #: Packages to name when one is missing.

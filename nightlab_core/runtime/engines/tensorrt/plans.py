@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from nightlab_core.config import Settings
 from nightlab_core.runtime.bundle import EngineKind
-from nightlab_core.runtime.flavours import FlavourName, Target
+from nightlab_core.runtime.engines.tensorrt.libraries import FlavourName, Target
 
 FORMAT = 1
 SUFFIX = ".plan"
