@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put the stages' checkpoints together into one NightLab checkpoint, which `nightlab_core.export.export` turns to a bundle.
+"""Put the stages' checkpoints together into one NightLab checkpoint, which the export turns into a bundle.
 
 python -m training.assemble config/train/lite_hdm_bundle.yaml --out runs/nightlab-lite.pt
 """

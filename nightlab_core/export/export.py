@@ -49,7 +49,7 @@ class ModelCard(Settings):
     trained_on: tuple[str, ...]
     licence: str
     input_hw: tuple[int, int] = (480, 640)
-    #: What `training.assemble` added to the region level's logits; a training that goes on from here takes it off again.
+    #: What `training.assemble` added to the region level's logits; training that continues from here removes it.
     region_offsets: dict[str, float] = Field(default_factory=dict)
 
 

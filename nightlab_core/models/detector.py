@@ -74,7 +74,7 @@ class RegionDetector(nn.Module):
         aspect_ratios: height / width of the anchors: poles are tall, cars are wide.
         max_boxes: proposals returned, best first, before non-maximum suppression.
         hdm_channels: width of the hardness detection module, which ranks the proposals by what the region level brings
-            (the paper's HDM; `training.stages.hdm`); 0 for none, which ranks them by their objectness (the paper's RDN).
+            (the paper's HDM); 0 for none, which ranks them by their objectness (the paper's RDN).
     """
 
     def __init__(

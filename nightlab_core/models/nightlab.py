@@ -4,7 +4,7 @@
     frame -> image level ----------------------------> labels, confidence --+
     frame -> hardness -> boxes -> crops -> region level -> labels, confidence + merge -> mask
 
-The three methods `image_level`, `hardness` and `region_level` are what `nightlab_core.export.export` writes to a bundle.
+The three methods `image_level`, `hardness` and `region_level` are what `nightlab_core.export` writes to a bundle.
 """
 
 from __future__ import annotations

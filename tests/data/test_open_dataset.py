@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from trees import write_image, write_label
 
-from nightlab_core.data.datasets import bdd
+from nightlab_core.data.datasets import bdd, datasets
 from nightlab_core.data.datasets.datasets import (
     DATASETS,
     DatasetError,
     cityscapes,
-    datasets,
     nightcity,
     open_dataset,
 )

@@ -14,7 +14,7 @@ onnx = pytest.importorskip("onnx")
 
 from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data.rendered import night  # noqa: E402
-from nightlab_core.export import parity
+from nightlab_core.export import parity  # noqa: E402
 from nightlab_core.export.export import (  # noqa: E402
     ModelCard,
     export_bundle,

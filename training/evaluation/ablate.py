@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Print the paper's ladder on any data set: what each network and each choice of boxes adds, and how much is left.
 
-python -m training.evaluation.ablate config/ablate/lite.yaml --data DATA --set camvid/val --json results.json --markdown results.md
+python -m training.evaluation.ablate config/ablate/lite.yaml --data DATA --set camvid/val --json results.json
 
 Every network runs once a frame, whatever number of rows uses it. A row whose checkpoint is not there is shown as not
 trained, with the command that trains it; `--keep results.json` shows what an earlier run measured of it instead, and

@@ -2,7 +2,7 @@
 """Measure a bundle or a checkpoint on labelled images, image level beside both levels.
 
 python -m training.evaluation.evaluate BUNDLE --data DATA --set camvid/val
-python -m training.evaluation.evaluate runs/lite_image/checkpoint.pt --data DATA --set camvid/val --flip --scales 0.75 1 1.25
+python -m training.evaluation.evaluate runs/lite_image/checkpoint.pt --data DATA --set camvid/val --flip
 
 A bundle runs as in the vehicle, a checkpoint (of a whole NightLab or of an image-level stage) in torch.
 """

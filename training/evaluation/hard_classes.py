@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Name the hard classes: those whose IoU is below 0.5 on data held out from training (NightLab, CVPR 2022).
 
-python -m training.evaluation.hard_classes runs/lite_image/checkpoint.pt --data DATA --set camvid/val --set nightcoarse/val \\
+python -m training.evaluation.hard_classes runs/lite_image/checkpoint.pt --data DATA --set camvid/val \\
     --out runs/hard_classes.yaml
 
 The model is the image level's checkpoint, which says itself what it was trained on: a set that shares a frame with that

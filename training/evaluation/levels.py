@@ -127,9 +127,7 @@ def load_detector(path: Path) -> tuple[RegionDetector, tuple[int, int]]:
     detector = _settings_of(state).build_detector()
     weights = _part(checkpoints.load_weights(path), "detector")
     if not weights:
-        raise ValueError(
-            f"{path} holds no region detector; expected a checkpoint of training.stages.detector or training.stages.hdm"
-        )
+        raise ValueError(f"{path} holds no region detector; expected a checkpoint of the stage detector or hdm")
     detector.load_state_dict(weights)
     return detector.eval(), _input_hw(state)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of results, written from what `training.evaluation.ablate --json` stored, so that no figure is typed by hand.
+"""The page of results, written from what `training.evaluation.ablate --json` stored.
 
 python -m training.evaluation.results results.json --out docs/results.md
 """
@@ -17,7 +17,7 @@ from training.evaluation.figures import Difference
 
 _INTRODUCTION = """# Results
 
-Written by `python -m training.evaluation.ablate {recipe} --data DATA {sets} --markdown FILE`; no figure here is typed by hand.
+Written by `python -m training.evaluation.ablate {recipe} --data DATA {sets} --markdown FILE`.
 
 Mean IoU in percent, from one confusion matrix over all frames of a set; pixels without a label are left out, classes
 without a true pixel are absent. A bundle is read by the vehicle's engines in float32, single scale. In brackets, the
@@ -52,7 +52,7 @@ def write_page(results: dict[str, Any], out: Path, stored: Path | None = None) -
     if shown:
         parts.append(
             "\n## Good and bad frames\n\nRendered night scenes that no recipe trains on, by"
-            " `python -m training.evaluation.pictures BUNDLE --out docs/images`: the frame with its regions, image level, both"
+            " `python -m training.evaluation.pictures BUNDLE --out DIR`: the frame, its regions, image level, both"
             " levels, truth.\n"
         )
         parts += [f"\n{_PICTURES[name]}\n\n![{_PICTURES[name]}](images/{name})\n" for name in shown]

@@ -134,9 +134,7 @@ def load_relam(level: Level, checkpoint: Path) -> None:
     weights = load_weights(checkpoint)
     found = {k.removeprefix("generator."): v for k, v in weights.items() if k.startswith("generator.")}
     if not found:
-        raise ValueError(
-            f"{checkpoint} holds no light adaptation; expected a checkpoint that training.stages.relam wrote"
-        )
+        raise ValueError(f"{checkpoint} holds no light adaptation; expected a checkpoint of the stage relam")
     if {k: v.shape for k, v in level.relam.state_dict().items()} != {k: v.shape for k, v in found.items()}:
         raise ValueError(f"relam_from: {checkpoint} does not fit model.relam of the recipe; expected the same settings")
     level.relam.load_state_dict(found)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the segmenter of either level: `python -m training.stages.segmenter config/train/lite_image.yaml --data D --out O`."""
+"""Train the segmenter of either level.
+
+python -m training.stages.segmenter config/train/lite_image.yaml --data DATA --out OUT
+"""
 
 from __future__ import annotations
 

@@ -48,9 +48,10 @@ def bdd100k(root: Path, split: str, pattern: str = "*", complete: bool = True) -
 
 
 def bdd100k_night(root: Path, split: str, pattern: str = "*", complete: bool = True) -> LabelledImages:
-    """BDD100K's labelled night frames: those in root/night.txt, which `python -m nightlab_core.data.datasets.bdd_night` writes.
+    """BDD100K's labelled night frames: those in root/night.txt.
 
-    A line of it is "val/81d5165d-fcfc6c67". Judged in 18 classes, as these frames hold no train. Listed frames whose
+    `python -m nightlab_core.data.datasets.bdd_night` writes it; a line is "val/81d5165d-fcfc6c67".
+    Judged in 18 classes, as these frames hold no train. Listed frames whose
     image or mask is not there are an error; `complete=False` leaves them out.
     """
     return _listed(root, split, pattern, complete, "night.txt", "")
