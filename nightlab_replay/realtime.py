@@ -14,12 +14,12 @@ import numpy as np
 from nightlab_core.data.bags.read import Bag, BagFrame
 from nightlab_core.data.bags.storage import BagError
 from nightlab_core.labels import ClassSet
+from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.execute import Span, SpanResult, pack_masks
 from nightlab_replay.judge import Judge
 from nightlab_replay.overlap import ahead
 from nightlab_replay.records import Counts, FrameRecord
-from nightlab_ros.latest import LatestWorker
 
 #: Messages that are read before they are due, so that a slow disk does not bend the rate.
 _DEPTH = 8

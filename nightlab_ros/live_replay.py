@@ -61,10 +61,10 @@ class Received:
 
 
 class Camera(Child):
-    """`nightlab_replay.camera` as a process of its own."""
+    """`nightlab_ros.bag_player` as a process of its own."""
 
     def __init__(self, arguments: list[str], log: Path) -> None:
-        super().__init__("nightlab_replay.camera", arguments, log, piped=True)
+        super().__init__("nightlab_ros.bag_player", arguments, log, piped=True)
         self.images: list[SentImage] = []
         self.knocked: list[SentImage] = []
 

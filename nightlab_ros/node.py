@@ -35,10 +35,10 @@ except ImportError:  # its name in ROS 2 Humble
 
 from nightlab_core.data.images import ImageError, compressed_to_bgr, converter_name, image_to_bgr
 from nightlab_core.runtime.bundle import default_bundle
+from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_ros.building import BuildReporter
 from nightlab_ros.health import LOSS_ADVICE, Health, Report
-from nightlab_ros.latest import LatestWorker
 from nightlab_ros.params import ParameterError, changed, declare, unknown_parameters
 from nightlab_ros.publishers import RELIABLE, Publishers, diagnostics
 

@@ -20,9 +20,9 @@ from nightlab_core.data.bags.read import Bag
 from nightlab_core.data.bags.write import Packing
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_replay.camera import stamp_of, with_stamp
 from nightlab_replay.judge import Judge
 from nightlab_replay.records import load_run
+from nightlab_ros.bag_player import stamp_of, with_stamp
 from nightlab_ros.live_replay import SentImage, answered_part
 
 ROOT = Path(__file__).parents[2]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Play a bag's images to a camera topic at the recorded rate, with /clock, from a process of its own.
 
-    python -m nightlab_replay.camera drive.mcap --topic /camera/image_raw --first 0 --stop 100
+    python -m nightlab_ros.bag_player drive.mcap --topic /camera/image_raw --first 0 --stop 100
 
 The messages are published byte by byte as they were recorded. Until a line comes on standard input the first one is
 sent now and then, with a stamp of its own (a few ns before it was recorded): the path is then known to work, and warm.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 
-from nightlab_ros.latest import LatestWorker
+from nightlab_core.runtime.latest import LatestWorker
 
 
 class Gate:
