@@ -9,7 +9,6 @@ integer, and merging is putting chunks in order, so that it does not matter who 
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nightlab_core.files import atomic_path, write_atomic
 from nightlab_core.labels import CLASS_SETS, ClassSet
 from nightlab_core.runtime.engines.engine import EngineChoice
 from nightlab_core.runtime.pipeline import PipelineSettings
@@ -210,7 +210,7 @@ class StoreError(ValueError):
 def write_run(folder: Path, run: Run) -> None:
     """Write run.json, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "run.json", (run.model_dump_json(indent=1) + "\n").encode())
+    write_atomic(folder / "run.json", run.model_dump_json(indent=1) + "\n")
 
 
 def read_run(folder: Path) -> Run:
@@ -234,10 +234,7 @@ def write_chunk(folder: Path, records: Sequence[FrameRecord], counts: Counts) ->
     if len(counts) != sum(r.labelled for r in records):
         raise ValueError(f"{len(counts)} rows of counts for {sum(r.labelled for r in records)} labelled frames")
     text = json.dumps([asdict(r) for r in records], separators=(",", ":")).encode()
-    path = chunk_path(folder, records[0].bag, records[0].index)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with atomic_path(chunk_path(folder, records[0].bag, records[0].index)) as path, path.open("wb") as file:
         np.savez_compressed(
             file,
             records=np.frombuffer(text, np.uint8),
@@ -245,7 +242,6 @@ def write_chunk(folder: Path, records: Sequence[FrameRecord], counts: Counts) ->
             reliability=counts.reliability.astype(np.uint32),
             confidence_sum=counts.confidence_sum,
         )
-    temporary.replace(path)
 
 
 def chunk_path(folder: Path, bag: str, first_index: int) -> Path:
@@ -301,13 +297,3 @@ def _record(values: dict[str, Any]) -> FrameRecord:
         values[key] = None if values[key] is None else tuple(values[key])
     values["boxes_xyxy"] = tuple(map(tuple, values["boxes_xyxy"]))
     return FrameRecord(**values)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from nightlab_core.data.bags.read import Bag
 from nightlab_core.data.bags.storage import BagError, bag_files
+from nightlab_core.files import write_atomic
 from nightlab_core.labels import CLASS_SETS, ClassSet
 from nightlab_replay.execute import BagSource, Span, SpanResult
 from nightlab_replay.provenance import Hashes, machine, versions
@@ -31,7 +32,6 @@ from nightlab_replay.records import (
     load_records,
     read_chunk,
     read_run,
-    write_atomic,
     write_chunk,
     write_run,
 )

@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from nightlab_core.config import Settings
+from nightlab_core.files import atomic_path
 
 #: What may change between two halves of a run: none of it decides what is learnt. The batch of all processes together
 #: is compared by itself, so that four processes may go on where one with four times the batch was stopped.
@@ -31,21 +31,9 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write whole or not at all: who is killed, or loses power, meanwhile leaves the one before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def write(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint, see `whole_file`."""
-    with whole_file(path) as file:
+    """Write a checkpoint atomically."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         torch.save(state, file)
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from nightlab_core.config import Settings
 from nightlab_core.export.parity import check_parity, print_parity, read_frames
+from nightlab_core.files import atomic_path
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.models.deform import DeformConv2d, DeformForm
 from nightlab_core.models.nightlab import NightLab, NightLabSettings
@@ -66,8 +67,8 @@ def save_checkpoint(path: Path, model: NightLab, settings: NightLabSettings, car
             " part of the network would be dead. Train the stage on from its checkpoint, which begins statistics anew"
         )
     state = {"settings": settings.model_dump(mode="json"), "card": card.model_dump(mode="json"), "weights": weights}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, path)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
 
 
 def load_checkpoint(path: Path) -> tuple[NightLab, NightLabSettings, ModelCard]:

@@ -7,7 +7,6 @@ A bundle is data: it holds no pickle and runs no code when it is loaded, and eve
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from nightlab_core.config import ConfigError, Settings, load_yaml, read_yaml
+from nightlab_core.files import write_atomic
 from nightlab_core.labels import CLASS_SETS, IGNORE_ID, ClassSet
 from nightlab_core.runtime.engines.engine import Engine, TensorSpec
 
@@ -190,12 +190,7 @@ def write_manifest(directory: str | Path, manifest: Manifest) -> Manifest:
     for engine in data["engines"].values():
         engine["sha256"] = sha256_of(folder / engine["file"])
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
-    temporary = folder / f".{MANIFEST_NAME}.{os.getpid()}"
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / MANIFEST_NAME)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(folder / MANIFEST_NAME, text)
     return load_yaml(folder / MANIFEST_NAME, Manifest)
 
 

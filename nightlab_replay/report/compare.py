@@ -22,10 +22,11 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.markup import escape
 
+from nightlab_core.files import write_atomic
 from nightlab_replay.comparison import Comparison, compare
 from nightlab_replay.intervals import BLOCK_S, LEAST_BLOCKS
 from nightlab_replay.pairing import CompareError, Pairs, pair
-from nightlab_replay.records import FrameRecord, StoreError, load_run, write_atomic
+from nightlab_replay.records import FrameRecord, StoreError, load_run
 from nightlab_replay.report import charts
 from nightlab_replay.report.drawings import in_percent, whisker
 from nightlab_replay.report.page import jpeg_uri, percent, write_page
@@ -85,7 +86,7 @@ def write_comparison(
     pairs = pair(load_run(first), load_run(second))
     found = compare(pairs, (str(first), str(second)), fail_below, no_worse_than)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / FIGURES, (found.model_dump_json(indent=1) + "\n").encode())
+    write_atomic(out / FIGURES, found.model_dump_json(indent=1) + "\n")
     sheets, missing = _sheets(pairs) if pictures else ([], "")
     classes = pairs.second.run.settings.class_set
     write_page(

@@ -12,6 +12,8 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from nightlab_core.files import write_atomic
+
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("nightlab_replay", "templates"),
     autoescape=True,
@@ -23,10 +25,7 @@ _ENVIRONMENT = jinja2.Environment(
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Fill a template of nightlab_replay/templates and write it, whole or not at all."""
-    page = _ENVIRONMENT.get_template(template).render(values)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_atomic(path, _ENVIRONMENT.get_template(template).render(values))
 
 
 def jpeg_uri(image_bgr: np.ndarray, quality: int = 80) -> Markup:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from nightlab_core.files import write_atomic
 from nightlab_replay.intervals import BLOCK_S, LEAST_BLOCKS
-from nightlab_replay.records import METHODS, FrameRecord, RunData, load_run, write_atomic
+from nightlab_replay.records import METHODS, FrameRecord, RunData, load_run
 from nightlab_replay.report.drawings import METHOD_NAMES, draw, most_mixed
 from nightlab_replay.report.page import jpeg_uri, write_page
 from nightlab_replay.report.pictures import Again, PicturesError, frame_miou, run_panels, worst_frames
@@ -33,8 +34,8 @@ def write_report(folder: Path, *, pictures: bool = True) -> Report:
     """
     data = load_run(folder)
     report = summarize(data)
-    write_atomic(folder / FIGURES, (report.model_dump_json(indent=1) + "\n").encode())
-    write_atomic(folder / FRAMES, frames_csv(data).encode())
+    write_atomic(folder / FIGURES, report.model_dump_json(indent=1) + "\n")
+    write_atomic(folder / FRAMES, frames_csv(data))
     sheets, missing = _sheets(data) if pictures else ([], "")
     classes = data.run.settings.class_set
     write_page(

@@ -160,7 +160,7 @@ def test_a_checkpoint_has_its_name_once_it_is_on_the_disk(tmp_path: Path, monkey
     monkeypatch.setattr(os, "fsync", lambda file: (seen.append("sync"), sync(file)))
     monkeypatch.setattr(Path, "replace", lambda self, to: (seen.append("name"), rename(self, to)))
     write(tmp_path / "a" / "checkpoint.pt", {"model": {}})
-    assert seen == ["sync", "name"] and [p.name for p in (tmp_path / "a").iterdir()] == ["checkpoint.pt"]
+    assert seen == ["sync", "name", "sync"] and [p.name for p in (tmp_path / "a").iterdir()] == ["checkpoint.pt"]
 
 
 def test_a_checkpoint_from_before_a_setting_was_added_goes_on(tmp_path: Path) -> None:

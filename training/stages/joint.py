@@ -267,8 +267,7 @@ def train(recipe: JointRecipe, data: Path, out: Path) -> None:
         weights = load_weights(out / "checkpoint.pt")
         whole = {k.removeprefix("nightlab."): v for k, v in weights.items() if k.startswith("nightlab.")}
         nightlab.load_state_dict(whole)
-        write(nightlab, recipe, out / "nightlab.part")
-        (out / "nightlab.part").replace(out / "nightlab.pt")
+        write(nightlab, recipe, out / "nightlab.pt")
 
 
 def main() -> None:

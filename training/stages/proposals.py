@@ -18,12 +18,12 @@ import torch
 from rich.progress import track
 
 from nightlab_core.data.datasets import datasets
+from nightlab_core.files import atomic_path
 from nightlab_core.labels import CITYSCAPES19, ClassSet, in_class_set
 from nightlab_core.metrics import confusion_matrix
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import ENGINE_KINDS, load_bundle, sha256_of
-from training.checkpoint import whole_file
 from training.data import Samples, SourceSettings
 from training.evaluation import levels
 from training.evaluation.gains import Merge, RegionGains, equation6, miou_gain, region_gains
@@ -183,5 +183,5 @@ def _joined(parts: list[Proposals]) -> Proposals:
 
 def _save(path: Path, proposals: Proposals, made_by: dict[str, object]) -> None:
     columns = {f.name: getattr(proposals, f.name) for f in fields(Proposals)}
-    with whole_file(path) as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, made_by=np.array(json.dumps(made_by)), **columns)

@@ -26,6 +26,7 @@ from typing import BinaryIO, Literal
 from pydantic import ValidationError
 
 from nightlab_core.config import Settings
+from nightlab_core.files import atomic_path
 from nightlab_core.runtime.bundle import EngineKind
 from nightlab_core.runtime.engines.tensorrt.libraries import FlavourName, Target
 
@@ -189,30 +190,15 @@ def write_plan(folder: Path, header: PlanHeader, plan: bytes) -> Path:
     """
     line = header.model_dump_json().encode()
     path = folder / header.key.file_name
-    temporary = folder / f".{path.name}.{os.getpid()}"
     try:
-        with temporary.open("wb") as file:
-            file.write(f"{MAGIC} {FORMAT} {hashlib.sha256(line).hexdigest()}\n".encode() + line + b"\n")
-            file.write(plan)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-        _sync(folder)
+        with atomic_path(path) as temporary:
+            with temporary.open("wb") as file:
+                file.write(f"{MAGIC} {FORMAT} {hashlib.sha256(line).hexdigest()}\n".encode() + line + b"\n")
+                file.write(plan)
+            temporary.chmod(0o644)
     except OSError as error:
         raise PlanError(f"{folder}: the plan cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
-
-
-def _sync(folder: Path) -> None:
-    """Make sure that a new name in the folder outlasts a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

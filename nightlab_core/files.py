@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write files atomically: a reader, or a process that is killed, never leaves or sees half of one."""
+
+from __future__ import annotations
+
+import glob
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+#: Age in seconds after which the temporary file of another process counts as left by a killed one.
+_ABANDONED_AFTER_S = 3600
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a whole file, text as UTF-8, and replace `path` with it. Raises OSError and leaves `path` as it was."""
+    temporary = _temporary(path)
+    try:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, and move the file written there to `path` when the block ends.
+
+    For large files: the data reaches the disk before `path` is replaced, so `path` is whole even after a loss of power.
+    The folder is created if missing. If the block raises, `path` stays as it was. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Delete temporary files of killed processes, each of which may be as large as a checkpoint."""
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        try:
+            if time.time() - other.stat().st_mtime > _ABANDONED_AFTER_S:
+                other.unlink()
+        except FileNotFoundError:  # another process removed it first
+            continue
+
+
+def _sync(path: Path) -> None:
+    """Force a file, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
