@@ -36,7 +36,7 @@ from nightlab_replay.progress import ReplayLine
 from nightlab_replay.provenance import bundle_info
 from nightlab_replay.records import ReplaySettings, Run, first_frame_hw
 from nightlab_replay.report.report import write_report
-from nightlab_ros.demo.processes import DemoError
+from nightlab_ros.processes import DemoError
 
 #: Of `PipelineSettings`: what can be set as --set name=value.
 _PIPELINE = ", ".join(PipelineSettings.model_fields)

@@ -31,8 +31,8 @@ from nightlab_replay.execute import Span, SpanResult, pack_arrays
 from nightlab_replay.judge import Answer, Judge
 from nightlab_replay.records import Counts, FrameRecord, Run
 from nightlab_ros.demo.demo import ANSWER_TIMEOUT_S, QUIET_S
-from nightlab_ros.demo.monitor import NODE, Monitor
-from nightlab_ros.demo.processes import Child, DemoError, ros_environment
+from nightlab_ros.mask_recorder import NODE, Monitor
+from nightlab_ros.processes import Child, DemoError, ros_environment
 
 LOST = "no mask came back: the node took a newer frame, or the transport lost it"
 

@@ -37,9 +37,9 @@ from nightlab_core.data.images import ImageError, compressed_to_bgr, converter_n
 from nightlab_core.runtime.bundle import default_bundle
 from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_ros.building import BuildReporter
+from nightlab_ros.build_progress import BuildReporter
 from nightlab_ros.health import LOSS_ADVICE, Health, Report
-from nightlab_ros.params import ParameterError, changed, declare, unknown_parameters
+from nightlab_ros.parameters import ParameterError, changed, declare, unknown_parameters
 from nightlab_ros.publishers import RELIABLE, Publishers, diagnostics
 
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)

@@ -27,10 +27,10 @@ from rich.table import Table
 from nightlab_core.data.frames import FrameSource, open_frames
 from nightlab_core.runtime.bundle import BundleError, default_bundle, load_bundle
 from nightlab_replay.report.page import write_jpeg
-from nightlab_ros.demo.monitor import Monitor
-from nightlab_ros.demo.processes import Child, DemoError, LiveLine, ros_environment
 from nightlab_ros.demo.report import Recording, write_report
+from nightlab_ros.mask_recorder import Monitor
 from nightlab_ros.player import FRAME_ID, add_source_arguments, source_from
+from nightlab_ros.processes import Child, DemoError, LiveLine, ros_environment
 
 ANSWER_TIMEOUT_S = 240.0
 #: Longer than any frame takes: after so much silence what has not come back will not come.

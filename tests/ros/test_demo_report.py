@@ -12,8 +12,8 @@ import pytest
 from nightlab_core.data.frames import open_frames
 from nightlab_core.labels import CAMVID11, CITYSCAPES19
 from nightlab_ros.demo.demo import table
-from nightlab_ros.demo.processes import live_state
 from nightlab_ros.demo.report import Mask, Recording, Sent, problems, write_report
+from nightlab_ros.processes import live_state
 
 SIZE_HW = (4, 6)
 DIAGNOSTICS = {"dropped": "1", "failed": "0", "image_ms_p50": "5.00", "image_ms_p95": "6.00", "image_ms_p99": "7.50"}

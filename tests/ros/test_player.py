@@ -17,9 +17,9 @@ from ros_harness import Client, wait_until
 from sensor_msgs.msg import Image
 from tiny_bags import IMAGES, make_frames, write_tiny_bag
 
-from nightlab_ros.demo.processes import Child, DemoError
 from nightlab_ros.live_replay import Camera
 from nightlab_ros.node import BEST_EFFORT
+from nightlab_ros.processes import Child, DemoError
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 COUNT = 3

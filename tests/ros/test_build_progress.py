@@ -18,8 +18,8 @@ from lifecycle_msgs.msg import Transition
 from ros_harness import Client, NodeProcess
 
 from nightlab_core.runtime.engines.tensorrt.compiler import Progress
-from nightlab_ros import building
-from nightlab_ros.building import BuildReporter
+from nightlab_ros import build_progress
+from nightlab_ros.build_progress import BuildReporter
 from nightlab_ros.health import Report
 
 pytestmark = pytest.mark.ros
@@ -136,7 +136,7 @@ def test_progress_is_published_now_and_then(monkeypatch: pytest.MonkeyPatch) -> 
     published: list[Report] = []
     logged: list[str] = []
     now_s = [0.0]
-    monkeypatch.setattr(building.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(build_progress.time, "monotonic", lambda: now_s[0])
     stop = threading.Event()
     report = BuildReporter(published.append, logged.append, stop)
     for step in range(101):

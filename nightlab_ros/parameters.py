@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node's parameters: one settings class, from which their ROS descriptors, their checks and their table derive.
 
-``python -m nightlab_ros.params`` prints the table as Markdown.
+``python -m nightlab_ros.parameters`` prints the table as Markdown.
 """
 
 from __future__ import annotations

@@ -12,7 +12,14 @@ import pytest
 import yaml
 
 from nightlab_core.runtime.pipeline import PipelineSettings
-from nightlab_ros.params import NodeSettings, ParameterError, _descriptor, changed, markdown_table, unknown_parameters
+from nightlab_ros.parameters import (
+    NodeSettings,
+    ParameterError,
+    _descriptor,
+    changed,
+    markdown_table,
+    unknown_parameters,
+)
 
 ROOT = Path(__file__).parents[2]
 FIELDS = NodeSettings.model_fields
@@ -131,4 +138,4 @@ def test_the_readme_s_table_is_the_code_s() -> None:
         pytest.skip("there is no README.md")
     table = re.search(r"<!-- parameters -->\n(.*?)<!-- /parameters -->", readme.read_text(encoding="utf-8"), re.DOTALL)
     assert table, "README.md needs the lines <!-- parameters --> and <!-- /parameters --> with the table between them"
-    assert table[1].strip() == markdown_table(), "put the output of python -m nightlab_ros.params there"
+    assert table[1].strip() == markdown_table(), "put the output of python -m nightlab_ros.parameters there"
