@@ -74,12 +74,12 @@ train-lite: .given-data $(TEST_ENV)/.ready ## train the lite bundle on, from the
 	@# HDM learns from what both levels read in the plain detector's boxes: once a stage before it is trained again, so is HDM.
 	[ -e runs/lite_rdn_bundle/.done ] && [ -z "$$(find runs/lite_image runs/lite_region runs/lite_detector -name checkpoint.pt -newer runs/lite_rdn_bundle/.done)" ] || { \
 		rm -rf runs/lite_rdn_bundle runs/lite_hdm_helps runs/lite_proposals.npz && \
-		$(TRAIN) -m training.assemble $(RECIPES)/lite_bundle.yaml --out runs/lite_rdn_bundle.pt && \
+		$(TRAIN) -m training.combine_checkpoints $(RECIPES)/lite_bundle.yaml --out runs/lite_rdn_bundle.pt && \
 		$(TRAIN) -m nightlab_core.export.export runs/lite_rdn_bundle.pt runs/lite_rdn_bundle --frames $(FRAMES) && \
 		$(TRAIN) -m training.evaluation.evaluate runs/lite_rdn_bundle --data '$(DATA)' --set camvid/val --set nightcoarse/val --record && \
 		touch runs/lite_rdn_bundle/.done; }
 	$(TRAIN) -m training.stages.hdm $(RECIPES)/lite_hdm_helps.yaml --data '$(DATA)' --out runs/lite_hdm_helps
-	$(TRAIN) -m training.assemble $(RECIPES)/lite_hdm_bundle.yaml --out runs/nightlab-lite.pt
+	$(TRAIN) -m training.combine_checkpoints $(RECIPES)/lite_hdm_bundle.yaml --out runs/nightlab-lite.pt
 	$(TRAIN) -m nightlab_core.export.export runs/nightlab-lite.pt runs/nightlab-lite --frames $(FRAMES)
 	$(TRAIN) -m training.evaluation.evaluate runs/nightlab-lite --data '$(DATA)' --set camvid/val --set nightcoarse/val --record
 	@# The bundle is made. What follows it does not take: hard classes as measured, light adaptation taught by itself, and

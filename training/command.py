@@ -32,7 +32,7 @@ def run_stage(
     parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint; an unfinished run goes on")
     arguments = parser.parse_args()
-    with errors_in_words(resumes=True):
+    with exit_on_error(resumes=True):
         recipe = load_recipe(arguments.recipe, recipe_class)
         checkpoint = arguments.out / "checkpoint.pt"
         if is_finished(checkpoint, recipe) and (arguments.out / result).is_file():
@@ -43,7 +43,7 @@ def run_stage(
 
 
 @contextmanager
-def errors_in_words(resumes: bool = False) -> Iterator[None]:
+def exit_on_error(resumes: bool = False) -> Iterator[None]:
     """Turn the errors that a user can mend to one line on stderr and exit status 1 (130 for Ctrl-C).
 
     resumes: whether the command, given again, goes on where it was. `python -X dev` shows the traceback too.

@@ -21,7 +21,7 @@ from nightlab_core.config import Settings
 from training import checkpoint as checkpoints
 from training.checkpoint import load_weights
 from training.distributed import start_fabric, synchronise_batch_norm
-from training.monitor import Monitor
+from training.step_log import StepLog
 
 __all__ = ["LoopSettings", "Losses", "Mean", "fit", "learning_rate_at", "load_weights"]
 
@@ -160,7 +160,7 @@ def fit(
         generator=torch.Generator(),  # its own, or it would draw from the step's
     )
     board = checkpoint.parent if settings.tensorboard else None
-    with Monitor(first, settings.steps, settings.log_every, board, shown=fabric.is_global_zero) as monitor:
+    with StepLog(first, settings.steps, settings.log_every, board, shown=fabric.is_global_zero) as log:
         for step, batch in enumerate(batches, start=first):
             _seed(settings.seed, step, fabric.global_rank)
             rate = learning_rate_at(step, settings)
@@ -180,7 +180,7 @@ def fit(
             if average is not None:
                 average.update_parameters(model)
             done = step + 1
-            monitor.update(done, values, rate, gradient)
+            log.update(done, values, rate, gradient)
             if fabric.is_global_zero and (done % settings.checkpoint_every == 0 or done == settings.steps):
                 state = {
                     "model": model.state_dict(),

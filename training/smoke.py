@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from nightlab_core.config import Settings, replace
 from nightlab_core.models.deform import set_deform_form
 from nightlab_core.models.output_labels import OutputLabels
-from training.command import errors_in_words
+from training.command import exit_on_error
 from training.loop import Losses, fit
 from training.recipes import load_recipe
 from training.stages import detector, joint, relam, segmenter
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=0, help="images a step (default: the recipe's)")
     parser.add_argument("--precision", default="", help="such as 32-true (default: the recipe's)")
     arguments = parser.parse_args()
-    with errors_in_words():
+    with exit_on_error():
         figures = smoke(arguments.recipe, arguments.steps, arguments.batch_size, arguments.precision)
     print("  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
 

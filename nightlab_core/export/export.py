@@ -50,7 +50,7 @@ class ModelCard(Settings):
     trained_on: tuple[str, ...]
     licence: str
     input_hw: tuple[int, int] = (480, 640)
-    #: What `training.assemble` added to the region level's logits; training that continues from here removes it.
+    #: What `training.combine_checkpoints` added to the region level's logits; further training removes it.
     region_offsets: dict[str, float] = Field(default_factory=dict)
 
 
@@ -75,7 +75,7 @@ def load_checkpoint(path: Path) -> tuple[NightLab, NightLabSettings, ModelCard]:
     """Read what `save_checkpoint` wrote: the model in evaluation mode, float32, its convolutions with half's values."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or set(state) != {"settings", "card", "weights"}:
-        raise ValueError(f"{path} is not a NightLab checkpoint; expected one that training.assemble wrote")
+        raise ValueError(f"{path} is not a NightLab checkpoint; expected one that training.combine_checkpoints wrote")
     settings = _revive(NightLabSettings, state["settings"])
     model = settings.build()
     model.load_state_dict(state["weights"])

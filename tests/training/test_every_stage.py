@@ -164,14 +164,14 @@ def test_a_killed_run_ends_as_a_whole_one(name: str, root: Path, tmp_path: Path)
 def test_the_loss_falls_on_one_batch(name: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[float]] = defaultdict(list)
 
-    def note(self: loop.Monitor, done: int, losses: dict[str, float], rate: float, gradient: float) -> None:
+    def note(self: loop.StepLog, done: int, losses: dict[str, float], rate: float, gradient: float) -> None:
         for key, value in losses.items():
             seen[key].append(value)
 
     stream = STAGES[name][1]
     take = stream.__getitem__
     monkeypatch.setattr(stream, "__getitem__", lambda self, index: take(self, index % 2))
-    monkeypatch.setattr(loop.Monitor, "update", note)
+    monkeypatch.setattr(loop.StepLog, "update", note)
     _train(name, _recipe(name, root, tmp_path / "recipe", steps=12), root, tmp_path / "out")
     # Generator and discriminator work against each other: what one gains the other may lose.
     falls = {key: v for key, v in seen.items() if not key.endswith(("adversarial", "structure", "identity"))}

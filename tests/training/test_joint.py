@@ -17,7 +17,7 @@ from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data.rendered import night  # noqa: E402
 from nightlab_core.export.export import load_checkpoint  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
-from training.assemble import from_stages  # noqa: E402
+from training.combine_checkpoints import load_stages  # noqa: E402
 from training.data import SourceSettings  # noqa: E402
 from training.loop import Mean  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
@@ -86,7 +86,7 @@ def test_equation_8_adds_the_losses_of_all_stages(recipe: joint.JointRecipe, dat
     assert {sample.opened[0] for sample in samples} == {False, True}  # both kinds of labels
     batch = joint.collate([*samples[:2], next(s for s in samples if s.opened[0])])
     assert batch.frames.shape == (3, 3, 64, 96) and batch.windows.shape == (3, 3, 64, 64) and len(batch.boxes) == 3
-    model = joint.Joint(from_stages(recipe), recipe).eval()
+    model = joint.Joint(load_stages(recipe), recipe).eval()
     torch.manual_seed(0)
     found = _values(model(batch))
     light = {f"{level}_{part}" for level in joint.LEVELS for part in ("adversarial", "structure", "identity")}
@@ -104,7 +104,7 @@ def test_equation_8_adds_the_losses_of_all_stages(recipe: joint.JointRecipe, dat
 
 
 def test_each_level_weighs_the_classes_as_it_is_told(recipe: joint.JointRecipe) -> None:
-    nightlab, own = from_stages(recipe), {"car": 3.0}
+    nightlab, own = load_stages(recipe), {"car": 3.0}
     for of_region, expected in ((own, (1.0, 3.0)), (None, (2.0, 1.0))):
         told = replace(recipe, class_weights={"pole": 2.0}, region_class_weights=of_region)
         model = joint.Joint(nightlab, told)
@@ -127,7 +127,7 @@ def test_the_proposals_are_ranked_in_mixed_precision_too(
     recipe: joint.JointRecipe, data: Path, precision: torch.dtype
 ) -> None:
     stream = joint.JointStream(recipe, data)
-    model = joint.Joint(from_stages(recipe), recipe).train()
+    model = joint.Joint(load_stages(recipe), recipe).train()
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
         found = _values(model(joint.collate([stream[i] for i in range(2)])))
         scores = model.nightlab.detector.propose(stream[0].frames[None])[1]
@@ -137,7 +137,7 @@ def test_the_proposals_are_ranked_in_mixed_precision_too(
 
 def test_every_weight_learns_and_modes_stay(recipe: joint.JointRecipe, data: Path) -> None:
     stream = joint.JointStream(recipe, data)
-    model = joint.Joint(from_stages(recipe), recipe).train()
+    model = joint.Joint(load_stages(recipe), recipe).train()
     joint.freeze(model.nightlab.image.segmenter.backbone, 1)
     modes = [module.training for module in model.modules()]
     batch = joint.collate([stream[i] for i in range(2)])

@@ -14,7 +14,7 @@ from nightlab_core.config import Settings, replace  # noqa: E402
 from nightlab_core.labels import CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, ReLAMSettings  # noqa: E402
 from nightlab_core.models.nightlab import SegmenterSettings as Segmenter  # noqa: E402
-from training import assemble as bundle  # noqa: E402
+from training import combine_checkpoints as combining  # noqa: E402
 from training import smoke  # noqa: E402
 from training.evaluation.ladder import Ablation  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
@@ -30,14 +30,14 @@ STAGES: dict[str, type[Settings]] = {
     "image": segmenter.SegmenterRecipe,
     "region": segmenter.SegmenterRecipe,
     "detector": detector.DetectorRecipe,
-    "bundle": bundle.BundleRecipe,
+    "bundle": combining.CombineRecipe,
     "hdm": hdm.HdmRecipe,
-    "hdm_bundle": bundle.BundleRecipe,
+    "hdm_bundle": combining.CombineRecipe,
     "joint": joint.JointRecipe,
 }
 RUNGS = dict.fromkeys(("upernet", "deform_head", "deform", "region_plain"), segmenter.SegmenterRecipe)
 PLAIN = dict.fromkeys(("plain", "plain_night_only", "region_plain"), segmenter.SegmenterRecipe)
-PLAIN |= {"bundle_plain": bundle.BundleRecipe, "hdm_plain": hdm.HdmRecipe}  # type: ignore[dict-item]
+PLAIN |= {"bundle_plain": combining.CombineRecipe, "hdm_plain": hdm.HdmRecipe}  # type: ignore[dict-item]
 #: What recipes extend: none by itself.
 PARTS = {"model", "sources", "hard_classes", "card", "light"}
 

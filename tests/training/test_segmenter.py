@@ -23,7 +23,7 @@ from nightlab_core.labels import (  # noqa: E402
 from nightlab_core.models.backbone import Backbone  # noqa: E402
 from nightlab_core.models.nightlab import NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.models.output_labels import OutputLabels  # noqa: E402
-from training.assemble import BundleRecipe, assemble, from_stages  # noqa: E402
+from training.combine_checkpoints import CombineRecipe, combine_checkpoints, load_stages  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
 from training.stages.segmenter import at_pixels, freeze, loss_weights, segmentation_loss, settle, start  # noqa: E402
 
@@ -113,17 +113,17 @@ def test_a_stage_starts_from_another_or_from_one_level_of_a_whole(
 
 def test_a_region_level_that_goes_on_takes_off_what_a_bundle_added(tmp_path: Path) -> None:
     settings = NightLabSettings(segmenter=SegmenterSettings(channels=8, stages=5, strides=(8, 16)), region_hw=(64, 64))
-    shipped = load_recipe(RECIPES / "lite_bundle.yaml", BundleRecipe)
+    shipped = load_recipe(RECIPES / "lite_bundle.yaml", CombineRecipe)
     save_checkpoint(tmp_path / "plain.pt", settings.build(), settings, shipped.card)
     parts = dict.fromkeys(("image", "region", "detector"), str(tmp_path / "plain.pt"))
-    assemble(replace(shipped, model=settings, region_offsets={"pole": 0.5}, **parts), tmp_path / "raised.pt")
+    combine_checkpoints(replace(shipped, model=settings, region_offsets={"pole": 0.5}, **parts), tmp_path / "raised.pt")
     plain, raised = (load_checkpoint(tmp_path / f"{name}.pt")[0] for name in ("plain", "raised"))
     for level in ("image", "region"):
         model, unchanged = settings.build_level(level), getattr(plain, level).state_dict()
         start(model, tmp_path / "raised.pt", level)
         for key, value in model.state_dict().items():
             torch.testing.assert_close(value, unchanged[key], msg=key)
-    region = from_stages(replace(shipped, model=settings, **dict.fromkeys(parts, str(tmp_path / "raised.pt")))).region
+    region = load_stages(replace(shipped, model=settings, **dict.fromkeys(parts, str(tmp_path / "raised.pt")))).region
     for key, value in region.state_dict().items():  # nor is it added twice where a bundle is made of a bundle
         torch.testing.assert_close(value, plain.region.state_dict()[key], msg=key)
     different = [k for k, v in raised.region.state_dict().items() if not torch.equal(v, plain.region.state_dict()[k])]
@@ -148,7 +148,7 @@ def test_statistics_that_are_not_finite_are_begun_anew(tmp_path: Path, capsys: p
 def test_a_checkpoint_of_a_dead_network_is_not_written(tmp_path: Path, number: float) -> None:
     """Nor one whose weights are too large for the half precision that they are kept in."""
     settings = NightLabSettings(segmenter=SegmenterSettings(channels=8, stages=5, strides=(8, 16)), region_hw=(64, 64))
-    card, model = load_recipe(RECIPES / "lite_bundle.yaml", BundleRecipe).card, settings.build()
+    card, model = load_recipe(RECIPES / "lite_bundle.yaml", CombineRecipe).card, settings.build()
     weight = next(m for m in model.image.modules() if isinstance(m, nn.Conv2d)).weight
     weight.data.view(-1)[0] = number
     with pytest.raises(ValueError, match=r"image\.\S+, and 0 more, hold numbers that are not finite"):

@@ -17,7 +17,7 @@ from nightlab_core.labels import CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.runtime.bundle import load_bundle  # noqa: E402
 from nightlab_core.runtime.pipeline import Pipeline  # noqa: E402
-from training import assemble as bundle  # noqa: E402
+from training import combine_checkpoints as combining  # noqa: E402
 from training.data import BoxStream, FrameStream, RegionStream, SourceSettings  # noqa: E402
 from training.evaluation import evaluate  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
@@ -45,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_shipped_recipes_are_valid() -> None:
     kinds = {"image": segmenter.SegmenterRecipe, "region": segmenter.SegmenterRecipe}
-    kinds |= {"detector": detector.DetectorRecipe, "bundle": bundle.BundleRecipe}  # type: ignore[dict-item]
+    kinds |= {"detector": detector.DetectorRecipe, "bundle": combining.CombineRecipe}  # type: ignore[dict-item]
     kinds |= {"hdm": hdm.HdmRecipe, "gain": hdm.HdmRecipe, "helps": hdm.HdmRecipe, "joint": joint.JointRecipe}  # type: ignore[dict-item]
     of_path = {
         p: relam.ReLAMRecipe if "relam" in p.stem else kinds[p.stem.split("_")[-1]] for p in RECIPES.glob("*.yaml")
@@ -78,18 +78,18 @@ def test_an_offset_raises_one_class_alone() -> None:
     image, names = torch.rand(1, 3, 64, 64), CITYSCAPES19.names
     with torch.inference_mode():
         before = segmenter(image)
-        bundle.offset(segmenter, names, {"pole": 0.5})
+        combining.shift_logits(segmenter, names, {"pole": 0.5})
         raised = segmenter(image) - before
     torch.testing.assert_close(raised[:, 5], torch.full_like(raised[:, 5], 0.5))
     assert raised[:, [i for i in range(19) if i != 5]].abs().max() < 1e-5
     with pytest.raises(KeyError, match="names 'lamp'"):
-        bundle.offset(segmenter, names, {"lamp": 1.0})
+        combining.shift_logits(segmenter, names, {"lamp": 1.0})
     with pytest.raises(ValueError, match="not in 3 biased logits"):
-        bundle.offset(segmenter, names[:3], {"road": 1.0})
+        combining.shift_logits(segmenter, names[:3], {"road": 1.0})
 
 
 def test_a_bundle_is_made_of_finished_stages_of_its_own_levels(tmp_path: Path) -> None:
-    shipped = load_recipe(RECIPES / "lite_bundle.yaml", bundle.BundleRecipe)
+    shipped = load_recipe(RECIPES / "lite_bundle.yaml", combining.CombineRecipe)
     parts = {name: str(tmp_path / f"{name}.pt") for name in ("image", "region", "detector")}
     recipe = replace(shipped, model=MODEL, **parts)
 
@@ -101,31 +101,31 @@ def test_a_bundle_is_made_of_finished_stages_of_its_own_levels(tmp_path: Path) -
     write("image", "image", 4, levels["image"])
     write("region", "image", 4, levels["image"])
     with pytest.raises(ValueError, match=r"region\.pt is of the image level; expected the region level's"):
-        bundle.from_stages(recipe)
+        combining.load_stages(recipe)
     write("region", "region", 3, levels["region"])
     with pytest.raises(ValueError, match=r"region\.pt is of step 3 of 4: finish that stage first"):
-        bundle.from_stages(recipe)
+        combining.load_stages(recipe)
     write("region", "region", 4, levels["region"])
     torch.save({"model": levels["image"], "average": None}, tmp_path / "detector.pt")
     with pytest.raises(ValueError, match=r"detector\.pt does not fit the recipe's model"):
-        bundle.from_stages(recipe)
+        combining.load_stages(recipe)
 
 
 def test_a_bundle_refuses_a_stage_whose_weights_fit_but_mean_something_else(tmp_path: Path) -> None:
-    whole, recipe = tmp_path / "whole.pt", load_recipe(RECIPES / "lite_bundle.yaml", bundle.BundleRecipe)
+    whole, recipe = tmp_path / "whole.pt", load_recipe(RECIPES / "lite_bundle.yaml", combining.CombineRecipe)
     parts = dict.fromkeys(("image", "region", "detector"), str(whole))
     save_checkpoint(whole, MODEL.build(), MODEL, recipe.card)
-    bundle.from_stages(replace(recipe, model=MODEL, **parts))
+    combining.load_stages(replace(recipe, model=MODEL, **parts))
     other_boxes = replace(MODEL.detector, anchor_sizes=((8, 16), (64, 96)))
     with pytest.raises(ValueError, match=r"model\.detector\.anchor_sizes .*16, 32.*, not .*8, 16"):
-        bundle.from_stages(replace(recipe, model=replace(MODEL, detector=other_boxes), **parts))
+        combining.load_stages(replace(recipe, model=replace(MODEL, detector=other_boxes), **parts))
     finer = replace(MODEL, region_segmenter=replace(MODEL.segmenter, output_stride=8))
     with pytest.raises(ValueError, match=r"model\.region_segmenter\.output_stride 16, not 8"):
-        bundle.from_stages(replace(recipe, model=finer, **parts))
+        combining.load_stages(replace(recipe, model=finer, **parts))
 
 
 def test_of_several_checkpoints_a_bundle_takes_the_mean(tmp_path: Path) -> None:
-    shipped = load_recipe(RECIPES / "lite_bundle.yaml", bundle.BundleRecipe)
+    shipped = load_recipe(RECIPES / "lite_bundle.yaml", combining.CombineRecipe)
     torch.manual_seed(0)
     whole, stage = MODEL.build(), MODEL.build_level("image")
     torch.save({"weights": whole.state_dict()}, tmp_path / "whole.pt")
@@ -135,7 +135,7 @@ def test_of_several_checkpoints_a_bundle_takes_the_mean(tmp_path: Path) -> None:
         shipped, model=MODEL, image=(all_of_it, str(tmp_path / "stage.pt")), region=all_of_it, detector=all_of_it,
         region_offsets={},
     )  # fmt: skip
-    made = bundle.from_stages(both)
+    made = combining.load_stages(both)
     for name, value in made.image.state_dict().items():
         mean = (whole.image.state_dict()[name].double() + stage.state_dict()[name].double()) / 2
         torch.testing.assert_close(value, mean.to(value.dtype), msg=name)
@@ -160,9 +160,9 @@ def test_all_stages_up_to_a_measured_bundle(
     boxes = replace(boxes, model=MODEL, loop=loop, sources=SOURCES, crop_hw=(64, 96), input_hw=(96, 128))
     detector.train(boxes, data, tmp_path / "detector")
 
-    shipped_bundle = load_recipe(RECIPES / "lite_bundle.yaml", bundle.BundleRecipe)
+    shipped_bundle = load_recipe(RECIPES / "lite_bundle.yaml", combining.CombineRecipe)
     parts = {k: str(tmp_path / k / "checkpoint.pt") for k in ("image", "region", "detector")}
-    bundle.assemble(replace(shipped_bundle, model=MODEL, **parts), tmp_path / "all.pt")
+    combining.combine_checkpoints(replace(shipped_bundle, model=MODEL, **parts), tmp_path / "all.pt")
     model, settings, card = load_checkpoint(tmp_path / "all.pt")
     export_bundle(model, settings, card, tmp_path / "bundle")
     pipeline = Pipeline.open(tmp_path / "bundle", precision="float32")
@@ -179,4 +179,4 @@ def test_all_stages_up_to_a_measured_bundle(
     assert recorded["mine_both_levels_miou"] == round(evaluation.figures()["both_levels_miou"], 2)
 
     with pytest.raises(FileNotFoundError, match="train that stage first"):
-        bundle.assemble(replace(shipped_bundle, model=MODEL, image="missing.pt"), tmp_path / "x.pt")
+        combining.combine_checkpoints(replace(shipped_bundle, model=MODEL, image="missing.pt"), tmp_path / "x.pt")

@@ -21,7 +21,7 @@ import cv2
 from nightlab_core.data.rendered import night
 from nightlab_core.labels import CITYSCAPES_TO_CAMVID, map_ids
 from nightlab_core.runtime.bundle import load_bundle
-from training.assemble import BundleRecipe
+from training.combine_checkpoints import CombineRecipe
 from training.recipes import load_recipe, read_recipe
 from training.stages.hdm import HdmRecipe
 from training.stages.segmenter import SegmenterRecipe
@@ -50,8 +50,8 @@ def test_each_stage_finds_what_those_before_it_made() -> None:
     image = load_recipe(RECIPES / "lite_image.yaml", SegmenterRecipe)
     region = load_recipe(RECIPES / "lite_region.yaml", SegmenterRecipe)
     hdm = load_recipe(RECIPES / "lite_hdm_helps.yaml", HdmRecipe)
-    plain = load_recipe(RECIPES / "lite_bundle.yaml", BundleRecipe)
-    final = load_recipe(RECIPES / "lite_hdm_bundle.yaml", BundleRecipe)
+    plain = load_recipe(RECIPES / "lite_bundle.yaml", CombineRecipe)
+    final = load_recipe(RECIPES / "lite_hdm_bundle.yaml", CombineRecipe)
     assert image.start_from == "checkpoints/nightlab-lite.pt"
     assert region.start_from == image.start_from
     assert plain.image == final.image == (image.start_from, "runs/lite_image/checkpoint.pt")

@@ -27,7 +27,7 @@ from nightlab_core.data.datasets.datasets import Sample
 from nightlab_core.labels import ClassSet
 from nightlab_core.metrics import iou
 from nightlab_core.runtime.light import light_level
-from training.command import errors_in_words
+from training.command import exit_on_error
 from training.evaluation.evaluate import open_set
 from training.evaluation.figures import Difference, by_class, by_part, difference, percent
 from training.evaluation.gains import MERGES
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--markdown", type=Path, help="write the tables here")
     arguments = parser.parse_args()
-    with errors_in_words():
+    with exit_on_error():
         ablation = load_recipe(arguments.recipe, Ablation)
         networks = Networks.open([row for row in ablation.rows if not missing_paths(row)])
         results = []

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
@@ -27,9 +28,10 @@ from nightlab_core.data.datasets.datasets import Sample
 from nightlab_core.labels import ClassSet, in_class_set
 from nightlab_core.metrics import confusion_matrix, iou
 from nightlab_core.runtime.bundle import load_bundle, write_manifest
+from nightlab_core.runtime.engines.engine import EngineChoice
 from nightlab_core.runtime.light import light_level
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
-from training.command import errors_in_words
+from training.command import exit_on_error
 from training.evaluation.figures import Difference, by_class, by_part, difference, percent
 from training.evaluation.predictor import Predictor, open_checkpoint
 from training.evaluation.sliding import TestTime
@@ -147,18 +149,72 @@ def _cells(row: dict[str, Any], digits: int) -> tuple[str, str, str]:
     return first, second, str(Difference(**row["difference"]))
 
 
-def _open(arguments: argparse.Namespace) -> tuple[Predictor, Pipeline | None]:
-    """The model to measure, and the pipeline to close afterwards where it is a bundle."""
-    settings = PipelineSettings(merge=arguments.merge, max_regions=arguments.max_regions)
-    window = tuple(arguments.window) if arguments.window else None
-    test_time = TestTime(scales=tuple(arguments.scales), flip=arguments.flip, window_hw=window)
-    model: Path = arguments.model
-    if not model.is_dir():
-        return open_checkpoint(model, settings, test_time), None
-    if test_time != TestTime():
+def evaluate_model(
+    model: Path,
+    data: Path,
+    sets: Sequence[str],
+    *,
+    pattern: str = "*",
+    partial: bool = False,
+    engine: EngineChoice = "auto",
+    precision: Literal["auto", "float32"] = "float32",
+    settings: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
+    test_time: TestTime = TestTime(),  # noqa: B008 - frozen
+    record_figures: bool = False,
+    json_path: Path | None = None,
+) -> dict[str, Evaluation]:
+    """Measure a bundle or a checkpoint on data sets, print a table for each, and return the evaluations by set.
+
+    Args:
+        model: folder of a bundle, or file of a checkpoint.
+        data: folder that holds the data sets.
+        sets: names such as "camvid/val"; see `open_set`.
+        pattern: glob of the image names to measure.
+        partial: accept a data set that lacks frames.
+        engine, precision: inference library and arithmetic of a bundle; a checkpoint runs in torch.
+        settings: merge, number of regions and thresholds of the pipeline.
+        test_time: scales, mirror image and windows of a checkpoint's image level.
+        record_figures: write the figures into the bundle's manifest.
+        json_path: file to write the whole report to.
+
+    Raises ValueError for options that do not fit the model and for wrong data, OSError for files that are missing.
+    """
+    if record_figures and not model.is_dir():
+        raise ValueError(f"{model} is not a bundle; expected the folder of a bundle to record figures in")
+    if model.is_dir() and test_time != TestTime():
         raise ValueError(f"{model} is a bundle, which reads a frame once and whole; evaluate its checkpoint instead")
-    pipeline = Pipeline.open(model, engine=arguments.engine, precision=arguments.precision, settings=settings)
-    return pipeline, pipeline
+    evaluations: dict[str, Evaluation] = {}
+    with _opened(model, engine, precision, settings, test_time) as predict:
+        for name in sets:
+            samples, classes = open_set(data, name, pattern, not partial)
+            name = name if pattern == "*" else f"{name}/{pattern}"
+            evaluations[name] = evaluate(predict, samples, classes, name)
+            print_evaluation(evaluations[name])
+    if record_figures:
+        record(model, {name: evaluation.figures() for name, evaluation in evaluations.items()})
+    if json_path:
+        reports = {name: evaluation.report() for name, evaluation in evaluations.items()}
+        json_path.write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
+    return evaluations
+
+
+@contextmanager
+def _opened(
+    model: Path,
+    engine: EngineChoice,
+    precision: Literal["auto", "float32"],
+    settings: PipelineSettings,
+    test_time: TestTime,
+) -> Iterator[Predictor]:
+    """Open a bundle or a checkpoint, and close it afterwards."""
+    if not model.is_dir():
+        yield open_checkpoint(model, settings, test_time)
+        return
+    pipeline = Pipeline.open(model, engine=engine, precision=precision, settings=settings)
+    try:
+        yield pipeline
+    finally:
+        pipeline.close()
 
 
 def main() -> None:
@@ -179,23 +235,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--record", action="store_true", help="write the figures into the bundle's manifest")
     arguments = parser.parse_args()
-    with errors_in_words():
-        if arguments.record and not arguments.model.is_dir():
-            raise ValueError(f"{arguments.model} is no bundle; expected one where --record can write")
-        predict, pipeline = _open(arguments)
-        reports, figures = {}, {}
-        for name in arguments.set:
-            samples, classes = open_set(arguments.data, name, arguments.pattern, not arguments.partial)
-            name = name if arguments.pattern == "*" else f"{name}/{arguments.pattern}"
-            evaluation = evaluate(predict, samples, classes, name)
-            print_evaluation(evaluation)
-            reports[name], figures[name] = evaluation.report(), evaluation.figures()
-        if pipeline is not None:
-            pipeline.close()
-        if arguments.record:
-            record(arguments.model, figures)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
+    window = tuple(arguments.window) if arguments.window else None
+    with exit_on_error():
+        evaluate_model(
+            arguments.model,
+            arguments.data,
+            arguments.set,
+            pattern=arguments.pattern,
+            partial=arguments.partial,
+            engine=arguments.engine,
+            precision=arguments.precision,
+            settings=PipelineSettings(merge=arguments.merge, max_regions=arguments.max_regions),
+            test_time=TestTime(scales=tuple(arguments.scales), flip=arguments.flip, window_hw=window),
+            record_figures=arguments.record,
+            json_path=arguments.json,
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from nightlab_core.data.frames import read_image
 from nightlab_core.labels import CITYSCAPES19, ClassSet, in_class_set
 from nightlab_core.metrics import confusion_matrix, iou
 from training import checkpoint as checkpoints
-from training.command import errors_in_words
+from training.command import exit_on_error
 from training.data import SourceSettings
 from training.evaluation import levels
 from training.evaluation.evaluate import open_set
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--below", type=float, default=THRESHOLD, help="IoU (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="YAML file to write")
     arguments = parser.parse_args()
-    with errors_in_words():
+    with exit_on_error():
         image_level = levels.open_image_level(arguments.checkpoint)
         state = checkpoints.read(arguments.checkpoint)
         if "recipe" not in state:

@@ -21,7 +21,7 @@ from nightlab_core.data.rendered.night import NightFrame, render_scene
 from nightlab_core.labels import CITYSCAPES19, overlay
 from nightlab_core.metrics import confusion_matrix, mean_iou
 from nightlab_core.runtime.pipeline import Pipeline, Result
-from training.command import errors_in_words
+from training.command import exit_on_error
 
 FIRST_SEED = 100_000  #: training recipes count their scenes from 0
 PANEL_HW = (270, 480)
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=40, help="scenes to choose from (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=3, help="scenes a picture (default: %(default)s)")
     arguments = parser.parse_args()
-    with errors_in_words():
+    with exit_on_error():
         if not 1 <= arguments.rows <= arguments.scenes:
             raise ValueError(
                 f"{arguments.rows} rows of {arguments.scenes} scenes; expected at least 1 and no more rows"

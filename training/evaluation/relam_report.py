@@ -23,7 +23,7 @@ from nightlab_core.data.datasets.datasets import hard_regions
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.models.nightlab import to_image
 from nightlab_core.runtime import regions
-from training.command import errors_in_words
+from training.command import exit_on_error
 from training.data import SourceSettings, load_source
 from training.loop import load_weights
 from training.recipes import load_recipe
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the stage's checkpoint")
     parser.add_argument("--count", type=int, default=16, help="images of each source (default: %(default)s)")
     arguments = parser.parse_args()
-    with errors_in_words():
+    with exit_on_error():
         recipe = load_recipe(arguments.recipe, ReLAMRecipe)
         for name, value in report(recipe, arguments.data, arguments.out, arguments.count).items():
             print(f"{name:32s}{value:8.4f}")

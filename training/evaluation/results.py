@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.command import errors_in_words
+from training.command import exit_on_error
 from training.evaluation.figures import Difference
 
 _INTRODUCTION = """# Results
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="what training.evaluation.ablate --json wrote")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    with errors_in_words():
+    with exit_on_error():
         results = json.loads(arguments.results.read_text(encoding="utf-8"))
         write_page(results, arguments.out, arguments.results)
 

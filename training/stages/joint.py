@@ -12,7 +12,7 @@ region level; L_detection is the proposals' (RDN) plus, for a detector with one,
 labels that equation 6 gives by what both levels read at that very step; L_ReLAM is the light adaptation's, SSIM and
 adversarial, summed over the levels. A discriminator's own loss is no part of L and has no weight.
 
-The result, OUT/nightlab.pt, is a whole NightLab as `training.assemble` writes it.
+The result, OUT/nightlab.pt, is a whole NightLab as `training.combine_checkpoints` writes it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from nightlab_core.models.deform import set_deform_form
 from nightlab_core.models.nightlab import NightLab
 from nightlab_core.models.output_labels import OutputLabels
 from nightlab_core.runtime.pipeline import PipelineSettings
-from training.assemble import BundleRecipe, from_stages, write
 from training.checkpoint import load_weights
+from training.combine_checkpoints import CombineRecipe, load_stages, write_checkpoint
 from training.command import run_stage
 from training.data import FrameStream, RegionStream, SourceSettings, to_tensors
 from training.distributed import is_first_process
@@ -71,7 +71,7 @@ class LightSettings(Settings):
     structure_reduction: int = Field(default=1, ge=1)
 
 
-class JointRecipe(BundleRecipe):
+class JointRecipe(CombineRecipe):
     """A recipe of this stage, one YAML file: where the stages' checkpoints are, and how they are trained on."""
 
     loop: LoopSettings
@@ -258,7 +258,7 @@ def train_mode(model: Joint, recipe: JointRecipe) -> None:
 def train(recipe: JointRecipe, data: Path, out: Path) -> None:
     """Run the stage, or go on with it where `out` holds its checkpoint, and write out/nightlab.pt."""
     torch.manual_seed(recipe.loop.seed)
-    nightlab = from_stages(recipe)
+    nightlab = load_stages(recipe)
     set_deform_form(nightlab, "deform_conv" if torch.cuda.is_available() else "grid_sample")
     model = Joint(nightlab, recipe)
     train_mode(model, recipe)
@@ -267,7 +267,7 @@ def train(recipe: JointRecipe, data: Path, out: Path) -> None:
         weights = load_weights(out / "checkpoint.pt")
         whole = {k.removeprefix("nightlab."): v for k, v in weights.items() if k.startswith("nightlab.")}
         nightlab.load_state_dict(whole)
-        write(nightlab, recipe, out / "nightlab.pt")
+        write_checkpoint(nightlab, recipe, out / "nightlab.pt")
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from rich.progress import track
 from nightlab_core.data.datasets.paired import IMAGE_SUFFIXES
 from nightlab_core.labels import IGNORE_ID
 from nightlab_core.runtime.pipeline import Pipeline
-from training.command import errors_in_words
+from training.command import exit_on_error
 
 
 def read_both_ways(pipeline: Pipeline, frame_bgr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.5, help="part of each class that is kept at least")
     parser.add_argument("--ceiling", type=int, default=230, help="confidence, 0..255, that is always enough")
     arguments = parser.parse_args()
-    with errors_in_words():
+    with exit_on_error():
         label(arguments)
 
 

@@ -22,8 +22,8 @@ from nightlab_core.models.deform import set_deform_form
 from nightlab_core.models.library import LibrarySegmenter
 from nightlab_core.models.nightlab import Level, NightLabSettings
 from nightlab_core.models.output_labels import OutputLabels
-from training.assemble import offset
 from training.checkpoint import read
+from training.combine_checkpoints import shift_logits
 from training.command import run_stage
 from training.data import FrameStream, RegionStream, SourceSettings
 from training.distributed import is_first_process
@@ -176,7 +176,7 @@ def start(model: nn.Module, checkpoint: Path, level: str) -> None:
     model.load_state_dict({**own, **fitting})
     if added and not fresh:
         names = OutputLabels.of(state["settings"]["region_classes"]).names
-        offset(model.get_submodule("segmenter"), names, {name: -value for name, value in added.items()})
+        shift_logits(model.get_submodule("segmenter"), names, {name: -value for name, value in added.items()})
 
 
 def _say(text: str) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put the stages' checkpoints together into one NightLab checkpoint, which the export turns into a bundle.
+"""Combine the stages' checkpoints into one checkpoint of a whole NightLab, which the export turns into a bundle.
 
-python -m training.assemble config/train/lite_hdm_bundle.yaml --out runs/nightlab-lite.pt
+python -m training.combine_checkpoints config/train/lite_hdm_bundle.yaml --out runs/nightlab-lite.pt
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from nightlab_core.export.export import ModelCard, save_checkpoint
 from nightlab_core.models.nightlab import NightLab, NightLabSettings
 from nightlab_core.models.output_labels import OutputLabels
 from training.checkpoint import load_weights, read
-from training.command import errors_in_words
+from training.command import exit_on_error
 from training.recipes import load_recipe
 
 Part = Literal["image", "region", "detector"]
 
 
-class BundleRecipe(Settings):
+class CombineRecipe(Settings):
     """Where the stages' checkpoints are, and what the bundle says of itself."""
 
     model: NightLabSettings
@@ -39,7 +39,7 @@ class BundleRecipe(Settings):
     card: ModelCard
 
 
-def from_stages(recipe: BundleRecipe) -> NightLab:
+def load_stages(recipe: CombineRecipe) -> NightLab:
     """The NightLab of the stages' weights, without offsets: what a bundle that a level comes from added to its logits
     is taken off. A stage without a checkpoint of its own yet is an error that names it."""
     model = recipe.model.build()
@@ -49,7 +49,7 @@ def from_stages(recipe: BundleRecipe) -> NightLab:
     return model
 
 
-def offset(segmenter: nn.Module, names: tuple[str, ...], offsets: dict[str, float]) -> None:
+def shift_logits(segmenter: nn.Module, names: tuple[str, ...], offsets: dict[str, float]) -> None:
     """Add to the bias of the segmenter's last convolution, whose output k is the logit of names[k]."""
     *_, classifier = (m for m in segmenter.modules() if isinstance(m, nn.Conv2d))
     if classifier.bias is None or len(classifier.bias) != len(names):
@@ -60,16 +60,16 @@ def offset(segmenter: nn.Module, names: tuple[str, ...], offsets: dict[str, floa
         classifier.bias.data[names.index(name)] += value
 
 
-def write(model: NightLab, recipe: BundleRecipe, out: Path) -> None:
+def write_checkpoint(model: NightLab, recipe: CombineRecipe, out: Path) -> None:
     """Write the checkpoint of a whole NightLab, to whose region level the recipe's offsets are added."""
     if recipe.region_offsets:
-        offset(model.region.segmenter, OutputLabels.of(recipe.model.region_classes).names, recipe.region_offsets)
+        shift_logits(model.region.segmenter, OutputLabels.of(recipe.model.region_classes).names, recipe.region_offsets)
     save_checkpoint(out, model, recipe.model, replace(recipe.card, region_offsets=recipe.region_offsets))
 
 
-def assemble(recipe: BundleRecipe, out: Path) -> None:
-    """Put the stages together, and write the checkpoint."""
-    write(from_stages(recipe), recipe, out)
+def combine_checkpoints(recipe: CombineRecipe, out: Path) -> None:
+    """Combine the checkpoints that the recipe names, and write the result to `out`."""
+    write_checkpoint(load_stages(recipe), recipe, out)
 
 
 def _load(network: nn.Module, paths: str | tuple[str, ...], part: Part, settings: NightLabSettings) -> None:
@@ -102,7 +102,7 @@ def _weights(network: nn.Module, path: str, part: Part, settings: NightLabSettin
             raise ValueError(f"{path} was trained with {'; '.join(changed)}; set the recipe's model right")
     if part == "region" and own and (added := state.get("card", {}).get("region_offsets")):
         names = OutputLabels.of(settings.region_classes).names
-        offset(network.get_submodule("segmenter"), names, {name: -value for name, value in added.items()})
+        shift_logits(network.get_submodule("segmenter"), names, {name: -value for name, value in added.items()})
         return {k: v.clone() for k, v in network.state_dict().items()}
     return own or weights
 
@@ -127,8 +127,8 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
     arguments = parser.parse_args()
-    with errors_in_words():
-        assemble(load_recipe(arguments.recipe, BundleRecipe), arguments.out)
+    with exit_on_error():
+        combine_checkpoints(load_recipe(arguments.recipe, CombineRecipe), arguments.out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-class Monitor:
+class StepLog:
     """Shows steps `first` to `steps`; a process that is not the first of several shows nothing.
 
     A line holds the mean of every loss since the line before, so that one odd batch is not taken for news. On a
@@ -40,7 +40,7 @@ class Monitor:
         if shown and first:
             self.console.print(f"going on at step {first} of {steps}" if first < steps else f"all {steps} steps done")
 
-    def __enter__(self) -> Monitor:
+    def __enter__(self) -> StepLog:
         self.bar.start()
         return self
 
