@@ -14,8 +14,8 @@ import typer
 import typer.exceptions
 
 FAILED, INTERRUPTED = 1, 130
-#: Errors that a user can correct. Any other is a fault of NightLab, and its class is named.
-EXPECTED = (OSError, ValueError, RuntimeError, ArithmeticError, ImportError, KeyError, UnicodeError)
+#: Errors that a user can correct, beside the project's own. Any other is a fault of NightLab, and its class is named.
+EXPECTED = (OSError, ValueError, RuntimeError, ArithmeticError, ImportError, KeyError)
 #: How to install the packages that a sub-command needs beyond the requirements of the vehicle.
 INSTALL = {
     "demo": "source ROS 2, or install requirements/ros-kilted.txt",
@@ -56,18 +56,18 @@ def report_errors(context: Any, command: str | None = None) -> Iterator[None]:
     context: of the whole command line. command: the sub-command where the context does not know it yet.
     Exit statuses: 130 for Ctrl-C, that of a `CommandError`, else 1. Wrong usage is left to Typer, which exits with 2.
     """
-    command = command or context.invoked_subcommand
     try:
         yield
     except (typer.Exit, typer.Abort, typer.exceptions.TyperException):
         raise
     except KeyboardInterrupt:
-        _exit(command, "interrupted", INTERRUPTED)
+        _exit(command or context.invoked_subcommand, "interrupted", INTERRUPTED)
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             raise  # the reader of our output has gone, for example `head`
         if context.meta.get(_VERBOSE):
             traceback.print_exc()
+        command = command or context.invoked_subcommand
         _exit(command, _sentence(error, command), error.status if isinstance(error, CommandError) else FAILED)
 
 
@@ -75,7 +75,8 @@ def _sentence(error: Exception, command: str | None) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"the Python module {error.name} is missing; {INSTALL.get(command or '', 'install it')}"
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    if isinstance(error, (CommandError, *EXPECTED)) and text:
+    own = type(error).__module__.startswith(("nightlab_", "training."))
+    if text and (own or isinstance(error, EXPECTED)):
         return text
     return f"{type(error).__name__}: {text} (a fault of NightLab; the option -v shows where)"
 

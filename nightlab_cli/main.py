@@ -11,27 +11,22 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-import typer
 import typer.core
+import typer.main
 
 from nightlab_cli.errors import report_errors
+from nightlab_cli.style import new_app
 
 #: Name of each sub-command, which is its module in this package, and its line in `nightlab --help`.
 COMMANDS = {
-    "demo": "Play a night clip, or your own frames, through the ROS node and report.",
-    "replay": "Run recorded bags through a bundle; report accuracy and latency.",
+    "demo": "Play a night clip or your own frames through the node; report.",
+    "replay": "Run recorded bags through a bundle; report accuracy, latency.",
     "compare": "Compare two replays of the same bags, frame by frame.",
     "bag": "Make a labelled bag from images, a video or another bag.",
     "engine": "Build, list, verify and remove TensorRT engines.",
     "benchmark": "Measure a bundle's TensorRT engines on this GPU.",
     "export": "Export a trained checkpoint to a bundle.",
     "evaluate": "Measure a bundle or a checkpoint on a labelled data set.",
-}
-#: Plain help: it keeps to the terminal's width and can be copied.
-STYLE: dict[str, Any] = {
-    "rich_markup_mode": None,
-    "pretty_exceptions_enable": False,
-    "context_settings": {"help_option_names": ["-h", "--help"]},
 }
 
 
@@ -57,7 +52,7 @@ def load_command(name: str) -> Any:
     return typer.main.get_command(importlib.import_module(f"nightlab_cli.{name}").app)
 
 
-app = typer.Typer(cls=LazyCommands, no_args_is_help=True, **STYLE)
+app = new_app(cls=LazyCommands, no_args_is_help=True, add_completion=True)
 
 
 @app.callback()

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nightlab export`: from a checkpoint to a bundle. Needs torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from nightlab_cli.errors import CommandError, Verbose
+from nightlab_cli.style import new_app
+
+app = new_app()
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint of a whole NightLab.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of the bundle.")],
+    input: Annotated[
+        Path, typer.Option("--input", metavar="FOLDER", help="Folder of real camera images for the parity check.")
+    ],
+    frames: Annotated[int, typer.Option("--frames", metavar="N", min=1, help="Use N frames.")] = 8,
+    deform: Annotated[
+        Literal["deform_conv", "grid_sample"],
+        typer.Option("--deform", help="Operator of deformable convolution; TensorRT takes only grid_sample."),
+    ] = "deform_conv",
+    weights: Annotated[
+        Literal["float16", "float32"], typer.Option("--weights", help="Type in which the weights are stored.")
+    ] = "float16",
+    verbose: Verbose = False,
+) -> None:
+    """Export a checkpoint to a bundle, and compare every engine with torch on real frames.
+
+    Writes image.onnx, hardness.onnx, region.onnx and bundle.yaml. Exit status 1 if an engine differs from torch.
+
+    Example:
+
+    nightlab export runs/nightlab-lite.pt --out my_bundle --input DATA/camvid/val/images
+    """
+    from nightlab_core.export.export import export_bundle, load_checkpoint
+    from nightlab_core.export.parity import check_parity, print_parity, read_frames
+
+    images = read_frames(input, frames)
+    model, settings, card = load_checkpoint(checkpoint)
+    export_bundle(model, settings, card, out, deform=deform, weights=weights)
+    if not print_parity(check_parity(model, out, images)):
+        raise CommandError(f"the engines in {out} differ from torch; see the table")

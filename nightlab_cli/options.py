@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options that several commands share: one name and one meaning each. Defaults stand in the commands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+
+from nightlab_core.config import replace
+from nightlab_core.labels import CLASS_SETS
+from nightlab_core.runtime.engines.engine import EngineChoice
+from nightlab_core.runtime.pipeline import PipelineSettings
+
+#: Width of what is printed into a file or a pipe, in characters.
+PIPE_WIDTH = 110
+SETTINGS = ", ".join(PipelineSettings.model_fields)
+
+
+def known_classes(name: str | None) -> str | None:
+    """Check the name of a class set. Raises BadParameter."""
+    if name is not None and name not in CLASS_SETS:
+        raise typer.BadParameter(f"received {name}; expected one of {', '.join(sorted(CLASS_SETS))}")
+    return name
+
+
+def parse_size_hw(text: str) -> tuple[int, int]:
+    """Return (height, width) from WIDTHxHEIGHT. Raises BadParameter."""
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if not match or "0" in match.groups():
+        raise typer.BadParameter(f"received '{text}', expected the size of the camera's images, such as 1280x720")
+    return int(match[2]), int(match[1])
+
+
+def pipeline_settings(given: Sequence[str] | None) -> PipelineSettings:
+    """Return the settings of a pipeline from texts NAME=VALUE. Raises ValueError that names the setting."""
+    values = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or name not in PipelineSettings.model_fields:
+            raise ValueError(f"--set {text}: expected NAME=VALUE with a name of {SETTINGS}")
+        number = yaml.safe_load(value)
+        values[name] = float(number) if isinstance(number, int) and name != "max_regions" else number
+    try:
+        return replace(PipelineSettings(), **values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"--set {first['loc'][0]}={first['input']}: {first['msg']}") from None
+
+
+def new_console(stderr: bool = False) -> Console:
+    """Return a console as wide as the terminal, or `PIPE_WIDTH` characters wide in a file or a pipe."""
+    console = Console(highlight=False, stderr=stderr)
+    return console if console.is_terminal else Console(highlight=False, stderr=stderr, width=PIPE_WIDTH)
+
+
+Bundle = Annotated[
+    Path | None,
+    typer.Option("--bundle", metavar="FOLDER", help="Bundle to use.", show_default="the shipped bundle"),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        "--classes",
+        metavar="SET",
+        callback=known_classes,
+        help=f"Class set of the labels: {', '.join(sorted(CLASS_SETS))}.",
+        show_default="the bag's own, else by the path",
+    ),
+]
+Engine = Annotated[EngineChoice, typer.Option("--engine", help="Library that runs the networks.")]
+Frames = Annotated[int | None, typer.Option("--frames", metavar="N", min=1, help="Use at most N frames.")]
+Glob = Annotated[str, typer.Option("--glob", metavar="PATTERN", help="Names of the images of a folder.")]
+ImageSize = Annotated[
+    # Typer calls the parser; to Typer the type is opaque.
+    Any,
+    typer.Option(
+        "--image-size",
+        metavar="WIDTHxHEIGHT",
+        parser=parse_size_hw,
+        help="Size of the camera's images.",
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="FOLDER",
+        help="Label maps of a folder of images: PNG of class ids.",
+        show_default="labels beside the images",
+    ),
+]
+PipelineSetting = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help=f"Setting of the pipeline; can be repeated. Names: {SETTINGS}."),
+]
+Precision = Annotated[
+    Literal["auto", "float32"], typer.Option("--precision", help="Arithmetic; auto is the fastest of the machine.")
+]
+Threads = Annotated[
+    int, typer.Option("--threads", metavar="N", min=0, help="Threads of each engine; 0: the library's choice.")
+]
+Topic = Annotated[
+    str | None, typer.Option("--topic", metavar="TOPIC", help="Image topic of a bag that has several.")
+]
