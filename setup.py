@@ -43,12 +43,12 @@ setup(
     zip_safe=False,
     entry_points={
         "console_scripts": [
+            "nightlab = nightlab_cli.main:main",
             "nightlab-engine = nightlab_cli.engine:main",
             "nightlab_node = nightlab_ros.node:main",
             "nightlab_demo = nightlab_ros.demo.demo:main",
             "nightlab_player = nightlab_ros.player:main",
             "nightlab-replay = nightlab_replay.cli:main",
-            "nightlab-bag = nightlab_replay.bag:main",
         ],
     },
 )

@@ -1,28 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make a labelled bag from a folder of images with their label maps, from a video, or from another bag.
+"""Write a labelled bag: `nightlab bag` makes it from a folder of images, a video or another bag.
 
-    nightlab-bag night_drive/images night_drive_bag --labels night_drive/labels --fps 10
-
-Labels are class ids, mono8, of the same stamp as their image. The bag says which class set they are of.
+Labels are class ids, mono8, with the stamp of their image. The bag records its class set.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import sys
 from pathlib import Path
-from typing import get_args
 
-from rich.console import Console
 from rich.progress import Progress
-from rosbags.rosbag2 import WriterError
 
-from nightlab_core.data.bags.bags import TopicError
 from nightlab_core.data.bags.read import COMPRESSED_TYPE, IMAGE_TYPE
 from nightlab_core.data.bags.write import BagWriter, Packing, StorageName
-from nightlab_core.data.frames import FrameSource, open_frames
-from nightlab_core.labels import CLASS_SETS
+from nightlab_core.data.frames import FrameSource
 
 IMAGE_TOPIC, LABEL_TOPIC = "/camera/image_raw", "/camera/labels"
 #: Stamp of the first frame where the source has none. Not zero, which would mean that the camera sets none.
@@ -71,65 +62,3 @@ def write_bag(
             shutil.rmtree(out, ignore_errors=True)
         raise
     return images, labels
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line: 0, 1 with a reason on standard error, 130 when interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="nightlab-bag", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", help="folder of images, video, or rosbag")
-    parser.add_argument("out", type=Path, help="the new bag's folder")
-    parser.add_argument("--labels", help="folder of label maps, PNG of ids (default: labels beside the images)")
-    parser.add_argument(
-        "--classes", choices=sorted(CLASS_SETS), help="class set of the labels (default: a bag's own, else by the path)"
-    )
-    parser.add_argument("--source-topic", help="image topic of a source bag that has several")
-    parser.add_argument("--glob", default="*", help="which images of a folder, by name")
-    parser.add_argument("--fps", type=float, default=10.0, help="frames a second of a folder (default 10)")
-    parser.add_argument("--frames", type=int, help="no more than so many frames")
-    parser.add_argument("--storage", choices=get_args(StorageName), default="mcap")
-    parser.add_argument("--compress", choices=get_args(Packing), default="none", help="CompressedImage instead of raw")
-    parser.add_argument("--topic", default=IMAGE_TOPIC, help=f"of the images in the new bag (default {IMAGE_TOPIC})")
-    parser.add_argument(
-        "--label-topic", default=LABEL_TOPIC, help=f"of the label maps in the new bag (default {LABEL_TOPIC})"
-    )
-    args = parser.parse_args(argv)
-    console = Console(stderr=True, highlight=False)
-    try:
-        if not args.fps > 0:
-            raise ValueError(f"--fps is {args.fps}; expected frames a second, above 0")
-        source = open_frames(
-            args.source,
-            labels=args.labels,
-            classes=args.classes,
-            pattern=args.glob,
-            topic=args.source_topic,
-            max_frames=args.frames,
-            fps=args.fps,
-        )
-        with Progress(console=console, disable=not console.is_terminal) as progress:
-            images, labels = write_bag(
-                source,
-                args.out,
-                storage=args.storage,
-                packing=args.compress,
-                topic=args.topic,
-                label_topic=args.label_topic,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        console.print("Interrupted; the unfinished bag was taken away.")
-        return 130
-    except TopicError as error:
-        print(f"nightlab-bag: {error} (--source-topic)", file=sys.stderr)
-        return 1
-    except (OSError, ValueError, WriterError) as error:
-        print(f"nightlab-bag: {error}", file=sys.stderr)
-        return 1
-    print(f"{args.out}: {images} frames, {labels} with labels ({source.classes.key})")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

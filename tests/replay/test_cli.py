@@ -15,13 +15,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from command import nightlab
 from tiny_bags import make_frames, write_tiny_bag
 
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.bundle import Bundle
 from nightlab_core.runtime.engines.tensorrt.plans import PlanError
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_replay.bag import main as bag_main
 from nightlab_replay.cli import main
 from nightlab_replay.execute import Span, SpanResult, replay_spans
 from nightlab_replay.records import Run, load_run
@@ -49,7 +49,7 @@ def test_accuracy_is_that_of_the_evaluation(tmp_path: Path, pipeline: Pipeline, 
         )
     samples, classes = evaluate.open_set(tmp_path, f"{name}/test")
     expected = evaluate.evaluate(pipeline, samples, classes, name)
-    assert bag_main([str(folder), str(tmp_path / "bag")]) == 0
+    assert nightlab("bag", folder, "--out", tmp_path / "bag").status == 0
     arguments = [str(tmp_path / "bag"), "--bundle", str(tiny_bundle), "--engine", "onnxruntime"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     data = load_run(tmp_path / "out")

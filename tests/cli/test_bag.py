@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nightlab-bag, and what other tools make of its bags."""
+"""`nightlab bag`, and other tools that read its bags."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from command import nightlab
 from mcap.reader import make_reader
 from rosbags.highlevel import AnyReader
 from tiny_bags import make_frames
@@ -15,7 +16,7 @@ from tiny_bags import make_frames
 from nightlab_core.data.bags.read import Bag
 from nightlab_core.data.bags.write import BagWriter
 from nightlab_core.labels import CITYSCAPES19
-from nightlab_replay.bag import IMAGE_TOPIC, LABEL_TOPIC, START_S, main
+from nightlab_replay.bag import IMAGE_TOPIC, LABEL_TOPIC, START_S
 
 
 @pytest.fixture
@@ -31,12 +32,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
 @pytest.mark.parametrize("packing", ["none", "png"])
-def test_a_folder_becomes_a_labelled_bag(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], storage: str, packing: str
-) -> None:
+def test_a_folder_becomes_a_labelled_bag(folder: Path, tmp_path: Path, storage: str, packing: str) -> None:
     out = tmp_path / "bag"
-    assert main([str(folder), str(out), "--fps", "20", "--storage", storage, "--compress", packing]) == 0
-    assert "4 frames, 3 with labels (cityscapes19)" in capsys.readouterr().out
+    done = nightlab("bag", folder, "--out", out, "--fps", 20, "--storage", storage, "--compress", packing)
+    assert done.status == 0 and "4 frames, 3 with labels (cityscapes19)" in done.out
     with Bag(out) as bag:
         assert bag.label_classes == "cityscapes19" and bag.kind == storage and bag.problems == []
         for index, (image, labels) in enumerate(make_frames(4)):
@@ -50,7 +49,7 @@ def test_a_folder_becomes_a_labelled_bag(
 
 
 def test_the_mcap_library_and_rosbags_read_it(folder: Path, tmp_path: Path) -> None:
-    assert main([str(folder), str(tmp_path / "bag")]) == 0
+    assert nightlab("bag", folder, "--out", tmp_path / "bag").status == 0
     with (tmp_path / "bag" / "bag.mcap").open("rb") as file:
         reader = make_reader(file, validate_crcs=True)
         assert reader.get_header().profile == "ros2"
@@ -67,7 +66,7 @@ def test_rclpy_reads_its_messages(folder: Path, tmp_path: Path) -> None:
     from sensor_msgs.msg import CompressedImage, Image
 
     for packing, kind in (("none", Image), ("png", CompressedImage)):
-        assert main([str(folder), str(tmp_path / packing), "--compress", packing]) == 0
+        assert nightlab("bag", folder, "--out", tmp_path / packing, "--compress", packing).status == 0
         with Bag(tmp_path / packing) as bag:
             message = serialization.deserialize_message(bag.raw(1), kind)
         assert message.header.frame_id == "camera" and message.header.stamp.sec == int(START_S)
@@ -85,7 +84,7 @@ def test_a_video_becomes_a_bag(tmp_path: Path) -> None:
     for image, _ in make_frames(5):
         video.write(image)
     video.release()
-    assert main([str(tmp_path / "clip.avi"), str(tmp_path / "bag"), "--compress", "jpeg"]) == 0
+    assert nightlab("bag", tmp_path / "clip.avi", "--out", tmp_path / "bag", "--compress", "jpeg").status == 0
     with Bag(tmp_path / "bag") as bag:
         assert (len(bag), bag.label_topic) == (5, None)
         assert np.diff(bag.times_ns).tolist() == [50_000_000] * 4
@@ -98,42 +97,37 @@ def test_another_bag_keeps_its_stamps_and_its_class_set(tmp_path: Path) -> None:
             for topic in ("/front/image_raw", "/rear/image_raw"):
                 bag.image(topic, image, stamp_ns, "", time_ns=stamp_ns + 5)
             bag.image("/rear/labels", np.full((48, 64), 10, np.uint8), stamp_ns, "", time_ns=stamp_ns + 6)
-    assert main([str(tmp_path / "drive"), str(tmp_path / "bag"), "--source-topic", "/rear/image_raw"]) == 0
+    done = nightlab("bag", tmp_path / "drive", "--out", tmp_path / "bag", "--topic", "/rear/image_raw")
+    assert done.status == 0
     with Bag(tmp_path / "bag") as written:
         assert (written.label_classes, written.num_labels) == ("camvid11", 2)
         assert [written.frame(index).stamp_ns for index in (0, 1)] == stamps_ns
 
 
-def test_the_source_topic_has_to_be_named_where_there_are_several(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_source_topic_has_to_be_named_where_there_are_several(tmp_path: Path) -> None:
     with BagWriter(tmp_path / "drive") as bag:
         for topic in ("/front/image_raw", "/rear/image_raw"):
             bag.image(topic, make_frames(1)[0][0], 1, "", time_ns=1)
-    for words, said in (([], "not clear which image topic"), (["--source-topic", "/left"], "/left is not there")):
-        assert main([str(tmp_path / "drive"), str(tmp_path / "bag"), *words]) == 1
-        error = capsys.readouterr().err
-        assert said in error and "/front/image_raw, /rear/image_raw" in error and "--source-topic" in error
+    for words, said in (([], "not clear which image topic"), (["--topic", "/left"], "/left is not there")):
+        done = nightlab("bag", tmp_path / "drive", "--out", tmp_path / "bag", *words)
+        assert done.status == 1 and done.err.startswith("nightlab bag: ")
+        assert said in done.err and "/front/image_raw, /rear/image_raw" in done.err and "--topic" in done.err
 
 
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["nowhere", "bag"], "nowhere does not exist"),
-        (["drive", "drive"], "exists already"),
-        (["drive", "bag", "--fps", "0"], "--fps is 0"),
-        (["drive", "bag", "--glob", "x*"], "no image named"),
-        (["drive", "bag", "--classes", "camvid11"], "name the right class set"),
+        (["nowhere", "--out", "bag"], "nowhere does not exist"),
+        (["drive", "--out", "drive"], "exists already"),
+        (["drive", "--out", "bag", "--fps", "0"], "--fps is 0"),
+        (["drive", "--out", "bag", "--glob", "x*"], "no image named"),
+        (["drive", "--out", "bag", "--classes", "camvid11"], "name the right class set"),
     ],
 )
-def test_mistakes(
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    said: str,
+def test_a_mistake_is_one_sentence_and_leaves_no_bag(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
 ) -> None:
     monkeypatch.chdir(folder.parent)
-    assert main(words) == 1
-    assert said in capsys.readouterr().err
+    done = nightlab("bag", *words)
+    assert done.status == 1 and said in done.err and "fault" not in done.err
     assert not Path("bag").exists() and (folder / "images" / "0.png").exists()
