@@ -11,9 +11,8 @@ from rich.progress import Progress
 from rosbags.rosbag2 import WriterError
 
 from nightlab_cli.errors import CommandError, Verbose
-from nightlab_cli.options import Classes, Frames, Glob, Labels, Topic, new_console
+from nightlab_cli.options import Classes, Frames, Glob, Labels, LabelTopic, Topic, new_console
 from nightlab_cli.style import new_app
-from nightlab_core.data.bags.bags import TopicError
 from nightlab_core.data.bags.write import Packing, StorageName
 from nightlab_core.data.frames import open_frames
 from nightlab_replay.bag import IMAGE_TOPIC, LABEL_TOPIC, write_bag
@@ -28,6 +27,7 @@ def bag(
     labels: Labels = None,
     classes: Classes = None,
     topic: Topic = None,
+    label_topic: LabelTopic = None,
     glob: Glob = "*",
     fps: Annotated[float, typer.Option("--fps", metavar="HZ", help="Frames per second of a folder.")] = 10.0,
     frames: Frames = None,
@@ -56,8 +56,17 @@ def bag(
     console = new_console(stderr=True)
     try:
         frame_source = open_frames(
-            source, labels=labels, classes=classes, pattern=glob, topic=topic, max_frames=frames, fps=fps
+            source,
+            labels=labels,
+            classes=classes,
+            pattern=glob,
+            topic=topic,
+            label_topic=label_topic,
+            max_frames=frames,
+            fps=fps,
         )
+        for problem in frame_source.problems:
+            console.print(f"{source}: {problem}", markup=False, soft_wrap=True)
         with Progress(console=console, disable=not console.is_terminal) as progress:
             num_images, num_labels = write_bag(
                 frame_source,
@@ -68,8 +77,6 @@ def bag(
                 label_topic=out_label_topic,
                 progress=progress,
             )
-    except TopicError as error:
-        raise CommandError(f"{error} (--topic)") from error
     except WriterError as error:
         raise CommandError(str(error)) from error
     typer.echo(f"{out}: {num_images} frames, {num_labels} with labels ({frame_source.classes.key})")

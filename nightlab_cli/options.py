@@ -106,4 +106,7 @@ Precision = Annotated[
 Threads = Annotated[
     int, typer.Option("--threads", metavar="N", min=0, help="Threads of each engine; 0: the library's choice.")
 ]
+LabelTopic = Annotated[
+    str | None, typer.Option("--label-topic", metavar="TOPIC", help="Label topic of a bag that has several.")
+]
 Topic = Annotated[str | None, typer.Option("--topic", metavar="TOPIC", help="Image topic of a bag that has several.")]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from nightlab_core.data.bags.read import COMPRESSED_TYPE, IMAGE_TYPE
+from nightlab_core.data.bags.messages import COMPRESSED_TYPE, IMAGE_TYPE
 from nightlab_core.data.bags.write import BagWriter, Packing, StorageName
 from nightlab_core.data.frames import FrameSource
 

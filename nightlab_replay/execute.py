@@ -12,7 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from nightlab_core.data.bags.read import Bag, BagFrame
+from nightlab_core.data.bags.reader import Bag, BagFrame
 from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.pipeline import Pipeline, Result
 from nightlab_replay.judge import Judge

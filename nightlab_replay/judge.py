@@ -13,7 +13,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from nightlab_core.data.bags.read import BagFrame
+from nightlab_core.data.bags.reader import BagFrame
 from nightlab_core.labels import IGNORE_ID, ClassSet, to_class_set
 from nightlab_core.runtime.light import light_level
 from nightlab_core.runtime.pipeline import Result

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from nightlab_core.data.bags.read import IMAGE_TYPE
+from nightlab_core.data.bags.messages import IMAGE_TYPE
 from nightlab_core.data.bags.write import DETECTIONS_TYPE, BagWriter
 from nightlab_replay.records import FrameRecord, Run, load_records
 from nightlab_replay.run import MASK_BAGS, masks_path

@@ -11,8 +11,8 @@ from contextlib import closing
 
 import numpy as np
 
-from nightlab_core.data.bags.read import Bag, BagFrame
-from nightlab_core.data.bags.storage import BagError
+from nightlab_core.data.bags.protocol import BagError
+from nightlab_core.data.bags.reader import Bag, BagFrame
 from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.runtime.pipeline import Pipeline

@@ -14,8 +14,9 @@ from types import MappingProxyType
 
 import numpy as np
 
-from nightlab_core.data.bags.read import Bag
-from nightlab_core.data.bags.storage import BagError, bag_files
+from nightlab_core.data.bags.protocol import BagError
+from nightlab_core.data.bags.reader import Bag
+from nightlab_core.data.bags.storage import bag_files
 from nightlab_core.files import write_atomic
 from nightlab_core.labels import CLASS_SETS, ClassSet
 from nightlab_replay.execute import BagSource, Span, SpanResult

@@ -30,7 +30,8 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
-from nightlab_core.data.bags.read import COMPRESSED_TYPE, Bag
+from nightlab_core.data.bags.messages import COMPRESSED_TYPE
+from nightlab_core.data.bags.reader import Bag
 from nightlab_replay.overlap import ahead
 from nightlab_replay.realtime import due_times_s, recorded_at
 from nightlab_ros.player import KNOCK_S, set_on_line, stay_until_let_go

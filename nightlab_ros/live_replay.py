@@ -24,7 +24,8 @@ import numpy as np
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
-from nightlab_core.data.bags.read import COMPRESSED_TYPE, Bag, BagFrame
+from nightlab_core.data.bags.messages import COMPRESSED_TYPE
+from nightlab_core.data.bags.reader import Bag, BagFrame
 from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.bundle import Bundle
 from nightlab_replay.execute import Span, SpanResult, pack_arrays

@@ -33,12 +33,13 @@ try:
 except ImportError:  # its name in ROS 2 Humble
     from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
 
-from nightlab_core.data.images import ImageError, compressed_to_bgr, converter_name, image_to_bgr
+from nightlab_core.data.images import ImageError, message_to_bgr
 from nightlab_core.runtime.bundle import default_bundle
 from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_ros.build_progress import BuildReporter
 from nightlab_ros.health import LOSS_ADVICE, Health, Report
+from nightlab_ros.messages import choose_converter, to_bgr
 from nightlab_ros.parameters import ParameterError, changed, declare, unknown_parameters
 from nightlab_ros.publishers import RELIABLE, Publishers, diagnostics
 
@@ -139,7 +140,7 @@ class NightLabNode(LifecycleNode):
         )
         if pipeline.engine_note:
             self.get_logger().warning(pipeline.engine_note)
-        converter = "cv2.imdecode" if settings.transport == "compressed" else converter_name()
+        converter = "cv2.imdecode" if settings.transport == "compressed" else choose_converter().name
         manifest = pipeline.bundle.manifest
         self.get_logger().info(f"bundle {manifest.name}, engine {pipeline.engine_name}, images by {converter}")
         self._health = Health()
@@ -248,7 +249,7 @@ class NightLabNode(LifecycleNode):
         msg, received = item
         settings = self.settings
         begun = time.perf_counter()
-        frame_bgr = compressed_to_bgr(msg) if isinstance(msg, CompressedImage) else image_to_bgr(msg)
+        frame_bgr = message_to_bgr(msg, to_bgr)
         converted = time.perf_counter()
         if frame_bgr.shape[:2] != self._prepared_hw:
             self._prepare(self._pipeline, frame_bgr.shape[:2])

@@ -27,8 +27,8 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from nightlab_core.data.frames import Frame, FrameSource, open_frames
-from nightlab_core.data.images import image_message
 from nightlab_core.labels import CLASS_SETS
+from nightlab_ros.messages import image_message
 
 FRAME_ID = "camera"
 #: Frames are decoded ahead up to this much memory, and before the first one is sent: decoding then takes no time from

@@ -15,12 +15,12 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import Float64
 
-from nightlab_core.data.images import image_message
 from nightlab_core.labels import ClassSet, overlay
 from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.runtime.pipeline import STAGES as PIPELINE_STAGES
 from nightlab_core.runtime.pipeline import Result
 from nightlab_ros.health import Report
+from nightlab_ros.messages import image_message
 
 #: The node's own stages beside the pipeline's; each has a topic ``~/debug/<stage>_ms``.
 #: wait: from the callback until the worker took the image; convert: message to array; latency: from the callback until

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames with their labels, where there are any, from a rosbag, a folder of images, a video or the rendered clip.
+"""Read frames, with label maps if there are any, from a rosbag, a folder of images, a video or the rendered clip.
 
-`open_frames` looks at what it is given and returns one `FrameSource`, which can be iterated any number of times.
+`open_frames` detects the kind of source and returns a `FrameSource`, which can be iterated any number of times.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from nightlab_core.labels import CAMVID11, CITYSCAPES19, CLASS_SETS, IGNORE_ID, ClassSet
+from nightlab_core.data.bags.storage import SUFFIXES, is_bag
+from nightlab_core.data.images import ImageError, decode_image
+from nightlab_core.data.label_maps import checked_labels
+from nightlab_core.labels import CAMVID11, CITYSCAPES19, CLASS_SETS, ClassSet
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v")
-BAG_SUFFIXES = (".mcap", ".db3", ".bag")
-#: CamVid's files give void the id 11.
-CAMVID_VOID = 11
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture, uint8 (H, W, 3) BGR; its label map, uint8 (H, W), 255 = unlabelled, or None; time in seconds.
+    """One image of a source.
 
-    `stamp_ns` is the camera's own stamp, to the nanosecond, where the frame was recorded with one.
+    `image_bgr` is uint8 (H, W, 3) BGR; `labels` is uint8 (H, W), 255 = unlabelled, or None; `stamp_s` is in seconds.
+    `stamp_ns` is the camera's stamp in ns, or None if the source has no stamps.
     """
 
     image_bgr: np.ndarray
@@ -39,12 +40,17 @@ class Frame:
 
 @dataclass(frozen=True)
 class FrameSource:
-    """Frames in order, opened anew by every iteration. `num_frames` is None where only reading to the end tells."""
+    """Frames in order, opened anew by every iteration.
+
+    `num_frames` is None if the number is known only after reading to the end. `problems` holds one sentence for each
+    fault of a damaged bag, of which only the readable messages are given.
+    """
 
     name: str
     classes: ClassSet
     num_frames: int | None
     _read: Callable[[], Iterator[Frame]]
+    problems: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Frame]:
         count = self.num_frames
@@ -61,18 +67,19 @@ def open_frames(
     classes: str | None = None,
     pattern: str = "*",
     topic: str | None = None,
+    label_topic: str | None = None,
     max_frames: int | None = None,
     fps: float = 10.0,
 ) -> FrameSource:
-    """Open what `source` names; None is the rendered night clip (100 frames unless `max_frames` says otherwise).
+    """Open a source of frames; None is the rendered night clip (100 frames unless `max_frames` says otherwise).
 
-    A folder of images may be given itself, or as the folder above its `images`; labels are single-channel PNG of the
-    same stem in `labels`, or else in a folder `labels` beside or inside it. `pattern` (as in a shell) chooses images by
-    name, `topic` the image topic of a bag. `classes` is a key of CLASS_SETS; without it a bag's own
-    `nightlab_classes` counts, else a path with a part named "camvid" is read as camvid11 and all else as cityscapes19.
-    Images without stamps are taken to be `fps` a second.
+    A folder of images may be given directly, or as the folder that contains `images`. Label maps are single-channel
+    PNG files of the same stem in the folder `labels`, by default one beside or inside the folder of images. `pattern`
+    (as in a shell) selects images by name; `topic` and `label_topic` select topics of a bag. `classes` is a key of
+    CLASS_SETS; without it a bag's own `nightlab_classes` counts, then camvid11 for a path with a part named "camvid",
+    then cityscapes19. Images without stamps are assigned `fps` frames per second.
 
-    Raises FileNotFoundError or ValueError, naming the file at fault, here or while reading.
+    Raises FileNotFoundError or ValueError, which name the file at fault, here or while reading.
     """
     if max_frames is not None and max_frames < 1:
         raise ValueError(f"max_frames is {max_frames}; expected 1 or more")
@@ -81,22 +88,12 @@ def open_frames(
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected a rosbag, a folder of images or a video")
-    is_bag = path.suffix.lower() in BAG_SUFFIXES or (path / "metadata.yaml").is_file()
-    if is_bag and classes is None:
-        from nightlab_core.data.bags.bags import CLASSES_KEY, custom_data
-
-        classes = custom_data(path).get(CLASSES_KEY)
-    class_set = _class_set(path, classes)
-    if is_bag:
-        from nightlab_core.data.bags.bags import count_images, read_bag
-
-        def read() -> Iterator[Frame]:
-            for image, label_map, stamp_ns, name in read_bag(path, topic):
-                label_map = checked_labels(label_map, image, class_set, name)
-                yield Frame(image, label_map, stamp_ns / 1e9, name, stamp_ns)
-
-        found: int | None = count_images(path, topic)
+    found: int | None
+    problems: tuple[str, ...] = ()
+    if is_bag(path):
+        class_set, found, problems, read = _bag(path, classes, topic, label_topic)
     elif path.is_dir():
+        class_set = _class_set(path, classes)
         files, read = _folder(path, labels, class_set, pattern, fps)
         found = len(files)
     elif path.suffix.lower() in VIDEO_SUFFIXES:
@@ -104,15 +101,23 @@ def open_frames(
             raise ValueError(
                 f"labels {labels} were given for the video {path}; labels go with a folder of images or a bag"
             )
-        read, found = _video(path), None
+        class_set, read, found = _class_set(path, classes), _video(path), None
     else:
-        expected = ", ".join(BAG_SUFFIXES + VIDEO_SUFFIXES)
+        expected = ", ".join(SUFFIXES + VIDEO_SUFFIXES)
         raise ValueError(f"{path} is no source of frames; expected a folder, or a file ending in {expected}")
-    if found == 0:
-        raise ValueError(f"{path} holds no image message")
-    if found is not None and max_frames is not None:
+    if found is None:
+        found = max_frames
+    elif max_frames is not None:
         found = min(found, max_frames)
-    return FrameSource("/".join(path.resolve().parts[-2:]), class_set, found if found is not None else max_frames, read)
+    return FrameSource("/".join(path.resolve().parts[-2:]), class_set, found, read, problems)
+
+
+def read_image(file: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    """Read an image file: uint8 (H, W, 3) BGR unless OpenCV's `flags` say otherwise. Raises OSError and ValueError."""
+    try:
+        return decode_image(file.read_bytes(), flags)
+    except ImageError as error:
+        raise ValueError(f"{file} cannot be read as an image: {error}") from error
 
 
 def _class_set(path: Path, classes: str | None) -> ClassSet:
@@ -121,31 +126,6 @@ def _class_set(path: Path, classes: str | None) -> ClassSet:
     if classes not in CLASS_SETS:
         raise ValueError(f"class set {classes!r} of {path} is not known; expected one of {', '.join(CLASS_SETS)}")
     return CLASS_SETS[classes]
-
-
-def checked_labels(labels: np.ndarray | None, image_bgr: np.ndarray, classes: ClassSet, name: str) -> np.ndarray | None:
-    """The label map if it fits its image and holds only ids of the class set; CamVid's void becomes 255."""
-    if labels is None:
-        return None
-    if labels.ndim != 2 or labels.dtype != np.uint8:
-        raise ValueError(
-            f"labels {name} are {labels.dtype} {labels.shape}; expected class ids, uint8 (H, W), not colours"
-        )
-    if labels.shape != image_bgr.shape[:2]:
-        raise ValueError(
-            f"labels {name} are {labels.shape}, their image is {image_bgr.shape[:2]}; expected the same (H, W)"
-        )
-    if classes is CAMVID11:
-        labels = np.where(labels == CAMVID_VOID, np.uint8(IGNORE_ID), labels)
-    # a histogram finds the ids 20 times as fast as np.unique does
-    present = np.flatnonzero(cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [256], [0, 256]))
-    unknown = np.setdiff1d(present, [*range(len(classes)), IGNORE_ID])
-    if unknown.size:
-        raise ValueError(
-            f"labels {name} hold the ids {unknown.tolist()}; {classes.key} has 0-{len(classes) - 1} and {IGNORE_ID}: "
-            f"name the right class set (one of {', '.join(CLASS_SETS)})"
-        )
-    return labels
 
 
 def _rendered(num_frames: int, fps: float) -> FrameSource:
@@ -158,15 +138,42 @@ def _rendered(num_frames: int, fps: float) -> FrameSource:
     return FrameSource("rendered night clip", CITYSCAPES19, num_frames, read)
 
 
+def _bag(
+    path: Path, classes: str | None, topic: str | None, label_topic: str | None
+) -> tuple[ClassSet, int, tuple[str, ...], Callable[[], Iterator[Frame]]]:
+    """Return class set, number of frames, problems and reader of a bag."""
+    from nightlab_core.data.bags.reader import Bag
+
+    with Bag(path, topic, label_topic) as bag:
+        class_set = _class_set(path, classes or bag.label_classes)
+        found, problems = len(bag), tuple(bag.problems)
+        topics = bag.image_topic, bag.label_topic
+    if not found:
+        raise ValueError(f"{path} holds no image message. {'; '.join(problems)}")
+
+    def read() -> Iterator[Frame]:
+        with Bag(path, *topics) as bag:
+            stem = bag.image_topic.strip("/").replace("/", "_")
+            for frame in bag.frames(0, found, class_set):
+                name = f"{stem}_{frame.index:06d}"
+                if frame.image_bgr is None or frame.reason:
+                    raise ValueError(f"{path}, {name}: {frame.reason}")
+                yield Frame(frame.image_bgr, frame.labels, frame.stamp_ns / 1e9, name, frame.stamp_ns)
+
+    return class_set, found, problems, read
+
+
 def _folder(
     folder: Path, labels: str | Path | None, classes: ClassSet, pattern: str, fps: float
 ) -> tuple[list[Path], Callable[[], Iterator[Frame]]]:
+    """Return the image files of a folder and its reader. Hidden files are skipped."""
     images = folder / "images" if (folder / "images").is_dir() else folder
     if labels is not None and not Path(labels).is_dir():
         raise FileNotFoundError(f"folder of labels {labels} does not exist")
     usual = [d for d in (folder / "labels", images.parent / "labels") if d.is_dir()]
     label_folder = Path(labels) if labels is not None else (usual[0] if usual else None)
-    files = sorted(f for f in images.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and fnmatch(f.name, pattern))
+    visible = [f for f in images.iterdir() if not f.name.startswith(".")]
+    files = sorted(f for f in visible if f.suffix.lower() in IMAGE_SUFFIXES and fnmatch(f.name, pattern))
     if not files:
         raise ValueError(
             f"{images} holds no image named {pattern!r}; expected files ending in {', '.join(IMAGE_SUFFIXES)}"
@@ -179,18 +186,10 @@ def _folder(
         for index, file in enumerate(files):
             image = read_image(file)
             label_file = label_files.get(file.stem)
-            label_map = read_image(label_file, cv2.IMREAD_UNCHANGED) if label_file else None
-            yield Frame(image, checked_labels(label_map, image, classes, str(label_file)), index / fps, file.stem)
+            ids = read_image(label_file, cv2.IMREAD_UNCHANGED) if label_file else None
+            yield Frame(image, checked_labels(ids, image, classes, str(label_file)), index / fps, file.stem)
 
     return files, read
-
-
-def read_image(file: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    """A picture file, uint8 (H, W, 3) BGR unless `flags` of OpenCV say otherwise. Raises ValueError."""
-    image = cv2.imread(str(file), flags)
-    if image is None:
-        raise ValueError(f"{file} cannot be read as an image; is it whole?")
-    return image
 
 
 def _video(path: Path) -> Callable[[], Iterator[Frame]]:

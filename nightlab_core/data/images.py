@@ -1,116 +1,156 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ROS image messages <-> arrays.
+"""Convert between ROS image messages and arrays, without ROS.
 
-Reading checks the message first, honours row padding (``step``) and ``is_bigendian``, and always gives uint8 (H, W, 3)
-BGR. bgr8 is a view of the message's own bytes, without a copy. Every other encoding goes through cv_bridge where it
-works, otherwise through rosbags-image; both are OpenCV underneath. 16-bit pixels are scaled linearly, 65535 to 255,
-rounded: a 12-bit camera that does not shift its values up therefore looks dark.
-Messages are duck-typed, so that everything but ``image_message`` runs without ROS.
+Messages are duck-typed: they need `height`, `width`, `encoding`, `step`, `is_bigendian` and `data`, or `format` and
+`data`. Reading checks the message first, honours row padding (`step`) and `is_bigendian`, and always returns uint8
+(H, W, 3) BGR. bgr8 is a view of the message's bytes, without a copy. Every other encoding goes through a converter:
+rosbags-image, or the one that the caller passes. 16-bit pixels are scaled linearly, 65535 to 255, rounded, so a 12-bit
+camera that does not shift its values up looks dark.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
 import sys
 from array import array
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
 
-#: encoding -> (bytes per channel, channels). YUV 4:2:2 counts as two channels: one luma, one shared chroma byte.
+
+@dataclass(frozen=True)
+class Encoding:
+    """How an encoding stores its pixels.
+
+    YUV 4:2:2 counts as two channels: one luma and one shared chroma byte. `converts_as` is the name under which every
+    converter knows the 8-bit form of the encoding.
+    """
+
+    bytes_per_channel: int
+    channels: int
+    converts_as: str
+
+
+_BAYER = ("bayer_rggb", "bayer_bggr", "bayer_gbrg", "bayer_grbg")
+#: Every supported encoding of sensor_msgs/Image. All others are refused.
 ENCODINGS = {
-    **dict.fromkeys(("bgr8", "rgb8"), (1, 3)),
-    **dict.fromkeys(("bgra8", "rgba8"), (1, 4)),
-    "mono8": (1, 1),
-    "mono16": (2, 1),
-    **{f"bayer_{pattern}{8 * size}": (size, 1) for pattern in ("rggb", "bggr", "gbrg", "grbg") for size in (1, 2)},
-    **dict.fromkeys(("yuv422", "uyvy", "yuv422_yuy2", "yuyv"), (1, 2)),
+    **{name: Encoding(1, 3, name) for name in ("bgr8", "rgb8")},
+    **{name: Encoding(1, 4, name) for name in ("bgra8", "rgba8")},
+    "mono8": Encoding(1, 1, "mono8"),
+    "mono16": Encoding(2, 1, "mono8"),
+    **{f"{pattern}8": Encoding(1, 1, f"{pattern}8") for pattern in _BAYER},
+    **{f"{pattern}16": Encoding(2, 1, f"{pattern}8") for pattern in _BAYER},
+    "yuv422": Encoding(1, 2, "yuv422"),
+    "uyvy": Encoding(1, 2, "yuv422"),  # newer names, which cv_bridge of older distributions does not know
+    "yuv422_yuy2": Encoding(1, 2, "yuv422_yuy2"),
+    "yuyv": Encoding(1, 2, "yuv422_yuy2"),
 }
-#: Newer ROS names that cv_bridge of older distributions does not know.
-_ALIASES = {"uyvy": "yuv422", "yuyv": "yuv422_yuy2"}
-_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_LABEL_ENCODINGS = ("mono8", "8UC1")
+_JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", 0xDA, b"\xff\xd9"
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"
 
-# Run in a process of its own: a cv_bridge that was built for another NumPy may abort the interpreter.
-_CV_BRIDGE_PROBE = """
-from types import SimpleNamespace
-from cv_bridge import CvBridge
-message = SimpleNamespace(height=1, width=2, encoding="rgb8", is_bigendian=0, step=6, data=bytes([1, 2, 3, 4, 5, 6]))
-assert CvBridge().imgmsg_to_cv2(message, "bgr8").tolist() == [[[3, 2, 1], [6, 5, 4]]]
-"""
+#: Converts a packed 8-bit message of an encoding in `Encoding.converts_as` to uint8 (H, W, 3) BGR.
+Converter = Callable[[Any], np.ndarray]
 
 
 class ImageError(ValueError):
-    """A message that holds no usable image. Says what was received and what was expected."""
+    """A message or file holds no usable image. The text says what was received and what was expected."""
 
 
-def image_to_bgr(msg: Any) -> np.ndarray:
+def rosbags_image(packed: Any) -> np.ndarray:
+    """Convert with rosbags-image; the default converter. Raises ImageError if it is not installed."""
+    try:
+        from rosbags.image import image_to_cvimage
+    except ImportError as error:
+        raise ImageError(f"only bgr8 can be read: rosbags-image is not installed ({error})") from error
+    return image_to_cvimage(packed, "bgr8")
+
+
+def message_to_bgr(msg: Any, convert: Converter = rosbags_image) -> np.ndarray:
+    """Convert a sensor_msgs/Image or CompressedImage to uint8 (H, W, 3) BGR. Raises ImageError."""
+    return compressed_to_bgr(msg, convert) if hasattr(msg, "format") else image_to_bgr(msg, convert)
+
+
+def image_to_bgr(msg: Any, convert: Converter = rosbags_image) -> np.ndarray:
     """Convert a sensor_msgs/Image to uint8 (H, W, 3) BGR. For bgr8 the result shares the message's memory.
 
-    Raises ImageError for an unknown encoding, an empty image, or data that does not fit height, step and encoding.
+    Raises ImageError for an unsupported encoding, an empty image, or data that does not fit height, step and encoding.
     """
-    pixels = _pixels(msg)
-    encoding = _ALIASES.get(msg.encoding, msg.encoding)
-    if encoding == "bgr8":
+    encoding = ENCODINGS.get(msg.encoding)
+    if encoding is None:
+        raise _unsupported(msg.encoding)
+    pixels = _pixels(msg, encoding)
+    if msg.encoding == "bgr8":
         return pixels
     if pixels.dtype == np.uint16:
         pixels = cv2.convertScaleAbs(pixels, alpha=255.0 / 65535.0)
-        encoding = encoding.replace("16", "8")
     pixels = np.ascontiguousarray(pixels)
-    packed = SimpleNamespace(height=msg.height, width=msg.width, encoding=encoding, is_bigendian=0)
+    packed = SimpleNamespace(height=msg.height, width=msg.width, encoding=encoding.converts_as, is_bigendian=0)
     packed.step, packed.data = pixels.strides[0], pixels.reshape(-1).data
-    return _converter()[1](packed)
+    return convert(packed)
 
 
-def compressed_to_bgr(msg: Any) -> np.ndarray:
+def compressed_to_bgr(msg: Any, convert: Converter = rosbags_image) -> np.ndarray:
     """Decode a sensor_msgs/CompressedImage, JPEG or PNG, to uint8 (H, W, 3) BGR.
 
-    The orientation in EXIF is ignored, so that the mask keeps the pixel grid of the camera. Where image_transport
-    packed a Bayer camera's mosaic as it is, and says so in ``format``, its colours are made here. Raises ImageError
-    for another format and for a file that is cut short: OpenCV would fill the missing part with grey.
+    If image_transport compressed the mosaic of a Bayer camera without converting it, and says so in `format`, its
+    colours are computed here. Raises ImageError for another format and for a file that is cut short.
     """
     data = bytes(msg.data)
-    is_jpeg, is_png = data.startswith(_JPEG), data.startswith(_PNG)
-    if not (is_jpeg or is_png):
+    if not data.startswith((_JPEG, _PNG)):
         raise ImageError(
             f"received {len(data)} bytes of format {msg.format!r} beginning with {data[:8].hex() or 'nothing'}; "
             "expected a JPEG or PNG file"
         )
-    if (_JPEG_END if is_jpeg else _PNG_END) not in data.rstrip(b"\0")[-64:]:
-        raise ImageError(
-            f"received {len(data)} bytes of {'JPEG' if is_jpeg else 'PNG'} without its end: it is cut short"
-        )
     mosaic = _bayer_encoding(msg.format)
-    colour = cv2.IMREAD_UNCHANGED if mosaic else cv2.IMREAD_COLOR
+    image = decode_image(data, cv2.IMREAD_UNCHANGED if mosaic else cv2.IMREAD_COLOR)
+    return image_to_bgr(fill_image(SimpleNamespace(), image, mosaic), convert) if mosaic else image
+
+
+def decode_image(data: bytes, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    """Decode the bytes of an image file: uint8 (H, W, 3) BGR unless OpenCV's `flags` say otherwise.
+
+    The orientation in EXIF is ignored, so that labels and masks keep the camera's pixel grid. Raises ImageError for
+    bytes that are no image, and for a JPEG or PNG that is cut short: OpenCV would fill the missing part with grey.
+    """
+    kind = "JPEG" if data.startswith(_JPEG) else "PNG" if data.startswith(_PNG) else "an image file"
+    if (kind == "JPEG" and not _has_jpeg_end(data)) or (kind == "PNG" and _PNG_END not in data):
+        raise ImageError(f"received {len(data)} bytes of {kind} without its end: it is cut short")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), colour | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION) if data else None
     except cv2.error as error:
         raise ImageError(f"received {len(data)} bytes that OpenCV cannot decode: {error}") from error
     if image is None:
-        raise ImageError(f"received {len(data)} bytes of {'JPEG' if is_jpeg else 'PNG'} that are corrupt")
-    return image_to_bgr(fill_image(SimpleNamespace(), image, mosaic)) if mosaic else image
+        raise ImageError(f"received {len(data)} bytes of {kind} that are corrupt")
+    return image
 
 
-def _bayer_encoding(image_format: str) -> str:
-    """The Bayer encoding of a mosaic that was compressed as it is, from "bayer_rggb8; png compressed "; else ""."""
-    encoding, _, way = image_format.partition(";")
-    packed_as = way.rpartition("compressed")[2].strip()
-    return encoding if encoding.startswith("bayer_") and encoding in ENCODINGS and not packed_as else ""
+def label_map(msg: Any) -> np.ndarray:
+    """Return the class ids in a mono8 Image or a PNG in a CompressedImage, uint8 (H, W) if it is a label map.
+
+    Raises ImageError. `checked_labels` checks shape, type and ids.
+    """
+    if hasattr(msg, "format"):
+        try:
+            return decode_image(bytes(msg.data), cv2.IMREAD_UNCHANGED)
+        except ImageError as error:
+            raise ImageError(f"the compressed label map of format {msg.format!r} cannot be decoded: {error}") from error
+    if msg.encoding not in _LABEL_ENCODINGS:
+        raise ImageError(f"the label map has the encoding {msg.encoding!r}; expected mono8, class ids")
+    return _pixels(msg, ENCODINGS["mono8"])
 
 
 def fill_image(msg: Any, pixels: np.ndarray, encoding: str, header: Any = None) -> Any:
-    """Fill an empty sensor_msgs/Image from uint8 or uint16 (H, W) or (H, W, C); returns it.
+    """Fill an empty sensor_msgs/Image from uint8 or uint16 (H, W) or (H, W, C) and return it. Raises ImageError.
 
-    ``frombytes`` is over a thousand times faster than assigning an array to ``msg.data``.
+    `frombytes` is over a thousand times faster than assigning an array to `msg.data`.
     """
     if encoding not in ENCODINGS:
-        raise ImageError(f"received encoding {encoding!r}; expected one of {', '.join(ENCODINGS)}")
-    size, channels = ENCODINGS[encoding]
+        raise _unsupported(encoding)
+    size, channels = ENCODINGS[encoding].bytes_per_channel, ENCODINGS[encoding].channels
     received = (pixels.dtype.itemsize, 1 if pixels.ndim == 2 else pixels.shape[-1])
     if received != (size, channels):
         raise ImageError(
@@ -127,23 +167,13 @@ def fill_image(msg: Any, pixels: np.ndarray, encoding: str, header: Any = None) 
     return msg
 
 
-def image_message(pixels: np.ndarray, encoding: str, header: Any = None) -> Any:
-    """Make a sensor_msgs/Image; see ``fill_image``."""
-    from sensor_msgs.msg import Image
-
-    return fill_image(Image(), pixels, encoding, header)
+def _unsupported(encoding: str) -> ImageError:
+    return ImageError(f"received encoding {encoding!r}; expected one of {', '.join(ENCODINGS)}")
 
 
-def converter_name() -> str:
-    """Which library converts what is not bgr8, and why, for the log."""
-    return _converter()[0]
-
-
-def _pixels(msg: Any) -> np.ndarray:
+def _pixels(msg: Any, encoding: Encoding) -> np.ndarray:
     """View a message's bytes as (H, W) or (H, W, C), uint8 or native uint16, without row padding."""
-    if msg.encoding not in ENCODINGS:
-        raise ImageError(f"received encoding {msg.encoding!r}; expected one of {', '.join(ENCODINGS)}")
-    size, channels = ENCODINGS[msg.encoding]
+    size, channels = encoding.bytes_per_channel, encoding.channels
     height, width, step = msg.height, msg.width, msg.step
     if height < 1 or width < 1:
         raise ImageError(f"received an empty image of {width}x{height} pixels; expected at least 1x1")
@@ -165,31 +195,25 @@ def _pixels(msg: Any) -> np.ndarray:
     return pixels if dtype.isnative else pixels.astype(dtype.newbyteorder("="))
 
 
-@lru_cache(maxsize=1)
-def _converter() -> tuple[str, Callable[[Any], np.ndarray]]:
-    """Choose once: (what was chosen and why, packed message -> BGR). Without either, all but bgr8 is an ImageError."""
-    reason = "cv_bridge is not installed"
-    if importlib.util.find_spec("cv_bridge") is not None:
-        command = [sys.executable, "-c", _CV_BRIDGE_PROBE]
-        try:
-            probe = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-        except subprocess.TimeoutExpired:
-            reason = "cv_bridge does not answer within 60 s"
-        else:
-            if probe.returncode == 0:
-                from cv_bridge import CvBridge
+def _bayer_encoding(image_format: str) -> str:
+    """Return the Bayer encoding of a mosaic that was compressed without conversion, or "".
 
-                bridge = CvBridge()
-                return "cv_bridge", lambda packed: bridge.imgmsg_to_cv2(packed, "bgr8")
-            last_line = (probe.stderr.strip().splitlines() or [f"exit status {probe.returncode}"])[-1]
-            reason = f"cv_bridge does not work here: {last_line}"
-    try:
-        from rosbags.image import image_to_cvimage
-    except ImportError as error:
-        missing = f"only bgr8 can be read: {reason}, nor is rosbags-image ({error}); install either"
+    For such a mosaic image_transport writes "bayer_rggb8; png compressed ", otherwise the target encoding at the end.
+    """
+    encoding, _, rest = image_format.partition(";")
+    compressed_as = rest.rpartition("compressed")[2].strip()
+    return encoding if encoding.startswith("bayer_") and encoding in ENCODINGS and not compressed_as else ""
 
-        def refuse(packed: Any) -> np.ndarray:
-            raise ImageError(missing)
 
-        return missing, refuse
-    return f"rosbags-image ({reason})", lambda packed: image_to_cvimage(packed, "bgr8")
+def _has_jpeg_end(data: bytes) -> bool:
+    """Return whether the end marker follows the first scan. An embedded thumbnail, before it, has an end of its own."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == _JPEG_SCAN:
+            return data.find(_JPEG_END, at) >= 0
+    return _JPEG_END in data[at:]

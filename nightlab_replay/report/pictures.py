@@ -10,8 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from nightlab_core.data.bags.read import Bag, BagFrame
-from nightlab_core.data.bags.storage import BagError
+from nightlab_core.data.bags.protocol import BagError
+from nightlab_core.data.bags.reader import Bag, BagFrame
 from nightlab_core.labels import IGNORE_ID, ClassSet, overlay, to_class_set
 from nightlab_core.metrics import iou
 from nightlab_core.runtime.bundle import MANIFEST_NAME, sha256_of

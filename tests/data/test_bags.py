@@ -9,7 +9,7 @@ import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from nightlab_core.data.bags.bags import CLASSES_KEY, custom_data
+from nightlab_core.data.bags.metadata import CLASSES_KEY, custom_data
 from nightlab_core.data.frames import open_frames
 
 SIZE_HW = (20, 31)  # an odd width, so that padding to four bytes shows
@@ -122,7 +122,9 @@ def test_which_topic_must_be_said_where_there_are_several(tmp_path: Path) -> Non
         (f"/{side}/image", IMAGE, 5 + i, image(picture(i), "bgr8", 5 + i)) for i, side in enumerate(("left", "right"))
     ]
     bag = write_bag(tmp_path / "bag", messages, StoragePlugin.MCAP)
-    with pytest.raises(ValueError, match="image topics are: /left/image, /right/image"):
+    with pytest.raises(
+        ValueError, match=r"several image topics; name one of them[\s\S]*/left/image .*\n  /right/image "
+    ):
         open_frames(bag)
     with pytest.raises(ValueError, match="/rear/image"):
         open_frames(bag, topic="/rear/image")
@@ -138,5 +140,5 @@ def test_labels_in_a_wrong_encoding_and_broken_images_are_refused(tmp_path: Path
     with pytest.raises(ValueError, match="encoding 'bgr8'; expected mono8"):
         list(open_frames(write_bag(tmp_path / "colours", messages, StoragePlugin.MCAP)))
     broken = STORE.types[COMPRESSED](header=header(5), format="jpeg", data=np.zeros(9, np.uint8))
-    with pytest.raises(ValueError, match="format 'jpeg' cannot be decoded"):
+    with pytest.raises(ValueError, match=r"format 'jpeg' beginning with 0000.*expected a JPEG or PNG"):
         list(open_frames(write_bag(tmp_path / "broken", [("/image", COMPRESSED, 5, broken)], StoragePlugin.MCAP)))

@@ -13,8 +13,8 @@ from mcap.writer import CompressionType, Writer
 from rosbags.typesys import Stores, get_typestore
 from tiny_bags import IMAGES, LABELS, START_NS, STEP_NS, make_frames, write_tiny_bag
 
-from nightlab_core.data.bags.read import Bag
-from nightlab_core.data.bags.storage import BagError
+from nightlab_core.data.bags.protocol import BagError
+from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.write import BagWriter
 from nightlab_core.labels import CITYSCAPES19
 

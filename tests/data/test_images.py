@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every encoding against pixels worked out by hand, and messages that must be refused. Needs no ROS."""
+"""Every encoding against pixels that were computed by hand, and messages that must be refused. Needs no ROS."""
 
 from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +12,15 @@ import cv2
 import numpy as np
 import pytest
 
-from nightlab_core.data import images
-from nightlab_core.data.images import ENCODINGS, ImageError, compressed_to_bgr, fill_image, image_to_bgr
+from nightlab_core.data.images import (
+    ENCODINGS,
+    ImageError,
+    compressed_to_bgr,
+    decode_image,
+    fill_image,
+    image_to_bgr,
+    label_map,
+)
 
 BLUE, GREEN, RED, ALPHA = 10, 120, 250, 77
 BGR = [BLUE, GREEN, RED]
@@ -181,12 +187,6 @@ def test_jpeg_is_close() -> None:
     assert np.abs(decoded.astype(int) - picture()).mean() < 3
 
 
-def test_jpeg_with_zeros_behind_it_is_read() -> None:
-    msg = compressed(".jpg", picture())
-    msg.data.extend(bytes(500))
-    assert compressed_to_bgr(msg).shape == (48, 64, 3)
-
-
 def test_jpeg_is_not_turned_by_its_exif() -> None:
     exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # orientation 6: on its side
     data = cv2.imencode(".jpg", picture())[1].tobytes()
@@ -242,54 +242,52 @@ def test_filling_checks_the_array() -> None:
         fill_image(SimpleNamespace(), picture(), "cmyk")
 
 
-@pytest.fixture
-def install_cv_bridge(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Puts a cv_bridge of the given source code on the path, here and for child processes."""
-
-    def install(source: str) -> None:
-        (tmp_path / "cv_bridge.py").write_text(source)
-        monkeypatch.syspath_prepend(tmp_path)
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        images._converter.cache_clear()
-
-    yield install
-    sys.modules.pop("cv_bridge", None)
-    images._converter.cache_clear()
-
-
-def test_a_cv_bridge_that_aborts_is_passed_over(install_cv_bridge: Any) -> None:
-    install_cv_bridge("import os\nos.abort()\n")  # as one built for another NumPy does
-    assert (image_to_bgr(message("rgb8", of_pixels(RED, GREEN, BLUE))) == BGR).all()
-    assert images.converter_name() == "rosbags-image (cv_bridge does not work here: exit status -6)"
-
-
-def test_a_cv_bridge_that_raises_is_passed_over(install_cv_bridge: Any) -> None:
-    install_cv_bridge("raise ImportError('built for NumPy 1')\n")
-    assert "cv_bridge does not work here: ImportError: built for NumPy 1" in images.converter_name()
-
-
-def test_a_working_cv_bridge_is_used(install_cv_bridge: Any) -> None:
-    install_cv_bridge(
-        "import numpy as np\n"
-        "class CvBridge:\n"
-        "    def imgmsg_to_cv2(self, msg, desired):\n"
-        "        assert (msg.encoding, desired) == ('rgb8', 'bgr8')\n"
-        "        return np.frombuffer(msg.data, np.uint8).reshape(msg.height, msg.step // 3, 3)[..., ::-1]\n"
-    )
-    assert images.converter_name() == "cv_bridge"
-    assert (image_to_bgr(message("rgb8", of_pixels(RED, GREEN, BLUE), padding=6)) == BGR).all()
-
-
-def test_without_any_converter_bgr8_is_read_and_others_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_rosbags_image_bgr8_is_read_and_others_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rosbags.image", None)
-    monkeypatch.setattr(images.importlib.util, "find_spec", lambda name: None)
-    images._converter.cache_clear()
-    try:
-        assert (image_to_bgr(message("bgr8", of_pixels(*BGR))) == BGR).all()
-        for _ in range(2):  # what is missing is looked for once
-            with pytest.raises(ImageError, match=r"cv_bridge is not installed.*rosbags-image.*install either"):
-                image_to_bgr(message("rgb8", of_pixels(*BGR)))
-        assert images._converter.cache_info().misses == 1
-        assert images.converter_name().startswith("only bgr8 can be read")  # which is no reason not to start
-    finally:
-        images._converter.cache_clear()
+    assert (image_to_bgr(message("bgr8", of_pixels(*BGR))) == BGR).all()
+    with pytest.raises(ImageError, match="rosbags-image is not installed"):
+        image_to_bgr(message("rgb8", of_pixels(*BGR)))
+
+
+def test_a_converter_of_the_caller_gets_packed_rows() -> None:
+    def convert(packed: Any) -> np.ndarray:
+        assert packed.encoding == "yuv422"  # under the name that every converter knows
+        return np.frombuffer(packed.data, np.uint8).reshape(packed.height, packed.step)
+
+    rows = RED_YUV["uyvy"]
+    assert np.array_equal(image_to_bgr(message("uyvy", rows, padding=6), convert), rows)
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("encoding", ["mono8", "8UC1"])
+def test_label_maps_of_raw_messages(encoding: str, padding: int) -> None:
+    rows = np.arange(24, dtype=np.uint8).reshape(HEIGHT, WIDTH)
+    assert np.array_equal(label_map(message(encoding, rows, padding)), rows)
+
+
+def test_label_maps_in_colour_or_cut_short_are_refused() -> None:
+    with pytest.raises(ImageError, match="encoding 'bgr8'; expected mono8"):
+        label_map(message("bgr8", of_pixels(*BGR)))
+    with pytest.raises(ImageError, match="71 bytes"):
+        label_map(message("mono8", of_pixels(GREEN), data=array("B", bytes(71)), step=18))
+    msg = compressed(".png", picture()[..., 0])
+    assert np.array_equal(label_map(msg), picture()[..., 0])
+    with pytest.raises(ImageError, match=r"label map of format .*cut short"):
+        label_map(SimpleNamespace(format=msg.format, data=msg.data[:-20]))
+
+
+@pytest.mark.parametrize("behind", [b"", bytes(500), b"\xff" * 100, bytes(range(200))])
+def test_jpeg_with_anything_behind_its_end_is_read(behind: bytes) -> None:
+    msg = compressed(".jpg", picture())
+    expected = compressed_to_bgr(msg)
+    msg.data.frombytes(behind)
+    assert np.array_equal(compressed_to_bgr(msg), expected)
+
+
+def test_a_jpeg_that_is_cut_short_behind_its_thumbnail_is_refused() -> None:
+    thumbnail = cv2.imencode(".jpg", picture()[::4, ::4])[1].tobytes()
+    data = cv2.imencode(".jpg", picture())[1].tobytes()
+    data = data[:2] + b"\xff\xe1" + (2 + len(thumbnail)).to_bytes(2, "big") + thumbnail + data[2:]
+    decode_image(data)
+    with pytest.raises(ImageError, match="cut short"):
+        decode_image(data[: len(data) - 100])

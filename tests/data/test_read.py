@@ -13,9 +13,9 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StorageP
 from rosbags.typesys import Stores, get_typestore
 from tiny_bags import FRAME_ID, IMAGES, LABELS, START_NS, STEP_NS, make_frames, write_tiny_bag
 
-from nightlab_core.data.bags.bags import CLASSES_KEY
-from nightlab_core.data.bags.read import Bag
-from nightlab_core.data.bags.storage import BagError
+from nightlab_core.data.bags.metadata import CLASSES_KEY
+from nightlab_core.data.bags.protocol import BagError
+from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.write import BagWriter, Packing, StorageName
 from nightlab_core.labels import CITYSCAPES19
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nightlab_core.data.bags.read import BagFrame
+from nightlab_core.data.bags.reader import BagFrame
 from nightlab_core.labels import CAMVID11, CITYSCAPES19, CITYSCAPES_TO_CAMVID, IGNORE_ID, ClassSet, map_ids
 from nightlab_core.metrics import confusion_matrix
 from nightlab_replay.judge import Answer, Judge, band_rows, count, id_mapping

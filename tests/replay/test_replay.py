@@ -243,7 +243,7 @@ def test_rclpy_reads_the_new_bag(tmp_path: Path, bags: list[Path], pipeline: Pip
     serialization = pytest.importorskip("rclpy.serialization")
     from sensor_msgs.msg import Image
 
-    from nightlab_core.data.bags.read import Bag
+    from nightlab_core.data.bags.reader import Bag
 
     run, spans = begin(tmp_path, bags[:1], pipeline)
     rp.carry_out(tmp_path, run, replay_spans(spans[:1], pipeline, CITYSCAPES19, keep_masks=True))

@@ -16,7 +16,7 @@ pytest.importorskip("rclpy")
 from rosbags.typesys import Stores, get_typestore
 from tiny_bags import FRAME_ID, START_NS, STEP_NS, make_frames, write_tiny_bag
 
-from nightlab_core.data.bags.read import Bag
+from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.write import Packing
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.pipeline import Pipeline

@@ -29,7 +29,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image
 
-from nightlab_core.data.images import image_message
+from nightlab_ros.messages import image_message
 
 ROOT = Path(__file__).parents[2]
 PROFILE = str(ROOT / "config/fastdds.xml")

@@ -1,222 +1,177 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The n-th message of a recorded topic, from a whole bag or from what is left of one.
+"""Open a bag in any storage format, whole or damaged, and give access to single messages by number.
 
-A replay starts anywhere, goes on where it stopped, and is spread over machines: it needs an index, made without reading
-the pictures, and each message on its own, so that one that cannot be read costs no other. rosbag2's two storages are
-therefore read through the libraries below rosbags: SQLite and MCAP. Everything else that rosbags reads (compressed
-files or messages, ROS 1) goes through rosbags itself.
+A replay starts at any frame, resumes, and runs on several machines. It needs an index that is built without decoding
+images, and independent reads, so that one unreadable message does not affect the others.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from rosbags.highlevel import AnyReader, AnyReaderError
-from rosbags.typesys import Stores, get_typestore
 
-from nightlab_core.config import ConfigError, read_yaml
-from nightlab_core.data.bags.bags import custom_data
+from nightlab_core.data.bags.metadata import METADATA_NAME, bag_information, custom_data
+from nightlab_core.data.bags.protocol import BagError, StorageFile, Topic, one_line
 
-#: Columns of an index: time of recording in ns, number of the file, and where in the file.
+#: Columns of an index: time of recording in ns, number of the file, and two numbers that locate the message in it.
 INDEX_COLUMNS = 4
-SUFFIXES = (".mcap", ".db3", ".bag")
-
-
-class BagError(ValueError):
-    """A bag, or a message of one, that cannot be read; says why."""
 
 
 @dataclass(frozen=True)
-class Topic:
-    """Type as "package/msg/Name", and the number of messages that are there."""
+class Backend:
+    """Module and class that read one format, imported when a file of the format is opened."""
 
-    type: str
-    count: int
+    module: str
+    class_name: str
 
-
-class Storage(Protocol):
-    """One bag, opened."""
-
-    kind: str  #: "sqlite3", "mcap" or "rosbag1"
-    topics: dict[str, Topic]
-    problems: list[str]  #: what is wrong, in words; not empty means that messages may be missing
-    custom_data: dict[str, str]  #: of metadata.yaml, of a bare file's too where it lies beside it
-
-    def index(self, topic: str) -> np.ndarray:
-        """int64 (N, INDEX_COLUMNS), in the order of recording; messages of equal time in the file's order."""
-
-    def read(self, row: np.ndarray) -> bytes:
-        """The serialised message of a row of the index. Raises BagError."""
-
-    def head(self, row: np.ndarray, size: int) -> bytes:
-        """Its first bytes, at little cost. Raises BagError."""
-
-    def close(self) -> None:
-        """Free the files."""
+    def open(self, path: Path) -> StorageFile:
+        """Open a file. Raises BagError, and ModuleNotFoundError if a library of the format is not installed."""
+        module = import_module(f"nightlab_core.data.bags.{self.module}")
+        opened: StorageFile = getattr(module, self.class_name)(path)
+        return opened
 
 
-class StorageFile(Protocol):
-    """One file of a bag in one of rosbag2's own formats."""
-
-    topics: dict[str, Topic]
-    problems: list[str]
-
-    def index(self, topic: str) -> np.ndarray:
-        """int64 (N, 3): time in ns, and two numbers that say where."""
-
-    def read(self, first: int, second: int) -> bytes:
-        """Raises BagError."""
-
-    def head(self, first: int, second: int, size: int) -> bytes:
-        """Raises BagError."""
-
-    def close(self) -> None:
-        """Free the file."""
+#: Storage formats by suffix. A new format needs one module and one line here.
+BACKENDS = {
+    ".mcap": Backend("mcap", "McapFile"),
+    ".db3": Backend("sqlite", "SqliteFile"),
+    ".bag": Backend("rosbags_files", "Rosbag1File"),
+}
+#: Reads a bag folder whose files or messages are compressed.
+COMPRESSED = Backend("rosbags_files", "CompressedBag")
+#: Reads undamaged MCAP files where the libraries that `mcap` needs are not installed.
+WHOLE_MCAP = Backend("rosbags_files", "WholeMcapFile")
+SUFFIXES = tuple(BACKENDS)
+_ROSBAG2_SUFFIXES = (".mcap", ".db3")
 
 
-def open_storage(path: Path) -> Storage:
-    """Open a bag: a folder, with or without metadata.yaml, or a file. Raises FileNotFoundError, and BagError if nothing
-    of it can be read."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected a rosbag: a folder, or a file of {_expected()}")
-    if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise BagError(f"{path} is no rosbag; expected a folder, or a file of {_expected()}")
-        return _Rosbags(path) if path.suffix == ".bag" else _Rosbag2([path], [], custom_data(path))
-    return _open_folder(path)
+def is_bag(path: Path) -> bool:
+    """Return whether a path is a bag: a file of a known suffix, or a folder with metadata.yaml or with such files."""
+    if path.is_dir():
+        return (path / METADATA_NAME).is_file() or bool(_rosbag2_files(path))
+    return path.suffix.lower() in SUFFIXES
 
 
 def bag_files(path: Path) -> list[Path]:
-    """The files that make up a bag, in order of name; metadata.yaml among them."""
+    """Return the files that make up a bag, in order of name, including metadata.yaml."""
     if path.is_file():
         return [path]
-    return sorted(f for f in path.iterdir() if f.is_file() and (f.name == "metadata.yaml" or _is_storage(f)))
+    return sorted(f for f in path.iterdir() if f.is_file() and (f.name == METADATA_NAME or _is_storage(f)))
 
 
-def _open_folder(path: Path) -> Storage:
-    problems = []
-    info: dict[str, Any] = {}
-    try:
-        info = dict(read_yaml(path / "metadata.yaml")["rosbag2_bagfile_information"])
-    except FileNotFoundError:
-        problems.append("metadata.yaml is missing: topics and times come from the storage files themselves")
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
-        problems.append(f"metadata.yaml cannot be used ({_line(error)}): the storage files themselves were read")
-    if info.get("compression_mode"):
-        return _Rosbags(path)
-    found = sorted((f for f in path.iterdir() if f.suffix in (".mcap", ".db3")), key=_number)
-    listed = [path / Path(str(name)).name for name in info.get("relative_file_paths") or []]
-    if missing := [f.name for f in listed if f not in found]:
-        problems.append(f"{', '.join(missing)} is missing, though metadata.yaml lists it")
-    files = [f for f in listed if f in found] or found
-    if not files:
-        there = ", ".join(sorted(f.name for f in path.iterdir())) or "nothing"
-        raise BagError(f"{path} is no rosbag: it holds {there}; expected .mcap or .db3 files with metadata.yaml")
-    return _Rosbag2(files, problems, custom_data(path))
+def open_storage(path: Path) -> BagStorage:
+    """Open a bag: a file, or a folder with or without metadata.yaml.
+
+    Raises FileNotFoundError, and BagError if no part of it can be read.
+    """
+    expected = f"expected a rosbag: a folder, or a file ending in {', '.join(SUFFIXES)}"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; {expected}")
+    if path.is_dir():
+        return _open_folder(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise BagError(f"{path} is no rosbag; {expected}")
+    return BagStorage({path.name: _open_file(path)}, [], custom_data(path))
 
 
-class _Rosbag2:
-    """Plain .mcap or .db3 files, one after the other."""
+class BagStorage:
+    """All messages of an opened bag, which may consist of several files. Used by one thread at a time."""
 
-    def __init__(self, paths: list[Path], problems: list[str], custom: dict[str, str]) -> None:
-        from nightlab_core.data.bags.storage_mcap import McapFile
-        from nightlab_core.data.bags.storage_sqlite import SqliteFile
-
-        self.kind = "mcap" if paths[0].suffix == ".mcap" else "sqlite3"
-        self.problems, self.custom_data = list(problems), custom
-        self._files: list[StorageFile] = []
-        failures = []
-        for path in paths:
-            try:
-                file: StorageFile = McapFile(path) if path.suffix == ".mcap" else SqliteFile(path)
-            except BagError as error:
-                failures.append(str(error))
-                continue
-            self._files.append(file)
-            self.problems += [f"{path.name}: {problem}" for problem in file.problems]
-        if not self._files:
-            raise BagError("; ".join(failures))
-        self.problems += failures
+    def __init__(self, files: dict[str, StorageFile], problems: list[str], custom: dict[str, str]) -> None:
+        """Take over opened files by name. `custom` is `custom_data` of metadata.yaml."""
+        self._names, self._files = list(files), list(files.values())
+        self._own_problems = problems
+        self.kind, self.custom_data = self._files[0].kind, custom
         self.topics: dict[str, Topic] = {}
         for file in self._files:
             for name, topic in file.topics.items():
                 known = self.topics.get(name, Topic(topic.type, 0))
                 self.topics[name] = Topic(known.type, known.count + topic.count)
 
+    @property
+    def problems(self) -> list[str]:
+        """Faults found so far, one sentence each; if there are any, messages may be missing."""
+        found = [f"{name}: {p}" for name, file in zip(self._names, self._files, strict=True) for p in file.problems]
+        return [*self._own_problems, *found]
+
     def index(self, topic: str) -> np.ndarray:
+        """Return int64 (N, INDEX_COLUMNS) in the order of recording; messages of equal time in file order."""
         parts = [np.zeros((0, INDEX_COLUMNS), np.int64)]
         for number, file in enumerate(self._files):
             if topic in file.topics:
-                rows = file.index(topic)
-                parts.append(np.insert(rows, 1, number, axis=1))
-        return _in_order(np.concatenate(parts))
+                parts.append(np.insert(file.index(topic), 1, number, axis=1))
+        rows = np.concatenate(parts)
+        return rows[np.argsort(rows[:, 0], kind="stable")]
 
     def read(self, row: np.ndarray) -> bytes:
+        """Return the serialised message (CDR) of an index row. Raises BagError."""
         return self._files[row[1]].read(int(row[2]), int(row[3]))
 
     def head(self, row: np.ndarray, size: int) -> bytes:
+        """Return the first `size` bytes of a message at little cost. Raises BagError."""
         return self._files[row[1]].head(int(row[2]), int(row[3]), size)
 
     def close(self) -> None:
+        """Close all files."""
         for file in self._files:
             file.close()
 
 
-class _Rosbags:
-    """What rosbags alone can read. The index costs one reading of the bag."""
-
-    def __init__(self, path: Path) -> None:
-        self._reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
+def _open_folder(path: Path) -> BagStorage:
+    problems = []
+    information: dict[str, Any] = {}
+    try:
+        information = bag_information(path)
+    except FileNotFoundError:
+        problems.append("metadata.yaml is missing: topics and times come from the storage files themselves")
+    except (OSError, ValueError) as error:
+        problems.append(f"metadata.yaml cannot be used ({one_line(error)}): the storage files themselves were read")
+    mode = str(information.get("compression_mode") or "").lower()
+    if mode not in ("", "none"):
+        return BagStorage({path.name: COMPRESSED.open(path)}, problems, custom_data(path))
+    found = _rosbag2_files(path)
+    listed = [path / Path(str(name)).name for name in _listed_names(information)]
+    if missing := [f.name for f in listed if not f.is_file()]:
+        problems.append(f"{', '.join(missing)} is missing, although metadata.yaml lists it")
+    paths = [f for f in listed if f.is_file() and f.suffix in _ROSBAG2_SUFFIXES] or found
+    if not paths:
+        content = ", ".join(sorted(f.name for f in path.iterdir())) or "nothing"
+        raise BagError(f"{path} is no rosbag: it holds {content}; expected .mcap or .db3 files with metadata.yaml")
+    files, failures = {}, []
+    for file in paths:
         try:
-            self._reader.open()
-        except (AnyReaderError, OSError, EOFError, ValueError) as error:
-            raise BagError(f"{path} cannot be opened: {_line(error)}") from error
-        self.kind = "rosbag1" if path.suffix == ".bag" else "compressed"
-        self.problems: list[str] = []
-        self.custom_data = custom_data(path)
-        self.topics = {n: Topic(t.msgtype or "", t.msgcount) for n, t in self._reader.topics.items()}
-
-    def index(self, topic: str) -> np.ndarray:
-        times = []
-        try:
-            times += [time_ns for _, time_ns, _ in self._messages(topic)]
-        except Exception as error:  # of whatever library unpacks the file
-            self.problems.append(f"{topic}: reading ends after {len(times)} messages: {_line(error)}")
-        time_ns = np.sort(np.asarray(times, np.int64))
-        rows = np.zeros((len(times), INDEX_COLUMNS), np.int64)
-        rows[:, 0] = time_ns
-        rows[:, 2] = sorted(self.topics).index(topic)
-        rows[:, 3] = np.arange(len(times)) - np.searchsorted(time_ns, time_ns)  # place among those of equal time
-        return rows
-
-    def read(self, row: np.ndarray) -> bytes:
-        topic = sorted(self.topics)[row[2]]
-        try:
-            same = self._messages(topic, start=int(row[0]), stop=int(row[0]) + 1)
-            connection, _, raw = next(m for place, m in enumerate(same) if place == row[3])
-        except Exception as error:
-            raise BagError(f"the message cannot be read: {_line(error)}") from error
-        if self.kind != "rosbag1":
-            return bytes(raw)
-        message = self._reader.deserialize(raw, connection.msgtype)
-        return bytes(self._reader.typestore.serialize_cdr(message, connection.msgtype))
-
-    def head(self, row: np.ndarray, size: int) -> bytes:
-        return self.read(row)[:size]
-
-    def close(self) -> None:
-        self._reader.close()
-
-    def _messages(self, topic: str, **window: int) -> Any:
-        return self._reader.messages([c for c in self._reader.connections if c.topic == topic], **window)
+            files[file.name] = _open_file(file)
+        except BagError as error:
+            failures.append(str(error))
+    if not files:
+        raise BagError("; ".join(failures))
+    return BagStorage(files, [*problems, *failures], custom_data(path))
 
 
-def _in_order(rows: np.ndarray) -> np.ndarray:
-    return rows[np.argsort(rows[:, 0], kind="stable")]
+def _open_file(path: Path) -> StorageFile:
+    suffix = path.suffix.lower()
+    try:
+        return BACKENDS[suffix].open(path)
+    except ModuleNotFoundError:
+        if suffix != ".mcap":
+            raise
+    return WHOLE_MCAP.open(path)
+
+
+def _listed_names(information: dict[str, Any]) -> list[Any]:
+    names = information.get("relative_file_paths")
+    return names if isinstance(names, list) else []
+
+
+def _rosbag2_files(folder: Path) -> list[Path]:
+    """Return the .mcap and .db3 files of a folder in the order of their numbers, without hidden files."""
+    files = [f for f in folder.iterdir() if f.suffix in _ROSBAG2_SUFFIXES and not f.name.startswith(".")]
+    return sorted(files, key=_number)
 
 
 def _is_storage(file: Path) -> bool:
@@ -227,11 +182,3 @@ def _number(file: Path) -> tuple[int, str]:
     """rosbag2 numbers the files of a split bag: drive_2.mcap comes before drive_10.mcap."""
     digits = re.search(r"_(\d+)$", file.stem)
     return (int(digits[1]) if digits else 0, file.name)
-
-
-def _expected() -> str:
-    return ", ".join(SUFFIXES)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

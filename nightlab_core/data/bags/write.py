@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes rosbag2, sqlite3 or mcap, without ROS; `ros2 bag` and `mcap` read it."""
+"""Write bags of rosbag2 (MCAP or SQLite) without ROS; `ros2 bag` and `mcap` read them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from nightlab_core.data.bags.bags import CLASSES_KEY
-from nightlab_core.data.bags.read import COMPRESSED_TYPE, IMAGE_TYPE
+from nightlab_core.data.bags.messages import COMPRESSED_TYPE, IMAGE_TYPE
+from nightlab_core.data.bags.metadata import CLASSES_KEY
 
 StorageName = Literal["mcap", "sqlite3"]
 Packing = Literal["none", "png", "jpeg"]
 DETECTIONS_TYPE = "vision_msgs/msg/Detection2DArray"
 #: The newest version of rosbag2's metadata that ROS 2 from Iron on reads.
 _METADATA_VERSION: Literal[8] = 8
-#: vision_msgs is no part of ROS's core, and rosbags does not carry it. https://github.com/ros-perception/vision_msgs
+#: vision_msgs is not part of ROS's core, and rosbags does not contain it. https://github.com/ros-perception/vision_msgs
 _VISION_MSGS = {
     "Point2D": "float64 x\nfloat64 y\n",
     "Pose2D": "vision_msgs/Point2D position\nfloat64 theta\n",
@@ -36,10 +36,10 @@ _VISION_MSGS = {
 
 
 class BagWriter:
-    """A new bag; a context manager. It is whole when the block ends without an exception."""
+    """A new bag; a context manager. The bag is complete when the block ends without an exception."""
 
     def __init__(self, path: Path, storage: StorageName = "mcap", classes: str | None = None) -> None:
-        """`classes` is the key of the labels' class set. Raises rosbags' WriterError if `path` is there."""
+        """Prepare a new bag. `classes` is the key of the labels' class set. Raises WriterError if `path` exists."""
         plugin = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}[storage]
         self._writer = Writer(path, version=_METADATA_VERSION, storage_plugin=plugin)
         if classes is not None:
@@ -59,14 +59,14 @@ class BagWriter:
         self._writer.__exit__(kind, error, traceback)
 
     def add_topic(self, topic: str, kind: str) -> None:
-        """Announce a topic, so that it is there even without a message."""
+        """Declare a topic, so that it exists even without a message."""
         if topic not in self._topics:
             self._topics[topic] = self._writer.add_connection(topic, kind, typestore=self._types)
 
     def image(
         self, topic: str, pixels: np.ndarray, stamp_ns: int, frame_id: str, *, time_ns: int, packing: Packing = "none"
     ) -> None:
-        """Write uint8 (H, W, 3) BGR as bgr8, or (H, W) as mono8; packed, as a CompressedImage on `topic`."""
+        """Write uint8 (H, W, 3) BGR as bgr8, or (H, W) as mono8; with a packing, as a CompressedImage on `topic`."""
         header, types = self._header(stamp_ns, frame_id), self._types.types
         if packing == "none":
             height, width = pixels.shape[:2]
@@ -90,7 +90,10 @@ class BagWriter:
         *,
         time_ns: int,
     ) -> None:
-        """Write hard regions, (N, 4) in pixels, as the node publishes them on ~/regions."""
+        """Write hard regions as the node publishes them on ~/regions.
+
+        `boxes_xyxy` is (N, 4) in pixels, `scores` and `refined` are (N,).
+        """
         types, header = self._types.types, self._header(stamp_ns, frame_id)
 
         def make(name: str, *fields: Any) -> Any:

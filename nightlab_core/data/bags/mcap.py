@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rosbag2's MCAP file, also one that was cut off before its index was written. https://mcap.dev/spec"""
+"""Read rosbag2's MCAP files, including files that were cut off before their index was written.
+
+Needs mcap, lz4 and zstandard (requirements/replay.txt). Format: https://mcap.dev/spec
+"""
 
 from __future__ import annotations
 
@@ -19,32 +22,35 @@ from mcap.opcode import Opcode
 from mcap.records import Channel, ChunkIndex, Footer, MessageIndex, Schema, Statistics
 from mcap.stream_reader import MAGIC_SIZE, StreamReader
 
-from nightlab_core.data.bags.storage import BagError, Topic
+from nightlab_core.data.bags.protocol import BagError, Topic
 
 _MAGIC = b"\x89MCAP0\r\n"
 _RECORD = struct.Struct("<BQ")  # opcode, length
 _CHUNK = struct.Struct("<QQQII")  # start and end time, size and CRC when unpacked, length of the compression's name
 _MESSAGE = struct.Struct("<HIQQ")  # channel, sequence number, time of recording, time of publishing
 _FOOTER_BYTES = _RECORD.size + 20
-#: Second number of an index entry of a message that lies in no chunk.
+#: Second number of the index entry of a message outside any chunk.
 _NO_CHUNK = -1
 _DAMAGED = (McapError, BagError, struct.error, ValueError, KeyError, EOFError, OSError)
 
 
-class MissingIndex(Exception):
-    """The file has no usable index, for the reason given."""
+class MissingIndexError(Exception):
+    """The file has no usable index; the text says why."""
 
 
 class McapFile:
-    """Raises BagError if it is no MCAP file."""
+    """One MCAP file; see `protocol.StorageFile`."""
+
+    kind = "mcap"
 
     def __init__(self, path: Path) -> None:
+        """Raises BagError if it is no MCAP file."""
         self.problems: list[str] = []
         self._channels: dict[int, Channel] = {}
         self._schemas: dict[int, str] = {}
         self._chunk_indexes: list[ChunkIndex] | None = None
         self._entries: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # time, offset in chunk, chunk
-        self._chunk = (_NO_CHUNK, b"")  # the one read last, unpacked
+        self._chunk = (_NO_CHUNK, b"")  # offset and content of the chunk that was read last
         self._size = path.stat().st_size
         self._file = path.open("rb")
         if self._file.read(MAGIC_SIZE) != _MAGIC:
@@ -52,7 +58,7 @@ class McapFile:
             raise BagError(f"{path}: nothing can be read: its {self._size} bytes do not begin as an MCAP file does")
         try:
             counts = self._read_summary()
-        except MissingIndex as error:
+        except MissingIndexError as error:
             counts = self._scan()
             self.problems.append(f"{error}: {sum(counts.values())} messages were found by reading the whole file")
         except _DAMAGED as error:
@@ -64,18 +70,18 @@ class McapFile:
             self.topics[channel.topic] = Topic(known.type, known.count + counts.get(number, 0))
 
     def index(self, topic: str) -> np.ndarray:
-        """int64 (N, 3): time in ns, offset in the unpacked chunk, offset of the chunk."""
+        """Return int64 (N, 3): time in ns, offset in the unpacked chunk, offset of the chunk."""
         wanted = [number for number, channel in self._channels.items() if channel.topic == topic]
         entries = [entry for number in wanted for entry in self._entries[number]]
         for chunk in self._chunk_indexes or []:
             for number in wanted:
                 if offset := chunk.message_index_offsets.get(number):
                     entries += [(time_ns, at, chunk.chunk_start_offset) for time_ns, at in self._message_index(offset)]
-        entries.sort(key=lambda entry: (entry[2], entry[1]))  # as they lie in the file
+        entries.sort(key=lambda entry: (entry[2], entry[1]))  # in file order
         return np.asarray(entries, np.int64).reshape(-1, 3)
 
     def read(self, first: int, second: int) -> bytes:
-        """Raises BagError."""
+        """Return a message by offset in its chunk and offset of the chunk. Raises BagError."""
         if second == _NO_CHUNK:
             return self._read_at(first + _RECORD.size, self._length_at(first))[_MESSAGE.size :]
         chunk = self._unpacked(second)
@@ -86,7 +92,7 @@ class McapFile:
         return body
 
     def head(self, first: int, second: int, size: int) -> bytes:
-        """Raises BagError."""
+        """Return the first bytes of a message, without the rest if the chunk is not compressed. Raises BagError."""
         if second == _NO_CHUNK or self._chunk[0] == second:
             return self.read(first, second)[:size]
         try:
@@ -98,18 +104,18 @@ class McapFile:
         return self._read_at(data_at + first + _RECORD.size + _MESSAGE.size, size)
 
     def close(self) -> None:
-        """Free the file."""
+        """Close the file."""
         self._file.close()
 
     def _read_summary(self) -> dict[int, int]:
-        """Channels and the chunks' index from the end of the file; returns the messages by channel."""
+        """Read channels and the index of chunks at the end of the file; return the number of messages by channel."""
         self._file.seek(max(MAGIC_SIZE, self._size - _FOOTER_BYTES - MAGIC_SIZE))
         end = self._file.read()
         if len(end) != _FOOTER_BYTES + MAGIC_SIZE or not end.endswith(_MAGIC) or end[0] != Opcode.FOOTER:
-            raise MissingIndex("the file is cut off")
+            raise MissingIndexError("the file is cut off")
         footer = Footer.read(ReadDataStream(BytesIO(end[_RECORD.size :])))
         if not footer.summary_start:
-            raise MissingIndex("the file was written without an index")
+            raise MissingIndexError("the file was written without an index")
         self._file.seek(footer.summary_start)
         statistics, chunks = None, []
         for record in StreamReader(self._file, skip_magic=True, record_size_limit=self._size).records:
@@ -124,7 +130,7 @@ class McapFile:
         if statistics is None or not chunks or not all(c.message_index_offsets for c in chunks):
             if statistics is not None and statistics.message_count == 0:
                 return {}
-            raise MissingIndex("the file was written without an index")
+            raise MissingIndexError("the file was written without an index")
         self._chunk_indexes = chunks
         return dict(statistics.channel_message_counts)
 
@@ -138,7 +144,7 @@ class McapFile:
             return []
 
     def _scan(self) -> dict[int, int]:
-        """Find every whole message by reading the file from its beginning; returns how many there are by channel."""
+        """Find every whole message by reading the file from the start; return the number of messages by channel."""
         self._channels.clear()
         self._schemas.clear()
         self._chunk_indexes = None
@@ -173,7 +179,7 @@ class McapFile:
             self._entries[number].append((time_ns, at, chunk))
 
     def _chunk_header(self, at: int) -> tuple[int, int, str, int, int]:
-        """Size and CRC when unpacked, compression, where the packed bytes begin, how many there are."""
+        """Return a chunk's unpacked size and CRC, its compression, and offset and number of its packed bytes."""
         head = at + _RECORD.size
         _, _, size, crc, name_bytes = _CHUNK.unpack(self._read_at(head, _CHUNK.size))
         rest = self._read_at(head + _CHUNK.size, min(name_bytes, 64) + 8)
@@ -181,7 +187,7 @@ class McapFile:
         return size, crc, compression, head + _CHUNK.size + name_bytes + 8, packed_bytes
 
     def _unpacked(self, at: int) -> bytes:
-        """The records of a chunk; of one that was cut off, its beginning."""
+        """Return the records of a chunk, or the first part of them if the chunk is cut off."""
         if self._chunk[0] != at:
             try:
                 size, crc, compression, data_at, packed_bytes = self._chunk_header(at)
@@ -207,21 +213,21 @@ class McapFile:
 
 
 def _records(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Offset, opcode and body of every whole record."""
+    """Yield offset, opcode and body of every whole record."""
     at = 0
     while at + _RECORD.size <= len(data):
         opcode, length = _RECORD.unpack_from(data, at)
         end = at + _RECORD.size + length
         if end > len(data):
             return
-        # of a message its head is enough: the picture is read when its turn comes
+        # the head of a message is enough here: the image is read when it is needed
         stop = at + _RECORD.size + _MESSAGE.size if opcode == Opcode.MESSAGE else end
         yield at, opcode, data[at + _RECORD.size : stop]
         at = end
 
 
 def _unpack(packed: bytes, compression: str) -> bytes:
-    """As much as can be unpacked of what may be the beginning of a stream."""
+    """Unpack as much as possible of a stream that may be cut off."""
     if compression == "":
         return packed
     if compression == "zstd":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rosbag2's SQLite file, also one that was cut off while it was written."""
+"""Read rosbag2's SQLite files, including files that were cut off while they were written."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from urllib.parse import quote
 import apsw
 import numpy as np
 
-from nightlab_core.data.bags.storage import BagError, Topic
+from nightlab_core.data.bags.protocol import BagError, Topic
 
 _HEADER = b"SQLite format 3\x00"
-#: After so many rows in a row that cannot be found, no more are looked for.
-_PATIENCE = 500
+#: The search for rows in a damaged file ends after this many consecutive misses.
+_MOST_MISSES = 500
 
 
 class SqliteFile:
-    """Raises BagError if not even the list of topics can be read."""
+    """One SQLite file; see `protocol.StorageFile`."""
+
+    kind = "sqlite3"
 
     def __init__(self, path: Path) -> None:
+        """Raises BagError if the list of topics cannot be read."""
         self.problems: list[str] = []
         page_bytes = _page_bytes(path)
         self._vfs = _WholePages(page_bytes) if path.stat().st_size % page_bytes else None
-        # A recorder that was killed leaves its last messages in a log beside the file, which an immutable one ignores.
+        # A killed recorder leaves its last messages in a log beside the file, which SQLite ignores if immutable.
         log = path.with_name(path.name + "-wal")
         immutable = not (log.is_file() and log.stat().st_size)
         try:
@@ -44,22 +47,22 @@ class SqliteFile:
         self.topics = {str(name): Topic(str(kind), counts[key]) for key, name, kind in rows}
 
     def index(self, topic: str) -> np.ndarray:
-        """int64 (N, 3): time in ns, row id, 0."""
+        """Return int64 (N, 3): time in ns, row id, 0."""
         rows = self._rows[self._rows[:, 1] == self._ids[topic]]
         return np.stack([rows[:, 2], rows[:, 0], np.zeros(len(rows), np.int64)], axis=1)
 
     def read(self, first: int, second: int) -> bytes:
-        """The message of a row id. Raises BagError."""
+        """Return the message of a row id. Raises BagError."""
         try:
             row = self._connection.execute("SELECT data FROM messages WHERE id = ?", (first,)).fetchone()
         except apsw.Error as error:
             raise BagError(f"the message cannot be read: {error}") from error
         if row is None or not isinstance(row[0], bytes):
-            raise BagError(f"the message {first} is not there any more")
+            raise BagError(f"the message {first} is missing")
         return row[0]
 
     def head(self, first: int, second: int, size: int) -> bytes:
-        """Its first bytes, without reading the rest. Raises BagError."""
+        """Return the first bytes of a message without reading the rest. Raises BagError."""
         try:
             blob = self._connection.blob_open("main", "messages", "data", first, False)
             data = blob.read(size)
@@ -69,20 +72,20 @@ class SqliteFile:
             raise BagError(f"the message cannot be read: {error}") from error
 
     def close(self) -> None:
-        """Free the file."""
+        """Close the file."""
         self._connection.close()
 
     def _read_index(self) -> np.ndarray:
-        """Row id, topic id and time of every message that can be found, int64 (N, 3)."""
+        """Return row id, topic id and time of every message that can be found, int64 (N, 3)."""
         rows: list[Any] = []
         query = "SELECT id, topic_id, timestamp FROM messages"
         try:
             rows.extend(self._connection.execute(query))
         except apsw.Error as error:
-            # The way to a row leads over few pages: behind one that is missing, others may still be found.
+            # A lookup by row id reads only a few pages, so rows behind a damaged page may still be found.
             key = missed = 0
             rows = []
-            while missed < _PATIENCE:
+            while missed < _MOST_MISSES:
                 key += 1
                 try:
                     found = self._connection.execute(f"{query} WHERE id = ?", (key,)).fetchall()
@@ -95,7 +98,7 @@ class SqliteFile:
 
 
 class _WholePages(apsw.VFS):
-    """SQLite fills up a page that was cut off with zeros, and a picture's end with it: show it whole pages alone."""
+    """File access that hides a page that was cut off: SQLite would fill it, and the end of an image, with zeros."""
 
     def __init__(self, page_bytes: int) -> None:
         self.vfs_name = f"nightlab-whole-pages-{id(self)}"

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read a bag's camera frames with their label maps, by number. Needs no ROS; any storage format, whole or damaged."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from nightlab_core.data.bags.messages import STAMP_BYTES, deserialize, header_of, stamp_of
+from nightlab_core.data.bags.metadata import CLASSES_KEY
+from nightlab_core.data.bags.protocol import BagError, Topic
+from nightlab_core.data.bags.storage import BagStorage, open_storage
+from nightlab_core.data.bags.topics import MissingTopicError, choose_image_topic, choose_label_topic
+from nightlab_core.data.images import ImageError, label_map, message_to_bgr
+from nightlab_core.data.label_maps import checked_labels
+from nightlab_core.labels import ClassSet
+
+
+@dataclass(frozen=True)
+class BagFrame:
+    """One image message of a bag.
+
+    `image_bgr` is uint8 (H, W, 3) BGR, or None if it cannot be read. `labels` is uint8 (H, W), 255 = unlabelled, or
+    None. `reason` says why the image, or an existing label map, could not be used.
+    """
+
+    index: int
+    time_ns: int
+    stamp_ns: int
+    frame_id: str
+    image_bgr: np.ndarray | None
+    labels: np.ndarray | None
+    reason: str = ""
+
+
+class Bag:
+    """An opened bag; a context manager. Any thread may read."""
+
+    def __init__(self, path: Path, topic: str | None = None, label_topic: str | None = None) -> None:
+        """Open a bag and build the index of its images and label maps.
+
+        Raises FileNotFoundError; BagError if nothing can be read; TopicError, which lists the topics, if it is unclear
+        which one holds the camera's images or the labels.
+        """
+        self.path = path
+        self._storage: BagStorage = open_storage(path)
+        self._own_problems: list[str] = []
+        self._lock = threading.Lock()  # the storage belongs to one thread at a time
+        try:
+            self.image_topic = choose_image_topic(path, self.topics, topic)
+            self.label_topic = choose_label_topic(path, self.topics, label_topic)
+            self._images = self._storage.index(self.image_topic)
+            self._labels = self._label_index()
+        except MissingTopicError as error:
+            self._storage.close()
+            if not self.problems:
+                raise
+            # the topic may have been in the part that is lost
+            raise BagError(f"{error}\n{'; '.join(self.problems)}") from error
+        except BaseException:
+            self._storage.close()
+            raise
+        if not len(self._images):
+            self._own_problems.append(f"{self.image_topic} holds no message that can be read")
+
+    def __enter__(self) -> Bag:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._storage.close()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def topics(self) -> dict[str, Topic]:
+        """All topics of the bag by name."""
+        return self._storage.topics
+
+    @property
+    def kind(self) -> str:
+        """Storage format: "sqlite3", "mcap", "rosbag1" or "compressed"."""
+        return self._storage.kind
+
+    @property
+    def problems(self) -> list[str]:
+        """Faults of the bag as a whole found so far, one sentence each."""
+        return [*self._storage.problems, *self._own_problems]
+
+    @property
+    def label_classes(self) -> str | None:
+        """Key of the labels' class set, if the bag names one."""
+        return self._storage.custom_data.get(CLASSES_KEY)
+
+    @property
+    def num_labels(self) -> int:
+        """Number of label maps with different stamps."""
+        return len(self._labels)
+
+    @property
+    def times_ns(self) -> np.ndarray:
+        """Recording time of each image in ns, int64 (N,), ascending."""
+        return self._images[:, 0]
+
+    def raw(self, index: int) -> bytes | BagError:
+        """Return the serialised image message (CDR), or the error if it cannot be read."""
+        try:
+            with self._lock:
+                return self._storage.read(self._images[index])
+        except BagError as error:
+            return error
+
+    def frame(self, index: int, classes: ClassSet | None = None) -> BagFrame:
+        """Return one frame; with its labels, checked against `classes`, if `classes` is given.
+
+        Raises nothing for faults of the bag: `BagFrame.reason` describes them.
+        """
+        frame = self.decode(index, self.raw(index))
+        return frame if classes is None else self.with_labels(frame, classes)
+
+    def decode(self, index: int, raw: bytes | BagError) -> BagFrame:
+        """Return the frame in a message that `raw` returned, without its labels; reads no file."""
+        time_ns = int(self._images[index, 0])
+        stamp_ns, frame_id = time_ns, ""
+        try:
+            if isinstance(raw, BagError):
+                raise raw
+            message = deserialize(raw, self.topics[self.image_topic].type)
+            stamp_ns, frame_id = header_of(message, time_ns)
+            image = message_to_bgr(message)
+        except (BagError, ImageError) as error:
+            return BagFrame(index, time_ns, stamp_ns, frame_id, None, None, str(error))
+        except Exception as error:  # from the library that converts the encoding
+            reason = f"the image cannot be converted ({type(error).__name__}: {error})"
+            return BagFrame(index, time_ns, stamp_ns, frame_id, None, None, reason)
+        return BagFrame(index, time_ns, stamp_ns, frame_id, image, None)
+
+    def with_labels(self, frame: BagFrame, classes: ClassSet) -> BagFrame:
+        """Return the frame with its labels, checked against `classes`, if there are any."""
+        if frame.image_bgr is None or frame.stamp_ns not in self._labels:
+            return frame
+        try:
+            return replace(frame, labels=self._label_map(frame.stamp_ns, frame.image_bgr, classes))
+        except ValueError as error:
+            return replace(frame, reason=f"no labels: {error}")
+
+    def frames(self, first: int, stop: int, classes: ClassSet | None = None) -> Iterator[BagFrame]:
+        """Return the frames first..stop - 1."""
+        return (self.frame(index, classes) for index in range(first, stop))
+
+    def _label_map(self, stamp_ns: int, image_bgr: np.ndarray, classes: ClassSet) -> np.ndarray | None:
+        assert self.label_topic is not None
+        row = self._labels[stamp_ns]
+        with self._lock:
+            raw = self._storage.read(row)
+        message = deserialize(raw, self.topics[self.label_topic].type)
+        return checked_labels(label_map(message), image_bgr, classes, f"of {stamp_ns} ns")
+
+    def _label_index(self) -> dict[int, np.ndarray]:
+        """Map each stamp in ns to the index row of its label map. Labels may be recorded late, or after all images."""
+        if self.label_topic is None:
+            return {}
+        found = {}
+        unreadable = 0
+        for row in self._storage.index(self.label_topic):
+            try:
+                stamp_ns = stamp_of(self._storage.head(row, STAMP_BYTES))
+            except (BagError, struct.error):
+                unreadable += 1
+                continue
+            found[stamp_ns or int(row[0])] = row
+        if unreadable:
+            self._own_problems.append(f"{unreadable} messages of {self.label_topic} cannot be read")
+        return found

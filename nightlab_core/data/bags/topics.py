@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choose the topics of camera images and of label maps in a bag."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from nightlab_core.data.bags.messages import IMAGE_TYPES
+from nightlab_core.data.bags.protocol import Topic
+
+#: A topic of label maps (mono8 or PNG) has one of these as a part of its name.
+LABEL_PARTS = ("label", "labels", "ground_truth", "gt")
+
+Role = Literal["image", "label"]
+
+
+#: Options of all commands that name a topic of a bag.
+_OPTIONS: dict[Role, str] = {"image": "--topic", "label": "--label-topic"}
+
+
+class TopicError(ValueError):
+    """Several topics are possible, and one must be named; the text names the option and lists the topics."""
+
+
+class MissingTopicError(TopicError):
+    """The bag has no topic of the given name, or no topic of images."""
+
+
+def is_label_topic(topic: str) -> bool:
+    """Return whether a topic holds label maps, judged by its name."""
+    return any(part in LABEL_PARTS for part in topic.lower().split("/"))
+
+
+def choose_image_topic(path: Path, topics: Mapping[str, Topic], asked: str | None) -> str:
+    """Return the topic of camera images: `asked`, or the only one. Raises TopicError with the list of topics."""
+    if asked is not None:
+        return _asked(path, topics, asked, "image")
+    found = _candidates(topics, "image")
+    if not found:
+        raise MissingTopicError(f"{path} holds no topic of camera images. {_listed(topics)}")
+    return _only(path, topics, found, "image")
+
+
+def choose_label_topic(path: Path, topics: Mapping[str, Topic], asked: str | None) -> str | None:
+    """Return the topic of label maps: `asked`, the only one, or None without any. Raises TopicError."""
+    if asked is not None:
+        return _asked(path, topics, asked, "label")
+    found = _candidates(topics, "label")
+    return _only(path, topics, found, "label") if found else None
+
+
+def _asked(path: Path, topics: Mapping[str, Topic], asked: str, role: Role) -> str:
+    if asked in topics and topics[asked].type in IMAGE_TYPES:
+        return asked
+    raise MissingTopicError(f"{path}: {role} topic {asked} is not there ({_OPTIONS[role]}). {_listed(topics)}")
+
+
+def _candidates(topics: Mapping[str, Topic], role: Role) -> list[str]:
+    found = [n for n, t in topics.items() if t.type in IMAGE_TYPES and is_label_topic(n) == (role == "label")]
+    # of a camera that was recorded raw and compressed, the raw images
+    found = [name for name in found if not (name.endswith("/compressed") and name[: -len("/compressed")] in found)]
+    return [name for name in found if topics[name].count] or found
+
+
+def _only(path: Path, topics: Mapping[str, Topic], found: list[str], role: Role) -> str:
+    if len(found) > 1:
+        raise TopicError(f"{path} holds several {role} topics: name one with {_OPTIONS[role]}. {_listed(topics)}")
+    return found[0]
+
+
+def _listed(topics: Mapping[str, Topic]) -> str:
+    lines = [f"  {name}  {topic.type}  {topic.count}" for name, topic in sorted(topics.items())]
+    return "Its topics, with type and number of messages:\n" + "\n".join(lines or ["  none"])
