@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nightlab demo`: the whole vehicle path in one command. Needs ROS 2."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from nightlab_cli.errors import Verbose
+from nightlab_cli.options import Classes, Frames, Glob, Labels, Topic, new_console
+from nightlab_cli.style import new_app
+
+app = new_app()
+
+
+@app.command()
+def demo(
+    input: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            metavar="SOURCE",
+            help="Rosbag, folder of images or video.",
+            show_default="a rendered night clip",
+        ),
+    ] = None,
+    labels: Labels = None,
+    classes: Classes = None,
+    glob: Glob = "*",
+    topic: Topic = None,
+    frames: Frames = None,
+    rate: Annotated[float, typer.Option("--rate", metavar="HZ", help="Frames per second.")] = 10.0,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="Folder for overlays, demo.json and index.html.")
+    ] = Path("demo_out"),
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", metavar="NAME:=VALUE", help="Parameter of the node; can be repeated."),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Play frames through the ROS node and report: player and node in processes of their own, DDS between them.
+
+    Without --input a labelled night clip is rendered and played. Exit status: 0 if masks came back and each fits its
+    frame, else 1 with the reason.
+
+    Example:
+
+    nightlab demo --input drive.mcap --rate 10 --param mode:=image_level
+    """
+    from nightlab_ros.demo.demo import run
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    source = argparse.Namespace(
+        input=input, labels=labels, classes=classes, glob=glob, topic=topic, frames=frames, rate=rate
+    )
+    source.out, source.param = out, param or []
+    if status := run(source, new_console()):
+        raise typer.Exit(status)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt  # so that SIGTERM ends the child processes, too
