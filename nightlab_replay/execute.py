@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 
 from nightlab_core.data.bags.reader import Bag, BagFrame
+from nightlab_core.data.prefetch import Prefetcher
 from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.pipeline import Pipeline, Result
 from nightlab_replay.judge import Judge
-from nightlab_replay.overlap import ahead
 from nightlab_replay.records import Counts, FrameRecord
 
 #: Frames that wait between two steps. Two would do; more ride out a chunk of the bag that takes longer to unpack.
@@ -79,7 +79,8 @@ def replay_spans(
     was prepared, and takes up new ones: who calls again and again with one pipeline keeps it.
     """
     prepared = set() if prepared is None else prepared
-    items = ahead(_infer(ahead(_read(spans, judged), _DEPTH), pipeline, prepared), _DEPTH)
+    frames = Prefetcher(_read(spans, judged), max_items=_DEPTH)
+    items = Prefetcher(_infer(frames, pipeline, prepared), max_items=_DEPTH)
     predicted = pipeline.bundle.class_set
     judge: Judge | None = None
     records: list[FrameRecord] = []
@@ -93,7 +94,7 @@ def replay_spans(
         masks.clear()
         return done
 
-    with closing(items):
+    with frames, items:
         for span, frame, found, counted in items:
             if judge is None or not counted or frame.index == 0:
                 judge = Judge(span.source.name, predicted, judged)
@@ -134,16 +135,15 @@ def _read(spans: Iterable[Span], judged: ClassSet) -> Iterator[_Item]:
             position = span.stop
 
 
-def _infer(items: Generator[_Item, None, None], pipeline: Pipeline, prepared: set[tuple[int, int]]) -> Iterator[_Item]:
-    with closing(items):
-        for item in items:
-            if item.frame.image_bgr is not None:
-                height, width = item.frame.image_bgr.shape[:2]
-                if (height, width) not in prepared:  # or compiling would count as this frame's time
-                    pipeline.prepare((height, width))
-                    prepared.add((height, width))
-                item = item._replace(result=pipeline(item.frame.image_bgr))
-            yield item
+def _infer(items: Iterator[_Item], pipeline: Pipeline, prepared: set[tuple[int, int]]) -> Iterator[_Item]:
+    for item in items:
+        if item.frame.image_bgr is not None:
+            height, width = item.frame.image_bgr.shape[:2]
+            if (height, width) not in prepared:  # or compiling would count as this frame's time
+                pipeline.prepare((height, width))
+                prepared.add((height, width))
+            item = item._replace(result=pipeline(item.frame.image_bgr))
+        yield item
 
 
 def pack_masks(result: Result) -> bytes:

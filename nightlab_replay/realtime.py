@@ -7,18 +7,17 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
 
 import numpy as np
 
 from nightlab_core.data.bags.protocol import BagError
 from nightlab_core.data.bags.reader import Bag, BagFrame
+from nightlab_core.data.prefetch import Prefetcher
 from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.execute import Span, SpanResult, pack_masks
 from nightlab_replay.judge import Judge
-from nightlab_replay.overlap import ahead
 from nightlab_replay.records import Counts, FrameRecord
 
 #: Messages that are read before they are due, so that a slow disk does not bend the rate.
@@ -164,8 +163,8 @@ def _replay(
     begun = 0
     try:
         due_s = due_times_s(bag.times_ns[span.first : span.stop], rate)
-        messages = ahead(((index, bag.raw(index)) for index in range(span.first, span.stop)), _DEPTH)
-        with closing(messages):
+        raw_messages = ((index, bag.raw(index)) for index in range(span.first, span.stop))
+        with Prefetcher(raw_messages, max_items=_DEPTH) as messages:
             begin = time.perf_counter()
             waiting = -1
             for (index, raw), due in zip(messages, due_s, strict=True):

@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from nightlab_core.data.bags.messages import COMPRESSED_TYPE
 from nightlab_core.data.bags.reader import Bag
-from nightlab_replay.overlap import ahead
+from nightlab_core.data.prefetch import Prefetcher
 from nightlab_replay.realtime import due_times_s, recorded_at
 from nightlab_ros.player import KNOCK_S, set_on_line, stay_until_let_go
 
@@ -106,8 +105,8 @@ def play(node: Any, bag: Bag, first: int, stop: int, rate: float) -> None:
         while publisher.get_subscription_count() == 0:
             rclpy.spin_once(node, timeout_sec=0.05)
         _knock(bag, first, stop, send)
-        messages = ahead(((index, bag.raw(index)) for index in range(first, stop)), _DEPTH)
-        with closing(messages):
+        raw_messages = ((index, bag.raw(index)) for index in range(first, stop))
+        with Prefetcher(raw_messages, max_items=_DEPTH) as messages:
             begin = clock.run()
             for (index, raw), due in zip(messages, due_s, strict=True):
                 time.sleep(max(0.0, begin + due - time.perf_counter()))

@@ -13,7 +13,6 @@ import argparse
 import itertools
 import json
 import os
-import queue
 import sys
 import threading
 import time
@@ -27,13 +26,14 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from nightlab_core.data.frames import Frame, FrameSource, open_frames
+from nightlab_core.data.prefetch import Prefetcher
 from nightlab_core.labels import CLASS_SETS
 from nightlab_ros.messages import image_message
 
 FRAME_ID = "camera"
 #: Frames are decoded ahead up to this much memory, and before the first one is sent: decoding then takes no time from
 #: the node's processor, and a slow disk does not bend the rate.
-AHEAD_BYTES = 512 * 2**20
+PREFETCH_BYTES = 512 * 2**20
 #: A subscription may learn of its publisher later than the publisher of it, and what is sent in between is lost; so is
 #: what a best-effort subscription has not taken yet when the publisher goes. Without --knock the first frame waits so
 #: long after the publisher's own match, and the publisher after the last frame.
@@ -72,48 +72,8 @@ def source_from(args: argparse.Namespace) -> FrameSource:
     )
 
 
-class Ahead:
-    """Iterate a source while a thread decodes ahead; `wait` returns when as much as fits is there."""
-
-    def __init__(self, source: FrameSource) -> None:
-        self._frames: queue.Queue[Frame | Exception | None] = queue.Queue()
-        self._room = threading.Condition()
-        self._bytes = 0
-        self._full = threading.Event()
-        threading.Thread(target=self._decode, args=(source,), daemon=True).start()
-
-    def wait(self) -> None:
-        """Block until the memory is used up or the source has ended."""
-        self._full.wait()
-
-    def __iter__(self) -> Ahead:
-        return self
-
-    def __next__(self) -> Frame:
-        item = self._frames.get()
-        if item is None:
-            raise StopIteration
-        if isinstance(item, Exception):
-            raise item
-        with self._room:
-            self._bytes -= item.image_bgr.nbytes
-            self._room.notify()
-        return item
-
-    def _decode(self, source: FrameSource) -> None:
-        end: Exception | None = None
-        try:
-            for frame in source:
-                with self._room:
-                    if self._bytes >= AHEAD_BYTES:
-                        self._full.set()
-                        self._room.wait_for(lambda: self._bytes < AHEAD_BYTES)
-                    self._bytes += frame.image_bgr.nbytes
-                self._frames.put(frame)
-        except Exception as error:  # raised again where the frames are taken
-            end = error
-        self._frames.put(end)
-        self._full.set()
+def _num_bytes(frame: Frame) -> int:
+    return frame.image_bgr.nbytes + (0 if frame.labels is None else frame.labels.nbytes)
 
 
 def play(node: Any, source: FrameSource, rate: float, knock: bool = False) -> int:
@@ -126,10 +86,6 @@ def play(node: Any, source: FrameSource, rate: float, knock: bool = False) -> in
     # Reliable serves best-effort and reliable subscriptions alike. Keep-last 5 is what a reliable one may lag behind
     # before it loses a frame; with best-effort ones each frame goes out at once, and the node keeps the newest.
     publisher = node.create_publisher(Image, "image", QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE))
-    ahead = Ahead(source)
-    ahead.wait()
-    while publisher.get_subscription_count() == 0:
-        rclpy.spin_once(node, timeout_sec=0.05)
 
     def send(index: int, frame: Frame, late_ms: float) -> None:
         now = node.get_clock().now()
@@ -137,24 +93,28 @@ def play(node: Any, source: FrameSource, rate: float, knock: bool = False) -> in
         line = {"index": index, "name": frame.name, "stamp_ns": now.nanoseconds, "size_hw": frame.image_bgr.shape[:2]}
         print(json.dumps({**line, "late_ms": round(late_ms, 2)}), flush=True)
 
-    first = next(ahead)
-    if knock:
-        answered = threading.Event()
-        threading.Thread(target=set_on_line, args=(answered,), daemon=True).start()
-        pause_s = KNOCK_S
-        while not answered.is_set():
-            send(-1, first, 0.0)
-            answered.wait(pause_s)
-            pause_s *= 1.5
-    else:
-        time.sleep(SETTLE_S)
-    begin = time.perf_counter()
-    sent = 0
-    for frame in itertools.chain([first], ahead):
-        due = begin + sent / rate
-        time.sleep(max(0.0, due - time.perf_counter()))
-        send(sent, frame, 1e3 * (time.perf_counter() - due))
-        sent += 1
+    with Prefetcher(source, max_bytes=PREFETCH_BYTES, size_of=_num_bytes) as frames:
+        frames.wait_until_full()
+        while publisher.get_subscription_count() == 0:
+            rclpy.spin_once(node, timeout_sec=0.05)
+        first = next(frames)
+        if knock:
+            answered = threading.Event()
+            threading.Thread(target=set_on_line, args=(answered,), daemon=True).start()
+            pause_s = KNOCK_S
+            while not answered.is_set():
+                send(-1, first, 0.0)
+                answered.wait(pause_s)
+                pause_s *= 1.5
+        else:
+            time.sleep(SETTLE_S)
+        begin = time.perf_counter()
+        sent = 0
+        for frame in itertools.chain([first], frames):
+            due = begin + sent / rate
+            time.sleep(max(0.0, due - time.perf_counter()))
+            send(sent, frame, 1e3 * (time.perf_counter() - due))
+            sent += 1
     publisher.wait_for_all_acked(Duration(seconds=2.0))
     if knock:
         stay_until_let_go()
