@@ -24,10 +24,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from nightlab_core.runtime.bundle import ENGINE_KINDS, BundleError, default_bundle, load_bundle
-from nightlab_core.runtime.engines.open import build_command
-from nightlab_core.runtime.engines.tensorrt.build import GRAPH_VERSION, Precision, build_plan, plan_key, plan_shapes
-from nightlab_core.runtime.engines.tensorrt.compiler import BuildStopped
-from nightlab_core.runtime.engines.tensorrt.compiler import Progress as BuildProgress
+from nightlab_core.runtime.engines.engine import BuildProgress, BuildStopped
+from nightlab_core.runtime.engines.tensorrt.build import (
+    GRAPH_VERSION,
+    Precision,
+    build_command,
+    build_plan,
+    plan_key,
+    plan_shapes,
+)
 from nightlab_core.runtime.engines.tensorrt.cuda import CudaError, Device, find_device
 from nightlab_core.runtime.engines.tensorrt.libraries import (
     PACKAGES,
@@ -140,7 +145,7 @@ def _build(console: Console, options: argparse.Namespace) -> int:
             task = display.add_task(kind, total=1.0, doing="")
 
             def show(progress: BuildProgress, task=task) -> bool:  # type: ignore[no-untyped-def]
-                display.update(task, completed=progress.fraction, doing=progress.doing)
+                display.update(task, completed=progress.fraction, doing=progress.step)
                 return not interrupted.is_set()
 
             key = plan_key(bundle, kind, flavour, target, options.precision, plan_shapes(bundle, kind, frame_hw))

@@ -32,6 +32,7 @@ from nightlab_core.data.bags.write import BagWriter, StorageName
 from nightlab_core.data.rendered.night import render_clip
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.bundle import BundleError, default_bundle
+from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay import run as rp
 from nightlab_replay.bag import IMAGE_TOPIC, LABEL_TOPIC
@@ -73,7 +74,7 @@ def run(path: Path, pipeline: Pipeline, max_frames: int | None, rounds: int, con
     for number in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder)
-            plan = rp.begin(out, settings, bundle_info(pipeline.bundle, pipeline.engine_name), bags, restart=False)
+            plan = rp.begin(out, settings, bundle_info(pipeline.bundle, pipeline.engines.name), bags, restart=False)
             spans = rp.missing_spans(out, plan)
             with spans[0].source.open() as bag:
                 some = [frame.image_bgr for frame in bag.frames(0, min(count, 8)) if frame.image_bgr is not None]
@@ -145,9 +146,8 @@ def main(argv: list[str] | None = None) -> int:
             count = make(args.bag, args.gigabytes, tuple(args.size), args.storage, args.labelled, console)
             console.print(f"{args.bag}: {count} frames", soft_wrap=True)
         else:
-            pipeline = Pipeline.open(args.bundle)
-            run(args.bag, pipeline, args.frames, args.rounds, console)
-            pipeline.close()
+            with Engines.open(args.bundle) as engines, Pipeline(engines) as pipeline:
+                run(args.bag, pipeline, args.frames, args.rounds, console)
     except (BundleError, OSError, ValueError, WriterError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -29,6 +29,7 @@ from nightlab_core.config import replace
 from nightlab_core.labels import CLASS_SETS
 from nightlab_core.runtime.bundle import Bundle, BundleError, default_bundle, load_bundle
 from nightlab_core.runtime.engines.engine import EngineChoice
+from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
 from nightlab_replay import run as rp
 from nightlab_replay.execute import Span, SpanResult, replay_spans
@@ -129,18 +130,11 @@ def _replay(args: argparse.Namespace, console: Console, stop: threading.Event) -
         keep_masks=args.write_bag,
     )
     with ExitStack() as stack:
-        pipeline = Pipeline.open(
-            bundle.dir,
-            engine=args.engine,
-            precision=args.precision,
-            threads=args.threads,
-            settings=settings.pipeline,
-            frame_hw=first_frame_hw(bags),
-        )
-        stack.callback(pipeline.close)
-        if pipeline.engine_note:
-            console.print(f"[yellow]{escape(pipeline.engine_note)}[/]", soft_wrap=True)
-        run = rp.begin(args.out, settings, bundle_info(bundle, pipeline.engine_name), bags, args.restart)
+        engines = stack.enter_context(Engines.open(bundle, settings.engines(first_frame_hw(bags))))
+        pipeline = stack.enter_context(Pipeline(engines, settings.pipeline))
+        if engines.note:
+            console.print(f"[yellow]{escape(engines.note)}[/]", soft_wrap=True)
+        run = rp.begin(args.out, settings, bundle_info(bundle, engines.name), bags, args.restart)
         spans = rp.missing_spans(args.out, run)
         total, left = run.num_frames, sum(s.stop - s.first for s in spans)
         going_on = f", {total - left} of them done before" if total > left else ""

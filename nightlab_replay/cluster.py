@@ -18,7 +18,9 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 
+from nightlab_core.config import replace
 from nightlab_core.runtime.bundle import MANIFEST_NAME, sha256_of
+from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.execute import Span, SpanResult, replay_spans
 from nightlab_replay.records import FrameRecord, ReplaySettings, Run, StoreError, first_frame_hw
@@ -141,9 +143,9 @@ def _replay_span(
         found = sha256_of(pipeline.bundle.dir / MANIFEST_NAME)
         if found != manifest_sha256:
             raise StoreError(f"{bundle} on {os.uname().nodename} is another bundle: give every machine the same one")
-        if pipeline.engine_name != engine_name:
+        if pipeline.engines.name != engine_name:
             raise StoreError(
-                f"{os.uname().nodename} has the engine {pipeline.engine_name}, not {engine_name}: name one that every "
+                f"{os.uname().nodename} has the engine {pipeline.engines.name}, not {engine_name}: name one that every "
                 "machine has with --engine"
             )
         (result,) = replay_spans([span], pipeline, settings.class_set, keep_masks=keep_masks, prepared=prepared)
@@ -156,15 +158,8 @@ def _pipeline(
 ) -> tuple[Pipeline, set[tuple[int, int]]]:
     """Kept from span to span, with the sizes it was prepared for: compiling takes longer than many frames."""
     settings = ReplaySettings.model_validate_json(settings_json)
-    pipeline = Pipeline.open(
-        bundle,
-        engine=settings.engine,
-        precision=settings.precision,
-        threads=threads,
-        settings=settings.pipeline,
-        frame_hw=frame_hw,
-    )
-    return pipeline, set()
+    options = replace(settings.engines(frame_hw), threads=threads)
+    return Pipeline(Engines.open(bundle, options), settings.pipeline), set()
 
 
 def _quiet() -> None:

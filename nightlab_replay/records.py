@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nightlab_core.files import atomic_path, write_atomic
 from nightlab_core.labels import CLASS_SETS, ClassSet
-from nightlab_core.runtime.engines.engine import EngineChoice
+from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions
 from nightlab_core.runtime.pipeline import PipelineSettings
 
 FORMAT = 1
@@ -112,6 +112,10 @@ class ReplaySettings(_Model):
     chunk_frames: int = 64
     keep_masks: bool = False  #: for a bag of masks
 
+    def engines(self, frame_hw: tuple[int, int] | None) -> EngineOptions:
+        """Return the options that open the engines for frames of this size (height, width)."""
+        return EngineOptions(engine=self.engine, precision=self.precision, threads=self.threads, frame_hw=frame_hw)
+
     @property
     def class_set(self) -> ClassSet:
         """The class set of the counts; colours are grey where only the bundle knows them."""
@@ -128,7 +132,7 @@ class BundleInfo(_Model):
     name: str
     sha256: dict[str, str]  #: by file, bundle.yaml among them
     manifest: dict[str, Any]
-    engine: str  #: inference library, e.g. "openvino", as `Pipeline.engine_name`
+    engine: str  #: inference library, e.g. "openvino", as `Engines.name`
 
 
 class TopicInfo(_Model):

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from nightlab_core.runtime.engines.tensorrt.compiler import Progress
+from nightlab_core.runtime.engines.engine import BuildProgress
 from nightlab_ros.health import OK, Report
 
 PERIOD_S = 0.5
@@ -23,7 +23,7 @@ class BuildReporter:
         self._said_s = -math.inf
         self._kind = ""
 
-    def __call__(self, progress: Progress) -> bool:
+    def __call__(self, progress: BuildProgress) -> bool:
         now_s = time.monotonic()
         if progress.kind != self._kind:
             self._kind = progress.kind
@@ -31,6 +31,6 @@ class BuildReporter:
         if now_s - self._said_s >= PERIOD_S:
             self._said_s = now_s
             percent = f"{100 * progress.fraction:.0f}"
-            values = {"build_network": progress.kind, "build_percent": percent, "build_phase": progress.doing}
+            values = {"build_network": progress.kind, "build_percent": percent, "build_phase": progress.step}
             self._publish(Report(OK, f"configuring: building TensorRT engines: {progress.kind} {percent} %", values))
         return not self._stop.is_set()

@@ -35,6 +35,7 @@ except ImportError:  # its name in ROS 2 Humble
 
 from nightlab_core.data.images import ImageError, message_to_bgr
 from nightlab_core.runtime.bundle import default_bundle
+from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_ros.build_progress import BuildReporter
@@ -68,6 +69,7 @@ class NightLabNode(LifecycleNode):
             self.get_logger().warning(sentence)
         self.add_on_set_parameters_callback(self._on_parameters)
         self._health = Health()
+        self._engines: Engines | None = None
         self._pipeline: Pipeline | None = None
         self._outputs: Publishers | None = None
         self._worker: LatestWorker[tuple[Any, float]] | None = None
@@ -128,23 +130,19 @@ class NightLabNode(LifecycleNode):
         settings = self.settings
         size_hw = settings.image_size[::-1] if settings.image_size != (0, 0) else None
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE)
-        self._pipeline = pipeline = Pipeline.open(
+        self._engines = engines = Engines.open(
             settings.bundle or default_bundle(),
-            engine=settings.engine,
-            precision=settings.precision,
-            threads=settings.threads,
-            settings=settings.pipeline(),
-            frame_hw=size_hw,
-            build_engines=settings.build_engines,
+            settings.engines(),
             on_progress=BuildReporter(self._publish, self.get_logger().info, self._stop_asked),
         )
-        if pipeline.engine_note:
-            self.get_logger().warning(pipeline.engine_note)
+        self._pipeline = pipeline = Pipeline(engines, settings.pipeline())
+        if engines.note:
+            self.get_logger().warning(engines.note)
         converter = "cv2.imdecode" if settings.transport == "compressed" else choose_converter().name
-        manifest = pipeline.bundle.manifest
-        self.get_logger().info(f"bundle {manifest.name}, engine {pipeline.engine_name}, images by {converter}")
+        manifest = engines.bundle.manifest
+        self.get_logger().info(f"bundle {manifest.name}, engine {engines.name}, images by {converter}")
         self._health = Health()
-        self._outputs = Publishers(self, pipeline.bundle.class_set, self._health.stages)
+        self._outputs = Publishers(self, engines.bundle.class_set, self._health.stages)
         # By a clock that goes on when a bag is paused, or when nobody publishes /clock: that has to be told too.
         self._timer = self.create_timer(1.0, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
         if size_hw is not None:
@@ -195,6 +193,9 @@ class NightLabNode(LifecycleNode):
         if self._pipeline is not None:
             self._pipeline.close()
             self._pipeline = None
+        if self._engines is not None:
+            self._engines.close()
+            self._engines = None
         self._prepared_hw = self._tried_hw = None
 
     def close(self) -> None:
@@ -229,13 +230,13 @@ class NightLabNode(LifecycleNode):
         return SetParametersResult(successful=True)
 
     def _report(self) -> None:
-        assert self._pipeline is not None
+        assert self._engines is not None
         report = self._health.report(self._now_s(), active=self._worker is not None)
         report.values["mode"] = self.settings.mode
-        report.values["engine"] = self._pipeline.engine_name
-        if self._pipeline.engine_note:
-            report.values["engine_note"] = self._pipeline.engine_note
-        report.values["bundle"] = self._pipeline.bundle.manifest.name
+        report.values["engine"] = self._engines.name
+        if self._engines.note:
+            report.values["engine_note"] = self._engines.note
+        report.values["bundle"] = self._engines.bundle.manifest.name
         self._publish(report)
 
     def _publish(self, report: Report) -> None:

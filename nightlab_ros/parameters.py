@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from nightlab_core.config import replace
-from nightlab_core.runtime.engines.engine import EngineChoice
+from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions
 from nightlab_core.runtime.pipeline import PipelineSettings
 
 #: Marks in a field's metadata that say when it may change. Without one: at any time, from the next frame on.
@@ -75,6 +75,16 @@ class NodeSettings(PipelineSettings):
         if (size[0] == 0) != (size[1] == 0):
             raise ValueError("expected both sides, or 0 and 0")
         return size
+
+    def engines(self) -> EngineOptions:
+        """The part that opens the engines."""
+        return EngineOptions(
+            engine=self.engine,
+            precision=self.precision,
+            threads=self.threads,
+            frame_hw=self.image_size[::-1] if self.image_size != (0, 0) else None,
+            build=self.build_engines,
+        )
 
     def pipeline(self) -> PipelineSettings:
         """The part that the pipeline reads."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import cv2
 import numpy as np
@@ -15,7 +15,8 @@ from rich.table import Table
 
 from nightlab_core.runtime import regions
 from nightlab_core.runtime.bundle import ENGINE_KINDS, EngineKind, load_bundle
-from nightlab_core.runtime.engines.engine import engine_maker
+from nightlab_core.runtime.engines.engine import EngineOptions
+from nightlab_core.runtime.engines.open import open_network
 from nightlab_core.runtime.pipeline import MAX_REGIONS, PipelineSettings
 
 if TYPE_CHECKING:
@@ -73,9 +74,9 @@ def check_parity(
 
     rows = []
     for library in libraries:
-        make = engine_maker(cast(Any, library), precision="float32")
+        options = EngineOptions(engine=library, precision="float32")
         for kind in ENGINE_KINDS:
-            engine = make(bundle.path(kind))
+            engine = open_network(bundle.path(kind), options)
             (name,) = engine.inputs
             outputs = [tuple(engine(**{name: x}).values()) for x in inputs[kind]]
             engine.close()

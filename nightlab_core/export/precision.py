@@ -27,6 +27,7 @@ from nightlab_core.export.parity import compare_labels, read_frames
 from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, BundleError, EngineKind, load_bundle
 from nightlab_core.runtime.engines.engine import Engine, TensorSpec
 from nightlab_core.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.engines.tensorrt.graphs import tensorrt_graph
 from nightlab_core.runtime.engines.tensorrt.half import EXACT, HALF_MAX
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
@@ -79,7 +80,7 @@ def check_half(
     with tempfile.TemporaryDirectory() as folder:
         full = {kind: RecordingEngine(OnnxRuntimeEngine(bundle.path(kind))) for kind in ENGINE_KINDS}
         half = {kind: RoundedEngine(bundle.path(kind), Path(folder)) for kind in ENGINE_KINDS}
-    pipelines = [Pipeline(bundle, e["image"], e["hardness"], e["region"], settings) for e in (full, half)]
+    pipelines = [Pipeline(Engines(bundle, e["image"], e["hardness"], e["region"]), settings) for e in (full, half)]
     labels = [[(result.labels, result.confidence) for result in map(pipeline, frames)] for pipeline in pipelines]
     rows = []
     for kind in ENGINE_KINDS:
@@ -89,6 +90,7 @@ def check_half(
         rows.append(HalfParity(kind, len(got), *compare(expected, got), half[kind].peaks()))
     for pipeline in pipelines:
         pipeline.close()
+        pipeline.engines.close()
     return [*rows, HalfParity("pipeline", len(frames), *compare_labels(*labels))]
 
 

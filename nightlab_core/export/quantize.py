@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -32,8 +31,9 @@ from nightlab_core.export.precision import RecordingEngine
 from nightlab_core.labels import CAMVID11, CITYSCAPES_TO_CAMVID, map_ids
 from nightlab_core.metrics import confusion_matrix, mean_iou, paired_bootstrap
 from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, BundleError, EngineKind, load_bundle, write_manifest
-from nightlab_core.runtime.engines.engine import engine_maker
+from nightlab_core.runtime.engines.engine import EngineOptions
 from nightlab_core.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from nightlab_core.runtime.engines.open import Engines, open_network
 from nightlab_core.runtime.engines.tensorrt.graphs import tensorrt_graph
 from nightlab_core.runtime.engines.tensorrt.half import PRODUCTS
 from nightlab_core.runtime.pipeline import Pipeline
@@ -65,10 +65,10 @@ def quantize_bundle(bundle: Bundle, out: Path, frames: Sequence[np.ndarray]) -> 
 def record_inputs(bundle: Bundle, frames: Sequence[np.ndarray]) -> Calls:
     """What each network of a bundle reads when the pipeline segments these frames."""
     engines = {kind: RecordingEngine(OnnxRuntimeEngine(bundle.path(kind))) for kind in ENGINE_KINDS}
-    pipeline = Pipeline(bundle, engines["image"], engines["hardness"], engines["region"])
-    for frame in frames:
-        pipeline(frame)
-    pipeline.close()
+    opened = Engines(bundle, engines["image"], engines["hardness"], engines["region"])
+    with opened, Pipeline(opened) as pipeline:
+        for frame in frames:
+            pipeline(frame)
     if silent := [kind for kind in ENGINE_KINDS if not engines[kind].calls]:
         raise ValueError(f"on these {len(frames)} frames the networks {silent} are never asked; give more frames")
     return {kind: [inputs for inputs, _ in engines[kind].calls] for kind in ENGINE_KINDS}
@@ -149,11 +149,10 @@ class Speed:
 def compare_speed(original: Bundle, quantized: Bundle, calls: Calls, repeats: int = 5) -> list[Speed]:
     """Time both bundles' networks on the same inputs, in turn, so that other work on the machine hits both."""
     rows = []
-    libraries: tuple[Literal["onnxruntime", "openvino"], ...] = ("onnxruntime", "openvino")
-    for library in libraries:
-        make = engine_maker(library)
+    for library in ("onnxruntime", "openvino"):
+        options = EngineOptions(engine=library)
         for kind in ENGINE_KINDS:
-            engines = [make(bundle.path(kind)) for bundle in (original, quantized)]
+            engines = [open_network(bundle.path(kind), options) for bundle in (original, quantized)]
             times: list[list[float]] = [[], []]
             for i in range(repeats + 1):  # the first compiles
                 for engine, ms in zip(engines, times, strict=True):
@@ -181,7 +180,9 @@ class Accuracy:
 def compare_accuracy(original: Bundle, quantized: Bundle, source: FrameSource) -> list[Accuracy]:
     """Segment labelled frames with both bundles in float32; frames without labels are an error."""
     matrices: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {"image level": ([], []), "both levels": ([], [])}
-    pipelines = [Pipeline.open(bundle.dir, precision="float32") for bundle in (original, quantized)]
+    options = EngineOptions(precision="float32")
+    opened = [Engines.open(bundle, options) for bundle in (original, quantized)]
+    pipelines = [Pipeline(engines) for engines in opened]
     for frame in track(source, source.name, total=source.num_frames):
         if frame.labels is None:
             raise ValueError(
@@ -192,8 +193,9 @@ def compare_accuracy(original: Bundle, quantized: Bundle, source: FrameSource) -
             for level, labels in (("image level", result.image_labels), ("both levels", result.labels)):
                 mapped = map_ids(labels, CITYSCAPES_TO_CAMVID) if source.classes is CAMVID11 else labels
                 matrices[level][i].append(confusion_matrix(frame.labels, mapped, len(source.classes)))
-    for pipeline in pipelines:
+    for pipeline, engines in zip(pipelines, opened, strict=True):
         pipeline.close()
+        engines.close()
     rows = []
     for level, (a, b) in matrices.items():
         one, other = np.stack(a), np.stack(b)

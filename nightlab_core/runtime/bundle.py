@@ -7,21 +7,19 @@ A bundle is data: it holds no pickle and runs no code when it is loaded, and eve
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Literal
 
-import numpy as np
 import yaml
 from pydantic import Field, field_validator, model_validator
 
 from nightlab_core.config import ConfigError, Settings, load_yaml, read_yaml
 from nightlab_core.files import write_atomic
 from nightlab_core.labels import CLASS_SETS, IGNORE_ID, ClassSet
-from nightlab_core.runtime.engines.engine import Engine, TensorSpec
+from nightlab_core.runtime.regions import network_size_hw
 
 FORMAT = 1
 MANIFEST_NAME = "bundle.yaml"
@@ -58,6 +56,10 @@ class EngineFile(Settings):
         if any(side % self.multiple for side in self.input_hw):
             raise ValueError(f"input_hw {self.input_hw} is not a multiple of {self.multiple}")
         return self
+
+    def network_hw(self, frame_hw: tuple[int, int]) -> tuple[int, int]:
+        """Return the size (height, width) at which the network reads frames of this size: see `network_size_hw`."""
+        return network_size_hw(frame_hw, self.input_hw, self.multiple)
 
 
 class RegionFile(EngineFile):
@@ -197,41 +199,3 @@ def write_manifest(directory: str | Path, manifest: Manifest) -> Manifest:
 def _engine_files(manifest: Manifest) -> dict[EngineKind, EngineFile]:
     engines = manifest.engines
     return {"image": engines.image, "hardness": engines.hardness, "region": engines.region}
-
-
-# Shapes: a number is fixed, None must be free, ANY may be either.
-ANY = -1
-_Contract = Mapping[str, tuple[type[np.generic], tuple[int | None, ...]]]
-_LABELS: _Contract = {"labels": (np.uint8, (ANY, ANY, ANY)), "confidence": (np.uint8, (ANY, ANY, ANY))}
-_FRAME: _Contract = {"frame": (np.uint8, (1, None, None, 3))}
-_BOXES: _Contract = {"boxes": (np.float32, (ANY, ANY, 4)), "scores": (np.float32, (ANY, ANY))}
-CONTRACT: Mapping[EngineKind, tuple[_Contract, _Contract]] = {
-    "image": (_FRAME, _LABELS),
-    "hardness": (_FRAME, _BOXES),
-    "region": ({"crops": (np.uint8, (None, ANY, ANY, 3))}, _LABELS),
-}
-
-
-def check_contract(kind: EngineKind, engine: Engine) -> None:
-    """Raise BundleError unless the engine's inputs and outputs have the contract's names, dtypes and shapes."""
-    for side, received, expected in zip(
-        ("input", "output"), (engine.inputs, engine.outputs), CONTRACT[kind], strict=True
-    ):
-        if set(received) != set(expected):
-            raise BundleError(_breach(kind, f"{side}s", sorted(received), sorted(expected)))
-        for name, (dtype, shape) in expected.items():
-            spec = received[name]
-            if spec.dtype != dtype or len(spec.shape) != len(shape) or not all(map(_fits, spec.shape, shape)):
-                wanted = TensorSpec(np.dtype(dtype), tuple(None if s == ANY else s for s in shape))
-                raise BundleError(_breach(kind, f"{side} {name!r}", spec, wanted))
-
-
-def _fits(size: int | None, wanted: int | None) -> bool:
-    return wanted == ANY or (size is None if wanted is None else size in (None, wanted))
-
-
-def _breach(kind: str, what: str, received: object, expected: object) -> str:
-    return (
-        f"the {kind} network's {what}: received {received}, expected {expected} ('?' is a size free at run time); "
-        "export the bundle again with the exporter of this version"
-    )

@@ -10,13 +10,11 @@ Both paths start with the frame and run at the same time: latency is the longer 
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Literal
 
@@ -26,13 +24,9 @@ from pydantic import Field
 from nightlab_core.config import Settings
 from nightlab_core.labels import IGNORE_ID
 from nightlab_core.runtime import regions as rg
-from nightlab_core.runtime.bundle import Bundle, BundleError, check_contract, load_bundle
-from nightlab_core.runtime.engines.engine import Engine, EngineChoice
-from nightlab_core.runtime.engines.open import open_engines
-from nightlab_core.runtime.engines.tensorrt.compiler import OnProgress
+from nightlab_core.runtime.bundle import Bundle
+from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.light import light_level
-
-log = logging.getLogger(__name__)
 
 MAX_REGIONS = 10
 STAGES = ("resize", "image", "hardness", "crop", "region", "merge", "total")
@@ -86,71 +80,30 @@ class Result:
 
 
 class Pipeline:
-    """The two levels on three engines. One frame at a time: call it from one thread."""
+    """Segment the frames of one camera with both levels. Call it from one thread: one frame at a time."""
 
     def __init__(
         self,
-        bundle: Bundle,
-        image: Engine,
-        hardness: Engine,
-        region: Engine,
+        engines: Engines,
         settings: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
     ) -> None:
-        """Take over three engines, which `close` closes. Raises BundleError if one breaks the contract."""
-        check_contract("image", image)
-        check_contract("hardness", hardness)
-        check_contract("region", region)
-        self.bundle = bundle
+        """Use engines that other pipelines may use as well. `close` leaves them open."""
+        self.engines = engines
         self.settings = settings  #: assign a new object to change settings; it is read once per frame
-        self.engine_name = image.name
-        self.engine_note = ""  #: why a faster engine does not run, and what to do about it; "": nothing to say
-        self._image, self._hardness, self._region = image, hardness, region
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="nightlab-regions")
 
-    @classmethod
-    def open(
-        cls,
-        bundle_dir: str | Path,
-        *,
-        engine: EngineChoice = "auto",
-        precision: Literal["auto", "float32"] = "auto",
-        threads: int = 0,
-        settings: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
-        frame_hw: tuple[int, int] | None = None,
-        build_engines: bool = False,
-        on_progress: OnProgress = lambda progress: True,
-    ) -> Pipeline:
-        """Load a bundle on an inference library: see `choice.open_engines` for what "auto" takes and what is raised.
-
-        `frame_hw` is the camera's size, which TensorRT's plans are made for; `build_engines` lets missing ones be built
-        here and now, which takes minutes, and `on_progress` hears of it. Also raises BundleError.
-        """
-        bundle = load_bundle(bundle_dir)
-        engines = open_engines(
-            bundle,
-            engine=engine,
-            precision=precision,
-            threads=threads,
-            frame_hw=frame_hw,
-            build=build_engines,
-            on_progress=on_progress,
-        )
-        log.info("bundle %s runs on %s", bundle.manifest.name, engines.image.name)
-        try:
-            pipeline = cls(bundle, engines.image, engines.hardness, engines.region, settings)
-        except BundleError:
-            for one in (engines.image, engines.hardness, engines.region):
-                one.close()
-            raise
-        pipeline.engine_note = engines.note
-        return pipeline
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle of the engines."""
+        return self.engines.bundle
 
     def __call__(self, frame_bgr: np.ndarray) -> Result:
         """Segment a frame, uint8 (H, W, 3) BGR. Raises ValueError for any other array."""
         settings, frame_hw, stages_ms = self.settings, _checked_size_hw(frame_bgr), dict.fromkeys(STAGES, 0.0)
         with _timed(stages_ms, "total"):
             with _timed(stages_ms, "resize"):
-                image_hw, hardness_hw = self._network_sizes_hw(frame_hw)
+                files = self.bundle.manifest.engines
+                image_hw, hardness_hw = files.image.network_hw(frame_hw), files.hardness.network_hw(frame_hw)
                 image_input = rg.resize_image(frame_bgr, image_hw)[None]
 
             finding = None
@@ -161,7 +114,7 @@ class Pipeline:
                 finding = self._worker.submit(self._refine, frame_bgr, hardness_input, settings, stages_ms)
 
             with _timed(stages_ms, "image"):
-                output = self._image(frame=image_input)
+                output = self.engines.image(frame=image_input)
                 image_labels = rg.resize_labels(output["labels"][0], frame_hw)
                 image_confidence = rg.resize_image(output["confidence"][0], frame_hw)
             light = light_level(frame_bgr)
@@ -192,7 +145,7 @@ class Pipeline:
         height, width = frame_bgr.shape[:2]
         region_file = self.bundle.manifest.engines.region
         with _timed(stages_ms, "hardness"):
-            output = self._hardness(frame=hardness_input)
+            output = self.engines.hardness(frame=hardness_input)
             boxes = output["boxes"][0].clip(0, 1) * np.array([width, height, width, height], np.float32)
             kept = rg.non_maximum_suppression(boxes, output["scores"][0], settings.nms_iou, MAX_REGIONS)
             boxes, scores = boxes[kept], output["scores"][0][kept]
@@ -209,36 +162,29 @@ class Pipeline:
             )
             crops = rg.crop_and_enlarge(frame_bgr, windows, region_hw)
         with _timed(stages_ms, "region"):
-            output = self._region(crops=crops)
+            output = self.engines.region(crops=crops)
         regions = rg.Regions(boxes[refined], scores[refined], windows, output["labels"], output["confidence"])
         return _Found(boxes, scores, refined, regions)
 
     def prepare(self, frame_hw: tuple[int, int]) -> float:
-        """Compile for frames of this size and run one, so that the first real frame takes no longer than the others.
+        """Prepare the engines for frames of this size and run one frame. Return the seconds that this took.
 
-        Returns the seconds it took.
+        Afterwards the first real frame takes no longer than the others.
         """
         start = perf_counter()
-        region_file = self.bundle.manifest.engines.region
-        image_hw, hardness_hw = self._network_sizes_hw(frame_hw)
-        self._image.prepare(frame=(1, *image_hw, 3))
-        self._hardness.prepare(frame=(1, *hardness_hw, 3))
-        for batch in range(1, region_file.max_batch + 1):
-            self._region.prepare(crops=(batch, *region_file.input_hw, 3))
+        self.engines.prepare(frame_hw)
         self(np.zeros((*frame_hw, 3), np.uint8))
         return perf_counter() - start
 
     def close(self) -> None:
-        """Wait for the worker and free the engines. Closing twice is harmless."""
+        """Wait for the worker and end it. The engines stay open. Closing twice is harmless."""
         self._worker.shutdown()
-        for engine in (self._image, self._hardness, self._region):
-            engine.close()
 
-    def _network_sizes_hw(self, frame_hw: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        files = self.bundle.manifest.engines
-        image_hw = rg.network_size_hw(frame_hw, files.image.input_hw, files.image.multiple)
-        hardness_hw = rg.network_size_hw(frame_hw, files.hardness.input_hw, files.hardness.multiple)
-        return image_hw, hardness_hw
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @dataclass(frozen=True)

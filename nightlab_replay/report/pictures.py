@@ -15,6 +15,7 @@ from nightlab_core.data.bags.reader import Bag, BagFrame
 from nightlab_core.labels import IGNORE_ID, ClassSet, overlay, to_class_set
 from nightlab_core.metrics import iou
 from nightlab_core.runtime.bundle import MANIFEST_NAME, sha256_of
+from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline, Result
 from nightlab_replay.intervals import BLOCK_S
 from nightlab_replay.records import FrameRecord, Run, RunData, first_frame_hw
@@ -66,17 +67,10 @@ class Again:
         self._bags: dict[str, Bag] = {}
         self._stack = ExitStack()
         try:
-            self._pipeline = Pipeline.open(
-                bundle,
-                engine=settings.engine,
-                precision=settings.precision,
-                threads=settings.threads,
-                settings=settings.pipeline,
-                frame_hw=first_frame_hw(run.bags),
-            )
+            engines = self._stack.enter_context(Engines.open(bundle, settings.engines(first_frame_hw(run.bags))))
         except Exception as error:  # of whichever engine: the figures are written, and pictures are an extra
             raise PicturesError(f"the bundle {bundle} does not open any more: {error}") from error
-        self._stack.callback(self._pipeline.close)
+        self._pipeline = self._stack.enter_context(Pipeline(engines, settings.pipeline))
 
     def __enter__(self) -> Again:
         return self

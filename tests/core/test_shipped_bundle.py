@@ -7,13 +7,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from pipelines import open_pipeline
 
 from nightlab_core.data.datasets import datasets
 from nightlab_core.data.rendered import night
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.metrics import confusion_matrix, iou
 from nightlab_core.runtime.bundle import default_bundle, load_bundle
-from nightlab_core.runtime.pipeline import Pipeline
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("NIGHTLAB_DATA", ROOT.parent / "shared" / "data"))
@@ -56,26 +56,24 @@ def test_its_engines_agree_with_its_checkpoint() -> None:
 
 def test_its_masks_lie_where_the_picture_is() -> None:
     """A mask that lies aside would agree best with its mirror image's mask where that is moved by twice as much."""
-    pipeline = Pipeline.open(default_bundle(), precision="float32")
-    agreement = dict.fromkeys((-2, -1, 0, 1, 2), 0.0)
-    for frame in _parity_frames():
-        labels = pipeline(frame).labels
-        mirrored = pipeline(np.ascontiguousarray(frame[:, ::-1])).labels[:, ::-1]
-        for shift in agreement:
-            agreement[shift] += (labels == np.roll(mirrored, shift, axis=1))[:, 2:-2].mean()
-    pipeline.close()
+    with open_pipeline(default_bundle(), precision="float32") as pipeline:
+        agreement = dict.fromkeys((-2, -1, 0, 1, 2), 0.0)
+        for frame in _parity_frames():
+            labels = pipeline(frame).labels
+            mirrored = pipeline(np.ascontiguousarray(frame[:, ::-1])).labels[:, ::-1]
+            for shift in agreement:
+                agreement[shift] += (labels == np.roll(mirrored, shift, axis=1))[:, 2:-2].mean()
     assert max(agreement, key=lambda shift: agreement[shift]) == 0, agreement
 
 
 @needs_data
 @pytest.mark.data
 def test_it_sees_road_car_and_pole_at_dusk() -> None:
-    pipeline = Pipeline.open(default_bundle())
-    samples = datasets.camvid(DATA / "camvid", "test", "0001TP_*")
-    matrix = np.zeros((19, 20), np.int64)
-    for i in range(0, len(samples), 6):
-        matrix += confusion_matrix(samples[i].labels, pipeline(samples[i].image_bgr).labels, 19)
-    pipeline.close()
+    with open_pipeline(default_bundle()) as pipeline:
+        samples = datasets.camvid(DATA / "camvid", "test", "0001TP_*")
+        matrix = np.zeros((19, 20), np.int64)
+        for i in range(0, len(samples), 6):
+            matrix += confusion_matrix(samples[i].labels, pipeline(samples[i].image_bgr).labels, 19)
     seen = dict(zip(CITYSCAPES19.names, iou(matrix), strict=True))
     # Far below what it does, far above what a blind network gets.
     assert seen["road"] > 0.85 and seen["car"] > 0.6 and seen["pole"] > 0.05, seen

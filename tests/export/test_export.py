@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from pipelines import open_pipeline
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
@@ -23,7 +24,6 @@ from nightlab_core.export.export import (  # noqa: E402
 )
 from nightlab_core.models.nightlab import DetectorSettings, NightLab, NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.runtime.bundle import load_bundle  # noqa: E402
-from nightlab_core.runtime.pipeline import Pipeline  # noqa: E402
 
 SETTINGS = NightLabSettings(
     segmenter=SegmenterSettings(channels=16), detector=DetectorSettings(channels=16, max_boxes=40), region_hw=(96, 96)
@@ -105,9 +105,8 @@ def test_half_precision_storage_halves_the_files_and_changes_nothing(
     assert size["half"] < 0.6 * size["full"]
     outputs = []
     for k in ("half", "full"):
-        pipeline = Pipeline.open(tmp_path / k, engine="onnxruntime")
-        outputs.append(pipeline(frames[0]))
-        pipeline.close()
+        with open_pipeline(tmp_path / k, engine="onnxruntime") as pipeline:
+            outputs.append(pipeline(frames[0]))
     assert (outputs[0].image_labels == outputs[1].image_labels).mean() > 0.9999
 
 
@@ -122,9 +121,8 @@ def test_the_manifest_carries_the_card(model: NightLab, tmp_path: Path) -> None:
 def test_the_pipeline_agrees_with_the_torch_reference(model: NightLab, tmp_path: Path) -> None:
     export_bundle(model, SETTINGS, CARD, tmp_path)
     frame = night.render_scene(3, size_hw=(192, 256)).image_bgr
-    pipeline = Pipeline.open(tmp_path, precision="float32")
-    result = pipeline(frame)
-    pipeline.close()
+    with open_pipeline(tmp_path, precision="float32") as pipeline:
+        result = pipeline(frame)
     model.set_deform_form("deform_conv")
     labels, confidence = model.predict(frame)
     assert result.refined.any()
@@ -148,10 +146,9 @@ def test_a_library_network_goes_the_whole_way(frames: list[np.ndarray], tmp_path
     export_bundle(model, settings, card, tmp_path / "bundle")
     rows = parity.check_parity(model, tmp_path / "bundle", frames[:2])
     assert all(r.passed for r in rows), rows
-    pipeline = Pipeline.open(tmp_path / "bundle", precision="float32")
-    frame = night.render_scene(3, size_hw=(192, 256)).image_bgr
-    result = pipeline(frame)
-    pipeline.close()
+    with open_pipeline(tmp_path / "bundle", precision="float32") as pipeline:
+        frame = night.render_scene(3, size_hw=(192, 256)).image_bgr
+        result = pipeline(frame)
     labels, _ = model.predict(frame)
     assert result.labels.shape == (192, 256) and result.refined.any()
     assert set(np.unique(result.labels[result.labels != result.image_labels])) <= {5, 11, 13}

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pipelines import open_pipeline
 from replays import replay
 from tiny_bags import make_frames, write_tiny_bag
 
@@ -14,8 +16,9 @@ from nightlab_replay.records import RunData
 
 
 @pytest.fixture(scope="session")
-def pipeline(tiny_bundle: Path) -> Pipeline:
-    return Pipeline.open(tiny_bundle, engine="onnxruntime", threads=1)
+def pipeline(tiny_bundle: Path) -> Iterator[Pipeline]:
+    with open_pipeline(tiny_bundle, engine="onnxruntime", threads=1) as pipeline:
+        yield pipeline
 
 
 @pytest.fixture(scope="session")

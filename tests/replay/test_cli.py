@@ -20,6 +20,8 @@ from tiny_bags import make_frames, write_tiny_bag
 
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.bundle import Bundle
+from nightlab_core.runtime.engines.engine import EngineOptions
+from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.engines.tensorrt.plans import PlanError
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.cli import main
@@ -128,11 +130,11 @@ def test_tensorrt_is_looked_for_by_the_frames_size_and_without_a_plan_one_reads_
 ) -> None:
     asked = []
 
-    def open_engines(bundle: Bundle, **options: object) -> None:
-        asked.append((options["engine"], options["frame_hw"]))
+    def open_engines(bundle: Bundle, options: EngineOptions) -> None:
+        asked.append((options.engine, options.frame_hw))
         raise PlanError("there is no plan of the image network")
 
-    monkeypatch.setattr("nightlab_core.runtime.pipeline.open_engines", open_engines)
+    monkeypatch.setattr(Engines, "open", open_engines)
     nothing = tmp_path / "nothing.mcap"
     nothing.write_bytes(b"")  # a bag without a frame says nothing of the size
     words = [str(nothing), str(bags[0]), "--bundle", str(tiny_bundle), "--engine", "tensorrt"]

@@ -169,7 +169,7 @@ def test_folders_that_no_replay_wrote_are_left_alone(
     precious = tmp_path / "masks" / "by_hand.png"
     precious.parent.mkdir()
     precious.write_bytes(b"years of work")
-    info = bundle_info(pipeline.bundle, pipeline.engine_name)
+    info = bundle_info(pipeline.bundle, pipeline.engines.name)
     with pytest.raises(StoreError, match=r"masks.*no replay.*another --out"):
         rp.begin(tmp_path, SETTINGS, info, rp.look_at(bags, None, None, None), restart)
     assert precious.read_bytes() == b"years of work"

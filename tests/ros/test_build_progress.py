@@ -17,7 +17,7 @@ pytest.importorskip("onnxruntime")
 from lifecycle_msgs.msg import Transition
 from ros_harness import Client, NodeProcess
 
-from nightlab_core.runtime.engines.tensorrt.compiler import Progress
+from nightlab_core.runtime.engines.engine import BuildProgress
 from nightlab_ros import build_progress
 from nightlab_ros.build_progress import BuildReporter
 from nightlab_ros.health import Report
@@ -141,10 +141,10 @@ def test_progress_is_published_now_and_then(monkeypatch: pytest.MonkeyPatch) -> 
     report = BuildReporter(published.append, logged.append, stop)
     for step in range(101):
         now_s[0] = step / 50  # two seconds
-        assert report(Progress("image" if step < 50 else "region", step / 100, "Timing tactics"))
+        assert report(BuildProgress("image" if step < 50 else "region", step / 100, "Timing tactics"))
     assert [one.values["build_percent"] for one in published] == ["0", "25", "50", "75", "100"]
     assert published[1].message == "configuring: building TensorRT engines: image 25 %"
     assert published[1].values == {"build_network": "image", "build_percent": "25", "build_phase": "Timing tactics"}
     assert logged == [f"building the TensorRT engine of the {kind} network" for kind in ("image", "region")]
     stop.set()
-    assert not report(Progress("region", 1.0, ""))
+    assert not report(BuildProgress("region", 1.0, ""))

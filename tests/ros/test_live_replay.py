@@ -13,13 +13,13 @@ import pytest
 
 pytest.importorskip("rclpy")
 
+from pipelines import open_pipeline
 from rosbags.typesys import Stores, get_typestore
 from tiny_bags import FRAME_ID, START_NS, STEP_NS, make_frames, write_tiny_bag
 
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.write import Packing
 from nightlab_core.labels import CITYSCAPES19
-from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.judge import Judge
 from nightlab_replay.records import load_run
 from nightlab_ros.bag_player import stamp_of, with_stamp
@@ -79,9 +79,8 @@ def test_what_the_live_node_answers_is_judged(tmp_path: Path, tiny_bundle: Path,
     assert data.complete and data.run.settings.mode == "live"
     answered = [r for r in data.records if r.status == "ok"]
     assert len(answered) >= 5, done.stdout  # one every 400 ms; a busy machine may miss some
-    pipeline = Pipeline.open(tiny_bundle, engine="onnxruntime", threads=1)
     judge = Judge("bag", CITYSCAPES19, CITYSCAPES19)
-    with Bag(path) as bag:
+    with Bag(path) as bag, open_pipeline(tiny_bundle, engine="onnxruntime", threads=1) as pipeline:
         for record, confusion in zip(data.labelled, data.counts.confusion, strict=True):
             frame = bag.frame(record.index, CITYSCAPES19)
             assert frame.image_bgr is not None

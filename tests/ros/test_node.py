@@ -15,13 +15,14 @@ import pytest
 pytest.importorskip("rclpy")
 pytest.importorskip("onnxruntime")
 
+from pipelines import open_pipeline
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from ros_harness import Client, NodeProcess, pixels_of, wait_until
 from sensor_msgs.msg import Image
 from std_msgs.msg import Float64
 
 from nightlab_core.labels import CITYSCAPES19, overlay
-from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
+from nightlab_core.runtime.pipeline import PipelineSettings
 
 pytestmark = pytest.mark.ros
 SIZE_HW = (120, 160)
@@ -94,9 +95,8 @@ def test_the_mask_is_the_pipeline_s(client: Client, camera: Any, tiny_bundle: Pa
         lambda: client.ask(camera, client.image(picture())) and client.messages["nightlab/debug/image_level_mask"],
         "the image level's mask",
     )
-    pipeline = Pipeline.open(tiny_bundle, engine="onnxruntime")
-    expected = pipeline(picture())
-    pipeline.close()
+    with open_pipeline(tiny_bundle, engine="onnxruntime") as pipeline:
+        expected = pipeline(picture())
     assert expected.refined.any() and (expected.labels != expected.image_labels).any()
     message = client.image(picture())
     assert np.array_equal(pixels_of(client.ask(camera, message)), expected.labels)
@@ -133,17 +133,16 @@ def test_a_bad_image_is_counted_and_the_next_one_answered(client: Client, camera
 
 def test_parameters_change_the_next_frame(client: Client, camera: Any, tiny_bundle: Path) -> None:
     changes = {"mode": "image_level", "merge": "replace", "max_regions": 1, "confidence_threshold": 0.6}
-    pipeline = Pipeline.open(tiny_bundle, engine="onnxruntime")
-    for name, value in changes.items():
-        default = PipelineSettings.model_fields[name].default
-        assert client.set_parameter(name, value).successful
-        pipeline.settings = PipelineSettings(**{name: value})
-        expected = pipeline(picture()).labels
-        assert np.array_equal(pixels_of(client.ask(camera, client.image(picture()))), expected), name
-        assert client.set_parameter(name, default).successful
-        pipeline.settings = PipelineSettings()
-        assert not np.array_equal(pipeline(picture()).labels, expected), name
-    pipeline.close()
+    with open_pipeline(tiny_bundle, engine="onnxruntime") as pipeline:
+        for name, value in changes.items():
+            default = PipelineSettings.model_fields[name].default
+            assert client.set_parameter(name, value).successful
+            pipeline.settings = PipelineSettings(**{name: value})
+            expected = pipeline(picture()).labels
+            assert np.array_equal(pixels_of(client.ask(camera, client.image(picture()))), expected), name
+            assert client.set_parameter(name, default).successful
+            pipeline.settings = PipelineSettings()
+            assert not np.array_equal(pipeline(picture()).labels, expected), name
 
 
 @pytest.mark.parametrize(

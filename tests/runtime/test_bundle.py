@@ -19,13 +19,14 @@ from nightlab_core.runtime.bundle import (
     EngineFile,
     EngineKind,
     Manifest,
-    check_contract,
     default_bundle,
     load_bundle,
     sha256_of,
     write_manifest,
 )
-from nightlab_core.runtime.engines.engine import TensorSpec, engine_maker
+from nightlab_core.runtime.engines.contract import check_contract
+from nightlab_core.runtime.engines.engine import TensorSpec
+from nightlab_core.runtime.engines.open import open_network
 
 
 @pytest.fixture
@@ -216,7 +217,7 @@ def test_what_breaks_the_contract_is_named(
 
 
 def test_real_engines_keep_the_contract(tiny_bundle: Path) -> None:
-    bundle, make = load_bundle(tiny_bundle), engine_maker()
+    bundle, make = load_bundle(tiny_bundle), open_network
     check_contract("image", make(bundle.path("image")))
     with pytest.raises(BundleError, match=r"the image network's inputs: received \['crops'\]"):
         check_contract("image", make(bundle.path("region")))

@@ -4,12 +4,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from nightlab_core.runtime.engines.engine import Engine, TensorSpec, engine_maker
+from nightlab_core.runtime.engines.engine import Engine, EngineOptions, TensorSpec
+from nightlab_core.runtime.engines.open import Engines, open_network
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -26,7 +29,7 @@ def library(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def image_engine(library: str, tiny_bundle: Path) -> Iterator[Engine]:
-    engine = engine_maker(library)(tiny_bundle / "image.onnx")
+    engine = open_network(tiny_bundle / "image.onnx", EngineOptions(engine=library))
     yield engine
     engine.close()
 
@@ -46,7 +49,7 @@ def test_specs_tell_dtypes_and_free_sizes(image_engine: Engine, library: str) ->
 
 
 def test_the_three_networks_answer_what_numpy_answers(library: str, tiny_bundle: Path) -> None:
-    make = engine_maker(library)
+    make = partial(open_network, options=EngineOptions(engine=library))
     frame, crops = random_frame(1, 64, 96), random_frame(3, 32, 48)
     frame[0, 0, 0, 0] = 255
     labels, confidence = image_level(frame)
@@ -261,16 +264,21 @@ def test_a_missing_library_is_replaced_or_named(
     for name in LIBRARIES:
         if name not in missing:
             pytest.importorskip(name)
-        monkeypatch.delitem(sys.modules, f"nightlab_core.runtime.{name}", raising=False)
+        monkeypatch.delitem(sys.modules, f"nightlab_core.runtime.engines.{name}", raising=False)
     for name in missing:
         monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    options = EngineOptions(engine=engine)
     if expected in LIBRARIES:
-        assert engine_maker(engine)(tiny_bundle / "image.onnx").name == expected
+        assert open_network(tiny_bundle / "image.onnx", options).name == expected
     else:
         with pytest.raises(ImportError, match=expected):
-            engine_maker(engine)
+            open_network(tiny_bundle / "image.onnx", options)
+        with pytest.raises(ImportError, match=expected):
+            Engines.open(tiny_bundle, options)
 
 
-def test_an_unknown_engine_is_refused() -> None:
-    with pytest.raises(ValueError, match="received 'tpu', expected 'auto', 'openvino' or 'onnxruntime'"):
-        engine_maker("tpu")  # type: ignore[arg-type]
+def test_an_unknown_engine_is_refused(tiny_bundle: Path) -> None:
+    with pytest.raises(ValidationError, match="Input should be 'auto', 'tensorrt', 'openvino' or 'onnxruntime'"):
+        EngineOptions(engine="tpu")
+    with pytest.raises(ValueError, match="engine 'tensorrt' opens bundles, not single ONNX files"):
+        open_network(tiny_bundle / "image.onnx", EngineOptions(engine="tensorrt"))

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pipelines import open_pipeline
 from pydantic import ValidationError
 
-from nightlab_core.runtime import pipeline as pipeline_module
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import BundleError, EngineKind, load_bundle
-from nightlab_core.runtime.engines.engine import TensorSpec
+from nightlab_core.runtime.engines.engine import OnnxEngine, TensorSpec
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.light import light_level
 from nightlab_core.runtime.pipeline import STAGES, Pipeline, PipelineSettings
@@ -80,7 +80,7 @@ def make(tiny_bundle: Path) -> Iterator[Callable[..., Pipeline]]:
     def build(settings: PipelineSettings = PipelineSettings(), **answers: Any) -> Pipeline:  # noqa: B008 - frozen
         defaults = {"image": plain_maps(1, 100), "hardness": known_boxes(), "region": plain_maps(2, 200)}
         engines = {kind: FakeEngine(kind, answers.get(kind, answer)) for kind, answer in defaults.items()}  # type: ignore[arg-type]
-        made.append(Pipeline(load_bundle(tiny_bundle), **engines, settings=settings))
+        made.append(Pipeline(Engines(load_bundle(tiny_bundle), **engines), settings))
         return made[-1]
 
     yield build
@@ -101,10 +101,9 @@ def test_the_whole_path_on_real_engines_equals_the_path_in_numpy(tiny_bundle: Pa
     pytest.importorskip(engine)
     frame = random_frame(96, 144)
     frame[:6, :6, 0] = 255  # the brightest blue, also when made smaller, so that the scores are SCORES
-    pipeline = Pipeline.open(tiny_bundle, engine=engine, settings=PipelineSettings(merge="replace"))
-    result = pipeline(frame)
-    pipeline.close()
-    assert pipeline.engine_name == engine
+    with open_pipeline(tiny_bundle, engine=engine, settings=PipelineSettings(merge="replace")) as pipeline:
+        result = pipeline(frame)
+    assert pipeline.engines.name == engine
 
     labels, confidence = image_level(rg.resize_image(frame, (64, 96)))
     labels, confidence = rg.resize_labels(labels, (96, 144)), rg.resize_image(confidence, (96, 144))
@@ -125,22 +124,20 @@ def test_the_whole_path_on_real_engines_equals_the_path_in_numpy(tiny_bundle: Pa
 
 @pytest.mark.parametrize("size_hw", [(64, 96), (1, 1), (7, 300), (333, 211), (721, 1281), (2, 3)])
 def test_every_frame_size_comes_back_at_its_size(tiny_bundle: Path, size_hw: tuple[int, int]) -> None:
-    pipeline = Pipeline.open(tiny_bundle)
-    result = pipeline(random_frame(*size_hw))
-    for array in (result.labels, result.confidence, result.image_labels, result.image_confidence):
-        assert array.shape == size_hw
-        assert array.dtype == np.uint8
-    assert (result.boxes_xyxy >= 0).all()
-    assert (result.boxes_xyxy[:, [2, 3]] <= [size_hw[1], size_hw[0]]).all()
-    pipeline.close()
+    with open_pipeline(tiny_bundle) as pipeline:
+        result = pipeline(random_frame(*size_hw))
+        for array in (result.labels, result.confidence, result.image_labels, result.image_confidence):
+            assert array.shape == size_hw
+            assert array.dtype == np.uint8
+        assert (result.boxes_xyxy >= 0).all()
+        assert (result.boxes_xyxy[:, [2, 3]] <= [size_hw[1], size_hw[0]]).all()
 
 
 def test_frames_that_are_not_contiguous(tiny_bundle: Path) -> None:
     frame = random_frame(96, 144)
-    pipeline = Pipeline.open(tiny_bundle)
-    for view in (frame[::2, ::2], frame[..., ::-1], frame[:, ::-1], np.asfortranarray(frame)):
-        np.testing.assert_array_equal(pipeline(view).labels, pipeline(np.ascontiguousarray(view)).labels)
-    pipeline.close()
+    with open_pipeline(tiny_bundle) as pipeline:
+        for view in (frame[::2, ::2], frame[..., ::-1], frame[:, ::-1], np.asfortranarray(frame)):
+            np.testing.assert_array_equal(pipeline(view).labels, pipeline(np.ascontiguousarray(view)).labels)
 
 
 def test_both_paths_run_at_the_same_time(make: Callable[..., Pipeline]) -> None:
@@ -220,7 +217,7 @@ def test_unsure_pixels_are_hidden_on_both_levels(
 def test_image_level_mode_leaves_the_others_alone(make: Callable[..., Pipeline]) -> None:
     pipeline = make(PipelineSettings(mode="image_level"))
     result = pipeline(black())
-    assert pipeline._hardness.received == pipeline._region.received == []  # type: ignore[attr-defined]
+    assert pipeline.engines.hardness.received == pipeline.engines.region.received == []  # type: ignore[attr-defined]
     assert result.boxes_xyxy.shape == (0, 4)
     assert result.stages_ms["hardness"] == result.stages_ms["region"] == 0
     np.testing.assert_array_equal(result.labels, result.image_labels)
@@ -232,7 +229,7 @@ def test_no_boxes_is_an_answer_too(make: Callable[..., Pipeline]) -> None:
     assert (result.labels == 1).all()
     assert result.boxes_xyxy.shape == (0, 4)
     assert result.scores.shape == result.refined.shape == (0,)
-    assert pipeline._region.received == []  # type: ignore[attr-defined]
+    assert pipeline.engines.region.received == []  # type: ignore[attr-defined]
 
 
 def test_at_most_ten_boxes_and_only_inside_the_frame(make: Callable[..., Pipeline]) -> None:
@@ -244,7 +241,7 @@ def test_at_most_ten_boxes_and_only_inside_the_frame(make: Callable[..., Pipelin
     assert (result.boxes_xyxy >= 0).all()
     assert (result.boxes_xyxy[:, 3] == 64).all()
     assert (np.diff(result.scores) < 0).all()
-    assert pipeline._region.received == [(10, 32, 48, 3)]  # type: ignore[attr-defined]
+    assert pipeline.engines.region.received == [(10, 32, 48, 3)]  # type: ignore[attr-defined]
 
 
 def test_every_stage_is_timed(make: Callable[..., Pipeline]) -> None:
@@ -315,34 +312,40 @@ def test_prepare_asks_for_the_shapes_that_frames_will_have(make: Callable[..., P
     pipeline = make()
     seconds = pipeline.prepare((720, 1280))
     assert 0 < seconds < 60
-    image, hardness, region = pipeline._image, pipeline._hardness, pipeline._region
+    image, hardness, region = pipeline.engines.image, pipeline.engines.hardness, pipeline.engines.region
     pipeline(black(720, 1280))
     for engine in (image, hardness):
         assert set(engine.received) == set(engine.prepared) == {(1, 64, 96, 3)}  # type: ignore[attr-defined]
     assert region.prepared == [(batch, 32, 48, 3) for batch in range(1, 11)]  # type: ignore[attr-defined]
 
 
-def test_closing_closes_the_engines(make: Callable[..., Pipeline]) -> None:
-    pipeline = make()
-    pipeline.close()
-    assert [e.closed for e in (pipeline._image, pipeline._hardness, pipeline._region)] == [1, 1, 1]  # type: ignore[attr-defined]
-    with pytest.raises(RuntimeError):
-        pipeline(black())
+def test_pipelines_share_engines_until_these_are_closed(make: Callable[..., Pipeline]) -> None:
+    first = make()
+    engines = first.engines
+    with Pipeline(engines, PipelineSettings(mode="image_level")) as second:
+        first.close()
+        with pytest.raises(RuntimeError):
+            first(black())
+        assert second(black()).labels[20, 20] == 1
+    assert [engines.image.closed, engines.hardness.closed, engines.region.closed] == [0, 0, 0]  # type: ignore[attr-defined]
+    engines.close()
+    assert [engines.image.closed, engines.hardness.closed, engines.region.closed] == [1, 1, 1]  # type: ignore[attr-defined]
 
 
 def test_an_engine_that_breaks_the_contract_is_refused(tiny_bundle: Path) -> None:
     image, hardness = FakeEngine("image", plain_maps(1, 1)), FakeEngine("hardness", known_boxes())
     with pytest.raises(BundleError, match="the region network's inputs"):
-        Pipeline(load_bundle(tiny_bundle), image, hardness, region=image)
+        Engines(load_bundle(tiny_bundle), image, hardness, region=image)
 
 
 def test_engines_that_break_the_contract_are_closed(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What they hold on a GPU would stay there."""
     image, hardness = FakeEngine("image", plain_maps(1, 1)), FakeEngine("hardness", known_boxes())
     region = FakeEngine("image", plain_maps(1, 1))
-    monkeypatch.setattr(pipeline_module, "open_engines", lambda *_, **__: Engines(image, hardness, region))
+    opened = {"image": image, "hardness": hardness, "region": region}
+    monkeypatch.setattr(OnnxEngine, "open_bundle", lambda *_: opened)
     with pytest.raises(BundleError, match="the region network's inputs"):
-        Pipeline.open(tiny_bundle)
+        Engines.open(tiny_bundle)
     assert [engine.closed for engine in (image, hardness, region)] == [1, 1, 1]
 
 
@@ -361,11 +364,11 @@ import nightlab_core.runtime, nightlab_core.data
 for package in (nightlab_core.runtime, nightlab_core.data):
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         __import__(module.name)
+from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline
 import numpy as np
-pipeline = Pipeline.open(sys.argv[1])
-print(pipeline(np.zeros((64, 96, 3), np.uint8)).labels.shape)
-pipeline.close()
+with Engines.open(sys.argv[1]) as engines, Pipeline(engines) as pipeline:
+    print(pipeline(np.zeros((64, 96, 3), np.uint8)).labels.shape)
 assert "torch" not in sys.modules
 """
 

@@ -25,7 +25,7 @@ def begin(
     out: Path, bags: list[Path], pipeline: Pipeline, settings: ReplaySettings = SETTINGS
 ) -> tuple[Run, list[Span]]:
     """A run in `out`, begun or taken up again, and the spans that it still lacks."""
-    info = bundle_info(pipeline.bundle, pipeline.engine_name)
+    info = bundle_info(pipeline.bundle, pipeline.engines.name)
     run = rp.begin(out, settings, info, rp.look_at(bags, None, None, settings.max_frames), restart=False)
     return run, rp.missing_spans(out, run)
 

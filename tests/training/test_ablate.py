@@ -16,12 +16,14 @@ from tiny_bundle import write_tiny_bundle
 pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
+from pipelines import open_pipeline
+
 from nightlab_core.config import ConfigError, replace
 from nightlab_core.data.datasets.datasets import hard_regions, predicted_regions
 from nightlab_core.data.datasets.paired import Sample
 from nightlab_core.labels import CAMVID11, CITYSCAPES19, in_class_set
 from nightlab_core.metrics import confusion_matrix
-from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
+from nightlab_core.runtime.pipeline import PipelineSettings
 from training.evaluation.ablate import ablate, earlier_entries, print_ladder
 from training.evaluation.gains import MERGES
 from training.evaluation.ladder import Ablation, FrameLadder, Networks, Row
@@ -65,9 +67,8 @@ def test_a_row_is_what_the_pipeline_does(bundle: str, merge: Any, number: int) -
     ablation = _ablation(bundle, pipeline=settings)
     row, sample = ablation.rows[3], _samples(1)[0]
     counts = FrameLadder(Networks.open([row]), ablation, sample, CITYSCAPES19).count(row)
-    pipeline = Pipeline.open(bundle, precision="float32", settings=settings)
-    result = pipeline(sample.image_bgr)
-    pipeline.close()
+    with open_pipeline(bundle, precision="float32", settings=settings) as pipeline:
+        result = pipeline(sample.image_bgr)
     np.testing.assert_array_equal(counts.image, confusion_matrix(sample.labels, result.image_labels, 19))
     assert counts.sweep is not None and counts.oracle is not None and counts.bound is not None
     expected = confusion_matrix(sample.labels, result.labels, 19)

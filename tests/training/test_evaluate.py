@@ -17,13 +17,14 @@ from trees import write_image, write_label
 
 torch = pytest.importorskip("torch")
 
+from pipelines import open_pipeline  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from nightlab_core.data.datasets.paired import Sample  # noqa: E402
 from nightlab_core.export.export import ModelCard, load_checkpoint, save_checkpoint  # noqa: E402
 from nightlab_core.labels import BDD18, CAMVID11, CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, Level, NightLabSettings, SegmenterSettings  # noqa: E402
-from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings  # noqa: E402
+from nightlab_core.runtime.pipeline import PipelineSettings  # noqa: E402
 from training.evaluation import evaluate, levels  # noqa: E402
 from training.evaluation.figures import difference, parts  # noqa: E402
 from training.evaluation.predictor import open_checkpoint  # noqa: E402
@@ -140,9 +141,8 @@ def test_a_bundle_part_by_part_is_the_pipeline(tmp_path: Path) -> None:
     boxes, scores = levels.open_detector(bundle)(frame)
     region_level = levels.open_region_level(bundle)
     regions = levels.read_regions(frame, boxes, scores, region_level, PipelineSettings().region_margin)
-    pipeline = Pipeline.open(bundle, precision="float32", settings=PipelineSettings(nms_iou=1.0))
-    result = pipeline(frame)
-    pipeline.close()
+    with open_pipeline(bundle, precision="float32", settings=PipelineSettings(nms_iou=1.0)) as pipeline:
+        result = pipeline(frame)
     np.testing.assert_allclose(result.boxes_xyxy, boxes, atol=1e-3)
     from training.evaluation.gains import PASTES
 

@@ -12,7 +12,8 @@ from tiny_bundle import write_tiny_bundle
 
 pytest.importorskip("torch")
 
-from nightlab_core.runtime.pipeline import Pipeline
+from pipelines import open_pipeline
+
 from training.evaluation import pictures
 from training.recipes import load_recipe
 from training.stages.segmenter import SegmenterRecipe
@@ -34,9 +35,8 @@ def test_three_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(sheets) == {"results_good", "results_bad", "results_gain"}
     height, width = pictures.PANEL_HW
     assert all(sheet.shape == (height, 4 * width, 3) for sheet in sheets.values())
-    pipeline = Pipeline.open(bundle, precision="float32")
-    judged = [pictures.judge(pipeline, pictures.FIRST_SEED + i) for i in range(2)]
-    pipeline.close()
+    with open_pipeline(bundle, precision="float32") as pipeline:
+        judged = [pictures.judge(pipeline, pictures.FIRST_SEED + i) for i in range(2)]
     assert judged[0].both_levels != judged[1].both_levels
     assert (sheets["results_good"] != sheets["results_bad"]).any()
 

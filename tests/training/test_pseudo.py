@@ -9,9 +9,10 @@ import pytest
 
 pytest.importorskip("onnx")
 
+from pipelines import open_pipeline
+
 from nightlab_core.data.datasets.datasets import train_id_folder
 from nightlab_core.data.rendered import night
-from nightlab_core.runtime.pipeline import Pipeline
 from tests.support.tiny_bundle import write_tiny_bundle
 from training.stages.pseudo import label_folder, read_both_ways, thresholds
 
@@ -28,28 +29,26 @@ def test_thresholds_keep_the_surest_part_of_every_class() -> None:
 
 
 def test_what_the_mirror_image_contradicts_is_unlabelled(tmp_path: Path) -> None:
-    pipeline = Pipeline.open(write_tiny_bundle(tmp_path / "bundle"), engine="onnxruntime")
-    frame = np.ascontiguousarray(night.render_scene(3, size_hw=(96, 160)).image_bgr)
-    labels, confidence = read_both_ways(pipeline, frame)
-    plain, mirrored = pipeline(frame).labels, pipeline(np.ascontiguousarray(frame[:, ::-1])).labels[:, ::-1]
-    assert np.array_equal(labels == 255, (plain != mirrored) | (plain == 255))
-    assert np.array_equal(labels[plain == mirrored], plain[plain == mirrored])
-    assert not confidence[plain != mirrored].any()
-    pipeline.close()
+    with open_pipeline(write_tiny_bundle(tmp_path / "bundle"), engine="onnxruntime") as pipeline:
+        frame = np.ascontiguousarray(night.render_scene(3, size_hw=(96, 160)).image_bgr)
+        labels, confidence = read_both_ways(pipeline, frame)
+        plain, mirrored = pipeline(frame).labels, pipeline(np.ascontiguousarray(frame[:, ::-1])).labels[:, ::-1]
+        assert np.array_equal(labels == 255, (plain != mirrored) | (plain == 255))
+        assert np.array_equal(labels[plain == mirrored], plain[plain == mirrored])
+        assert not confidence[plain != mirrored].any()
 
 
 def test_a_labelled_folder_reads_back_as_a_data_set(tmp_path: Path) -> None:
     (tmp_path / "frames").mkdir()
     for i in range(2):
         cv2.imwrite(str(tmp_path / "frames" / f"{i}.png"), night.render_scene(i, size_hw=(96, 160)).image_bgr)
-    pipeline = Pipeline.open(write_tiny_bundle(tmp_path / "bundle"), engine="onnxruntime")
-    images = sorted((tmp_path / "frames").iterdir())
-    shares = label_folder(pipeline, images, tmp_path / "out", 0.5, 230)
-    with pytest.raises(ValueError, match="holds labels of an earlier run"):  # of frames that may be left out now
-        label_folder(pipeline, images[:1], tmp_path / "out", 0.5, 230)
-    with pytest.raises(ValueError, match="equal stem"):
-        label_folder(pipeline, [*images, images[0].with_suffix(".jpg")], tmp_path / "other", 0.5, 230)
-    pipeline.close()
+    with open_pipeline(write_tiny_bundle(tmp_path / "bundle"), engine="onnxruntime") as pipeline:
+        images = sorted((tmp_path / "frames").iterdir())
+        shares = label_folder(pipeline, images, tmp_path / "out", 0.5, 230)
+        with pytest.raises(ValueError, match="holds labels of an earlier run"):  # of frames that may be left out now
+            label_folder(pipeline, images[:1], tmp_path / "out", 0.5, 230)
+        with pytest.raises(ValueError, match="equal stem"):
+            label_folder(pipeline, [*images, images[0].with_suffix(".jpg")], tmp_path / "other", 0.5, 230)
     assert shares.sum() == pytest.approx(1)
     samples = train_id_folder(tmp_path / "out")
     assert [s.name for s in samples] == ["0", "1"] and samples[0].labels.shape == (96, 160)

@@ -4,6 +4,7 @@
 from pathlib import Path
 
 import pytest
+from pipelines import open_pipeline
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
@@ -16,7 +17,6 @@ from nightlab_core.export.export import export_bundle, load_checkpoint, save_che
 from nightlab_core.labels import CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.runtime.bundle import load_bundle  # noqa: E402
-from nightlab_core.runtime.pipeline import Pipeline  # noqa: E402
 from training import combine_checkpoints as combining  # noqa: E402
 from training.data import BoxStream, FrameStream, RegionStream, SourceSettings  # noqa: E402
 from training.evaluation import evaluate  # noqa: E402
@@ -165,10 +165,9 @@ def test_all_stages_up_to_a_measured_bundle(
     combining.combine_checkpoints(replace(shipped_bundle, model=MODEL, **parts), tmp_path / "all.pt")
     model, settings, card = load_checkpoint(tmp_path / "all.pt")
     export_bundle(model, settings, card, tmp_path / "bundle")
-    pipeline = Pipeline.open(tmp_path / "bundle", precision="float32")
-    samples, classes = evaluate.open_set(data, "mine")
-    evaluation = evaluate.evaluate(pipeline, samples, classes, "mine")
-    pipeline.close()
+    with open_pipeline(tmp_path / "bundle", precision="float32") as pipeline:
+        samples, classes = evaluate.open_set(data, "mine")
+        evaluation = evaluate.evaluate(pipeline, samples, classes, "mine")
     evaluate.print_evaluation(evaluation)
     assert evaluation.both_levels.shape == (3, 19, 20)
     assert 0 <= evaluation.figures()["image_level_miou"] <= 100

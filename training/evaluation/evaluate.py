@@ -28,7 +28,8 @@ from nightlab_core.data.datasets.datasets import Sample
 from nightlab_core.labels import ClassSet, in_class_set
 from nightlab_core.metrics import confusion_matrix, iou
 from nightlab_core.runtime.bundle import load_bundle, write_manifest
-from nightlab_core.runtime.engines.engine import EngineChoice
+from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions
+from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.light import light_level
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
 from training.command import exit_on_error
@@ -210,11 +211,9 @@ def _opened(
     if not model.is_dir():
         yield open_checkpoint(model, settings, test_time)
         return
-    pipeline = Pipeline.open(model, engine=engine, precision=precision, settings=settings)
-    try:
+    options = EngineOptions(engine=engine, precision=precision)
+    with Engines.open(model, options) as engines, Pipeline(engines, settings) as pipeline:
         yield pipeline
-    finally:
-        pipeline.close()
 
 
 def main() -> None:

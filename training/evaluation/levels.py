@@ -21,7 +21,8 @@ from nightlab_core.models.nightlab import Level, NightLabSettings, to_image, to_
 from nightlab_core.models.output_labels import OutputLabels
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import EngineKind, load_bundle
-from nightlab_core.runtime.engines.engine import engine_maker
+from nightlab_core.runtime.engines.engine import EngineOptions
+from nightlab_core.runtime.engines.open import open_network
 from training import checkpoint as checkpoints
 from training.evaluation.sliding import TestTime, probabilities
 
@@ -63,7 +64,10 @@ def open_region_level(path: Path) -> RegionLevel:
     """The region level of a bundle or checkpoint. Errors as `open_image_level`."""
     if path.is_dir():
         bundle = load_bundle(path)
-        file, engine = bundle.manifest.engines.region, engine_maker(precision="float32")(bundle.path("region"))
+        file, engine = (
+            bundle.manifest.engines.region,
+            open_network(bundle.path("region"), EngineOptions(precision="float32")),
+        )
 
         def read(crops: np.ndarray) -> Labels:
             parts = [engine(crops=crops[i : i + file.max_batch]) for i in range(0, len(crops), file.max_batch)]
@@ -171,7 +175,7 @@ def _bundle_detector(path: Path) -> Detector:
 def _open_engine(path: Path, kind: EngineKind) -> tuple[Any, Any]:
     bundle = load_bundle(path)
     # Float32, so that a table does not depend on what the machine can do in half precision.
-    return getattr(bundle.manifest.engines, kind), engine_maker(precision="float32")(bundle.path(kind))
+    return getattr(bundle.manifest.engines, kind), open_network(bundle.path(kind), EngineOptions(precision="float32"))
 
 
 def _joined(parts: list[dict[str, np.ndarray]], size_hw: tuple[int, int]) -> Labels:

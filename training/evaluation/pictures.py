@@ -20,6 +20,8 @@ from rich.progress import track
 from nightlab_core.data.rendered.night import NightFrame, render_scene
 from nightlab_core.labels import CITYSCAPES19, overlay
 from nightlab_core.metrics import confusion_matrix, mean_iou
+from nightlab_core.runtime.engines.engine import EngineOptions
+from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline, Result
 from training.command import exit_on_error
 
@@ -88,10 +90,10 @@ def main() -> None:
                 f"{arguments.rows} rows of {arguments.scenes} scenes; expected at least 1 and no more rows"
             )
         arguments.out.mkdir(parents=True, exist_ok=True)
-        pipeline = Pipeline.open(arguments.bundle, precision="float32")
+        options = EngineOptions(precision="float32")
         seeds = range(FIRST_SEED, FIRST_SEED + arguments.scenes)
-        scenes = [judge(pipeline, seed) for seed in track(seeds, "scenes")]
-        pipeline.close()
+        with Engines.open(arguments.bundle, options) as engines, Pipeline(engines) as pipeline:
+            scenes = [judge(pipeline, seed) for seed in track(seeds, "scenes")]
         orders = {
             "good": sorted(scenes, key=lambda s: -s.both_levels),
             "bad": sorted(scenes, key=lambda s: s.both_levels),

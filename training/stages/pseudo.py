@@ -19,6 +19,7 @@ from rich.progress import track
 
 from nightlab_core.data.datasets.paired import IMAGE_SUFFIXES
 from nightlab_core.labels import IGNORE_ID
+from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline
 from training.command import exit_on_error
 
@@ -97,10 +98,9 @@ def label(arguments: argparse.Namespace) -> None:
     held_out = {p.stem for p in (arguments.data / arguments.leave_out / "images").iterdir()}
     pictures = (p for p in (arguments.data / arguments.images).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     images = sorted(p for p in pictures if p.stem not in held_out)
-    pipeline = Pipeline.open(arguments.bundle)
-    shares = label_folder(pipeline, images, arguments.out, arguments.keep, arguments.ceiling)
-    pipeline.close()
-    names = pipeline.bundle.manifest.classes.names
+    with Engines.open(arguments.bundle) as engines, Pipeline(engines) as pipeline:
+        shares = label_folder(pipeline, images, arguments.out, arguments.keep, arguments.ceiling)
+    names = engines.bundle.manifest.classes.names
     print(f"{len(images)} frames, unlabelled {100 * shares[IGNORE_ID]:.1f} %")
     print(", ".join(f"{name} {100 * share:.2f} %" for name, share in zip(names, shares, strict=False)))
 

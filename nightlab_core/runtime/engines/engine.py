@@ -1,19 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one interface that every inference engine has. The pipeline never asks which engine it runs on."""
+"""Define the interface of every inference engine, the options that open one, and the table of libraries.
+
+To add a library, write one module with a class that has `open_bundle` and add one line to `LIBRARIES`. No module of a
+library is imported here, so that one installed library is enough.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import numpy as np
+from pydantic import Field
+
+from nightlab_core.config import Settings
+from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, EngineKind
+
+#: Library -> the class whose `open_bundle` opens a bundle's networks (see `EngineLibrary`). "auto" tries them in order.
+LIBRARIES: Mapping[str, str] = {
+    "tensorrt": "nightlab_core.runtime.engines.tensorrt.engine:TensorRtEngine",
+    "openvino": "nightlab_core.runtime.engines.openvino:OpenVinoEngine",
+    "onnxruntime": "nightlab_core.runtime.engines.onnxruntime:OnnxRuntimeEngine",
+}
+if TYPE_CHECKING:
+    EngineChoice = str
+else:  # a literal type, so that YAML files, command lines and ROS parameters accept these names and no others
+    EngineChoice = Literal[("auto", *LIBRARIES)]
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What one input or output holds. `None` in `shape` is a size that may change from call to call."""
+    """Dtype and shape of one input or output. A size of `None` may change from call to call."""
 
     dtype: np.dtype
     shape: tuple[int | None, ...]
@@ -22,40 +42,129 @@ class TensorSpec:
         return f"{self.dtype} ({', '.join('?' if size is None else str(size) for size in self.shape)})"
 
     def accepts_shape(self, shape: tuple[int, ...]) -> bool:
-        """True if an array of this shape fits."""
+        """Return True if an array of this shape fits."""
         return len(shape) == len(self.shape) and all(
             s is None or s == n for s, n in zip(self.shape, shape, strict=True)
         )
 
 
-#: What a user may ask for.
-EngineChoice = Literal["auto", "openvino", "onnxruntime", "tensorrt"]
-
-
 class Engine(Protocol):
-    """A network ready to run. Calls may come from several threads; they are served one at a time."""
+    """A network that is ready to run. Any thread may call it; concurrent calls run one at a time."""
 
-    name: str  #: the inference library, e.g. "openvino"
+    name: str  #: the inference library, for example "openvino"
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
 
     def prepare(self, **shapes: tuple[int, ...]) -> None:
-        """Do ahead whatever the first call with inputs of these shapes would have to do, such as compiling."""
+        """Compile and warm up for inputs of these shapes, so that the first real call is as fast as the next."""
 
     def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
-        """Run the network. The arrays returned are the caller's own: a later call does not overwrite them.
+        """Run the network and return its outputs by name. The caller owns the arrays: no later call overwrites them.
 
-        Raises ValueError for inputs that do not fit `inputs`.
+        Raises ValueError for inputs that do not fit `inputs`, and RuntimeError after `close`.
         """
 
     def close(self) -> None:
-        """Free the network's memory. Closing twice is harmless; a call after closing raises RuntimeError."""
+        """Free the network's memory. Closing twice is harmless."""
+
+
+class EngineOptions(Settings):
+    """Options that choose an inference library and configure it. They are fixed once the engines are open."""
+
+    engine: Annotated[
+        EngineChoice,
+        Field(description="inference library; auto: TensorRT if a GPU and its plans exist, else OpenVINO, else ONNX "
+        "Runtime"),
+    ] = "auto"  # fmt: skip
+    precision: Annotated[
+        Literal["auto", "float32"],
+        Field(description="arithmetic; auto lets the library use half precision where the hardware supports it"),
+    ] = "auto"
+    threads: Annotated[int, Field(ge=0, le=1024, description="threads per engine; 0: the library's own choice")] = 0
+    frame_hw: Annotated[
+        tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None,
+        Field(description="height and width of the camera's frames; TensorRT needs it, since a plan fits one size"),
+    ] = None
+    build: Annotated[bool, Field(description="build missing TensorRT plans while opening, which takes minutes")] = False
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """Progress of the build of one network's engine."""
+
+    kind: EngineKind
+    fraction: float  #: 0..1 of this network
+    step: str  #: the library's name for the current step
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.fraction:.0%}, {self.step}"
+
+
+#: Receives the progress of a build many times a second, in the thread that asked for the build. Returning False stops
+#: the build, which then raises BuildStopped.
+OnProgress = Callable[[BuildProgress], bool]
+
+
+class BuildStopped(Exception):
+    """The caller stopped the build of an engine."""
+
+
+class EngineUnavailable(Exception):
+    """A library cannot run a bundle on this machine.
+
+    `cause` is the error for a user who asked for this library. `note` tells a user of "auto" why the library was
+    skipped and what to do; "" if that is not worth a message.
+    """
+
+    def __init__(self, cause: Exception, note: str) -> None:
+        super().__init__(str(cause))
+        self.cause, self.note = cause, note
+
+
+class EngineLibrary(Protocol):
+    """An inference library: an entry of `LIBRARIES`."""
+
+    def open_bundle(self, bundle: Bundle, options: EngineOptions, on_progress: OnProgress) -> dict[EngineKind, Engine]:
+        """Open the three networks of a bundle, or none of them.
+
+        Raises EngineUnavailable, and BuildStopped if `on_progress` returned False.
+        """
+
+
+class OnnxEngine:
+    """Base of the engines that read a bundle's ONNX files as they are."""
+
+    def __init__(
+        self, onnx_path: str | Path, *, precision: Literal["auto", "float32"] = "auto", threads: int = 0
+    ) -> None:
+        """Open one network. `precision` and `threads`: see `EngineOptions`."""
+        raise NotImplementedError
+
+    @classmethod
+    def open_bundle(cls, bundle: Bundle, options: EngineOptions, on_progress: OnProgress) -> dict[EngineKind, Engine]:
+        """See `EngineLibrary`."""
+        precision, threads = options.precision, options.threads
+        return open_each(lambda kind: cls(bundle.path(kind), precision=precision, threads=threads))  # type: ignore[arg-type,return-value]
+
+
+def open_each(open_one: Callable[[EngineKind], Engine]) -> dict[EngineKind, Engine]:
+    """Open the engine of each kind. If one fails, close those that are open and raise its error."""
+    engines: dict[EngineKind, Engine] = {}
+    with ExitStack() as stack:
+        for kind in ENGINE_KINDS:
+            engines[kind] = open_one(kind)
+            stack.callback(engines[kind].close)
+        stack.pop_all()
+    return engines
 
 
 def check_inputs(
     source: object, inputs: Mapping[str, TensorSpec], arrays: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The same arrays, each C-contiguous. Raises ValueError naming `source`, what was received and what is expected."""
+    """Return the same arrays, each C-contiguous.
+
+    Raises ValueError that names `source`, the arrays received and the arrays expected, unless all fit `inputs`.
+    """
     if set(arrays) != set(inputs):
         raise ValueError(f"{source}: received inputs {sorted(arrays)}, expected {sorted(inputs)}")
     for name, array in arrays.items():
@@ -64,31 +173,3 @@ def check_inputs(
             received = TensorSpec(array.dtype, array.shape)
             raise ValueError(f"{source}: input {name!r} received {received}, expected {spec}")
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-
-
-def engine_maker(
-    engine: Literal["auto", "openvino", "onnxruntime"] = "auto",
-    *,
-    precision: Literal["auto", "float32"] = "auto",
-    threads: int = 0,
-) -> Callable[[Path], Engine]:
-    """How an engine is made of an ONNX file. "auto" is OpenVINO, or ONNX Runtime where that is not installed.
-
-    Raises ImportError that names what to install. Libraries are imported here alone, so that one of them is enough.
-    """
-    if engine not in ("auto", "openvino", "onnxruntime"):
-        raise ValueError(f"engine: received {engine!r}, expected 'auto', 'openvino' or 'onnxruntime'")
-    if engine != "onnxruntime":
-        try:
-            from nightlab_core.runtime.engines.openvino import OpenVinoEngine
-
-            return lambda path: OpenVinoEngine(path, precision=precision, threads=threads)
-        except ModuleNotFoundError as error:
-            if engine == "openvino":
-                raise ImportError("engine 'openvino' needs a package that is missing: pip install openvino") from error
-    try:
-        from nightlab_core.runtime.engines.onnxruntime import OnnxRuntimeEngine
-    except ModuleNotFoundError as error:
-        packages = "openvino (or onnxruntime)" if engine == "auto" else "onnxruntime"
-        raise ImportError(f"engine {engine!r} needs a package that is missing: pip install {packages}") from error
-    return lambda path: OnnxRuntimeEngine(path, threads=threads)  # always float32

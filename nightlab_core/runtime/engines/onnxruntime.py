@@ -6,21 +6,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnxruntime
 
-from nightlab_core.runtime.engines.engine import TensorSpec, check_inputs
+from nightlab_core.runtime.engines.engine import OnnxEngine, TensorSpec, check_inputs
 
 _DTYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-class OnnxRuntimeEngine:
-    """An ONNX network on ONNX Runtime's CPU provider, in float32. `threads` 0 is one a core."""
+class OnnxRuntimeEngine(OnnxEngine):
+    """Run an ONNX network on ONNX Runtime's CPU provider, always in float32. `threads` 0 uses one thread per core."""
 
     name = "onnxruntime"
 
-    def __init__(self, onnx_path: str | Path, *, threads: int = 0) -> None:
+    def __init__(
+        self, onnx_path: str | Path, *, precision: Literal["auto", "float32"] = "auto", threads: int = 0
+    ) -> None:
         self._path = Path(onnx_path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

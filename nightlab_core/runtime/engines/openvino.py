@@ -15,12 +15,12 @@ import openvino
 from openvino import opset8
 from openvino.frontend.onnx import ConversionExtension
 
-from nightlab_core.runtime.engines.engine import TensorSpec, check_inputs
+from nightlab_core.runtime.engines.engine import OnnxEngine, TensorSpec, check_inputs
 
 CACHED_SHAPES = 4
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(OnnxEngine):
     """An ONNX network on OpenVINO's CPU device.
 
     It is compiled for each distinct size of input, because static sizes run faster than free ones, and the last few

@@ -17,8 +17,9 @@ from onnx import TensorProto, helper
 pytest.importorskip("tensorrt_rtx")
 
 from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, EngineKind, default_bundle, load_bundle
+from nightlab_core.runtime.engines.engine import BuildProgress, BuildStopped
 from nightlab_core.runtime.engines.tensorrt.build import Precision, build_plan, plan_key, plan_shapes
-from nightlab_core.runtime.engines.tensorrt.compiler import BuildStopped, Progress, serialize
+from nightlab_core.runtime.engines.tensorrt.compiler import serialize
 from nightlab_core.runtime.engines.tensorrt.cuda import Device
 from nightlab_core.runtime.engines.tensorrt.libraries import (
     RTX_CAPABILITIES,
@@ -136,9 +137,9 @@ def test_shapes_that_the_network_does_not_take_are_refused(tiny: Bundle, flavour
 
 
 def test_progress_rises_to_the_end(tiny: Bundle, flavour: Flavour, tmp_path: Path) -> None:
-    heard: list[Progress] = []
+    heard: list[BuildProgress] = []
 
-    def listen(progress: Progress) -> bool:
+    def listen(progress: BuildProgress) -> bool:
         heard.append(progress)
         return True
 
@@ -146,20 +147,20 @@ def test_progress_rises_to_the_end(tiny: Bundle, flavour: Flavour, tmp_path: Pat
     fractions = [progress.fraction for progress in heard]
     assert fractions == sorted(fractions) and fractions[0] == 0.0 and fractions[-1] == 1.0
     assert {progress.kind for progress in heard} == {"image"}
-    assert [progress.doing for progress in heard][-1] == "stored"
+    assert [progress.step for progress in heard][-1] == "stored"
 
 
 def test_a_build_can_be_stopped(tiny: Bundle, flavour: Flavour, tmp_path: Path) -> None:
     with pytest.raises(BuildStopped, match="the build of the image network was stopped"):
-        build_plan(tiny, key_of(tiny, flavour), flavour, tmp_path, lambda progress: progress.doing.startswith("rewr"))
+        build_plan(tiny, key_of(tiny, flavour), flavour, tmp_path, lambda progress: progress.step.startswith("rewr"))
     assert plan_files(tmp_path) == []
     _, was_built = build_plan(tiny, key_of(tiny, flavour), flavour, tmp_path)
     assert was_built
 
 
 def test_an_error_of_the_listener_s_comes_out(tiny: Bundle, flavour: Flavour, tmp_path: Path) -> None:
-    def listen(progress: Progress) -> bool:
-        if progress.doing != "rewriting the graph":
+    def listen(progress: BuildProgress) -> bool:
+        if progress.step != "rewriting the graph":
             raise KeyError("in the listener")
         return True
 
@@ -202,8 +203,8 @@ def test_a_missing_package_is_named(
 def test_waiting_for_another_process_can_be_stopped(tiny: Bundle, flavour: Flavour, tmp_path: Path) -> None:
     heard: list[str] = []
 
-    def listen(progress: Progress) -> bool:
-        heard.append(progress.doing)
+    def listen(progress: BuildProgress) -> bool:
+        heard.append(progress.step)
         return len(heard) < 3
 
     with locked(tmp_path), pytest.raises(BuildStopped, match="the wait for another process"):
@@ -268,7 +269,7 @@ def dying_replace(source, target):
         die()
 
 def listen(progress):
-    if moment == "building" and progress.doing != "rewriting the graph":
+    if moment == "building" and progress.step != "rewriting the graph":
         die()
     return True
 

@@ -21,8 +21,9 @@ pytest.importorskip("onnxruntime")
 
 from nightlab_core.data.rendered.night import render_scene
 from nightlab_core.runtime.bundle import ENGINE_KINDS, default_bundle, load_bundle
+from nightlab_core.runtime.engines.engine import EngineOptions
 from nightlab_core.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from nightlab_core.runtime.engines.open import Engines, open_engines
+from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.engines.tensorrt.cuda import Cuda, find_device
 from nightlab_core.runtime.engines.tensorrt.engine import TensorRtEngine
 from nightlab_core.runtime.engines.tensorrt.libraries import installed_flavours
@@ -50,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def engines(folder: Path) -> Iterator[Engines]:
-    opened = open_engines(load_bundle(default_bundle()), engine="tensorrt", frame_hw=FRAME_HW, build=True)
+    opened = Engines.open(default_bundle(), EngineOptions(engine="tensorrt", frame_hw=FRAME_HW, build=True))
     yield opened
     for kind in ENGINE_KINDS:
         getattr(opened, kind).close()
@@ -151,7 +152,7 @@ def test_closing_gives_the_memory_back_again_and_again(engines: Engines, folder:
     cuda, left = Cuda(), []
     bundle = load_bundle(default_bundle())
     for _ in range(6):
-        opened = open_engines(bundle, engine="tensorrt", frame_hw=FRAME_HW)
+        opened = Engines.open(bundle, EngineOptions(engine="tensorrt", frame_hw=FRAME_HW))
         for kind in ENGINE_KINDS:
             getattr(opened, kind).close()
         left.append(cuda.free_bytes())

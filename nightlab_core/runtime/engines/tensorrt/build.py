@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
+import shlex
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 from nightlab_core.runtime.bundle import Bundle, EngineKind
-from nightlab_core.runtime.engines.tensorrt.compiler import BuildStopped, OnProgress, Progress, serialize
+from nightlab_core.runtime.engines.engine import BuildProgress, BuildStopped, OnProgress
+from nightlab_core.runtime.engines.tensorrt.compiler import serialize
 from nightlab_core.runtime.engines.tensorrt.libraries import Flavour, Target, TensorRtError, platform_name
 from nightlab_core.runtime.engines.tensorrt.plans import (
     PlanError,
@@ -25,7 +28,6 @@ from nightlab_core.runtime.engines.tensorrt.plans import (
     locked,
     write_plan,
 )
-from nightlab_core.runtime.regions import network_size_hw
 
 Precision = Literal["float16", "float32"]
 #: Raised with every change of graphs.py, half.py or the building, so that older plans are not taken.
@@ -44,7 +46,7 @@ def plan_shapes(bundle: Bundle, kind: EngineKind, frame_hw: tuple[int, int]) -> 
         crop = (*files.region.input_hw, 3)
         return {"crops": ((1, *crop), (files.region.max_batch, *crop), (files.region.max_batch, *crop))}
     file = files.image if kind == "image" else files.hardness
-    shape = (1, *network_size_hw(frame_hw, file.input_hw, file.multiple), 3)
+    shape = (1, *file.network_hw(frame_hw), 3)
     return {"frame": (shape, shape, shape)}
 
 
@@ -66,6 +68,16 @@ def plan_key(
     )
 
 
+def build_command(bundle: Bundle, frame_hw: tuple[int, int] | None, precision: Precision = "float16") -> str:
+    """Return the command that builds missing plans for frames of this size. None leaves the size for the user."""
+    size = f"{frame_hw[1]}x{frame_hw[0]}" if frame_hw else "WIDTHxHEIGHT"
+    words = ["nightlab-engine", "build", str(bundle.dir), "--image-size", size]
+    if precision != "float16":
+        words += ["--precision", precision]
+    folder = os.environ.get("NIGHTLAB_PLANS")
+    return (f"NIGHTLAB_PLANS={shlex.quote(folder)} " if folder else "") + shlex.join(words)
+
+
 def build_plan(
     bundle: Bundle, key: PlanKey, flavour: Flavour, folder: Path, on_progress: OnProgress = lambda progress: True
 ) -> tuple[PlanHeader, bool]:
@@ -76,7 +88,7 @@ def build_plan(
     """
 
     def wait() -> None:
-        if not on_progress(Progress(key.kind, 0.0, "waiting for another process that builds")):
+        if not on_progress(BuildProgress(key.kind, 0.0, "waiting for another process that builds")):
             raise BuildStopped("the wait for another process that builds was ended")
 
     with locked(folder, wait):
@@ -86,7 +98,7 @@ def build_plan(
         except PlanError:
             pass
         started = time.monotonic()
-        on_progress(Progress(key.kind, 0.0, "rewriting the graph"))
+        on_progress(BuildProgress(key.kind, 0.0, "rewriting the graph"))
         model, inputs, outputs = _rewritten(bundle.path(key.kind), key)
         plan, layers, io_bytes = serialize(flavour, model, key, on_progress)
         header = PlanHeader(
@@ -101,7 +113,7 @@ def build_plan(
             plan_sha256=hashlib.sha256(plan).hexdigest(),
         )
         write_plan(folder, header, plan)
-        on_progress(Progress(key.kind, 1.0, "stored"))
+        on_progress(BuildProgress(key.kind, 1.0, "stored"))
         return header, True
 
 

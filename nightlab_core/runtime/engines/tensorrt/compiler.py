@@ -5,36 +5,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from typing import Any
 
 from nightlab_core.runtime.bundle import EngineKind
+from nightlab_core.runtime.engines.engine import BuildProgress, BuildStopped, OnProgress
 from nightlab_core.runtime.engines.tensorrt.libraries import Flavour, Target, TensorRtError
 from nightlab_core.runtime.engines.tensorrt.plans import PlanKey, Range, Shape
 
 POLL_S = 0.02
-
-
-class BuildStopped(Exception):
-    """The one who asked for the plans wants them no longer."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a build is."""
-
-    kind: EngineKind
-    fraction: float  #: 0..1 of this network's plan
-    doing: str  #: TensorRT's own name for what it does
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.fraction:.0%}, {self.doing}"
-
-
-#: Is told how far a build is, many times a second, in the thread that asked for it; answers whether to go on.
-OnProgress = Callable[[Progress], bool]
 
 
 def serialize(
@@ -97,7 +77,7 @@ def _run_build(trt: Any, builder: Any, network: Any, config: Any, kind: EngineKi
         try:
             done = False
             while not done:  # asked once at least, so that a quick build can be stopped too
-                if not on_progress(Progress(kind, monitor.fraction, monitor.doing)):
+                if not on_progress(BuildProgress(kind, monitor.fraction, monitor.doing)):
                     raise BuildStopped(f"the build of the {kind} network was stopped")
                 done = bool(wait([future], POLL_S).done)
         except BaseException:

@@ -1,21 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorRT engine: what runs on the vehicle's GPU, in both flavours. It loads plans and never builds one."""
+"""Run a bundle's networks on TensorRT: choose a library, a GPU and plans, and load them.
+
+Plans are built while a bundle is opened, if `EngineOptions.build` allows it, and never while frames are processed.
+"""
 
 from __future__ import annotations
 
-import math
+import logging
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from nightlab_core.runtime.engines.engine import TensorSpec, check_inputs
-from nightlab_core.runtime.engines.tensorrt.cuda import Cuda, CudaError
-from nightlab_core.runtime.engines.tensorrt.libraries import Flavour, TensorRtError
-from nightlab_core.runtime.engines.tensorrt.plans import PlanHeader, Range, Shape, TensorInfo, covers
+from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, EngineKind
+from nightlab_core.runtime.engines.engine import (
+    Engine,
+    EngineOptions,
+    EngineUnavailable,
+    OnProgress,
+    TensorSpec,
+    check_inputs,
+    open_each,
+)
+from nightlab_core.runtime.engines.tensorrt.build import Precision, build_command, build_plan, plan_key, plan_shapes
+from nightlab_core.runtime.engines.tensorrt.cuda import Cuda, CudaError, Device, find_device, has_driver
+from nightlab_core.runtime.engines.tensorrt.execution import PlanExecution
+from nightlab_core.runtime.engines.tensorrt.libraries import (
+    PACKAGES,
+    Flavour,
+    Target,
+    TensorRtError,
+    installed_flavours,
+)
+from nightlab_core.runtime.engines.tensorrt.plans import (
+    PlanError,
+    PlanHeader,
+    Range,
+    Shape,
+    TensorInfo,
+    cache_folder,
+    covers,
+    find_plan,
+)
+
+log = logging.getLogger(__name__)
 
 LOADED_PLANS = 2
 
@@ -50,10 +81,30 @@ class TensorRtEngine:
         self._cuda = Cuda() if cuda is None else cuda
         self._lock = threading.Lock()
         self._closed = False
-        self._loaded: list[_Execution] = []  # the last used comes last
+        self._loaded: list[PlanExecution] = []  # the last used comes last
         header = self._execution(shapes).header
         self.inputs: Mapping[str, TensorSpec] = _specs(header.inputs)
         self.outputs: Mapping[str, TensorSpec] = _specs(header.outputs)
+
+    @classmethod
+    def open_bundle(cls, bundle: Bundle, options: EngineOptions, on_progress: OnProgress) -> dict[EngineKind, Engine]:
+        """See `EngineLibrary`. The cause is PlanError, TensorRtError, CudaError or ImportError."""
+        device, reason = find_device()
+        if device is None:
+            note = ""
+            if has_driver():
+                note = (
+                    f"NVIDIA's driver is installed, but TensorRT finds no GPU: {reason}. Bindings newer than the "
+                    "driver are a usual cause: pip install 'cuda-bindings<13' for a driver of CUDA 12, or update the "
+                    "driver"
+                )
+            cause = CudaError(f"engine 'tensorrt' needs an NVIDIA GPU and its driver, and none can be used: {reason}")
+            raise EngineUnavailable(cause, note)
+        try:
+            return _open_on_gpu(bundle, options, device, on_progress)
+        except (PlanError, TensorRtError, CudaError, ImportError) as error:
+            note = f"there is a GPU, {device}, but TensorRT does not run: {error}"
+            raise EngineUnavailable(error, note) from error
 
     def prepare(self, **shapes: Shape) -> None:
         """Load the plan for these shapes, unless that was done, and run once: the first run is slower."""
@@ -74,7 +125,7 @@ class TensorRtEngine:
             while self._loaded:
                 stack.callback(self._loaded.pop().close)
 
-    def _execution(self, shapes: Mapping[str, Shape]) -> _Execution:
+    def _execution(self, shapes: Mapping[str, Shape]) -> PlanExecution:
         wanted: dict[str, Range] = {name: (shape, shape, shape) for name, shape in shapes.items()}
         for execution in self._loaded:
             if covers(execution.header.key.shapes, wanted):
@@ -84,149 +135,75 @@ class TensorRtEngine:
             header, plan = self._open_plan(shapes)
             while len(self._loaded) >= LOADED_PLANS:  # first, so that there is room on the GPU
                 self._loaded.pop(0).close()
-            execution = _Execution(self._flavour, self._cuda, header, plan, self._cuda_graphs)
+            execution = PlanExecution(self._flavour, self._cuda, header, plan, self._cuda_graphs)
         self._loaded.append(execution)
         return execution
 
 
-@dataclass(frozen=True)
-class _Buffer:
-    """One input or output, at its largest, on both sides."""
-
-    dtype: np.dtype
-    address: int  #: on the device
-    pinned: np.ndarray  #: uint8 (N,), on the host
-
-    def view(self, shape: Shape) -> np.ndarray:
-        """The beginning of the host's side, as an array of this shape."""
-        return self.pinned[: math.prod(shape) * self.dtype.itemsize].view(self.dtype).reshape(shape)
-
-
-class _Execution:
-    """One plan on the GPU. All memory is allocated once, here, for the largest shapes that the plan takes."""
-
-    def __init__(self, flavour: Flavour, cuda: Cuda, header: PlanHeader, plan: bytes, cuda_graphs: bool) -> None:
-        self.header = header
-        self._flavour, self._cuda = flavour, cuda
-        largest = {name: high for name, (_, _, high) in header.key.shapes.items()}
-        fixed = all(low == high for low, _, high in header.key.shapes.values())
-        with ExitStack() as stack:  # undoes all in reverse order, should a step fail
-            self._objects: list[Any] = []  # runtime, engine, perhaps configuration, context; no other reference is kept
-            stack.callback(_release, self._objects)
-            flavour.messages.clear()
-            self._keep(flavour.trt.Runtime(flavour.logger()), "cannot start")
-            self._keep(self._objects[-1].deserialize_cuda_engine(plan), "cannot load the plan")
-            self._objects += _runtime_config(flavour.trt, self._objects[1])
-            self._keep(self._objects[1].create_execution_context(*self._objects[2:]), "has no memory to run the plan")
-            _check_tensors(flavour, self._objects[1], header)
-            self._stream = cuda.create_stream()
-            stack.callback(cuda.destroy_stream, self._stream)
-            self._set_shapes(largest)
-            self._buffers: dict[str, _Buffer] = {}
-            for name, info in {**header.inputs, **header.outputs}.items():
-                dtype, shape = np.dtype(info.dtype), tuple(self._context.get_tensor_shape(name))
-                nbytes = math.prod(shape) * dtype.itemsize
-                address = cuda.allocate(nbytes)
-                stack.callback(cuda.free, address)
-                pinned = cuda.allocate_pinned(nbytes)
-                stack.callback(cuda.free_pinned, pinned)
-                self._buffers[name] = _Buffer(dtype, address, pinned)
-                if not self._context.set_tensor_address(name, address):
-                    raise flavour.error(f"{flavour.name} refuses the buffer of {name!r}")
-            stack.callback(_release, self._objects)  # again: from here on the context goes before what it points to
-            stack.callback(cuda.synchronize, self._stream)
-            self._graph: int | None = None
-            if cuda_graphs and fixed:
-                self._graph = self._record()
-                stack.callback(cuda.destroy_graph, self._graph)
-                stack.callback(cuda.synchronize, self._stream)
-            self._resources = stack.pop_all()
-
-    def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Copy in, run, copy out, and wait. The results are copies."""
-        shapes = {name: array.shape for name, array in arrays.items()}
-        if shapes != self._shapes:
-            self._set_shapes(shapes)
-        for name, array in arrays.items():
-            np.copyto(self._buffers[name].view(array.shape), array)
-        if self._graph is None:
-            self._enqueue()
-        else:
-            self._cuda.launch(self._graph, self._stream)
-        self._cuda.synchronize(self._stream)
-        return {name: self._buffers[name].view(shape).copy() for name, shape in self._output_shapes.items()}
-
-    def close(self) -> None:
-        """Wait for the stream and free everything."""
-        self._resources.close()
-
-    @property
-    def _context(self) -> Any:
-        return self._objects[-1]
-
-    def _set_shapes(self, shapes: Mapping[str, Shape]) -> None:
-        self._shapes: Mapping[str, Shape] = {}  # until all went well
-        for name, shape in shapes.items():
-            if not self._context.set_input_shape(name, shape):
-                raise self._flavour.error(f"{self._flavour.name} refuses {name!r} of shape {shape}")
-        self._output_shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in self.header.outputs}
-        self._shapes = dict(shapes)
-
-    def _enqueue(self) -> None:
-        for name, shape in self._shapes.items():
-            buffer = self._buffers[name]
-            self._cuda.copy_to_device(buffer.address, buffer.view(shape), self._stream)
-        if not self._context.execute_async_v3(self._stream):
-            raise self._flavour.error(f"{self._flavour.name} cannot run the {self.header.key.kind} network")
-        for name, shape in self._output_shapes.items():
-            buffer = self._buffers[name]
-            self._cuda.copy_to_host(buffer.view(shape), buffer.address, self._stream)
-
-    def _record(self) -> int:
-        """The whole run as a CUDA graph. TensorRT asks for one run before, in which it does what cannot be recorded."""
-        self._enqueue()
-        self._cuda.synchronize(self._stream)
-        self._cuda.begin_capture(self._stream)
-        try:
-            self._enqueue()
-        except Exception:
-            with suppress(CudaError):  # the recording is no good, and the first error is the one to tell
-                self._cuda.destroy_graph(self._cuda.end_capture(self._stream))
-            raise
-        return self._cuda.end_capture(self._stream)
-
-    def _keep(self, made: Any, failure: str) -> None:
-        if made is None:
-            raise self._flavour.error(f"{self._flavour.name} {self._flavour.version} {failure}")
-        self._objects.append(made)
-
-
-def _runtime_config(trt: Any, engine: Any) -> list[Any]:
-    """What a context is created with: one configuration for TensorRT for RTX, none for TensorRT.
-
-    Unless told otherwise TensorRT for RTX compiles kernels for a new number of regions in the background. At once means
-    in `prepare`, and so before the node is active.
-    """
-    if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
-        return []
-    config = engine.create_runtime_config()
-    config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-    return [config]
-
-
-def _release(objects: list[Any]) -> None:
-    """Let go of the context first and the runtime last."""
-    while objects:
-        objects.pop()
-
-
-def _check_tensors(flavour: Flavour, engine: Any, header: PlanHeader) -> None:
-    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    received = {name: str(np.dtype(flavour.trt.nptype(engine.get_tensor_dtype(name)))) for name in names}
-    expected = {name: info.dtype for name, info in {**header.inputs, **header.outputs}.items()}
-    if received != expected:
-        raise TensorRtError(f"the plan's inputs and outputs are {received}, its header says {expected}; build it anew")
-
-
 def _specs(infos: Mapping[str, TensorInfo]) -> dict[str, TensorSpec]:
     return {name: TensorSpec(np.dtype(info.dtype), info.shape) for name, info in infos.items()}
+
+
+def _open_on_gpu(
+    bundle: Bundle, options: EngineOptions, device: Device, on_progress: OnProgress
+) -> dict[EngineKind, Engine]:
+    flavours = installed_flavours()
+    if not flavours:
+        raise ImportError("TensorRT is not installed: " + ", or ".join(PACKAGES.values()))
+    if options.frame_hw is None:
+        raise PlanError("the camera's size is not known yet, and a plan is made for one: set image_size")
+    precision: Precision = "float32" if options.precision == "float32" else "float16"
+    folder = cache_folder()
+    refusals = []
+    for flavour in flavours:
+        try:
+            return _load_plans(bundle, flavour, device, precision, options.frame_hw, folder)
+        except (PlanError, TensorRtError) as error:
+            refusals.append(str(error))
+    if not options.build:
+        raise PlanError("\n".join(refusals))
+    flavour = flavours[0]
+    log.info("building TensorRT engines into %s", folder)
+    for kind in ENGINE_KINDS:
+        shapes = plan_shapes(bundle, kind, options.frame_hw)
+        key = plan_key(bundle, kind, flavour, flavour.target(device), precision, shapes)
+        build_plan(bundle, key, flavour, folder, on_progress)
+    return _load_plans(bundle, flavour, device, precision, options.frame_hw, folder)
+
+
+def _load_plans(
+    bundle: Bundle,
+    flavour: Flavour,
+    device: Device,
+    precision: Precision,
+    frame_hw: tuple[int, int],
+    folder: Path,
+) -> dict[EngineKind, Engine]:
+    here = Target((device.capability,), device.name)
+
+    def open_plan(kind: EngineKind, shapes: Mapping[str, Shape]) -> tuple[PlanHeader, bytes]:
+        planned = plan_shapes(bundle, kind, frame_hw)
+        ranges: dict[str, Range] = {name: (shape, shape, shape) for name, shape in shapes.items()}
+        if kind == "region":  # the number of regions changes from frame to frame: one plan for all
+            ranges = planned
+        try:
+            return find_plan(folder, plan_key(bundle, kind, flavour, here, precision, ranges))
+        except PlanError as error:
+            if ranges == planned:
+                raise PlanError(f"{error}\nBuild it with: {build_command(bundle, frame_hw, precision)}") from error
+            raise PlanError(
+                f"{error}\nThe camera's size is not image_size, {frame_hw[1]}x{frame_hw[0]}: correct that, and build "
+                f"plans for the right one with: {build_command(bundle, None, precision)}"
+            ) from error
+
+    def open_one(kind: EngineKind) -> Engine:
+        largest = {name: high for name, (_, _, high) in plan_shapes(bundle, kind, frame_hw).items()}
+        try:
+            return TensorRtEngine(flavour, partial(open_plan, kind), largest)
+        except TensorRtError as error:  # of a plan that is whole and fits
+            raise TensorRtError(
+                f"{error}\nUpdate NVIDIA's driver if it is older than TensorRT; else build the plans anew: "
+                f"nightlab-engine clean --all, then {build_command(bundle, frame_hw, precision)}"
+            ) from error
+
+    return open_each(open_one)
