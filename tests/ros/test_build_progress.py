@@ -28,7 +28,7 @@ pytestmark = pytest.mark.ros
 #: builds there; it cannot load what it built.
 WITH_GPU = """
 import sys, time
-from nightlab_core.runtime.engines import open as choice
+from nightlab_core.runtime.engines.tensorrt import engine
 from nightlab_core.runtime.engines.tensorrt import compiler
 from nightlab_core.runtime.engines.tensorrt.cuda import Device
 from nightlab_ros.node import main
@@ -40,7 +40,7 @@ def slow_monitor(trt):
     return monitor
 
 make_monitor, compiler._monitor = compiler._monitor, slow_monitor
-choice.find_device = lambda: (Device("NVIDIA RTX A2000", "8.6", 0), "")
+engine.find_device = lambda: (Device("NVIDIA RTX A2000", "8.6", 0), "")
 sys.exit(main())
 """
 
