@@ -12,7 +12,7 @@ pytest.importorskip("typer")
 
 from typer.testing import CliRunner
 
-from nightlab_cli.main import app
+from nightlab_cli.main import app, load_command
 
 
 @dataclass(frozen=True)
@@ -30,3 +30,9 @@ def nightlab(*words: object) -> Result:
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return Result(done.exit_code, done.stdout, done.stderr)
+
+
+def parse(words: list[str]) -> None:
+    """Parse a command line without running it. Raises the error that a user would see."""
+    with load_command(words[0]).make_context(words[0], list(words[1:])):
+        pass
