@@ -46,7 +46,7 @@ setup(
             "nightlab = nightlab_cli.main:main",
             "nightlab-engine = nightlab_cli.engine:main",
             "nightlab_node = nightlab_ros.node:main",
-            "nightlab_demo = nightlab_ros.demo.demo:main",
+            "nightlab_demo = nightlab_ros.demo.__main__:main",
             "nightlab_player = nightlab_ros.player:main",
             "nightlab-replay = nightlab_replay.cli:main",
         ],

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import argparse
-import signal
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -52,16 +50,9 @@ def demo(
 
     nightlab demo --input drive.mcap --rate 10 --param mode:=image_level
     """
-    from nightlab_ros.demo.demo import run
+    from nightlab_ros.demo.demo import DemoSettings, parse_parameters, run_demo
+    from nightlab_ros.player import PlayerSettings
 
-    signal.signal(signal.SIGTERM, _interrupt)
-    source = argparse.Namespace(
-        input=input, labels=labels, classes=classes, glob=glob, topic=topic, frames=frames, rate=rate
-    )
-    source.out, source.param = out, param or []
-    if status := run(source, new_console()):
-        raise typer.Exit(status)
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt  # so that SIGTERM ends the child processes, too
+    player = PlayerSettings(input, labels, classes, glob, topic, frames, rate)
+    if run_demo(DemoSettings(player, out, parse_parameters(param or [])), new_console()):
+        raise typer.Exit(1)

@@ -37,7 +37,6 @@ from nightlab_replay.progress import ReplayLine
 from nightlab_replay.provenance import bundle_info
 from nightlab_replay.records import ReplaySettings, Run, first_frame_hw
 from nightlab_replay.report.report import write_report
-from nightlab_ros.processes import DemoError
 
 #: Of `PipelineSettings`: what can be set as --set name=value.
 _PIPELINE = ", ".join(PipelineSettings.model_fields)
@@ -65,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    except (BundleError, DemoError, OSError, RuntimeError, ValueError) as error:
+    except (BundleError, OSError, RuntimeError, ValueError) as error:
         print(f"nightlab-replay: {error}", file=sys.stderr)
         return 1
 

@@ -3,156 +3,134 @@
 
     python -m nightlab_ros.bag_player drive.mcap --topic /camera/image_raw --first 0 --stop 100
 
-The messages are published byte by byte as they were recorded. Until a line comes on standard input the first one is
-sent now and then, with a stamp of its own (a few ns before it was recorded): the path is then known to work, and warm.
-Writes one line of JSON for every image: index (-1: it knocks), stamp_ns, sent_ns by the wall clock, clock_ns by /clock,
-late_ms. The output ends with the last image; /clock goes on until standard input ends.
+The messages are published byte by byte as they were recorded; those that cannot be read are left out. Follows the
+protocol of playback.py. A warm-up frame is the first message, stamped some nanoseconds before it was recorded. /clock
+stands still during the warm-up and runs until standard input ends.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import struct
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import rclpy
 from builtin_interfaces.msg import Time
 from rclpy.duration import Duration
-from rclpy.executors import ExternalShutdownException
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
-from nightlab_core.data.bags.messages import COMPRESSED_TYPE
+from nightlab_core.data.bags.messages import COMPRESSED_TYPE, STAMP_BYTES, stamp_of
+from nightlab_core.data.bags.protocol import BagError
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.prefetch import Prefetcher
 from nightlab_replay.realtime import due_times_s, recorded_at
-from nightlab_ros.player import KNOCK_S, set_on_line, stay_until_let_go
+from nightlab_ros.playback import WARM_UP, SentFrame, print_sent, run_player, wait_until_released, warm_up
 
-CLOCK_S = 0.01
+#: Seconds between two messages on /clock.
+CLOCK_PERIOD_S = 0.01
 #: Messages that are read before they are due.
-_DEPTH = 8
-_STAMP_AT = 4
-
-
-def stamp_of(raw: bytes) -> int:
-    """The header's stamp in a serialised message, in ns."""
-    seconds, nanoseconds = struct.unpack_from(_order(raw) + "iI", raw, _STAMP_AT)
-    return int(seconds) * 1_000_000_000 + int(nanoseconds)
+PREFETCH_MESSAGES = 8
 
 
 def with_stamp(raw: bytes, stamp_ns: int) -> bytes:
-    """The same serialised message with another stamp."""
-    changed = bytearray(raw)
-    struct.pack_into(_order(raw) + "iI", changed, _STAMP_AT, *divmod(stamp_ns, 1_000_000_000))
-    return bytes(changed)
+    """Return a copy of a serialised message with another stamp."""
+    byte_order = "<" if raw[1] & 1 else ">"  # CDR's second byte
+    stamp = struct.pack(byte_order + "iI", *divmod(stamp_ns, 1_000_000_000))
+    return raw[: STAMP_BYTES - len(stamp)] + stamp + raw[STAMP_BYTES:]
 
 
-def _order(raw: bytes) -> str:
-    """CDR says in its second byte whether it is little-endian."""
-    return "<" if raw[1] & 1 else ">"
+def _is_message(raw: bytes | BagError) -> TypeGuard[bytes]:
+    """Return True for a result of `Bag.raw` that is long enough to hold a stamp."""
+    return isinstance(raw, bytes) and len(raw) >= STAMP_BYTES
 
 
 class SimulatedClock:
-    """/clock on a thread of its own: stands at `at(0)` until `run`, then shows `at(seconds since then)`, in ns."""
+    """Publish /clock on a thread of its own: `time_at(0)` until `start`, then `time_at(seconds since start)`, in ns."""
 
-    def __init__(self, node: Any, at: Callable[[float], int]) -> None:
+    def __init__(self, node: Any, time_at: Callable[[float], int]) -> None:
         self._publisher = node.create_publisher(Clock, "/clock", QoSProfile(depth=1))
-        self._at, self._begin = at, 0.0
+        self._time_at, self._start_s = time_at, 0.0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._tick, name="clock")
+        self._thread = threading.Thread(target=self._run, name="clock")
         self._thread.start()
 
-    def run(self) -> float:
-        """Let it go; returns when, by `time.perf_counter`."""
-        self._begin = time.perf_counter()
-        return self._begin
+    def start(self) -> float:
+        """Start the clock; returns the start by `time.perf_counter`."""
+        self._start_s = time.perf_counter()
+        return self._start_s
 
     def now_ns(self) -> int:
-        return self._at(time.perf_counter() - self._begin if self._begin else 0.0)
+        """Return the simulated time in nanoseconds."""
+        return self._time_at(time.perf_counter() - self._start_s if self._start_s else 0.0)
 
     def close(self) -> None:
+        """Stop publishing."""
         self._stop.set()
         self._thread.join()
 
-    def _tick(self) -> None:
-        while not self._stop.wait(CLOCK_S):
+    def _run(self) -> None:
+        while not self._stop.wait(CLOCK_PERIOD_S):
             seconds, nanoseconds = divmod(self.now_ns(), 1_000_000_000)
             self._publisher.publish(Clock(clock=Time(sec=seconds, nanosec=nanoseconds)))
 
 
 def play(node: Any, bag: Bag, first: int, stop: int, rate: float) -> None:
-    """Publish the images first..stop - 1, once someone listens and has answered; what cannot be read is left out."""
+    """Publish the images `first` to `stop` - 1 at `rate` times the recorded rate, once there is a subscription."""
     compressed = bag.topics[bag.image_topic].type == COMPRESSED_TYPE
     kind, topic = (CompressedImage, "image/compressed") if compressed else (Image, "image")
     publisher = node.create_publisher(kind, topic, QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE))
     times_ns = bag.times_ns[first:stop]
-    due_s = due_times_s(times_ns, rate)
-    clock = SimulatedClock(node, recorded_at(times_ns, due_s, rate))
+    due_times = due_times_s(times_ns, rate)
+    clock = SimulatedClock(node, recorded_at(times_ns, due_times, rate))
 
-    def send(index: int, raw: bytes, late_ms: float) -> None:
-        line = {"index": index, "stamp_ns": stamp_of(raw), "sent_ns": time.time_ns(), "clock_ns": clock.now_ns()}
+    def send(index: int, raw: bytes, late_ms: float = 0.0) -> None:
+        frame = SentFrame(index, stamp_of(raw), time.time_ns(), round(late_ms, 2), clock_ns=clock.now_ns())
         publisher.publish(raw)
-        print(json.dumps({**line, "late_ms": round(late_ms, 2)}), flush=True)
+        print_sent(frame)
 
     try:
         while publisher.get_subscription_count() == 0:
             rclpy.spin_once(node, timeout_sec=0.05)
-        _knock(bag, first, stop, send)
+        first_raw = next(filter(_is_message, map(bag.raw, range(first, stop))), None)
+        if first_raw is not None:
+            stamps_ns = itertools.count(int(bag.times_ns[first]) - 1, -1)
+            warm_up(lambda: send(WARM_UP, with_stamp(first_raw, next(stamps_ns))))
         raw_messages = ((index, bag.raw(index)) for index in range(first, stop))
-        with Prefetcher(raw_messages, max_items=_DEPTH) as messages:
-            begin = clock.run()
-            for (index, raw), due in zip(messages, due_s, strict=True):
-                time.sleep(max(0.0, begin + due - time.perf_counter()))
-                if isinstance(raw, bytes) and len(raw) >= 12:
-                    send(index, raw, 1e3 * (time.perf_counter() - begin - due))
+        with Prefetcher(raw_messages, max_items=PREFETCH_MESSAGES) as messages:
+            start_s = clock.start()
+            for (index, raw), due_s in zip(messages, due_times, strict=True):
+                time.sleep(max(0.0, start_s + due_s - time.perf_counter()))
+                if _is_message(raw):
+                    send(index, raw, 1e3 * (time.perf_counter() - start_s - due_s))
         publisher.wait_for_all_acked(Duration(seconds=2.0))
-        stay_until_let_go()
+        wait_until_released()
     finally:
         clock.close()
 
 
-def _knock(bag: Bag, first: int, stop: int, send: Any) -> None:
-    answered = threading.Event()
-    threading.Thread(target=set_on_line, args=(answered,), daemon=True).start()
-    raw = next((raw for raw in map(bag.raw, range(first, stop)) if isinstance(raw, bytes) and len(raw) >= 12), None)
-    pause_s, knocks = KNOCK_S, 0
-    while raw is not None and not answered.is_set():
-        knocks += 1
-        send(-1, with_stamp(raw, int(bag.times_ns[first]) - knocks), 0.0)
-        answered.wait(pause_s)
-        pause_s *= 1.5
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Command line: 0 when all images were sent, 1 with a reason on standard error, 130 when interrupted."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bag", type=Path)
-    parser.add_argument("--topic", required=True)
-    parser.add_argument("--first", type=int, required=True)
-    parser.add_argument("--stop", type=int, required=True)
-    parser.add_argument("--rate", type=float, default=1.0)
+    parser.add_argument("--topic", required=True, help="image topic")
+    parser.add_argument("--first", type=int, required=True, help="index of the first image")
+    parser.add_argument("--stop", type=int, required=True, help="index after that of the last image")
+    parser.add_argument("--rate", type=float, default=1.0, help="multiple of the recorded rate (default: 1)")
     args = parser.parse_args(argv)
-    rclpy.init(args=[])
-    node = rclpy.create_node("replay_camera")
-    try:
+
+    def play_bag(node: Any) -> None:
         with Bag(args.bag, args.topic) as bag:
             play(node, bag, args.first, args.stop, args.rate)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, ExternalShutdownException, BrokenPipeError):
-        return 130
-    finally:
-        node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+
+    return run_player("bag_player", play_bag)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's ear: a ROS node that keeps every mask the node `nightlab` publishes, and when it came."""
+"""Record each mask that the node publishes, with its arrival time, and the node's diagnostics."""
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -15,80 +21,163 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
-from nightlab_ros.demo.report import Mask
-
+#: Full name of the node whose topics are recorded.
 NODE = "/nightlab"
-#: The node reports once a second.
-REPORT_TIMEOUT_S = 5.0
+#: Topics below NODE.
+MASK, IMAGE_LEVEL_MASK, CONFIDENCE = "mask", "debug/image_level_mask", "confidence"
+#: The node publishes diagnostics once a second; without any for so many seconds, it is not waited for.
+DIAGNOSTICS_TIMEOUT_S = 5.0
 
 
-class Monitor:
-    """Listens on its own thread. Receipt is timed in the callback, before anything else is done with a message."""
+class MaskSpool:
+    """Temporary file of compressed masks, because a long recording's masks do not fit into memory."""
 
-    def __init__(self) -> None:
-        #: by stamp in nanoseconds
-        self.masks: dict[int, Mask] = {}
-        self.image_level: dict[int, Mask] = {}
-        #: the node's latest diagnostics, and how often they came
-        self.diagnostics: dict[str, str] = {}
-        self.reports = 0
+    def __init__(self, folder: Path) -> None:
+        """Create the file in `folder`; it disappears when the spool is closed."""
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed in `__exit__`
+        self._lock = threading.Lock()
+        self._end = 0
+
+    def __enter__(self) -> MaskSpool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def write(self, labels: np.ndarray) -> tuple[int, int]:
+        """Append uint8 (H, W); returns the offset and number of bytes for `read`."""
+        packed = zlib.compress(labels.tobytes(), 1)
+        with self._lock:
+            offset = self._end
+            self._file.seek(offset)
+            self._file.write(packed)
+            self._end += len(packed)
+        return offset, len(packed)
+
+    def read(self, offset: int, num_bytes: int, size_hw: tuple[int, int]) -> np.ndarray:
+        """Return the array that was written, uint8 (H, W)."""
+        with self._lock:
+            self._file.seek(offset)
+            packed = self._file.read(num_bytes)
+        return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(size_hw)
+
+
+@dataclass(frozen=True)
+class ReceivedMask:
+    """A mono8 message of the node; its pixels are in a spool."""
+
+    stamp_ns: int  #: stamp in the header, which is the image's own
+    received_ns: int  #: arrival, by the wall clock
+    frame_id: str
+    encoding: str
+    size_hw: tuple[int, int]
+    spool: MaskSpool
+    place: tuple[int, int]  #: offset and number of bytes in the spool
+
+    @classmethod
+    def store(
+        cls, spool: MaskSpool, labels: np.ndarray, *, stamp_ns: int, received_ns: int, frame_id: str, encoding: str
+    ) -> ReceivedMask:
+        """Write uint8 (H, W) into the spool."""
+        size_hw = (labels.shape[0], labels.shape[1])
+        return cls(stamp_ns, received_ns, frame_id, encoding, size_hw, spool, spool.write(labels))
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Pixels, uint8 (H, W)."""
+        return self.spool.read(*self.place, self.size_hw)
+
+    @property
+    def latency_ms(self) -> float:
+        """Milliseconds from the stamp to the arrival, for stamps of the wall clock."""
+        return (self.received_ns - self.stamp_ns) / 1e6
+
+
+class MaskRecorder:
+    """Subscribe to the node's masks and diagnostics on a thread of its own, within a `with` block.
+
+    The arrival time is taken first in the callback.
+    """
+
+    def __init__(self, spool: MaskSpool, topics: tuple[str, ...] = (MASK, IMAGE_LEVEL_MASK)) -> None:
+        """Record `topics`, each below NODE, into `spool`."""
+        #: by topic, then by stamp in nanoseconds: the messages in order of arrival
+        self.received: dict[str, dict[int, list[ReceivedMask]]] = {topic: defaultdict(list) for topic in topics}
+        self.arrivals: list[int] = []  #: stamps of the merged masks in order of arrival
+        self.diagnostics: dict[str, str] = {}  #: the node's latest values
+        self._num_diagnostics = 0
+        self._spool, self._topics = spool, topics
+
+    def __enter__(self) -> MaskRecorder:
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-        self._node = rclpy.create_node("demo")
-        # Deeper than the node's own depth of 1: a burst waits here rather than being lost while a mask is packed.
+        self._node = rclpy.create_node("mask_recorder")
+        # Deeper than the node's own depth of 1, so that a burst waits here while a mask is compressed.
         qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
-        self._node.create_subscription(Image, f"{NODE}/mask", lambda m: self._keep(m, self.masks), qos)
-        self._node.create_subscription(
-            Image, f"{NODE}/debug/image_level_mask", lambda m: self._keep(m, self.image_level), qos
-        )
+        for topic in self._topics:
+            self._node.create_subscription(Image, f"{NODE}/{topic}", lambda m, t=topic: self._on_mask(m, t), qos)
         self._node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, qos)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._spin)
         self._thread.start()
+        return self
 
-    def has_answer(self, stamp_ns: int) -> bool:
-        """True when both masks of the frame with this stamp are here."""
-        return stamp_ns in self.masks and stamp_ns in self.image_level
-
-    def forget(self) -> None:
-        """Drop what came so far."""
-        self.masks.clear()
-        self.image_level.clear()
-
-    def await_report(self) -> None:
-        """Until the diagnostics count all that came so far: the second from now was made after this call, whenever the
-        first was. A node that says nothing for `REPORT_TIMEOUT_S` is not waited for."""
-        seen, end = self.reports, time.monotonic() + REPORT_TIMEOUT_S
-        while self.reports < seen + 2 and time.monotonic() < end:
-            time.sleep(0.02)
-
-    def close(self) -> None:
-        """Stop listening and free ROS."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._stop.set()
         self._thread.join()
         self._executor.shutdown()
         self._node.destroy_node()
         rclpy.try_shutdown()
 
+    @property
+    def num_masks(self) -> int:
+        """Number of merged masks so far."""
+        return len(self.arrivals)
+
+    def has_masks(self, stamp_ns: int) -> bool:
+        """Return True when both the merged mask and the image level's mask of this stamp are here."""
+        return stamp_ns in self.received[MASK] and stamp_ns in self.received[IMAGE_LEVEL_MASK]
+
+    def take(self, topic: str, stamp_ns: int) -> ReceivedMask | None:
+        """Remove and return the first message of a stamp, or None."""
+        waiting = self.received[topic].get(stamp_ns)
+        return waiting.pop(0) if waiting else None
+
+    def wait_for_diagnostics(self) -> None:
+        """Wait for diagnostics that count everything that has come so far.
+
+        The first message from now on may be older than this call; the second is not.
+        """
+        seen, end_s = self._num_diagnostics, time.monotonic() + DIAGNOSTICS_TIMEOUT_S
+        while self._num_diagnostics < seen + 2 and time.monotonic() < end_s:
+            time.sleep(0.02)
+
     def _spin(self) -> None:
         while not self._stop.is_set():
             self._executor.spin_once(timeout_sec=0.1)
 
-    def _keep(self, message: Any, into: dict[int, Mask]) -> None:
-        received_ns = self._node.get_clock().now().nanoseconds
+    def _on_mask(self, message: Any, topic: str) -> None:
+        received_ns = time.time_ns()
         stamp = message.header.stamp
-        stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
-        pixels = np.frombuffer(message.data, np.uint8)
-        into[stamp_ns] = Mask.pack(
-            pixels.reshape(message.height, message.step)[:, : message.width],
-            message.encoding,
-            message.header.frame_id,
-            (received_ns - stamp_ns) / 1e6,
+        mask = ReceivedMask.store(
+            self._spool,
+            np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)[:, : message.width],
+            stamp_ns=stamp.sec * 1_000_000_000 + stamp.nanosec,
+            received_ns=received_ns,
+            frame_id=message.header.frame_id,
+            encoding=message.encoding,
         )
+        self.received[topic][mask.stamp_ns].append(mask)
+        if topic == MASK:
+            self.arrivals.append(mask.stamp_ns)
 
     def _on_diagnostics(self, message: Any) -> None:
         for status in message.status:
             if status.hardware_id == NODE:
                 self.diagnostics = {item.key: item.value for item in status.values}
-                self.reports += 1
+                self._num_diagnostics += 1

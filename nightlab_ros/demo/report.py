@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo says at the end: checks of every mask, latency, accuracy, overlays, demo.json and a page. No ROS."""
+"""Report of the demo: checks of every mask, latency, accuracy and overlays, as demo.json and a page."""
 
 from __future__ import annotations
 
 import json
 import math
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,113 +16,93 @@ from nightlab_core.data.frames import Frame, FrameSource
 from nightlab_core.labels import ClassSet, overlay, to_class_set
 from nightlab_core.metrics import confusion_matrix, iou, mean_iou, paired_bootstrap
 from nightlab_replay.report.page import jpeg_uri, write_jpeg, write_page
+from nightlab_ros.mask_recorder import IMAGE_LEVEL_MASK, MASK, MaskRecorder, ReceivedMask
+from nightlab_ros.playback import PlayerProcess, SentFrame
 
+#: Frames that are drawn, evenly spread over those with a mask.
 NUM_SHEETS = 12
+#: Width of a picture in pixels.
 PANEL_WIDTH = 640
-
-
-@dataclass(frozen=True)
-class Sent:
-    """A frame that the player sent; its place in the source, stamp in nanoseconds, (height, width)."""
-
-    index: int
-    name: str
-    stamp_ns: int
-    size_hw: tuple[int, int]
-    late_ms: float
-
-
-@dataclass(frozen=True)
-class Mask:
-    """A label map as it came back, packed: a long clip's masks would not fit into memory otherwise."""
-
-    packed: bytes
-    size_hw: tuple[int, int]
-    encoding: str
-    frame_id: str
-    latency_ms: float
-
-    @classmethod
-    def pack(cls, labels: np.ndarray, encoding: str, frame_id: str, latency_ms: float) -> Mask:
-        """From uint8 (H, W); the latency is from the frame's stamp to the mask's receipt."""
-        height, width = labels.shape
-        return cls(zlib.compress(labels.tobytes(), 1), (height, width), encoding, frame_id, latency_ms)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """uint8 (H, W)"""
-        return np.frombuffer(zlib.decompress(self.packed), np.uint8).reshape(self.size_hw)
+LEVELS = ("image_level", "both_levels")
 
 
 @dataclass(frozen=True)
 class Recording:
-    """All that went out and came back; masks by stamp in nanoseconds."""
+    """Everything that was sent and received; masks by stamp in nanoseconds."""
 
-    frame_id: str
+    frame_id: str  #: of every frame
     rate_hz: float
-    rendered: bool = False
-    sent: list[Sent] = field(default_factory=list)
-    masks: dict[int, Mask] = field(default_factory=dict)
-    image_level: dict[int, Mask] = field(default_factory=dict)
-    diagnostics: dict[str, str] = field(default_factory=dict)
+    rendered: bool = False  #: True if the frames are the rendered clip
+    sent: list[SentFrame] = field(default_factory=list)
+    masks: dict[int, ReceivedMask] = field(default_factory=dict)
+    image_level: dict[int, ReceivedMask] = field(default_factory=dict)
+    diagnostics: dict[str, str] = field(default_factory=dict)  #: the node's last values
+
+    @classmethod
+    def collect(cls, recorder: MaskRecorder, player: PlayerProcess, frame_id: str, rate_hz: float) -> Recording:
+        """Take what was sent and received, except warm-up frames and their masks."""
+        warm_up = {frame.stamp_ns for frame in player.warm_up_frames}
+        masks, image_level = (
+            {stamp_ns: masks[0] for stamp_ns, masks in recorder.received[topic].items() if stamp_ns not in warm_up}
+            for topic in (MASK, IMAGE_LEVEL_MASK)
+        )
+        return cls(frame_id, rate_hz, False, list(player.sent), masks, image_level, dict(recorder.diagnostics))
 
     @property
-    def answered(self) -> list[Sent]:
-        """The frames whose mask came back."""
-        return [s for s in self.sent if s.stamp_ns in self.masks]
+    def answered(self) -> list[SentFrame]:
+        """Frames whose mask came back."""
+        return [frame for frame in self.sent if frame.stamp_ns in self.masks]
 
 
-def problems(recording: Recording) -> list[str]:
-    """What is wrong with the masks: none came, or one has another stamp, frame_id, encoding or size than its frame."""
-    found = []
-    sizes = {s.stamp_ns: s.size_hw for s in recording.sent}
+def find_problems(recording: Recording) -> list[str]:
+    """Return a sentence for each mask with another stamp, frame_id, encoding or size than its frame, or for no mask."""
+    problems = []
+    sizes = {frame.stamp_ns: frame.size_hw for frame in recording.sent}
     if not recording.masks:
-        found.append(f"no mask came back for {len(recording.sent)} frames")
+        problems.append(f"no mask came back for {len(recording.sent)} frames")
     for stamp_ns, mask in recording.masks.items():
+        name = f"the mask of {stamp_ns} ns"
         if stamp_ns not in sizes:
-            found.append(f"a mask has the stamp {stamp_ns} ns, which no frame had")
+            problems.append(f"a mask has the stamp {stamp_ns} ns, which no frame had")
         elif mask.size_hw != sizes[stamp_ns]:
-            found.append(
-                f"the mask of {stamp_ns} ns is {mask.size_hw}, its frame was {sizes[stamp_ns]} (height, width)"
-            )
+            problems.append(f"{name} is {mask.size_hw}, its frame was {sizes[stamp_ns]} (height, width)")
         if mask.frame_id != recording.frame_id:
-            found.append(f"the mask of {stamp_ns} ns has frame_id {mask.frame_id!r}, expected {recording.frame_id!r}")
+            problems.append(f"{name} has frame_id {mask.frame_id!r}, expected {recording.frame_id!r}")
         if mask.encoding != "mono8":
-            found.append(f"the mask of {stamp_ns} ns has the encoding {mask.encoding!r}, expected 'mono8'")
-    return found
+            problems.append(f"{name} has the encoding {mask.encoding!r}, expected 'mono8'")
+    return problems
 
 
 def write_report(recording: Recording, source: FrameSource, classes: ClassSet, out: Path) -> dict[str, Any]:
-    """Read the frames once more, score and draw them; write overlays/, demo.json and index.html; return the numbers.
+    """Read the frames again, score and draw them, write overlays/, demo.json and index.html; returns demo.json.
 
     `classes` is the masks' class set. Raises OSError if `out` cannot be written.
     """
-    answered = recording.answered
-    by_index = {s.index: s for s in answered}
+    answered = {frame.index: frame for frame in recording.answered}
     spread = np.linspace(0, len(answered) - 1, min(NUM_SHEETS, len(answered))).round().astype(int)
-    shown = {answered[i].index for i in spread}
-    matrices: dict[str, list[np.ndarray]] = {"image_level": [], "both_levels": []}
+    drawn = {list(answered)[place] for place in spread}
+    matrices: dict[str, list[np.ndarray]] = {level: [] for level in LEVELS}
     sheets = []
     overlays = out / "overlays"
     overlays.mkdir(parents=True, exist_ok=True)
     for old in overlays.glob("*.jpg"):  # of an earlier clip
         old.unlink()
     for index, frame in enumerate(source):
-        if index not in by_index:
+        if index not in answered:
             continue
-        stamp_ns = by_index[index].stamp_ns
-        both = recording.masks[stamp_ns].labels
+        stamp_ns = answered[index].stamp_ns
+        mask = recording.masks[stamp_ns]
+        both = mask.labels
         image_level = recording.image_level[stamp_ns].labels if stamp_ns in recording.image_level else None
         if frame.labels is not None and image_level is not None:
-            for level, labels in (("image_level", image_level), ("both_levels", both)):
+            for level, labels in zip(LEVELS, (image_level, both), strict=True):
                 mapped = to_class_set(labels, classes, source.classes)
                 matrices[level].append(confusion_matrix(frame.labels, mapped, len(source.classes)))
-        if index in shown:
+        if index in drawn:
             panels = draw_panels(frame, image_level, both, classes, source.classes)
-            path = overlays / f"{index:05d}_{frame.name}.jpg"
-            write_jpeg(path, np.hstack(list(panels.values())))
+            write_jpeg(overlays / f"{index:05d}_{frame.name}.jpg", np.hstack(list(panels.values())))
             pictures = {caption: jpeg_uri(panel) for caption, panel in panels.items()}
-            sheets.append({"name": frame.name, "latency_ms": recording.masks[stamp_ns].latency_ms, "panels": pictures})
+            sheets.append({"name": frame.name, "latency_ms": mask.latency_ms, "panels": pictures})
     report = summarize(recording, source, matrices)
     (out / "demo.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     legend = list(zip(classes.names, classes.colors_rgb, strict=True))
@@ -132,56 +111,61 @@ def write_report(recording: Recording, source: FrameSource, classes: ClassSet, o
 
 
 def summarize(recording: Recording, source: FrameSource, matrices: dict[str, list[np.ndarray]]) -> dict[str, Any]:
-    """The numbers of demo.json. Latencies in milliseconds; IoU is None for a class that the labels lack."""
-    latencies = [recording.masks[s.stamp_ns].latency_ms for s in recording.answered]
-    diagnostics = recording.diagnostics
-    stages = {
-        stage: {mark: float(diagnostics[f"{stage}_ms_{mark}"]) for mark in ("p50", "p95", "p99")}
-        for stage in [key.removesuffix("_ms_p50") for key in diagnostics if key.endswith("_ms_p50")]
-    }
-    accuracy = None
-    if matrices["both_levels"]:
-        totals = {level: np.sum(m, axis=0) for level, m in matrices.items()}
-        gain = paired_bootstrap(np.stack(matrices["image_level"]), np.stack(matrices["both_levels"]))
-        accuracy = {
-            "frames": len(matrices["both_levels"]),
-            "classes": source.classes.key,
-            "miou": {level: mean_iou(total) for level, total in totals.items()},
-            "gain": dict(zip(("difference", "low_95", "high_95"), gain, strict=True)),
-            "iou": {
-                level: {
-                    n: None if math.isnan(v) else float(v) for n, v in zip(source.classes.names, iou(t), strict=True)
-                }
-                for level, t in totals.items()
-            },
-        }
+    """Return the content of demo.json. Latencies are in milliseconds.
+
+    `matrices` holds a confusion matrix of each labelled frame for each of LEVELS.
+    """
+    diagnostics, answered = recording.diagnostics, recording.answered
+    stages = [key.removesuffix("_ms_p50") for key in diagnostics if key.endswith("_ms_p50")]
     return {
         "input": source.name,
         "rendered": recording.rendered,
         "rate_hz": recording.rate_hz,
         "sent": len(recording.sent),
-        "received": len(recording.answered),
-        "dropped": len(recording.sent) - len(recording.answered),
-        "latency_ms": percentiles(latencies),
-        "stages_ms": stages,
-        "accuracy": accuracy,
-        "problems": problems(recording),
+        "received": len(answered),
+        "dropped": len(recording.sent) - len(answered),
+        "latency_ms": percentiles([recording.masks[frame.stamp_ns].latency_ms for frame in answered]),
+        "stages_ms": {
+            stage: {mark: float(diagnostics[f"{stage}_ms_{mark}"]) for mark in ("p50", "p95", "p99")}
+            for stage in stages
+        },
+        "accuracy": summarize_accuracy(source.classes, matrices) if matrices["both_levels"] else None,
+        "problems": find_problems(recording),
         "node": diagnostics,
         "frames": [
             {
-                "name": s.name,
-                "stamp_ns": s.stamp_ns,
-                "size_hw": list(s.size_hw),
-                "sent_late_ms": s.late_ms,
-                "latency_ms": recording.masks[s.stamp_ns].latency_ms if s.stamp_ns in recording.masks else None,
+                "name": frame.name,
+                "stamp_ns": frame.stamp_ns,
+                "size_hw": frame.size_hw,
+                "sent_late_ms": frame.late_ms,
+                "latency_ms": recording.masks[frame.stamp_ns].latency_ms if frame.stamp_ns in recording.masks else None,
             }
-            for s in recording.sent
+            for frame in recording.sent
         ],
     }
 
 
+def summarize_accuracy(classes: ClassSet, matrices: dict[str, list[np.ndarray]]) -> dict[str, Any]:
+    """Return mIoU, its gain by the second level, and IoU by class; None for a class that the labels lack."""
+    totals = {level: np.sum(m, axis=0) for level, m in matrices.items()}
+    gain = paired_bootstrap(np.stack(matrices["image_level"]), np.stack(matrices["both_levels"]))
+    return {
+        "frames": len(matrices["both_levels"]),
+        "classes": classes.key,
+        "miou": {level: mean_iou(total) for level, total in totals.items()},
+        "gain": dict(zip(("difference", "low_95", "high_95"), gain, strict=True)),
+        "iou": {
+            level: {
+                name: None if math.isnan(value) else float(value)
+                for name, value in zip(classes.names, iou(total), strict=True)
+            }
+            for level, total in totals.items()
+        },
+    }
+
+
 def percentiles(values: list[float]) -> dict[str, float]:
-    """p50, p95, p99 and max; empty where there is no value."""
+    """Return p50, p95, p99 and max; empty without a value."""
     if not values:
         return {}
     marks = np.percentile(values, (50, 95, 99))
@@ -189,16 +173,16 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 
 def draw_panels(
-    frame: Frame, image_level: np.ndarray | None, both: np.ndarray, classes: ClassSet, truth_classes: ClassSet
+    frame: Frame, image_level: np.ndarray | None, both: np.ndarray, classes: ClassSet, label_classes: ClassSet
 ) -> dict[str, np.ndarray]:
-    """Caption -> picture, uint8 (h, PANEL_WIDTH, 3) BGR. The truth is drawn in the colours of the masks' class set."""
+    """Return pictures by caption, uint8 (h, PANEL_WIDTH, 3) BGR; labels are drawn in the masks' class colours."""
     image = frame.image_bgr
     panels = {"camera": image}
     if image_level is not None:
         panels["image level"] = overlay(image, image_level, classes)
     panels["both levels"] = overlay(image, both, classes)
     if frame.labels is not None:
-        panels["truth"] = overlay(image, to_class_set(frame.labels, truth_classes, classes), classes)
+        panels["ground truth"] = overlay(image, to_class_set(frame.labels, label_classes, classes), classes)
     height = max(1, round(image.shape[0] * PANEL_WIDTH / image.shape[1]))
-    way = cv2.INTER_AREA if image.shape[1] > PANEL_WIDTH else cv2.INTER_LINEAR
-    return {caption: cv2.resize(p, (PANEL_WIDTH, height), interpolation=way) for caption, p in panels.items()}
+    interpolation = cv2.INTER_AREA if image.shape[1] > PANEL_WIDTH else cv2.INTER_LINEAR
+    return {c: cv2.resize(p, (PANEL_WIDTH, height), interpolation=interpolation) for c, p in panels.items()}

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo as a user runs it: node and player in their own processes, on the tiny bundle whose answers are known."""
+"""The demo as a user runs it: node and player in their own processes, with the tiny bundle whose masks are known."""
 
 from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,18 +15,27 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from rich.console import Console
 
 pytest.importorskip("rclpy")
-pytestmark = [pytest.mark.ros, pytest.mark.slow]
+
+from rich.console import Console
+from ros_harness import wait_until
+from tiny_bundle import image_level
+
+from nightlab_ros import playback
+from nightlab_ros.demo.__main__ import main
+from nightlab_ros.demo.demo import DemoSettings, run_demo
+from nightlab_ros.player import PlayerSettings
+from nightlab_ros.processes import ProcessError
+
+pytestmark = pytest.mark.ros
 
 ROOT = Path(__file__).parents[2]
-SIZE_HW = (64, 96)  # the tiny bundle's own size: no resizing, so the image level's answer is exact
+SIZE_HW = (64, 96)  # the tiny bundle's own size: nothing is resized, so the image level's labels are exact
 
 
 def write_clip(folder: Path, count: int) -> Path:
-    from tiny_bundle import image_level
-
+    """Write noise images with the tiny bundle's image-level masks as their labels."""
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)
     for i in range(count):
@@ -35,102 +45,124 @@ def write_clip(folder: Path, count: int) -> Path:
     return folder
 
 
-def run_demo(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nightlab_ros.demo.demo", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL, check=False
+def start_demo(*arguments: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-u", "-m", "nightlab_ros.demo", *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
-def test_every_frame_comes_back_and_is_scored(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_every_mask_comes_back_and_is_scored(tiny_bundle: Path, tmp_path: Path) -> None:
     clip, out = write_clip(tmp_path / "clip", 12), tmp_path / "out"
-    done = run_demo("--input", clip, "--rate", "4", "--out", out, "--param", f"bundle:={tiny_bundle}")
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = start_demo("--input", clip, "--rate", "8", "--out", out, "--param", f"bundle:={tiny_bundle}")
+    printed, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, printed
     report = json.loads((out / "demo.json").read_text())
     received, skipped = report["received"], int(report["node"]["dropped"])  # a busy machine may skip one
-    assert report["sent"] == 12 and report["dropped"] == 12 - received <= skipped, done.stdout
-    assert received >= 6, done.stdout
+    assert report["sent"] == 12 and report["dropped"] == 12 - received <= skipped, printed
+    assert received >= 6, printed
     assert report["problems"] == []
-    assert report["accuracy"]["miou"]["image_level"] == 1.0, "the truth is the image level's own answer"
-    assert report["accuracy"]["miou"]["both_levels"] < 1.0, "the second level answers otherwise"
+    assert report["accuracy"]["miou"]["image_level"] == 1.0, "the labels are the image level's own"
+    assert report["accuracy"]["miou"]["both_levels"] < 1.0, "the region level's labels differ"
     assert 0 < report["latency_ms"]["p50"] <= report["latency_ms"]["p99"]
     assert {"image", "hardness", "region", "merge"} <= set(report["stages_ms"])
     gaps_s = np.diff([f["stamp_ns"] for f in report["frames"]]) / 1e9
-    assert abs(np.median(gaps_s) - 0.25) < 0.02, "the rate is held"
+    assert abs(np.median(gaps_s) - 0.125) < 0.02, "the rate is held"
     assert len(list((out / "overlays").iterdir())) == received and (out / "index.html").is_file()
-    assert "masks received" in done.stdout and str(out / "index.html") in done.stdout
+    assert "masks received" in printed and str(out / "index.html") in printed
 
 
-def test_rendered_clip_stays_as_a_labelled_folder(tiny_bundle: Path, tmp_path: Path) -> None:
-    done = run_demo("--frames", "3", "--rate", "2", "--out", tmp_path, "--param", f"bundle:={tiny_bundle}")
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.slow
+def test_the_rendered_clip_stays_as_a_labelled_folder(tiny_bundle: Path, tmp_path: Path) -> None:
+    settings = DemoSettings(PlayerSettings(frames=3, rate=2), tmp_path, {"bundle": str(tiny_bundle)})
+    assert run_demo(settings, Console(file=io.StringIO())) == []
     report = json.loads((tmp_path / "demo.json").read_text())
     assert report["rendered"] and report["sent"] == 3 and 0 < report["received"] <= 3
     assert report["frames"][0]["size_hw"] == [720, 1280]
     assert len(list((tmp_path / "clip" / "labels").iterdir())) == 3
 
 
-def test_a_node_that_dies_ends_the_demo_with_its_last_words(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_node_that_fails_ends_the_demo_with_the_end_of_its_log(tiny_bundle: Path, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip", 2)
-    words = ("--input", clip, "--out", tmp_path / "out", "--param", f"bundle:={tiny_bundle}")
-    done = run_demo(*words, "--param", "mode:=telepathy")
-    assert done.returncode == 1
-    assert "nightlab_ros.node ended with status 1" in done.stdout and "telepathy" in done.stdout, done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
+    parameters = {"bundle": str(tiny_bundle), "mode": "telepathy"}
+    with pytest.raises(ProcessError, match=r"nightlab_ros.node ended with status 1[\s\S]*telepathy"):
+        run_demo(DemoSettings(PlayerSettings(str(clip)), tmp_path, parameters), Console(file=io.StringIO()))
 
 
-def test_engines_that_are_being_built_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nightlab_ros.demo.demo import demo
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_demo_and_its_processes(tiny_bundle: Path, tmp_path: Path, by: signal.Signals) -> None:
+    clip = write_clip(tmp_path / "clip", 50)
+    process = start_demo("--input", clip, "--rate", "2", "--out", tmp_path, "--param", f"bundle:={tiny_bundle}")
+    assert process.stdout is not None
+    line = ""
+    while not line.startswith("The node answers"):
+        line = process.stdout.readline()
+        assert line, "the demo ended"
+    process.send_signal(by)
+    rest = process.stdout.read()
+    assert process.wait() == 130 and "Interrupted" in rest and "Traceback" not in rest
+    wait_until(lambda: _group_is_empty(process.pid), "the end of the child processes")
 
+
+def _group_is_empty(group: int) -> bool:
+    stats = [path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat")]
+    return not any(int(fields[2]) == group and fields[0] != "Z" for fields in stats)
+
+
+def test_the_first_mask_is_waited_for_while_engines_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
 
     def sleep(seconds: float) -> None:
         clock[0] += seconds
 
-    class Monitor:
-        """The build's percent goes on until `ends_s`."""
+    class BuildingRecorder:
+        """The build's percent rises until `stops_s`; the mask comes at `answers_s`."""
 
-        def __init__(self, ends_s: float, answers_s: float) -> None:
-            self._ends_s, self._answers_s = ends_s, answers_s
+        def __init__(self, stops_s: float, answers_s: float) -> None:
+            self._stops_s, self._answers_s = stops_s, answers_s
 
         @property
         def diagnostics(self) -> dict[str, str]:
-            return {"build_percent": str(int(min(clock[0], self._ends_s) / 10)), "received": str(clock[0])}
+            return {"build_percent": str(int(min(clock[0], self._stops_s) / 10)), "received": str(clock[0])}
 
-        def has_answer(self, stamp_ns: int) -> bool:
+        def has_masks(self, stamp_ns: int) -> bool:
             return clock[0] >= self._answers_s
 
-        def forget(self) -> None:
-            pass
-
-    monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    monkeypatch.setattr(playback, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
     child: Any = SimpleNamespace(
         check=lambda: None,
-        begin=lambda: None,
-        log="node.log",
-        tail=lambda: "its end",
-        knocks=[SimpleNamespace(stamp_ns=1)],
+        has_played=lambda: False,
+        log_tail=lambda: "the end of the log",
+        warm_up_frames=[SimpleNamespace(stamp_ns=1)],
     )
-    console = Console(file=io.StringIO())
-    slow: Any = Monitor(ends_s=900, answers_s=1000)
-    demo.wait_for_answer(slow, child, child, console)
+    building: Any = BuildingRecorder(stops_s=900, answers_s=1000)
+    assert playback.wait_for_warm_up(building, child, child)
     clock[0] = 0.0
-    stuck: Any = Monitor(ends_s=500, answers_s=1000)
-    with pytest.raises(demo.DemoError, match="no mask came back within 240 s"):
-        demo.wait_for_answer(stuck, child, child, console)
+    stuck: Any = BuildingRecorder(stops_s=500, answers_s=1000)
+    with pytest.raises(ProcessError, match="no mask came back within 240 s"):
+        playback.wait_for_warm_up(stuck, child, child)
     assert 740 < clock[0] < 760
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "sentence"),
     [
         (("--input", "nowhere"), "nowhere does not exist"),
-        (("--rate", "0"), "rate is 0.0; expected frames a second, above 0"),
+        (("--rate", "0"), "rate is 0.0; expected frames per second, above 0"),
         (("--frames", "1", "--param", "bundle:=nowhere"), "nowhere"),
-        (("--frames", "1", "--param", "mode"), "parameter 'mode'; expected name:=value"),
+        (("--frames", "1", "--param", "mode"), "received the parameter 'mode'; expected NAME:=VALUE"),
     ],
 )
-def test_wrong_arguments_are_answered_in_words(tmp_path: Path, words: tuple[str, ...], says: str) -> None:
-    done = run_demo(*words, "--out", tmp_path)
-    assert done.returncode == 1
-    assert says in done.stdout and "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+def test_wrong_arguments_are_answered_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], sentence: str
+) -> None:
+    assert main([*arguments, "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert printed.startswith("The demo failed: ") and sentence in printed

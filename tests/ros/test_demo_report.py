@@ -1,37 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The demo's checks, numbers and page, from recordings made by hand."""
+
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+pytest.importorskip("rclpy")
+
 from nightlab_core.data.frames import open_frames
 from nightlab_core.labels import CAMVID11, CITYSCAPES19
-from nightlab_ros.demo.demo import table
-from nightlab_ros.demo.report import Mask, Recording, Sent, problems, write_report
-from nightlab_ros.processes import live_state
+from nightlab_ros.demo.demo import report_table
+from nightlab_ros.demo.progress import playback_state
+from nightlab_ros.demo.report import Recording, find_problems, write_report
+from nightlab_ros.mask_recorder import MASK, MaskSpool, ReceivedMask
+from nightlab_ros.playback import SentFrame
 
+pytestmark = pytest.mark.ros
 SIZE_HW = (4, 6)
 DIAGNOSTICS = {"dropped": "1", "failed": "0", "image_ms_p50": "5.00", "image_ms_p95": "6.00", "image_ms_p99": "7.50"}
 ROAD, CAR = CITYSCAPES19.id_of("road"), CITYSCAPES19.id_of("car")
 
 
-def mask(labels: np.ndarray, latency_ms: float = 20.0) -> Mask:
-    return Mask.pack(labels, "mono8", "camera", latency_ms)
+Record = Callable[[int, tuple[int, ...]], Recording]
 
 
-def recording(count: int, answered: tuple[int, ...]) -> Recording:
+@pytest.fixture
+def record(tmp_path: Path) -> Iterator[Record]:
     """Frames 0.1 s apart; the image level sees road everywhere, both levels a car in the right half."""
-    sent = [Sent(i, f"f{i}", 10**9 + i * 10**8, SIZE_HW, 0.1) for i in range(count)]
-    both = np.full(SIZE_HW, ROAD, np.uint8)
-    both[:, 3:] = CAR
-    masks = {sent[i].stamp_ns: mask(both, 10.0 * (i + 1)) for i in answered}
-    image_level = {sent[i].stamp_ns: mask(np.full(SIZE_HW, ROAD, np.uint8)) for i in answered}
-    return Recording("camera", 10.0, False, sent, masks, image_level, DIAGNOSTICS)
+    with MaskSpool(tmp_path) as spool:
+
+        def mask(frame: SentFrame, labels: np.ndarray, latency_ms: int) -> ReceivedMask:
+            received_ns = frame.stamp_ns + latency_ms * 1_000_000
+            return ReceivedMask.store(
+                spool, labels, stamp_ns=frame.stamp_ns, received_ns=received_ns, frame_id="camera", encoding="mono8"
+            )
+
+        def make(count: int, answered: tuple[int, ...]) -> Recording:
+            stamps_ns = [10**9 + i * 10**8 for i in range(count)]
+            sent = [SentFrame(i, ns, ns, 0.1, f"f{i}", SIZE_HW) for i, ns in enumerate(stamps_ns)]
+            road = np.full(SIZE_HW, ROAD, np.uint8)
+            both = road.copy()
+            both[:, 3:] = CAR
+            masks = {stamps_ns[i]: mask(sent[i], both, 10 * (i + 1)) for i in answered}
+            image_level = {stamps_ns[i]: mask(sent[i], road, 20) for i in answered}
+            return Recording("camera", 10.0, False, sent, masks, image_level, DIAGNOSTICS)
+
+        yield make
 
 
 def write_source(folder: Path, count: int, labels: np.ndarray | None) -> Path:
@@ -44,8 +67,8 @@ def write_source(folder: Path, count: int, labels: np.ndarray | None) -> Path:
     return folder if labels is not None else folder / "images"
 
 
-def test_masks_that_fit_their_frames_are_no_problem() -> None:
-    assert problems(recording(3, (0, 2))) == []
+def test_masks_that_fit_their_frames_are_no_problem(record: Record) -> None:
+    assert find_problems(record(3, (0, 2))) == []
 
 
 @pytest.mark.parametrize(
@@ -56,28 +79,28 @@ def test_masks_that_fit_their_frames_are_no_problem() -> None:
         ({"encoding": "32SC1"}, "encoding '32SC1'"),
     ],
 )
-def test_a_mask_that_differs_from_its_frame_is_a_problem(change: dict, says: str) -> None:
-    one = recording(2, (0, 1))
+def test_a_mask_that_differs_from_its_frame_is_a_problem(record: Record, change: dict, says: str) -> None:
+    one = record(2, (0, 1))
     stamp_ns = one.sent[1].stamp_ns
     one.masks[stamp_ns] = replace(one.masks[stamp_ns], **change)
-    (problem,) = problems(one)
+    (problem,) = find_problems(one)
     assert says in problem and str(stamp_ns) in problem
 
 
-def test_no_mask_and_a_mask_of_no_frame_are_problems() -> None:
-    assert problems(recording(2, ())) == ["no mask came back for 2 frames"]
-    strange = recording(1, (0,))
+def test_no_mask_and_a_mask_of_no_frame_are_problems(record: Record) -> None:
+    assert find_problems(record(2, ())) == ["no mask came back for 2 frames"]
+    strange = record(1, (0,))
     strange.masks[5] = strange.masks[strange.sent[0].stamp_ns]
-    assert problems(strange) == ["a mask has the stamp 5 ns, which no frame had"]
+    assert find_problems(strange) == ["a mask has the stamp 5 ns, which no frame had"]
 
 
-def test_report_by_hand(tmp_path: Path) -> None:
-    """The truth: left half road, right half car, the last column unlabelled; frame 1 gave no mask."""
+def test_report_by_hand(record: Record, tmp_path: Path) -> None:
+    """Labels: left half road, right half car, the last column unlabelled. Frame 1 has no mask."""
     labels = np.full(SIZE_HW, ROAD, np.uint8)
     labels[:, 3:] = CAR
     labels[:, 5] = 255
     source = open_frames(write_source(tmp_path / "clip", 3, labels))
-    report = write_report(recording(3, (0, 2)), source, CITYSCAPES19, tmp_path)
+    report = write_report(record(3, (0, 2)), source, CITYSCAPES19, tmp_path)
     assert (report["sent"], report["received"], report["dropped"], report["problems"]) == (3, 2, 1, [])
     assert report["latency_ms"] == pytest.approx({"p50": 20.0, "p95": 29.0, "p99": 29.8, "max": 30.0})
     assert [f["latency_ms"] for f in report["frames"]] == [10.0, None, 30.0]
@@ -98,27 +121,32 @@ def test_report_by_hand(tmp_path: Path) -> None:
     assert 'src="http' not in page and "<link" not in page and "<script" not in page
 
 
-def test_camvid_truth_is_scored_in_its_own_classes(tmp_path: Path) -> None:
+def test_camvid_labels_are_scored_in_their_own_classes(record: Record, tmp_path: Path) -> None:
     labels = np.full(SIZE_HW, CAMVID11.id_of("road"), np.uint8)
     source = open_frames(write_source(tmp_path / "clip", 1, labels), classes="camvid11")
-    accuracy = write_report(recording(1, (0,)), source, CITYSCAPES19, tmp_path)["accuracy"]
+    accuracy = write_report(record(1, (0,)), source, CITYSCAPES19, tmp_path)["accuracy"]
     assert accuracy["classes"] == "camvid11"
     assert accuracy["miou"] == {"image_level": 1.0, "both_levels": 0.5}
 
 
-def test_report_without_labels_and_without_masks(tmp_path: Path) -> None:
+def test_report_without_labels_and_without_masks(record: Record, tmp_path: Path) -> None:
     source = open_frames(write_source(tmp_path / "clip", 2, None))
-    report = write_report(recording(2, (0, 1)), source, CITYSCAPES19, tmp_path / "unlabelled")
+    report = write_report(record(2, (0, 1)), source, CITYSCAPES19, tmp_path / "unlabelled")
     assert report["accuracy"] is None
     page = (tmp_path / "unlabelled" / "index.html").read_text()
     assert "mIoU" not in page and page.count("data:image/jpeg;base64,") == 6
-    nothing = write_report(recording(2, ()), source, CITYSCAPES19, tmp_path / "nothing")
+    nothing = write_report(record(2, ()), source, CITYSCAPES19, tmp_path / "nothing")
     assert nothing["latency_ms"] == {} and nothing["problems"] == ["no mask came back for 2 frames"]
     assert "no mask came back for 2 frames" in (tmp_path / "nothing" / "index.html").read_text()
-    assert [str(cell) for cell in table(nothing).columns[1].cells][:3] == ["2", "0", "2"]
+    assert [str(cell) for cell in report_table(nothing).columns[1].cells][:3] == ["2", "0", "2"]
 
 
-def test_live_state_counts_a_frame_as_dropped_once_a_later_mask_is_here() -> None:
-    assert live_state(recording(3, ())) == "no mask yet"
-    assert live_state(recording(5, (0, 1))) == "masks 2  dropped 0  10.0 Hz  p50 15 ms"
-    assert live_state(recording(5, (0, 3))) == "masks 2  dropped 2  3.3 Hz  p50 25 ms"
+def test_a_frame_counts_as_dropped_once_a_later_mask_is_here(record: Record) -> None:
+    def state(count: int, answered: tuple[int, ...]) -> str:
+        one = record(count, answered)
+        recorder: Any = SimpleNamespace(received={MASK: {stamp_ns: [mask] for stamp_ns, mask in one.masks.items()}})
+        return playback_state(one.sent, recorder)
+
+    assert state(3, ()) == "no mask yet"
+    assert state(5, (0, 1)) == "masks 2  dropped 0  10.0 Hz  p50 15 ms"
+    assert state(5, (0, 3)) == "masks 2  dropped 2  3.3 Hz  p50 25 ms"

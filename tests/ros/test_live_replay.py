@@ -23,7 +23,8 @@ from nightlab_core.labels import CITYSCAPES19
 from nightlab_replay.judge import Judge
 from nightlab_replay.records import load_run
 from nightlab_ros.bag_player import stamp_of, with_stamp
-from nightlab_ros.live_replay import SentImage, answered_part
+from nightlab_ros.live_replay import answered_part
+from nightlab_ros.playback import SentFrame
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.ros
@@ -40,14 +41,14 @@ def test_a_stamp_is_changed_in_place(tmp_path: Path) -> None:
     assert changed[12:] == raw[12:]
 
 
-def test_what_was_on_its_way_when_it_was_stopped_is_played_again() -> None:
-    class Ear:
-        def answered(self, stamp_ns: int) -> bool:
+def test_frames_on_their_way_when_the_replay_was_stopped_are_played_again() -> None:
+    class Recorder:
+        def has_masks(self, stamp_ns: int) -> bool:
             return stamp_ns in (10, 12)
 
-    images = [SentImage(index, 10 + index, 0, 0, 0.0) for index in range(5)]
-    assert [image.index for image in answered_part(images, Ear())] == [0, 1, 2]  # type: ignore[arg-type]
-    assert answered_part(images[3:], Ear()) == []  # type: ignore[arg-type]
+    sent = [SentFrame(index, 10 + index, 0, 0.0) for index in range(5)]
+    assert [frame.index for frame in answered_part(sent, Recorder())] == [0, 1, 2]  # type: ignore[arg-type]
+    assert answered_part(sent[3:], Recorder()) == []  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

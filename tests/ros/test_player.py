@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes that play frames: one that leaves before its last frame was taken takes that frame along."""
+"""The players. A player that leaves before its last frame was taken loses that frame."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ros_harness import Client, wait_until
 from sensor_msgs.msg import Image
 from tiny_bags import IMAGES, make_frames, write_tiny_bag
 
-from nightlab_ros.live_replay import Camera
 from nightlab_ros.node import BEST_EFFORT
-from nightlab_ros.processes import Child, DemoError
+from nightlab_ros.playback import PlayerProcess
+from nightlab_ros.processes import ProcessError
 
-pytestmark = [pytest.mark.ros, pytest.mark.slow]
+pytestmark = pytest.mark.ros
 COUNT = 3
 
 
@@ -32,36 +32,38 @@ def client() -> Iterator[Client]:
     client.close()
 
 
-def player(folder: Path) -> Child:
+def player(folder: Path) -> PlayerProcess:
     (folder / "images").mkdir()
     for index in range(COUNT):
         cv2.imwrite(str(folder / "images" / f"{index}.png"), np.full((8, 8, 3), index, np.uint8))
-    words = ["--input", str(folder), "--rate", "20", "--knock"]
-    return Child("nightlab_ros.player", words, folder / "player.log", piped=True)
+    arguments = [f"--input={folder}", "--rate=20", "--warm-up"]
+    return PlayerProcess("nightlab_ros.player", arguments, folder / "player.log")
 
 
-def camera(folder: Path) -> Camera:
+def bag_player(folder: Path) -> PlayerProcess:
     bag = write_tiny_bag(folder / "bag", make_frames(COUNT))
-    words = [str(bag), "--topic", IMAGES, "--first", "0", "--stop", str(COUNT)]
-    return Camera(words, folder / "camera.log")
+    arguments = [str(bag), "--topic", IMAGES, "--first", "0", "--stop", str(COUNT)]
+    return PlayerProcess("nightlab_ros.bag_player", arguments, folder / "player.log")
 
 
-@pytest.mark.parametrize("make", [player, camera])
-def test_it_stays_until_it_is_let_go(client: Client, tmp_path: Path, make: Callable[[Path], Child]) -> None:
+@pytest.mark.parametrize("make", [player, pytest.param(bag_player, marks=pytest.mark.slow)])
+def test_a_player_stays_until_it_is_released(
+    client: Client, tmp_path: Path, make: Callable[[Path], PlayerProcess]
+) -> None:
     client.listen(Image, "image", BEST_EFFORT)
     with make(tmp_path) as child:
         client.wait_for("image")
-        child.begin()
-        wait_until(child.played, "the last line")
-        time.sleep(0.5)  # several times what it takes to leave
+        child.end_warm_up()
+        wait_until(child.has_played, "the last line")
+        time.sleep(0.25)  # several times as long as a player takes to leave
         assert client.node.count_publishers("image") == 1
-        child.let_go()
-        wait_until(lambda: client.node.count_publishers("image") == 0, "its leaving")
-    assert len(child.images if isinstance(child, Camera) else child.sent) == COUNT
+        child.release()
+        wait_until(lambda: client.node.count_publishers("image") == 0, "the end of the publisher")
+    assert [frame.index for frame in child.sent] == list(range(COUNT)) and child.warm_up_frames
 
 
-def test_one_that_failed_says_so_when_it_is_let_go(tmp_path: Path) -> None:
-    with Child("nightlab_ros.player", ["--input", "nowhere"], tmp_path / "player.log", piped=True) as child:
-        wait_until(child.played, "the end of its output")
-        with pytest.raises(DemoError, match=r"nightlab_ros.player ended with status 1[\s\S]*nowhere does not exist"):
-            child.let_go()
+def test_a_player_that_failed_says_so_when_it_is_released(tmp_path: Path) -> None:
+    with PlayerProcess("nightlab_ros.player", ["--input", "nowhere"], tmp_path / "player.log") as child:
+        wait_until(child.has_played, "the end of its output")
+        with pytest.raises(ProcessError, match=r"nightlab_ros.player ended with status 1[\s\S]*nowhere does not exist"):
+            child.release()
