@@ -44,7 +44,6 @@ setup(
     entry_points={
         "console_scripts": [
             "nightlab = nightlab_cli.main:main",
-            "nightlab-engine = nightlab_cli.engine:main",
             "nightlab_node = nightlab_ros.node:main",
             "nightlab_demo = nightlab_ros.demo.__main__:main",
             "nightlab_player = nightlab_ros.player:main",

@@ -1,35 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure a bundle's TensorRT engines on the GPU at hand: milliseconds, device memory, and the choices that only a GPU
-can settle: CUDA graphs or not, one plan for 1 to 10 regions or one for each number.
-
-    python -m nightlab_cli.benchmark BUNDLE --image-size 1280x720
-"""
+"""`nightlab benchmark`: measure the TensorRT engines of a bundle on this GPU."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import get_args
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from nightlab_cli.engine import choose_flavour, parse_size_hw
-from nightlab_core.runtime.bundle import Bundle, BundleError, EngineKind, default_bundle, load_bundle
+from nightlab_cli.engine import Library, choose_flavour
+from nightlab_cli.errors import Verbose
+from nightlab_cli.options import Bundle as BundleOption
+from nightlab_cli.options import image_size_option
+from nightlab_cli.style import new_app
+from nightlab_core.runtime.bundle import Bundle, EngineKind, default_bundle, load_bundle
 from nightlab_core.runtime.engines.tensorrt.build import build_plan, plan_key, plan_shapes
-from nightlab_core.runtime.engines.tensorrt.cuda import Cuda, CudaError
+from nightlab_core.runtime.engines.tensorrt.cuda import Cuda
 from nightlab_core.runtime.engines.tensorrt.engine import TensorRtEngine
-from nightlab_core.runtime.engines.tensorrt.libraries import Flavour, FlavourName, TensorRtError
-from nightlab_core.runtime.engines.tensorrt.plans import PlanError, PlanHeader, Range, Shape, read_plan
+from nightlab_core.runtime.engines.tensorrt.libraries import Flavour
+from nightlab_core.runtime.engines.tensorrt.plans import PlanHeader, Range, Shape, read_plan
 
 BATCHES = (1, 2, 4, 7, 10)
+FRAME_HW = (720, 1280)
+
+app = new_app()
 
 
 @dataclass(frozen=True)
@@ -106,32 +108,20 @@ def _shown(timing: Timing) -> tuple[str, str]:
     return f"{timing.median_ms:.2f}", f"{timing.p99_ms:.2f}"
 
 
-def _runs(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"received {text!r}, expected a whole number from 1 on")
-    return int(text)
+@app.command()
+def benchmark(
+    bundle: BundleOption = None,
+    image_size: Annotated[Any, image_size_option("1280x720")] = None,
+    library: Library = None,
+    runs: Annotated[int, typer.Option("--runs", metavar="N", min=1, help="Number of calls to time.")] = 500,
+    verbose: Verbose = False,
+) -> None:
+    """Measure the TensorRT engines of a bundle on this GPU: milliseconds and device memory.
 
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; 0, or 1 with the reason on stderr."""
-    parser = argparse.ArgumentParser(prog="python -m nightlab_cli.benchmark", description="TensorRT's speed here.")
-    parser.add_argument("bundle", nargs="?", type=Path, default=default_bundle(), help="default: the one shipped")
-    parser.add_argument("--image-size", type=parse_size_hw, default=(720, 1280), metavar="WIDTHxHEIGHT")
-    parser.add_argument("--flavour", choices=get_args(FlavourName), help="default: the first that is installed")
-    parser.add_argument("--runs", type=_runs, default=500, help="calls to time (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    console = Console()
-    try:
-        cuda = Cuda()
-        bundle, flavour = load_bundle(options.bundle), choose_flavour(options.flavour)
-        console.print(f"{bundle.manifest.name}, {flavour.name} {flavour.version}, {cuda.device()}")
-        with tempfile.TemporaryDirectory() as folder:
-            report(console, Bench(bundle, flavour, cuda, Path(folder), options.runs), bundle, options.image_size)
-    except (BundleError, PlanError, TensorRtError, CudaError, ImportError) as error:
-        print(f"benchmark: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Compares CUDA graphs with plain calls, and one plan for 1 to 10 regions with one plan for each number.
+    """
+    console, cuda = Console(), Cuda()
+    opened, flavour = load_bundle(bundle or default_bundle()), choose_flavour(library)
+    console.print(f"{opened.manifest.name}, {flavour.name} {flavour.version}, {cuda.device()}")
+    with tempfile.TemporaryDirectory() as folder:
+        report(console, Bench(opened, flavour, cuda, Path(folder), runs), opened, image_size or FRAME_HW)

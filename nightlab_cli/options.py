@@ -60,6 +60,17 @@ def new_console(stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(highlight=False, stderr=stderr, width=PIPE_WIDTH)
 
 
+def image_size_option(default: str) -> Any:
+    """Return the option --image-size, whose value is (height, width), with the default that its help shows."""
+    return typer.Option(
+        "--image-size",
+        metavar="WIDTHxHEIGHT",
+        parser=parse_size_hw,
+        help="Size of the camera's images.",
+        show_default=default,
+    )
+
+
 Bundle = Annotated[
     Path | None,
     typer.Option("--bundle", metavar="FOLDER", help="Bundle to use.", show_default="the shipped bundle"),
@@ -77,16 +88,6 @@ Classes = Annotated[
 Engine = Annotated[EngineChoice, typer.Option("--engine", help="Library that runs the networks.")]
 Frames = Annotated[int | None, typer.Option("--frames", metavar="N", min=1, help="Use at most N frames.")]
 Glob = Annotated[str, typer.Option("--glob", metavar="PATTERN", help="Names of the images of a folder.")]
-ImageSize = Annotated[
-    # Typer calls the parser; to Typer the type is opaque.
-    Any,
-    typer.Option(
-        "--image-size",
-        metavar="WIDTHxHEIGHT",
-        parser=parse_size_hw,
-        help="Size of the camera's images.",
-    ),
-]
 Labels = Annotated[
     str | None,
     typer.Option(

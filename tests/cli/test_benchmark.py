@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark on plans that are really built, with engines that only count their calls."""
+"""`nightlab benchmark` on plans that are really built, with engines that only count their calls."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import pytest
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("onnx")
 
+from command import nightlab
 from rich.console import Console
 
-from nightlab_cli import benchmark as benchmark_engines
-from nightlab_cli.benchmark import BATCHES, Bench, main, report
+from nightlab_cli import benchmark as benchmark_command
+from nightlab_cli.benchmark import BATCHES, Bench, report
 from nightlab_core.runtime.bundle import load_bundle
 from nightlab_core.runtime.engines.tensorrt.cuda import CudaError, Device
 from nightlab_core.runtime.engines.tensorrt.libraries import import_flavour
@@ -25,7 +26,7 @@ RUNS = 20
 
 
 class Gpu:
-    """A GPU on which every engine takes 3 MB."""
+    """GPU on which every engine takes 3 MB."""
 
     taken = 0
 
@@ -58,10 +59,10 @@ class CountingEngine:
         self.cuda.taken -= 3_000_000
 
 
-def test_it_measures_what_only_a_gpu_can_settle(
+def test_it_measures_every_network_with_and_without_cuda_graphs(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark_engines, "TensorRtEngine", CountingEngine)
+    monkeypatch.setattr(benchmark_command, "TensorRtEngine", CountingEngine)
     CountingEngine.made.clear()
     bundle, gpu, console = load_bundle(tiny_bundle), Gpu(), Console(record=True, width=120)
     bench = Bench(bundle, import_flavour("tensorrt_rtx"), gpu, tmp_path, RUNS)  # type: ignore[arg-type]
@@ -78,17 +79,17 @@ def test_it_measures_what_only_a_gpu_can_settle(
     assert all(row[-1] == "3" for row in rows if row[:1] == ["image"])
 
 
-def test_without_a_gpu_it_says_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> None:
         raise CudaError("cudaGetDeviceProperties: cudaErrorNoDevice")
 
-    monkeypatch.setattr(benchmark_engines, "Cuda", none)
-    assert main([]) == 1
-    assert capsys.readouterr().err == "benchmark: cudaGetDeviceProperties: cudaErrorNoDevice\n"
+    monkeypatch.setattr(benchmark_command, "Cuda", none)
+    done = nightlab("benchmark")
+    assert done.status == 1
+    assert done.err == "nightlab benchmark: cudaGetDeviceProperties: cudaErrorNoDevice\n"
 
 
-@pytest.mark.parametrize("arguments", [["--flavour", "onnx"], ["--runs", "0"], ["--runs", "many"]])
-def test_bad_options_are_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(arguments)
-    assert f"'{arguments[1]}'" in capsys.readouterr().err
+@pytest.mark.parametrize("arguments", [["--library", "onnx"], ["--runs", "0"], ["--runs", "many"]])
+def test_wrong_options_are_refused(arguments: list[str]) -> None:
+    done = nightlab("benchmark", *arguments)
+    assert done.status == 2 and arguments[0] in done.err

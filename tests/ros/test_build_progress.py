@@ -104,7 +104,7 @@ def test_without_leave_to_build_it_names_the_command(
     pytest.importorskip("tensorrt_rtx")
     process, client = start(bundle=str(tiny_bundle))
     assert client.change_state(Transition.TRANSITION_CONFIGURE)
-    assert process.wait_for_log(f"nightlab-engine build {tiny_bundle} --image-size 96x64")
+    assert process.wait_for_log(f"nightlab engine build --bundle {tiny_bundle} --image-size 96x64")
     assert plans(tmp_path) == []
     assert client.set_parameter("build_engines", True).reason.startswith(
         "build_engines takes effect at the next configure"

@@ -84,7 +84,7 @@ def test_auto_builds_only_if_told_and_loads_what_is_there(bundle: Bundle, machin
     engines = open_engines(bundle, frame_hw=FRAME_HW)
     assert engines.name in ("openvino", "onnxruntime")
     assert str(RTX) in engines.note and "there is no plan of the image network" in engines.note
-    command = f"NIGHTLAB_PLANS={machine} nightlab-engine build {bundle.dir} --image-size 96x64"
+    command = f"NIGHTLAB_PLANS={machine} nightlab engine build --bundle {bundle.dir} --image-size 96x64"
     assert engines.note.endswith(f"Build it with: {command}")
     assert not machine.exists()
 
@@ -124,7 +124,7 @@ def test_auto_builds_only_if_told_and_loads_what_is_there(bundle: Bundle, machin
     engines = open_engines(bundle, frame_hw=FRAME_HW)
     assert engines.name != "tensorrt_rtx" and "it was cut short" in engines.note
     assert LoadedPlan.opened[-1].header.key.kind == "hardness" and LoadedPlan.opened[-1].closed  # none stays open
-    with pytest.raises(PlanError, match=f"(?s)cut short.*Build it with: .*nightlab-engine build {bundle.dir}"):
+    with pytest.raises(PlanError, match=f"(?s)cut short.*Build it with: .*nightlab engine build --bundle {bundle.dir}"):
         open_engines(bundle, engine="tensorrt", frame_hw=FRAME_HW)
 
 
@@ -201,6 +201,6 @@ def test_a_camera_of_another_size_never_starts_a_build(bundle: Bundle, machine: 
 
 def test_the_command_can_be_pasted(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NIGHTLAB_PLANS")
-    assert build_command(bundle, (720, 1280)) == f"nightlab-engine build {bundle.dir} --image-size 1280x720"
+    assert build_command(bundle, (720, 1280)) == f"nightlab engine build --bundle {bundle.dir} --image-size 1280x720"
     monkeypatch.setenv("NIGHTLAB_PLANS", "/my plans")
-    assert build_command(bundle, (720, 1280)).startswith("NIGHTLAB_PLANS='/my plans' nightlab-engine build ")
+    assert build_command(bundle, (720, 1280)).startswith("NIGHTLAB_PLANS='/my plans' nightlab engine build ")

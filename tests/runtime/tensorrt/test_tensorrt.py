@@ -66,7 +66,7 @@ class Machine:
             return REGION_HEADER, b"regio"
         height, width = shapes["frame"][1:3]
         if (height, width) not in SIZES_HW:
-            raise PlanError(f"no plan for {height}x{width}; build it with: nightlab-engine build")
+            raise PlanError(f"no plan for {height}x{width}; build it with: nightlab engine build")
         return image_header(height, width), f"{height}x{width}".encode()
 
     def image(self, **options: Any) -> TensorRtEngine:
@@ -199,7 +199,7 @@ def test_other_sizes_load_their_plans_and_the_oldest_goes(machine: Machine) -> N
         np.testing.assert_array_equal(engine(frame=frame)["labels"], image_level(frame)[0])
         assert sum(kind == "engine" for kind, _ in machine.ledger.alive) <= LOADED_PLANS
     assert len(machine.opened) == 6  # the first is used at once, the last twice
-    with pytest.raises(PlanError, match="no plan for 10x10; build it with: nightlab-engine build"):
+    with pytest.raises(PlanError, match="no plan for 10x10; build it with: nightlab engine build"):
         engine.prepare(frame=(1, 10, 10, 3))
     engine(frame=random_bytes(1, 8, 8, 3))  # goes on
     engine.close()

@@ -65,7 +65,7 @@ def key_of(
 
 @pytest.fixture(scope="module")
 def shipped(flavour: Flavour, tmp_path_factory: pytest.TempPathFactory) -> dict[EngineKind, PlanHeader]:
-    """The shipped bundle's three networks in half precision, as `nightlab-engine build` makes them."""
+    """The shipped bundle's three networks in half precision, as `nightlab engine build` makes them."""
     bundle, folder = load_bundle(default_bundle()), tmp_path_factory.mktemp("plans")
     headers = {}
     for kind in ENGINE_KINDS:

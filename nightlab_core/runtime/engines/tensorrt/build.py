@@ -71,7 +71,7 @@ def plan_key(
 def build_command(bundle: Bundle, frame_hw: tuple[int, int] | None, precision: Precision = "float16") -> str:
     """Return the command that builds missing plans for frames of this size. None leaves the size for the user."""
     size = f"{frame_hw[1]}x{frame_hw[0]}" if frame_hw else "WIDTHxHEIGHT"
-    words = ["nightlab-engine", "build", str(bundle.dir), "--image-size", size]
+    words = ["nightlab", "engine", "build", "--bundle", str(bundle.dir), "--image-size", size]
     if precision != "float16":
         words += ["--precision", precision]
     folder = os.environ.get("NIGHTLAB_PLANS")

@@ -203,7 +203,7 @@ def _load_plans(
         except TensorRtError as error:  # of a plan that is whole and fits
             raise TensorRtError(
                 f"{error}\nUpdate NVIDIA's driver if it is older than TensorRT; else build the plans anew: "
-                f"nightlab-engine clean --all, then {build_command(bundle, frame_hw, precision)}"
+                f"nightlab engine clean --all, then {build_command(bundle, frame_hw, precision)}"
             ) from error
 
     return open_each(open_one)
