@@ -37,7 +37,7 @@ SOURCE = $(call option,input,$(INPUT)) $(call option,labels,$(LABELS)) $(call op
 	$(call option,glob,$(GLOB)) $(call option,topic,$(TOPIC)) $(call option,frames,$(FRAMES))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-vehicle lint format clean train-lite .given-data
+.PHONY: help demo test test-all test-vehicle lint format clean train-lite
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -45,7 +45,7 @@ help: ## show this list
 	@echo "demo:  INPUT=(rosbag, folder of images or video) LABELS= CLASSES=(class set of the labels) GLOB= TOPIC= FRAMES= RATE=10"
 	@echo "       OUT=demo_out PARAMS='mode:=image_level ...' (parameters of the node)"
 	@echo "test, test-all, test-vehicle: ROS=kilted or jazzy, TESTS='tests/ros -k demo'"
-	@echo "train-lite: DATA=(folder of the data sets, see docs/training.md)"
+	@echo "train-lite: DATA=(folder of the data sets, see docs/training.md) FROM=(first stage) UNTIL=(last stage)"
 	@echo "all:   PYTHON=(a Python 3.10 to 3.13)"
 
 demo: $(DEMO_ENV)/.ready ## play a labelled night clip through the node; INPUT=... plays your own
@@ -71,11 +71,8 @@ format: $(TEST_ENV)/.ready ## rewrite the sources in the format that lint expect
 	$(TEST_ENV)/bin/python -m ruff check --fix .
 	$(TEST_ENV)/bin/python -m ruff format .
 
-.given-data:
-	@[ -d $(call quoted,$(DATA)) ] || { printf 'DATA is "%s"; expected the folder of the data sets: make train-lite DATA=...\n' $(call quoted,$(DATA)) >&2; exit 1; }
-
-train-lite: .given-data $(TEST_ENV)/.ready ## train the lite bundle from the shipped weights; continues where it was stopped
-	$(TEST_ENV)/bin/python -m training.lite --data $(call quoted,$(DATA))
+train-lite: $(TEST_ENV)/.ready ## train the lite bundle from the shipped weights and the data; continues a stopped run
+	$(TEST_ENV)/bin/python -m training.lite --data $(call quoted,$(DATA)) $(call option,from,$(FROM)) $(call option,until,$(UNTIL))
 
 clean: ## remove the environments, the caches and the output of the demo
 	rm -rf .venv-demo .venv-vehicle .venv-vehicle-* .venv-test .venv-test-* demo_out .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build *.egg-info

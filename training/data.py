@@ -6,13 +6,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -21,6 +22,7 @@ from nightlab_core.config import Settings, replace
 from nightlab_core.data import transforms
 from nightlab_core.data.datasets import datasets
 from nightlab_core.data.datasets.datasets import Sample
+from nightlab_core.data.datasets.paired import list_images
 from nightlab_core.data.datasets.unlabelled import UnlabelledImages
 from nightlab_core.data.rendered import night
 from nightlab_core.labels import CAMVID_OPENED, IGNORE_ID, map_ids
@@ -34,12 +36,20 @@ class SourceSettings(Settings):
     kind: datasets.Kind | Literal["rendered", "pseudo", "unlabelled"]
     folder: str = ""  #: under the data folder; of "pseudo", where `training.stages.pseudo` wrote
     split: str = ""  #: train, val or test; of plain folders (train_ids) a sub-folder
-    pattern: str = "*"  #: glob of the names of a data set's frames: one drive of it, say
-    leave_out: str = ""  #: of unlabelled pictures: folder under the data folder whose stems are not drawn
-    complete: bool = True  #: of data sets whose frames are counted: false to train on a part
+    pattern: str = "*"  #: glob of the file stems that are drawn, for example those of one drive
+    leave_out_pattern: str = ""  #: glob of the file stems that are not drawn; empty: none
+    leave_out: tuple[str, ...] = ()  #: folders of images under the data folder whose stems are not drawn
+    complete: bool = True  #: for data sets of known size: raise an error if frames are missing
     count: int = Field(default=0, ge=0)  #: rendered scenes
     weight: float = Field(gt=0)
     darken: float = Field(default=0.0, ge=0, le=1)  #: share of samples that are darkened
+
+    @field_validator("leave_out", mode="before")
+    @classmethod
+    def _one_folder(cls, value: Any) -> Any:
+        if isinstance(value, str):  # one folder, as in older checkpoints
+            return (value,) if value else ()
+        return tuple(value) if isinstance(value, list) else value
 
 
 #: Sources that take no more than this when decoded are kept in memory; every sample is read many times.
@@ -47,20 +57,67 @@ IN_MEMORY_BYTES = 2 * 2**30
 
 
 class _InMemory(list[Sample]):
-    """A list that `_HELD` may refer to."""
+    """A list that weak references can refer to."""
 
 
-#: What some stream holds at the moment, which is not read again: a stage's streams often draw from one source.
+class SelectedFrames(Sequence[Sample]):
+    """Some frames of a data set, read from disk one by one."""
+
+    def __init__(self, samples: Sequence[Sample], images: Sequence[Path], indices: Sequence[int]) -> None:
+        self._samples, self._indices = samples, indices
+        self.images = [images[i] for i in indices]  #: the image files of the frames
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._samples[self._indices[index]]
+
+
+#: Sources in use, so that several streams of a stage that draw from one source read it once.
 _HELD: WeakValueDictionary[tuple[Path, SourceSettings], Sequence[Sample]] = WeakValueDictionary()
 
 
 def load_source(source: SourceSettings, root: Path) -> Sequence[Sample]:
-    """All samples of a source: decoded and in memory where they are few, else read from disk one by one."""
-    key = root, replace(source, weight=1.0, darken=0.0)  # which say how it is drawn from
+    """Open a source: decoded and in memory if it takes at most `IN_MEMORY_BYTES`, else read from disk when drawn."""
+    key = root, replace(source, weight=1.0, darken=0.0)  # which decide how often and how it is drawn, not what
     samples = _HELD.get(key)
     if samples is None:
         _HELD[key] = samples = _read_source(source, root)
     return samples
+
+
+def open_source(source: SourceSettings, root: Path) -> SelectedFrames:
+    """List the frames on disk that a source draws from, those that it leaves out taken away.
+
+    Raises DatasetError if none are left, or if a folder to leave out holds no images.
+    """
+    kind, folder = source.kind, root / source.folder
+    if kind == "rendered":
+        raise ValueError("a rendered source has no files")
+    samples: Sequence[Sample]
+    if kind == "unlabelled":
+        samples = UnlabelledImages(folder)
+        images = samples.paths
+    else:
+        if kind == "pseudo":
+            kind, folder = "train_ids", Path(source.folder)
+        samples, _ = datasets.open_dataset(kind, folder, source.split, complete=source.complete)
+        images = samples.images
+    stems = {path.stem for left_out in source.leave_out for path in list_images(root / left_out)}
+    indices = [
+        i
+        for i, path in enumerate(images)
+        if fnmatchcase(path.stem, source.pattern)
+        and not (source.leave_out_pattern and fnmatchcase(path.stem, source.leave_out_pattern))
+        and path.stem not in stems
+    ]
+    if not indices:
+        raise datasets.DatasetError(
+            f"source {source.kind} {source.folder}: none of its {len(images)} frames, such as {images[0].name}, is left"
+            " after pattern, leave_out_pattern and leave_out"
+        )
+    return SelectedFrames(samples, images, indices)
 
 
 def _read_source(source: SourceSettings, root: Path) -> Sequence[Sample]:
@@ -68,12 +125,9 @@ def _read_source(source: SourceSettings, root: Path) -> Sequence[Sample]:
         scenes = track(range(source.count), f"rendering {source.count} scenes", disable=not is_first_process())
         frames = ((seed, night.render_scene(seed, size_hw=(480, 854))) for seed in scenes)
         return _InMemory(Sample(f.image_bgr, f.labels, f"rendered_{seed}") for seed, f in frames)
-    kind, folder = source.kind, root / source.folder
-    if kind == "unlabelled":
-        return UnlabelledImages(folder, root / source.leave_out if source.leave_out else None)
-    if kind == "pseudo":
-        kind, folder = "train_ids", Path(source.folder)
-    samples, _ = datasets.open_dataset(kind, folder, source.split, source.pattern, source.complete)
+    samples = open_source(source, root)
+    if source.kind == "unlabelled":
+        return samples
     frame = samples[0]
     small = len(samples) * (frame.image_bgr.nbytes + frame.labels.nbytes) <= IN_MEMORY_BYTES
     return _InMemory(samples) if small else samples

@@ -14,10 +14,12 @@ from trees import write_image, write_label
 torch = pytest.importorskip("torch")
 
 from nightlab_core.config import replace  # noqa: E402
-from nightlab_core.data.datasets.datasets import DatasetError, LabelledImages  # noqa: E402
+from nightlab_core.data.datasets.datasets import DatasetError  # noqa: E402
 from nightlab_core.labels import BDD18, CAMVID11, CITYSCAPES19  # noqa: E402
 from training import data  # noqa: E402
 from training.evaluation import evaluate  # noqa: E402
+from training.recipes import read_recipe  # noqa: E402
+from training.stages import pseudo  # noqa: E402
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def test_small_sources_are_kept_and_large_ones_are_read_when_drawn(root: Path, m
     del kept
     monkeypatch.setattr(data, "IN_MEMORY_BYTES", 2 * 4 * 4 - 1)  # one frame is 2x4 pixels of 3 + 1 bytes
     lazy = data.load_source(source, root)
-    assert isinstance(lazy, LabelledImages)
+    assert isinstance(lazy, data.SelectedFrames)
     np.testing.assert_array_equal(lazy[0].labels, labels)
     stream = data.FrameStream([source], root, seed=3, crop_hw=(4, 4), input_hw=(4, 8), scale=(1.0, 1.0))
     image, labels = stream[5]
@@ -131,3 +133,36 @@ def test_day_is_pasted_into_night_darkened_and_night_into_day_never(
             mixed, labels = stream[i]
             assert (12 in labels) is is_pasted
             assert (mixed[:, labels == 12] * 255 == 20).all()
+
+
+def test_frames_that_a_model_is_measured_on_are_left_out_of_any_source(tmp_path: Path) -> None:
+    for name in ("a_1", "a_2", "b_1", "b_2"):
+        write_image(tmp_path / f"night/{name}.png")
+        write_image(tmp_path / f"mine/images/{name}.png")
+        write_label(tmp_path / f"mine/labels/{name}.png", [0])
+    write_image(tmp_path / "val/images/a_2.jpg")
+    write_image(tmp_path / "val2/images/b_2.jpg")
+    for kind, folder in (("unlabelled", "night"), ("train_ids", "mine")):
+
+        def drawn(kind: str = kind, folder: str = folder, **changes: object) -> list[str]:
+            source = data.SourceSettings(kind=kind, folder=folder, weight=1, **changes)  # type: ignore[arg-type]
+            return [sample.name for sample in data.load_source(source, tmp_path)]
+
+        assert drawn() == ["a_1", "a_2", "b_1", "b_2"]
+        assert drawn(leave_out=("val/images", "val2/images")) == ["a_1", "b_1"]
+        # A part to train the levels on, and the other part for HDM.
+        assert drawn(leave_out_pattern="b_*") == drawn(pattern="a_*") == ["a_1", "a_2"]
+        assert drawn(leave_out_pattern="b_*", leave_out="val/images") == ["a_1"]  # one folder, as old checkpoints have
+        with pytest.raises(DatasetError, match="none of its 4 frames"):
+            drawn(pattern="c_*")
+        with pytest.raises(DatasetError, match="is not a folder"):
+            drawn(leave_out=("missing",))
+
+
+@pytest.mark.parametrize("recipe", ["relam_image", "lite_joint"])
+def test_shipped_recipes_leave_the_measured_night_frames_out(recipe: str) -> None:
+    tree = read_recipe(Path(__file__).parents[2] / "config" / "train" / f"{recipe}.yaml")
+    night = tree["night"] if "night" in tree else tree["image_light"]["night"]
+    held_out = ["nightcoarse/val/images", "nightcoarse/val2/images"]
+    assert [source["leave_out"] for source in night] == [held_out]
+    assert list(pseudo.HELD_OUT) == held_out

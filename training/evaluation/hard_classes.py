@@ -24,15 +24,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from nightlab_core.data.datasets import datasets
+from nightlab_core.config import replace
 from nightlab_core.data.datasets.datasets import Sample
-from nightlab_core.data.datasets.unlabelled import UnlabelledImages
 from nightlab_core.data.frames import read_image
+from nightlab_core.files import write_atomic
 from nightlab_core.labels import CITYSCAPES19, ClassSet, in_class_set
 from nightlab_core.metrics import confusion_matrix, iou
 from training import checkpoint as checkpoints
 from training.command import exit_on_error
-from training.data import SourceSettings
+from training.data import SourceSettings, open_source
 from training.evaluation import levels
 from training.evaluation.evaluate import open_set
 from training.stages.segmenter import SegmenterRecipe
@@ -50,17 +50,9 @@ def refuse_test(name: str) -> None:
 
 
 def training_images(sources: Sequence[SourceSettings], data: Path) -> list[Path]:
-    """The picture files that a recipe's sources draw from."""
-    images: list[Path] = []
-    for source in sources:
-        folder = data / source.folder
-        if source.kind == "unlabelled":
-            images += UnlabelledImages(folder, data / source.leave_out if source.leave_out else None).paths
-        elif source.kind == "pseudo":
-            images += datasets.open_dataset("train_ids", Path(source.folder), source.split)[0].images
-        elif source.kind != "rendered":
-            images += datasets.open_dataset(source.kind, folder, source.split, complete=False)[0].images
-    return images
+    """List the image files that a recipe's sources draw from."""
+    complete = (replace(source, complete=False) for source in sources if source.kind != "rendered")
+    return [path for source in complete for path in open_source(source, data).images]
 
 
 def refuse_trained_on(name: str, images: Sequence[Path], trained_on: Sequence[Path]) -> None:
@@ -118,42 +110,59 @@ def report(found: dict[str, np.ndarray], hard: Sequence[str], mean: np.ndarray) 
     Console().print(table)
 
 
+def write_hard_classes(
+    checkpoint: Path, data: Path, sets: Sequence[str], out: Path, *, partial: bool = False, threshold: float = THRESHOLD
+) -> list[str]:
+    """Measure an image level's checkpoint on data sets, print its IoU by class, write the hard classes to a YAML file.
+
+    Returns their names. Raises ValueError for a test set, for a set that the checkpoint was trained on, and for a
+    checkpoint that does not say what it was trained on.
+    """
+    image_level = levels.open_image_level(checkpoint)
+    state = checkpoints.read(checkpoint)
+    if "recipe" not in state:
+        raise ValueError(f"{checkpoint} does not say what it was trained on; expected the checkpoint of a stage")
+    recipe = SegmenterRecipe.model_validate(state["recipe"], strict=False)
+    trained_on = training_images(recipe.sources, data)
+    found = {}
+    for name in sets:
+        refuse_test(name)
+        samples, classes = open_set(data, name, complete=not partial)
+        refuse_trained_on(name, samples.images, trained_on)  # type: ignore[attr-defined]
+        found[name] = class_iou(image_level, samples, classes, name)
+    hard, mean = hard_classes(found, threshold)
+    report(found, hard, mean)
+    measured = {n: round(float(v), 4) for n, v in zip(CITYSCAPES19.names, mean, strict=True) if not np.isnan(v)}
+    line = yaml.safe_dump({"hard_classes": hard}, default_flow_style=None, width=10**6, sort_keys=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(
+        out,
+        f"# IoU below {threshold} on {', '.join(found)}, image level {checkpoint}\n{line}"
+        + yaml.safe_dump({"iou": measured}, sort_keys=False),
+    )
+    print(f"{line.strip()}\nwritten to {out}; put the line into the recipes of the region level and the detector")
+    return hard
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="of the image level, as training.stages.segmenter writes it")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
     parser.add_argument("--set", action="append", required=True, help="for example camvid/val; may be given again")
-    parser.add_argument("--partial", action="store_true", help="the data set may lack frames")
+    parser.add_argument("--partial", action="store_true", help="accept a data set that lacks frames")
     parser.add_argument("--below", type=float, default=THRESHOLD, help="IoU (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="YAML file to write")
     arguments = parser.parse_args()
     with exit_on_error():
-        image_level = levels.open_image_level(arguments.checkpoint)
-        state = checkpoints.read(arguments.checkpoint)
-        if "recipe" not in state:
-            raise ValueError(
-                f"{arguments.checkpoint} does not say what it was trained on; expected a stage's checkpoint"
-            )
-        recipe = SegmenterRecipe.model_validate(state["recipe"], strict=False)
-        trained_on = training_images(recipe.sources, arguments.data)
-        found = {}
-        for name in arguments.set:
-            refuse_test(name)
-            samples, classes = open_set(arguments.data, name, complete=not arguments.partial)
-            refuse_trained_on(name, samples.images, trained_on)  # type: ignore[attr-defined]
-            found[name] = class_iou(image_level, samples, classes, name)
-        hard, mean = hard_classes(found, arguments.below)
-        report(found, hard, mean)
-        measured = {n: round(float(v), 4) for n, v in zip(CITYSCAPES19.names, mean, strict=True) if not np.isnan(v)}
-        line = yaml.safe_dump({"hard_classes": hard}, default_flow_style=None, width=10**6, sort_keys=False)
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(
-            f"# IoU below {arguments.below} on {', '.join(found)}, image level {arguments.checkpoint}\n{line}"
-            + yaml.safe_dump({"iou": measured}, sort_keys=False),
-            encoding="utf-8",
+        write_hard_classes(
+            arguments.checkpoint,
+            arguments.data,
+            arguments.set,
+            arguments.out,
+            partial=arguments.partial,
+            threshold=arguments.below,
         )
-        print(f"{line.strip()}\nwritten to {arguments.out}; put the line into the recipes of region level and detector")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from nightlab_core.config import Settings
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.nightlab import NightLabSettings
-from training.command import run_stage
+from training.command import TrainingStage
 from training.data import BoxStream, SourceSettings
 from training.loop import LoopSettings, Losses, fit
 from training.stages.segmenter import freeze
@@ -79,10 +79,7 @@ def train(recipe: DetectorRecipe, data: Path, out: Path) -> None:
     fit(model, detection_loss, stream, recipe.loop, out / "checkpoint.pt", recipe, collate)
 
 
-def main() -> None:
-    """Command line."""
-    run_stage(__doc__, DetectorRecipe, train)
-
+STAGE = TrainingStage(DetectorRecipe, train)
 
 if __name__ == "__main__":
-    main()
+    STAGE.main(__doc__)

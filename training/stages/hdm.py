@@ -24,7 +24,7 @@ from nightlab_core.config import Settings
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.nightlab import NightLabSettings
 from nightlab_core.runtime.pipeline import PipelineSettings
-from training.command import run_stage
+from training.command import TrainingStage
 from training.data import SourceSettings
 from training.evaluation import levels
 from training.evaluation.gains import Merge
@@ -177,10 +177,7 @@ def measure(recipe: HdmRecipe, detector: RegionDetector, reader: proposals.Frame
     return proposals.measure(measurer, reader, recipe.frames, Path(recipe.proposals), made_by)
 
 
-def main() -> None:
-    """Command line."""
-    run_stage(__doc__, HdmRecipe, train, made_from=made_from)
-
+STAGE = TrainingStage(HdmRecipe, train, made_from=made_from)
 
 if __name__ == "__main__":
-    main()
+    STAGE.main(__doc__)

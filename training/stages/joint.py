@@ -38,7 +38,7 @@ from nightlab_core.models.output_labels import OutputLabels
 from nightlab_core.runtime.pipeline import PipelineSettings
 from training.checkpoint import load_weights
 from training.combine_checkpoints import CombineRecipe, load_stages, write_checkpoint
-from training.command import run_stage
+from training.command import TrainingStage
 from training.data import FrameStream, RegionStream, SourceSettings, to_tensors
 from training.distributed import is_first_process
 from training.evaluation import levels
@@ -270,10 +270,7 @@ def train(recipe: JointRecipe, data: Path, out: Path) -> None:
         write_checkpoint(nightlab, recipe, out / "nightlab.pt")
 
 
-def main() -> None:
-    """Command line."""
-    run_stage(__doc__, JointRecipe, train, result="nightlab.pt")
-
+STAGE = TrainingStage(JointRecipe, train, result="nightlab.pt")
 
 if __name__ == "__main__":
-    main()
+    STAGE.main(__doc__)

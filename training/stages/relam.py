@@ -27,7 +27,7 @@ from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.models.discriminator import PatchDiscriminator
 from nightlab_core.models.nightlab import Level, NightLabSettings
 from nightlab_core.models.relam import ReLAM
-from training.command import run_stage
+from training.command import TrainingStage
 from training.data import FrameStream, RegionStream, SourceSettings
 from training.loop import LoopSettings, Losses, fit, load_weights
 
@@ -153,5 +153,7 @@ def train(recipe: ReLAMRecipe, data: Path, out: Path) -> None:
     fit(model, adaptation_loss, streams(recipe, data), recipe.loop, out / "checkpoint.pt", recipe)
 
 
+STAGE = TrainingStage(ReLAMRecipe, train)
+
 if __name__ == "__main__":
-    run_stage(__doc__, ReLAMRecipe, train)
+    STAGE.main(__doc__)

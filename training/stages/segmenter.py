@@ -24,7 +24,7 @@ from nightlab_core.models.nightlab import Level, NightLabSettings
 from nightlab_core.models.output_labels import OutputLabels
 from training.checkpoint import read
 from training.combine_checkpoints import shift_logits
-from training.command import run_stage
+from training.command import TrainingStage
 from training.data import FrameStream, RegionStream, SourceSettings
 from training.distributed import is_first_process
 from training.loop import LoopSettings, Losses, Mean, fit, load_weights
@@ -227,10 +227,7 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
     fit(model, loss, stream, recipe.loop, out / "checkpoint.pt", recipe)
 
 
-def main() -> None:
-    """Command line."""
-    run_stage(__doc__, SegmenterRecipe, train)
-
+STAGE = TrainingStage(SegmenterRecipe, train)
 
 if __name__ == "__main__":
-    main()
+    STAGE.main(__doc__)
