@@ -45,7 +45,7 @@ setup(
         "console_scripts": [
             "nightlab = nightlab_cli.main:main",
             "nightlab_node = nightlab_ros.node:main",
-            "nightlab_demo = nightlab_ros.demo.__main__:main",
+            "nightlab_demo = nightlab_cli.main:demo",
             "nightlab_player = nightlab_ros.player:main",
             "nightlab-replay = nightlab_replay.cli:main",
         ],

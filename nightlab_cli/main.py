@@ -8,6 +8,7 @@ in `COMMANDS`.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -77,3 +78,8 @@ for _name, _help in COMMANDS.items():
 def main() -> None:
     """Run the command line and exit: status 0; 1 for an error, 2 for wrong usage, 130 when interrupted."""
     app(prog_name="nightlab")
+
+
+def demo() -> None:
+    """Run `nightlab demo`: the executable nightlab_demo of the ROS package."""
+    app(["demo", *sys.argv[1:]], prog_name="nightlab")

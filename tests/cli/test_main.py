@@ -113,12 +113,11 @@ def test_an_error_is_one_sentence(
     assert ("Traceback" in done.err) == isinstance(error, Exception)
 
 
-@pytest.mark.parametrize("words", [("export", "x.pt", "--out", "bundle", "--input", "images")])
-def test_without_torch_a_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+def test_without_torch_export_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("nightlab_core.export")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
-    done = nightlab(*words)
+    done = nightlab("export", "x.pt", "--out", "bundle", "--input", "images")
     assert done.status == 1
     assert done.err == "nightlab export: the Python module torch is missing; install requirements/train.txt\n"
 
@@ -128,7 +127,8 @@ def test_without_the_repository_evaluate_says_where_it_runs(monkeypatch: pytest.
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "training", None)
     done = nightlab("evaluate", "bundle", "--data", "data", "--dataset", "camvid/val")
-    assert done.status == 1 and "training is missing" in done.err and "in NightLab's repository" in done.err
+    assert done.status == 1 and "the Python module training" in done.err
+    assert "in NightLab's repository" in done.err
 
 
 @pytest.mark.parametrize(
