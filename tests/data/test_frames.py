@@ -114,6 +114,30 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
         list(open_frames(tmp_path / "broken.mp4"))
 
 
+def test_hidden_files_beside_the_images_are_skipped(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "drive", count=1)
+    for part in ("images", "labels"):
+        (folder / part / "._a_0.png").write_bytes(b"\0\5\x16\7 of another file system")
+    (frame,) = open_frames(folder)
+    assert frame.name == "a_0" and frame.labels is not None
+
+
+def test_a_jpeg_that_is_cut_short_is_refused_and_exif_does_not_turn_an_image_away_from_its_labels(
+    tmp_path: Path,
+) -> None:
+    folder = write_folder(tmp_path / "drive", count=1)
+    (folder / "images" / "a_0.png").unlink()
+    data = cv2.imencode(".jpg", picture(0), [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+    exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # orientation 6: on its side
+    file = folder / "images" / "a_0.jpg"
+    file.write_bytes(data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:])
+    (frame,) = open_frames(folder)
+    np.testing.assert_array_equal(frame.image_bgr, cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR))
+    file.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"a_0\.jpg cannot be read.*cut short"):
+        list(open_frames(folder))
+
+
 def test_video(tmp_path: Path) -> None:
     path = tmp_path / "drive.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 20.0, (64, 48))

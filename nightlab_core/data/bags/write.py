@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 import cv2
 import numpy as np
-from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2 import CompressionMode, StoragePlugin, Writer
+from rosbags.rosbag2.storage_sqlite3 import Sqlite3Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from nightlab_core.data.bags.messages import COMPRESSED_TYPE, IMAGE_TYPE
@@ -35,13 +37,27 @@ _VISION_MSGS = {
 }
 
 
+class _SqliteWriter(Sqlite3Writer):
+    """rosbags' writer, which takes the path for a URI and therefore cuts it at "#" and "?"."""
+
+    def __init__(self, path: Path, compression: CompressionMode) -> None:
+        self.path = path / f"{path.name}.db3"
+        self.conn = sqlite3.connect(self.path)
+        self.conn.executescript(self.SQLITE_SCHEMA)
+        self.cursor = self.conn.cursor()
+
+
+class _Writer(Writer):
+    STORAGE_PLUGINS = {**Writer.STORAGE_PLUGINS, StoragePlugin.SQLITE3: _SqliteWriter}  # noqa: RUF012 - as in Writer
+
+
 class BagWriter:
     """A new bag; a context manager. The bag is complete when the block ends without an exception."""
 
     def __init__(self, path: Path, storage: StorageName = "mcap", classes: str | None = None) -> None:
         """Prepare a new bag. `classes` is the key of the labels' class set. Raises WriterError if `path` exists."""
         plugin = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}[storage]
-        self._writer = Writer(path, version=_METADATA_VERSION, storage_plugin=plugin)
+        self._writer = _Writer(path, version=_METADATA_VERSION, storage_plugin=plugin)
         if classes is not None:
             self._writer.set_custom_data(CLASSES_KEY, classes)
         self._types = get_typestore(Stores.ROS2_HUMBLE)
