@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from nightlab_cli.errors import Verbose
-from nightlab_cli.options import Classes, Frames, Glob, Labels, Topic, new_console
+from nightlab_cli.options import Classes, Frames, Glob, Labels, LabelTopic, Topic, new_console
 from nightlab_cli.style import new_app
 
 app = new_app()
@@ -30,6 +30,7 @@ def demo(
     classes: Classes = None,
     glob: Glob = "*",
     topic: Topic = None,
+    label_topic: LabelTopic = None,
     frames: Frames = None,
     rate: Annotated[float, typer.Option("--rate", metavar="HZ", help="Frames per second.")] = 10.0,
     out: Annotated[
@@ -53,6 +54,6 @@ def demo(
     from nightlab_ros.demo.demo import DemoSettings, parse_parameters, run_demo
     from nightlab_ros.player import PlayerSettings
 
-    player = PlayerSettings(input, labels, classes, glob, topic, frames, rate)
+    player = PlayerSettings(input, labels, classes, glob, topic, frames, rate, label_topic)
     if run_demo(DemoSettings(player, out, parse_parameters(param or [])), new_console()):
         raise typer.Exit(1)

@@ -49,6 +49,7 @@ class PlayerSettings:
     topic: str | None = None  #: image topic of a rosbag that has several
     frames: int | None = None  #: number of frames at most
     rate: float = 10.0  #: frames per second
+    label_topic: str | None = None  #: label topic of a rosbag that has several
 
     def open(self) -> FrameSource:
         """Open the frames. Raises FileNotFoundError or ValueError that says what is wrong."""
@@ -60,13 +61,15 @@ class PlayerSettings:
             classes=self.classes,
             pattern=self.glob,
             topic=self.topic,
+            label_topic=self.label_topic,
             max_frames=self.frames,
             fps=self.rate,
         )
 
     def arguments(self) -> list[str]:
         """Return the settings as arguments of the player's command line."""
-        return [f"--{name}={value}" for name, value in vars(self).items() if value is not None]
+        given = {name.replace("_", "-"): value for name, value in vars(self).items() if value is not None}
+        return [f"--{name}={value}" for name, value in given.items()]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", help=f"class set of the labels (default: a bag's own): {', '.join(CLASS_SETS)}")
     parser.add_argument("--glob", default=default.glob, help="names of the images of a folder (default: all)")
     parser.add_argument("--topic", help="image topic of a rosbag that has several")
+    parser.add_argument("--label-topic", help="label topic of a rosbag that has several")
     parser.add_argument("--frames", type=int, help="number of frames at most")
     parser.add_argument("--rate", type=float, default=default.rate, help="frames per second (default: %(default)g)")
 
@@ -91,6 +95,8 @@ def play(node: Any, source: FrameSource, rate: float, with_parent: bool) -> None
 
     with_parent: follow the protocol of playback.py.
     """
+    for problem in source.problems:
+        print(problem, file=sys.stderr)
     # Reliable serves best-effort and reliable subscriptions alike. A reliable one may lag five frames before it loses
     # one; to a best-effort one each frame goes out at once.
     publisher = node.create_publisher(Image, "image", QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE))

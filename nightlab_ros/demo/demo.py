@@ -58,6 +58,8 @@ def run_demo(settings: DemoSettings, console: Console) -> list[str]:
     classes = load_bundle(settings.parameters.get("bundle") or default_bundle()).class_set
     height, width = next(iter(source)).image_bgr.shape[:2]
     console.print(f"[bold]NightLab demo[/]: {source.name}, {width}x{height} at {player.rate:g} Hz", soft_wrap=True)
+    for problem in source.problems:
+        console.print("[yellow]Damaged bag:[/]", escape(problem), soft_wrap=True)
     with _terminate_as_interrupt(), MaskSpool(out) as spool:
         rendered = player.input is None
         if rendered:
