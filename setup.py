@@ -26,6 +26,7 @@ setup(
     package_data={
         "nightlab_core": ["bundles/*/*.onnx", "bundles/*/*.yaml", "bundles/*/*.md"],
         "nightlab_replay": ["templates/*"],
+        "nightlab_ros": ["demo/templates/*"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
@@ -47,7 +48,6 @@ setup(
             "nightlab_node = nightlab_ros.node:main",
             "nightlab_demo = nightlab_cli.main:demo",
             "nightlab_player = nightlab_ros.player:main",
-            "nightlab-replay = nightlab_replay.cli:main",
         ],
     },
 )

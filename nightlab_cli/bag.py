@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
 from rosbags.rosbag2 import WriterError
 
 from nightlab_cli.errors import CommandError, Verbose
@@ -15,7 +14,8 @@ from nightlab_cli.options import Classes, Frames, Glob, Labels, LabelTopic, Topi
 from nightlab_cli.style import new_app
 from nightlab_core.data.bags.write import Packing, StorageName
 from nightlab_core.data.frames import open_frames
-from nightlab_replay.bag import IMAGE_TOPIC, LABEL_TOPIC, write_bag
+from nightlab_replay.bags import IMAGE_TOPIC, LABEL_TOPIC, write_labelled_bag
+from nightlab_replay.progress import ProgressLine
 
 app = new_app()
 
@@ -67,15 +67,15 @@ def bag(
         )
         for problem in frame_source.problems:
             console.print(f"{source}: {problem}", markup=False, soft_wrap=True)
-        with Progress(console=console, disable=not console.is_terminal) as progress:
-            num_images, num_labels = write_bag(
+        with ProgressLine(console, "Writing", frame_source.num_frames) as line:
+            num_images, num_labels = write_labelled_bag(
                 frame_source,
                 out,
                 storage=storage,
                 packing=compress,
                 topic=out_topic,
                 label_topic=out_label_topic,
-                progress=progress,
+                on_frame=line.update,
             )
     except WriterError as error:
         raise CommandError(str(error)) from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the pipeline on spans of frames, every one of them: in this process, or in a worker on another machine."""
+"""Run the pipeline on every frame of some spans, as fast as possible, in this process or in a worker."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from nightlab_core.data.bags.reader import Bag, BagFrame
 from nightlab_core.data.prefetch import Prefetcher
 from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.pipeline import Pipeline, Result
-from nightlab_replay.judge import Judge
-from nightlab_replay.records import Counts, FrameRecord
+from nightlab_replay.judging import Judge
+from nightlab_replay.records import FrameCounts, FrameRecord
 
-#: Frames that wait between two steps. Two would do; more ride out a chunk of the bag that takes longer to unpack.
-_DEPTH = 4
+#: Frames in each queue between two threads. Two would do; more absorb a chunk of the bag that decompresses slowly.
+_QUEUE_FRAMES = 4
 
 
 @dataclass(frozen=True)
 class BagSource:
-    """All that it takes to open a bag of a run, on any machine that sees its path."""
+    """What a machine that sees the bag's path needs to open the bag of a run."""
 
     name: str
     path: str
@@ -33,7 +33,7 @@ class BagSource:
     label_topic: str | None
 
     def open(self) -> Bag:
-        """Raises what `Bag` raises."""
+        """Open the bag. Raises the exceptions of `Bag`."""
         return Bag(Path(self.path), self.image_topic, self.label_topic)
 
 
@@ -45,21 +45,24 @@ class Span:
     first: int
     stop: int
 
+    def __len__(self) -> int:
+        return self.stop - self.first
+
 
 @dataclass(frozen=True)
 class SpanResult:
-    """What came of a span, or of its beginning where the replay was stopped."""
+    """Records, counts and masks of a span, or of its beginning if the replay was stopped."""
 
     records: list[FrameRecord]
-    counts: Counts
-    masks: dict[int, bytes] = field(default_factory=dict)  #: by index, `pack_masks`; only where they are asked for
+    counts: FrameCounts
+    masks: dict[int, bytes] = field(default_factory=dict)  #: `pack_masks` by frame index; empty unless requested
 
 
 class _Item(NamedTuple):
     span: Span
     frame: BagFrame
     result: Result | None
-    counted: bool  #: False for the frame before the first, which flicker needs
+    recorded: bool  #: False for the frame before the span, which flicker needs
 
 
 def replay_spans(
@@ -72,51 +75,51 @@ def replay_spans(
     stopped: Callable[[], bool] = lambda: False,
     prepared: set[tuple[int, int]] | None = None,
 ) -> Generator[SpanResult, None, None]:
-    """Yield the result of every span. `judged` is the class set of labels and counts.
+    """Yield the result of each span. `judged` is the class set of labels and counts.
 
-    Three threads: one reads and decodes, one runs the pipeline, this one judges. When `stopped` says so, what there is
-    of the span at hand is yielded, and that is the end. `prepared` holds the sizes (H, W) for which the pipeline
-    was prepared, and takes up new ones: who calls again and again with one pipeline keeps it.
+    One thread reads and decodes, one runs the pipeline, and the caller's thread evaluates. When `stopped` returns True,
+    the finished part of the current span is yielded and the generator ends. `prepared` holds the frame sizes (H, W)
+    that the pipeline was prepared for, and is extended; pass the same set to repeated calls with one pipeline.
     """
     prepared = set() if prepared is None else prepared
-    frames = Prefetcher(_read(spans, judged), max_items=_DEPTH)
-    items = Prefetcher(_infer(frames, pipeline, prepared), max_items=_DEPTH)
+    frames = Prefetcher(_read(spans, judged), max_items=_QUEUE_FRAMES)
+    items = Prefetcher(_infer(frames, pipeline, prepared), max_items=_QUEUE_FRAMES)
     predicted = pipeline.bundle.class_set
     judge: Judge | None = None
     records: list[FrameRecord] = []
-    counts: list[Counts] = []
+    counts: list[FrameCounts] = []
     masks: dict[int, bytes] = {}
 
-    def result() -> SpanResult:
-        done = SpanResult(list(records), Counts.concatenate(counts, len(judged)), dict(masks))
+    def take_result() -> SpanResult:
+        done = SpanResult(list(records), FrameCounts.concatenate(counts, len(judged)), dict(masks))
         records.clear()
         counts.clear()
         masks.clear()
         return done
 
     with frames, items:
-        for span, frame, found, counted in items:
-            if judge is None or not counted or frame.index == 0:
+        for span, frame, result, recorded in items:
+            if judge is None or not recorded or frame.index == 0:
                 judge = Judge(span.source.name, predicted, judged)
-            if not counted:
-                if found is not None:
-                    judge.look(frame, found.labels)
+            if not recorded:
+                if result is not None:
+                    judge.set_previous(frame, result.labels)
                 continue
-            if found is None:
+            if result is None:
                 records.append(judge.missing(frame))
             else:
-                record, counted_pixels = judge.result(frame, found)
+                record, frame_counts = judge.result(frame, result)
                 records.append(record)
-                counts.append(counted_pixels)
+                counts.append(frame_counts)
                 if keep_masks:
-                    masks[frame.index] = pack_masks(found)
+                    masks[frame.index] = pack_masks(result)
             on_frames(records[-1:])
             if frame.index == span.stop - 1:
-                yield result()
+                yield take_result()
             if stopped():
                 break
         if records:
-            yield result()
+            yield take_result()
 
 
 def _read(spans: Iterable[Span], judged: ClassSet) -> Iterator[_Item]:
@@ -139,7 +142,7 @@ def _infer(items: Iterator[_Item], pipeline: Pipeline, prepared: set[tuple[int, 
     for item in items:
         if item.frame.image_bgr is not None:
             height, width = item.frame.image_bgr.shape[:2]
-            if (height, width) not in prepared:  # or compiling would count as this frame's time
+            if (height, width) not in prepared:  # otherwise this frame's time would include compilation
                 pipeline.prepare((height, width))
                 prepared.add((height, width))
             item = item._replace(result=pipeline(item.frame.image_bgr))
@@ -147,13 +150,13 @@ def _infer(items: Iterator[_Item], pipeline: Pipeline, prepared: set[tuple[int, 
 
 
 def pack_masks(result: Result) -> bytes:
-    """What `pack_arrays` makes of a result's labels, confidence and image level's labels."""
+    """Pack a result's labels, confidence and image level's labels with `pack_arrays`."""
     return pack_arrays(result.labels, result.confidence, result.image_labels)
 
 
 def pack_arrays(labels: np.ndarray, confidence: np.ndarray, image_labels: np.ndarray) -> bytes:
-    """Three maps, uint8 (H, W), as the channels of one PNG."""
+    """Encode three maps, uint8 (H, W), as the channels of one PNG."""
     stacked = np.stack([labels, confidence, image_labels], axis=2)
     done, packed = cv2.imencode(".png", stacked, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    assert done  # uint8 arrays in memory
+    assert done  # cannot fail for uint8 arrays in memory
     return packed.tobytes()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frames that two runs have in common, one by one; what does not belong together is refused."""
+"""Match the frames of two runs one by one, and refuse runs that do not belong together. A is the old run, B the new."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from nightlab_replay.records import BagInfo, FrameRecord, Run, RunData
 
 
 class CompareError(ValueError):
-    """Why two runs cannot be compared, and what to do."""
+    """Two runs that cannot be compared. The message says why and what to do."""
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Frames that both runs segmented, in the second run's order, and what is left out, in words with the number."""
+class PairedRuns:
+    """Frames that both runs segmented, in the order of the second run, and the number of frames left out by reason."""
 
     first: RunData
     second: RunData
@@ -27,21 +27,20 @@ class Pairs:
     left_out: dict[str, int]
 
 
-def pair(first: RunData, second: RunData) -> Pairs:
-    """Match the bags by their files' SHA-256, or by name where a run has no hashes yet, and frames by index.
+def pair_runs(first: RunData, second: RunData) -> PairedRuns:
+    """Match bags by the SHA-256 of their files, or by name if a run has no hashes yet, and frames by index.
 
-    Raises CompareError for other classes, for bags or frames that are not the same, for labels that differ, and where
-    nothing is left.
+    Raises CompareError if classes, bags, frames or labels differ, and if no frame is left.
     """
     _check_classes(first.run, second.run)
     bags = _match_bags(first.run, second.run)
-    mine = {(r.bag, r.index): r for r in first.records}
+    known = {(r.bag, r.index): r for r in first.records}
     rows = [{(r.bag, r.index): row for row, r in enumerate(data.labelled)} for data in (first, second)]
     records, labelled, left_out = [], [], Counter[str]()
     places: tuple[list[int], list[int]] = ([], [])
     seen = set()
     for record in second.records:
-        other = mine.get((bags.get(record.bag, ""), record.index))
+        other = known.get((bags.get(record.bag, ""), record.index))
         if other is None:
             left_out["only in B"] += 1
             continue
@@ -49,7 +48,7 @@ def pair(first: RunData, second: RunData) -> Pairs:
         if other.time_ns != record.time_ns:
             raise CompareError(
                 f"frame {record.index} of {record.bag} was recorded at {other.time_ns} ns in A and at {record.time_ns} "
-                "ns in B: these are not the same bag; replay the same files under both bundles"
+                "ns in B, so the bags differ: replay the same files with both bundles"
             )
         ok = other.status == "ok", record.status == "ok"
         if all(ok):
@@ -61,25 +60,25 @@ def pair(first: RunData, second: RunData) -> Pairs:
         else:
             who = {(True, False): "only A", (False, True): "only B", (False, False): "neither"}[ok]
             left_out[f"segmented by {who}"] += 1
-    left_out["only in A"] += len(mine.keys() - seen)
+    left_out["only in A"] += len(known.keys() - seen)
     if not records:
-        raise CompareError("no frame was segmented in both runs; replay the same bags under both bundles")
+        raise CompareError("no frame was segmented in both runs: replay the same bags with both bundles")
     confusion = first.counts.confusion[places[0]], second.counts.confusion[places[1]]
-    _check_truth(labelled, *confusion)
-    return Pairs(first, second, records, labelled, confusion, {k: n for k, n in left_out.items() if n})
+    _check_labels(labelled, *confusion)
+    return PairedRuns(first, second, records, labelled, confusion, {k: n for k, n in left_out.items() if n})
 
 
 def _check_classes(first: Run, second: Run) -> None:
     a, b = first.settings, second.settings
     if a.class_names != b.class_names:
         raise CompareError(
-            f"A is judged in {len(a.class_names)} classes ({a.classes}), B in {len(b.class_names)} ({b.classes}): "
+            f"A has {len(a.class_names)} classes ({a.classes}), B has {len(b.class_names)} ({b.classes}): "
             "replay both with the same --classes"
         )
 
 
 def _match_bags(first: Run, second: Run) -> dict[str, str]:
-    """Name of the bag in the second run -> in the first."""
+    """Return the bag of the first run for each bag of the second, by name."""
     found: dict[str, str] = {}
     for bag in second.bags:
         free = [other for other in first.bags if other.name not in found.values()]
@@ -88,13 +87,14 @@ def _match_bags(first: Run, second: Run) -> dict[str, str]:
         for other in (same or named)[:1]:
             if (other.image_topic, other.label_topic) != (bag.image_topic, bag.label_topic):
                 raise CompareError(
-                    f"{bag.name} was read on {other.image_topic} with labels {other.label_topic} in A, on "
-                    f"{bag.image_topic} with labels {bag.label_topic} in B: replay both with the same --topic"
+                    f"{bag.name} has the topics {other.image_topic} and {other.label_topic} in A, {bag.image_topic} "
+                    f"and {bag.label_topic} in B: replay both with the same --topic and --label-topic"
                 )
             found[bag.name] = other.name
     if not found:
         raise CompareError(
-            f"no bag is in both: A has {_names(first)}, B has {_names(second)}; replay the same bags under both bundles"
+            f"no bag is in both runs: A has {_names(first)}, B has {_names(second)}: replay the same bags with both "
+            "bundles"
         )
     return found
 
@@ -107,8 +107,8 @@ def _names(run: Run) -> str:
     return ", ".join(f"{b.name} ({next(iter(b.sha256.values()), 'no hash yet')[:12]})" for b in run.bags) or "none"
 
 
-def _check_truth(labelled: list[tuple[FrameRecord, FrameRecord]], first: np.ndarray, second: np.ndarray) -> None:
-    """Row sums of the matrices are the true pixels of each class."""
+def _check_labels(labelled: list[tuple[FrameRecord, FrameRecord]], first: np.ndarray, second: np.ndarray) -> None:
+    """Raise CompareError if the number of labelled pixels of a class, a row sum of the matrices, differs."""
     same = (first[:, 1].sum(axis=-1) == second[:, 1].sum(axis=-1)).all(axis=(1, 2))
     if not same.all():
         record = labelled[int(np.argmin(same))][1]

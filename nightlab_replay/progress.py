@@ -1,44 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The line that follows a replay: how far, how fast, how long still."""
+"""The progress line of replay, bag writing and demo: how many frames are done, how fast, and how long is left."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nightlab_replay.records import FrameRecord
-
-#: Where the output is no terminal, a plain line so often.
+#: Interval of plain lines if the output is not a terminal.
 PLAIN_EVERY_S = 10.0
 
 
-class ReplayLine:
-    """A progress bar; where the output is no terminal, a plain line now and then."""
+class ProgressLine:
+    """Show a progress bar, or print a plain line now and then if the output is not a terminal. A context manager."""
 
-    def __init__(self, console: Console, total: int, done: int = 0) -> None:
-        """`done` frames were replayed earlier."""
-        self._console, self._total = console, total
-        self._done = self._earlier = done
-        self._status: Counter[str] = Counter()
+    def __init__(self, console: Console, title: str, total: int | None, done: int = 0) -> None:
+        """Start at `done` of `total` frames, for example those of an earlier session; `total` None is unknown."""
+        self._console, self._title, self._total = console, title, total
+        self._done = self._done_before = done
         self._progress = Progress(
-            TextColumn("Replaying"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[state]}"),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("", total=total, completed=done, rate="", state="")
-        self._begun = self._said = time.monotonic()
+        self._task = self._progress.add_task(title, total=total, completed=done, count=self._count(), rate="", state="")
+        self._start = self._printed = time.monotonic()
 
-    def __enter__(self) -> ReplayLine:
+    def __enter__(self) -> ProgressLine:
         self._progress.start()
         return self
 
@@ -47,20 +42,24 @@ class ReplayLine:
     ) -> None:
         self._progress.stop()
 
-    def note(self, text: str) -> None:
-        """Say what goes on where no frame is done for a while."""
-        self._progress.update(self._task, state=text)
+    def update(self, done: int, state: str = "") -> None:
+        """Show that `done` frames are finished, followed by a short text."""
+        self._done = done
+        rate = self._rate()
+        self._progress.update(self._task, completed=done, count=self._count(), rate=f"{rate:.1f}/s", state=state)
+        if not self._console.is_terminal and time.monotonic() - self._printed > PLAIN_EVERY_S:
+            self._printed = time.monotonic()
+            parts = [f"{self._title}: {self._count()}", f"{rate:.1f}/s"]
+            if self._total is not None:
+                parts.append(f"{(self._total - done) / max(1e-9, rate):.0f} s left")
+            self._console.print("  ".join([*parts, state]).rstrip(), soft_wrap=True, markup=False)
 
-    def frames(self, records: Sequence[FrameRecord]) -> None:
-        """So many more frames are done."""
-        self._done += len(records)
-        self._status.update(record.status for record in records)
-        elapsed = time.monotonic() - self._begun
-        rate = (self._done - self._earlier) / max(1e-9, elapsed)
-        state = "  ".join(f"{self._status[s]} {s}" for s in ("dropped", "unreadable") if self._status[s])
-        self._progress.update(self._task, completed=self._done, rate=f"{rate:.1f}/s", state=state)
-        if not self._console.is_terminal and time.monotonic() - self._said > PLAIN_EVERY_S:
-            self._said = time.monotonic()
-            left_s = (self._total - self._done) / max(1e-9, rate)
-            line = f"{self._done}/{self._total}  {rate:.1f}/s  {left_s:.0f} s left  {state}"
-            self._console.print(line.rstrip(), soft_wrap=True)
+    def show_state(self, state: str) -> None:
+        """Replace the text behind the numbers, while no frame is finished."""
+        self._progress.update(self._task, state=state)
+
+    def _count(self) -> str:
+        return str(self._done) if self._total is None else f"{self._done}/{self._total}"
+
+    def _rate(self) -> float:
+        return (self._done - self._done_before) / max(1e-9, time.monotonic() - self._start)

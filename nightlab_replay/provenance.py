@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run was made of and on: hashes of bundle and bags, versions, machine."""
+"""Describe the inputs of a run: bags, bundle, hashes, library versions, machine."""
 
 from __future__ import annotations
 
@@ -12,16 +12,96 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+from nightlab_core.data.bags.protocol import BagError
+from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.storage import bag_files
+from nightlab_core.labels import CLASS_SETS, ClassSet
 from nightlab_core.runtime.bundle import MANIFEST_NAME, Bundle, sha256_of
-from nightlab_replay.records import BagInfo, BundleInfo
+from nightlab_replay.records import BagInfo, BundleInfo, TopicInfo
 
 _PACKAGES = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "rosbags", "mcap", "distributed", "rclpy")
 
 
-def bundle_info(bundle: Bundle, engine: str) -> BundleInfo:
-    """What is written down of a bundle."""
+def describe_bags(
+    paths: Sequence[Path], topic: str | None, label_topic: str | None, max_frames: int | None
+) -> list[BagInfo]:
+    """Open each bag once and describe it. A bag that cannot be read at all is described with its problem.
+
+    Raises FileNotFoundError, and ValueError if a topic has to be chosen or a bag is given twice.
+    """
+    bags: list[BagInfo] = []
+    for path in paths:
+        if any(Path(bag.path) == path.resolve() for bag in bags):
+            raise ValueError(f"{path} is given twice")
+        name = path.resolve().name
+        taken = {bag.name for bag in bags}
+        while name in taken:
+            name += "_"
+        bags.append(_describe_bag(name, path, topic, label_topic, max_frames))
+    return bags
+
+
+def _describe_bag(name: str, path: Path, topic: str | None, label_topic: str | None, max_frames: int | None) -> BagInfo:
+    stats = {f.name: f.stat() for f in bag_files(path)} if path.exists() else {}
+    known: dict[str, Any] = {
+        "name": name,
+        "path": str(path.resolve()),
+        "size_bytes": sum(stat.st_size for stat in stats.values()),
+        "mtimes_ns": {file: stat.st_mtime_ns for file, stat in stats.items()},
+    }
+    try:
+        with Bag(path, topic, label_topic) as bag:
+            num_frames = len(bag) if max_frames is None else min(len(bag), max_frames)
+            return BagInfo(
+                **known,
+                storage=bag.kind,
+                topics={n: TopicInfo(type=t.type, count=t.count) for n, t in sorted(bag.topics.items())},
+                image_topic=bag.image_topic,
+                label_topic=bag.label_topic,
+                label_classes=bag.label_classes,
+                num_frames=num_frames,
+                num_labels=bag.num_labels,
+                frame_hw=_frame_hw(bag, num_frames),
+                problems=tuple(bag.problems),
+            )
+    except BagError as error:
+        return BagInfo(**known, storage="unreadable", topics={}, num_frames=0, problems=(str(error),))
+
+
+def _frame_hw(bag: Bag, num_frames: int) -> tuple[int, int] | None:
+    images = (frame.image_bgr for frame in bag.frames(0, num_frames))
+    return next(((image.shape[0], image.shape[1]) for image in images if image is not None), None)
+
+
+def label_class_set(requested: str | None, bags: Sequence[BagInfo], bundle: ClassSet) -> ClassSet:
+    """Return the class set of the labels: as requested, else as the bags say, else the bundle's.
+
+    Raises ValueError if the bags disagree or name an unknown class set.
+    """
+    if requested is not None:
+        return CLASS_SETS.get(requested, bundle)
+    named = {bag.label_classes: bag.name for bag in bags if bag.label_classes and bag.num_labels}
+    if len(named) > 1:
+        raise ValueError(
+            f"the labels of the bags have different class sets ({', '.join(f'{n}: {c}' for c, n in named.items())}): "
+            "replay these bags into separate folders"
+        )
+    for key, name in named.items():
+        if key == bundle.key:
+            return bundle
+        if key not in CLASS_SETS:
+            raise ValueError(
+                f"{name}: the class set of its labels is {key!r}, expected one of {', '.join(CLASS_SETS)}: "
+                "choose one with --classes"
+            )
+        return CLASS_SETS[str(key)]
+    return bundle
+
+
+def describe_bundle(bundle: Bundle, engine: str) -> BundleInfo:
+    """Describe a bundle and the name of the engine that runs it."""
     files = bundle.manifest.engines
     names = [MANIFEST_NAME, files.image.file, files.hardness.file, files.region.file]
     return BundleInfo(
@@ -34,7 +114,7 @@ def bundle_info(bundle: Bundle, engine: str) -> BundleInfo:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the libraries that have a say in the result."""
+    """Return the versions of Python and of the libraries that affect the result."""
     found = {"python": platform.python_version()}
     for package in ("nightlab_ros", *_PACKAGES):
         with suppress(metadata.PackageNotFoundError):
@@ -43,7 +123,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """What this replay ran on; the distributed one's workers may differ."""
+    """Describe this machine. The workers of a cluster may run on others."""
     cpu = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -54,8 +134,8 @@ def machine() -> dict[str, str]:
     return found
 
 
-class Hashes:
-    """SHA-256 of every file of the bags, computed on a thread: beside a replay that has the files in memory anyway."""
+class BagHashes:
+    """SHA-256 of every file of the bags, computed in a thread while a replay reads the same files."""
 
     def __init__(self, bags: Sequence[BagInfo]) -> None:
         self._found: dict[str, dict[str, str]] = {}
@@ -64,17 +144,17 @@ class Hashes:
         self._thread.start()
 
     def wait(self) -> dict[str, dict[str, str]]:
-        """By bag and file, when all are done."""
+        """Wait for all hashes and return them by bag and file."""
         self._thread.join()
         return self._found
 
     def cancel(self) -> None:
-        """Stop; what was found so far is of no use."""
+        """Stop computing. The hashes found so far must not be used."""
         self._cancelled.set()
 
     def _work(self, bags: Sequence[BagInfo]) -> None:
         for bag in bags:
-            with suppress(OSError):  # one that cannot be read is a problem that the bag's list has already
+            with suppress(OSError):  # the problem of an unreadable file is already in its `BagInfo`
                 self._found[bag.name] = {f.name: self._hash(f) for f in bag_files(Path(bag.path))}
 
     def _hash(self, path: Path) -> str:

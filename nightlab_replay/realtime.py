@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replay at the recorded rate, with the very rule by which the node drops frames: the newest one wins."""
+"""Replay at the recorded rate, dropping frames by the node's rule: the newest frame wins."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,60 +18,37 @@ from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.execute import Span, SpanResult, pack_masks
-from nightlab_replay.judge import Judge
-from nightlab_replay.records import Counts, FrameRecord
+from nightlab_replay.judging import Judge
+from nightlab_replay.records import FrameCounts, FrameRecord
 
-#: Messages that are read before they are due, so that a slow disk does not bend the rate.
-_DEPTH = 8
-#: Judging may fall so many frames behind before it holds up the pipeline.
-_BACKLOG = 16
-#: A pause in the recording is no longer than this in the replay.
+#: Messages read before they are due, so that a slow disk does not disturb the rate.
+_PREFETCHED = 8
+#: Frames that may wait for evaluation before the pipeline is held up.
+_JUDGE_QUEUE = 16
+#: Pauses in the recording are shortened to this.
 LONGEST_GAP_S = 10.0
-#: Chunks of so many frames are handed on as soon as there is so much time before the next frame.
+#: Frames are yielded in chunks of at least this many, if at least this much time is left before the next frame.
 _CHUNK, _SLACK_S = 64, 0.02
-DROPPED = "a newer frame came before this one was begun"
-
-
-class _Outcome:
-    """What came of the frames so far, in whatever order it came."""
-
-    def __init__(self, first: int, num_classes: int) -> None:
-        self._next, self._num_classes = first, num_classes
-        self._records: dict[int, tuple[FrameRecord, Counts]] = {}
-        self.masks: dict[int, bytes] = {}
-
-    def keep(self, record: FrameRecord, counts: Counts) -> None:
-        """Called by camera and judge."""
-        self._records[record.index] = (record, counts)
-
-    def take(self, at_least: int) -> SpanResult | None:
-        """The frames without a gap from the last one taken on, if there are so many."""
-        stop = self._next
-        while stop in self._records:
-            stop += 1
-        if stop - self._next < at_least:
-            return None
-        indices = range(self._next, stop)
-        done = [self._records.pop(index) for index in indices]
-        self._next = stop
-        masks = {index: self.masks.pop(index) for index in indices if index in self.masks}
-        return SpanResult([r for r, _ in done], Counts.concatenate([c for _, c in done], self._num_classes), masks)
+DROPPED = "a newer frame arrived before this one was processed"
 
 
 def due_times_s(times_ns: np.ndarray, rate: float) -> np.ndarray:
-    """When each frame is due, float64 (N,) from 0 on: as it was recorded, `rate` times as fast, long gaps shortened."""
+    """Return when each frame is due, in seconds from 0, float64 (N,).
+
+    The times are those of recording, `rate` times as fast, with long gaps shortened.
+    """
     gaps_s = np.diff(times_ns.astype(np.int64), prepend=times_ns[:1]) / 1e9 / rate
     return np.cumsum(np.clip(gaps_s, 0.0, LONGEST_GAP_S))
 
 
 def recorded_at(times_ns: np.ndarray, due_s: np.ndarray, rate: float) -> Callable[[float], int]:
-    """What the recording's clock shows, in ns, so many seconds after the first frame was due.
+    """Return the function from seconds since the first frame was due to the recording's clock in ns.
 
-    At each frame of `due_times_s` it shows when that was recorded: where a long gap is shortened, it goes the faster.
-    After the last one it goes on at `rate`.
+    At each of `due_times_s` the clock shows the frame's time of recording, so it runs faster in shortened gaps. After
+    the last frame it runs at `rate`.
     """
     first_ns, last_s = int(times_ns[0]), float(due_s[-1])
-    since_ns = (times_ns.astype(np.int64) - first_ns).astype(np.float64)  # a float holds no time of day to the ns
+    since_ns = (times_ns.astype(np.int64) - first_ns).astype(np.float64)  # a float cannot hold an epoch time to the ns
 
     def now_ns(elapsed_s: float) -> int:
         after_s = max(0.0, elapsed_s - last_s) * rate
@@ -89,105 +67,163 @@ def replay_realtime(
     on_frames: Callable[[Sequence[FrameRecord]], None] = lambda records: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Generator[SpanResult, None, None]:
-    """Yield results as they come, several to a span; a span begins when the one before is done and judged.
+    """Yield results as they arrive, several for each span. A span begins when the previous one is evaluated.
 
-    This thread is the camera: it hands over each message when it is due. The worker decodes it and runs the pipeline,
-    as the node's does; a third thread judges.
+    The caller's thread acts as the camera and hands over each message when it is due. A worker thread decodes it and
+    runs the pipeline, as the node's does; a third thread evaluates.
     """
     for span in spans:
         if stopped():
             return
         with span.source.open() as bag:
-            yield from _replay(span, bag, pipeline, judged, rate, keep_masks, on_frames, stopped)
+            judge = Judge(span.source.name, pipeline.bundle.class_set, judged)
+            results = _FrameResults(judge, span.first, len(judged), on_frames)
+            yield from _replay_span(span, _Processing(bag, pipeline, judged, keep_masks, results), rate, stopped)
 
 
-def _replay(
-    span: Span,
-    bag: Bag,
-    pipeline: Pipeline,
-    judged: ClassSet,
-    rate: float,
-    keep_masks: bool,
-    on_frames: Callable[[Sequence[FrameRecord]], None],
-    stopped: Callable[[], bool],
-) -> Generator[SpanResult, None, None]:
-    judge = Judge(span.source.name, pipeline.bundle.class_set, judged)
-    outcome = _Outcome(span.first, len(judged))
-    results: queue.Queue[Callable[[], None] | None] = queue.Queue(_BACKLOG)
-    failures: list[BaseException] = []
-    idle = threading.Semaphore(0)
-    prepared: list[tuple[int, int]] = []
+class _FrameResults:
+    """Records and counts by frame, which camera and evaluation add in any order."""
 
-    def keep(record: FrameRecord, counts: Counts) -> None:
-        outcome.keep(record, counts)
-        on_frames([record])
+    def __init__(
+        self, judge: Judge, first: int, num_classes: int, on_frames: Callable[[Sequence[FrameRecord]], None]
+    ) -> None:
+        self.judge = judge
+        self.masks: dict[int, bytes] = {}
+        self._next, self._num_classes, self._on_frames = first, num_classes, on_frames
+        self._records: dict[int, tuple[FrameRecord, FrameCounts]] = {}
 
-    def handle(item: tuple[int, bytes | BagError, float]) -> None:
-        index, raw, due = item
-        frame = bag.decode(index, raw)
+    def add(self, record: FrameRecord, counts: FrameCounts | None = None) -> None:
+        """Add a frame, without counts if it has no mask. Called by several threads."""
+        self._records[record.index] = (record, FrameCounts.empty(self._num_classes) if counts is None else counts)
+        self._on_frames([record])
+
+    def take(self, at_least: int) -> SpanResult | None:
+        """Remove and return the consecutive frames after those already taken, or None if there are fewer."""
+        stop = self._next
+        while stop in self._records:
+            stop += 1
+        if stop - self._next < at_least:
+            return None
+        indices = range(self._next, stop)
+        done = [self._records.pop(index) for index in indices]
+        self._next = stop
+        masks = {index: self.masks.pop(index) for index in indices if index in self.masks}
+        return SpanResult([r for r, _ in done], FrameCounts.concatenate([c for _, c in done], self._num_classes), masks)
+
+
+@dataclass
+class _Message:
+    index: int
+    raw: bytes | BagError
+    due: float  #: by `time.perf_counter`
+
+
+@dataclass
+class _Processing:
+    """Run the pipeline on messages in a worker thread, and evaluate its results in another thread."""
+
+    bag: Bag
+    pipeline: Pipeline
+    judged: ClassSet
+    keep_masks: bool
+    results: _FrameResults
+    failures: list[Exception] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._waiting: queue.Queue[Callable[[], None] | None] = queue.Queue(_JUDGE_QUEUE)
+        self._processed = threading.Semaphore(0)
+        self._prepared: set[tuple[int, int]] = set()
+
+    def start(self, first: int) -> None:
+        """Prepare the pipeline for the frame `first` and start both threads."""
+        image = self.bag.decode(first, self.bag.raw(first)).image_bgr
+        if image is not None:
+            self._prepare(image)
+        self._judging = threading.Thread(target=self._judge, name="judge")
+        self._judging.start()
+        self._worker = LatestWorker("pipeline", self._handle, self._failed)
+
+    def submit(self, message: _Message) -> bool:
+        """Hand over a message. Returns True if it replaced one that was not begun."""
+        return self._worker.submit(message)
+
+    def wait_for_one(self) -> None:
+        """Wait until one more message is processed."""
+        self._processed.acquire()
+
+    def close(self) -> None:
+        """Finish the current message and all evaluations, then end both threads."""
+        self._worker.stop()
+        self._waiting.put(None)
+        self._judging.join()
+
+    def _prepare(self, image: np.ndarray) -> None:
+        height, width = image.shape[:2]
+        if (height, width) not in self._prepared:  # the node prepares its pipeline for each new size, too
+            self.pipeline.prepare((height, width))
+            self._prepared.add((height, width))
+
+    def _handle(self, message: _Message) -> None:
+        frame = self.bag.decode(message.index, message.raw)
         if frame.image_bgr is None:
-            results.put(lambda: keep(judge.missing(frame), Counts.empty(len(judged))))
+            self._waiting.put(lambda: self.results.add(self.results.judge.missing(frame)))
         else:
-            if frame.image_bgr.shape[:2] not in prepared:  # the node, too, prepares where the size changes
-                pipeline.prepare(frame.image_bgr.shape[:2])
-                prepared.append(frame.image_bgr.shape[:2])
-            result = pipeline(frame.image_bgr)
-            latency_ms = 1e3 * (time.perf_counter() - due)
+            self._prepare(frame.image_bgr)
+            result = self.pipeline(frame.image_bgr)
+            latency_ms = 1e3 * (time.perf_counter() - message.due)
 
-            def write_down() -> None:
-                if keep_masks:
-                    outcome.masks[index] = pack_masks(result)
-                keep(*judge.result(bag.with_labels(frame, judged), result, latency_ms))
+            def evaluate() -> None:
+                if self.keep_masks:
+                    self.results.masks[message.index] = pack_masks(result)
+                labelled = self.bag.with_labels(frame, self.judged)
+                self.results.add(*self.results.judge.result(labelled, result, latency_ms))
 
-            results.put(write_down)
-        idle.release()
+            self._waiting.put(evaluate)
+        self._processed.release()
 
-    def failed(error: Exception) -> None:
-        failures.append(error)
-        idle.release()
+    def _failed(self, error: Exception) -> None:
+        self.failures.append(error)
+        self._processed.release()
 
-    def judging() -> None:
-        while (write_down := results.get()) is not None:
+    def _judge(self) -> None:
+        while (evaluate := self._waiting.get()) is not None:
             try:
-                write_down()
-            except Exception as error:  # raised again in the camera's thread
-                failures.append(error)
+                evaluate()
+            except Exception as error:  # the camera's thread raises it again
+                self.failures.append(error)
 
-    first = bag.decode(span.first, bag.raw(span.first)).image_bgr
-    if first is not None:
-        pipeline.prepare(first.shape[:2])
-        prepared.append(first.shape[:2])
-    judging_thread = threading.Thread(target=judging, name="judge")
-    judging_thread.start()
-    worker = LatestWorker("pipeline", handle, failed)
-    begun = 0
+
+def _replay_span(
+    span: Span, processing: _Processing, rate: float, stopped: Callable[[], bool]
+) -> Generator[SpanResult, None, None]:
+    bag, results = processing.bag, processing.results
+    due_s = due_times_s(bag.times_ns[span.first : span.stop], rate)
+    processing.start(span.first)
     try:
-        due_s = due_times_s(bag.times_ns[span.first : span.stop], rate)
         raw_messages = ((index, bag.raw(index)) for index in range(span.first, span.stop))
-        with Prefetcher(raw_messages, max_items=_DEPTH) as messages:
-            begin = time.perf_counter()
-            waiting = -1
+        unfinished = 0
+        with Prefetcher(raw_messages, max_items=_PREFETCHED) as messages:
+            start = time.perf_counter()
+            previous = -1
             for (index, raw), due in zip(messages, due_s, strict=True):
-                while (left_s := begin + due - time.perf_counter()) > 0 and not stopped():
+                while (left_s := start + due - time.perf_counter()) > 0 and not stopped():
                     time.sleep(min(left_s, 0.1))
-                if stopped() or failures:
+                if stopped() or processing.failures:
                     break
-                if worker.submit((index, raw, time.perf_counter())):
-                    keep(judge.missing(_unread(bag, waiting), "dropped", DROPPED), Counts.empty(len(judged)))
-                    begun -= 1
-                waiting, begun = index, begun + 1
-                next_due = begin + due_s[min(index + 1, span.stop - 1) - span.first]
-                if next_due - time.perf_counter() > _SLACK_S and (chunk := outcome.take(_CHUNK)) is not None:
+                if processing.submit(_Message(index, raw, time.perf_counter())):
+                    results.add(results.judge.missing(_unread(bag, previous), "dropped", DROPPED))
+                    unfinished -= 1
+                previous, unfinished = index, unfinished + 1
+                next_due = start + due_s[min(index + 1, span.stop - 1) - span.first]
+                if next_due - time.perf_counter() > _SLACK_S and (chunk := results.take(_CHUNK)) is not None:
                     yield chunk
-        for _ in range(begun):  # what was not overwritten is worked on to the end, also the last one
-            idle.acquire()
+        for _ in range(unfinished):  # every message that was not replaced is processed, including the last one
+            processing.wait_for_one()
     finally:
-        worker.stop()
-        results.put(None)
-        judging_thread.join()
-    if failures:
-        raise failures[0]
-    if (rest := outcome.take(1)) is not None:
+        processing.close()
+    if processing.failures:
+        raise processing.failures[0]
+    if (rest := results.take(1)) is not None:
         yield rest
 
 

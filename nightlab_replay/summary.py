@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All figures of a run, from its records and counts: what report.json holds and the page shows."""
+"""All figures of a run, computed from its records and counts: the contents of report.json and of the page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from nightlab_core.metrics import mean_iou
+from nightlab_core.runtime.light import LIGHT_BINS
 from nightlab_core.runtime.pipeline import STAGES
-from nightlab_replay.accuracy import Accuracy, accuracy_of, number
-from nightlab_replay.behaviour import Behaviour, Timeline, behaviour_of, timeline_of
-from nightlab_replay.intervals import Figures
-from nightlab_replay.records import METHODS, BagInfo, Counts, FrameRecord, Run, RunData
+from nightlab_replay.records import METHODS, BagInfo, FrameCounts, FrameRecord, JsonModel, Run, RunData
+from nightlab_replay.statistics import PairedAccuracy, mean_of_known, none_if_nan, paired_accuracy
 
 REPORT_FORMAT = 1
 PERCENTILES = (50, 90, 95, 99)
+HEAT_GRID_HW = (18, 32)
+#: Largest number of points in a timeline.
+TIMELINE_POINTS = 240
 
 
-class Percentiles(Figures):
-    """Milliseconds over the frames that have the number."""
+class Percentiles(JsonModel):
+    """Distribution of a time in milliseconds over the frames that have it."""
 
     frames: int
     mean: float
@@ -28,40 +31,40 @@ class Percentiles(Figures):
     p95: float
     p99: float
     max: float
-    counts: tuple[int, ...]  #: frames by bins of equal width from 0 to `counts_to`
+    counts: tuple[int, ...]  #: frames per bin; bins of equal width from 0 to `counts_to`
     counts_to: float
 
 
-class Reliability(Figures):
-    """What the confidence promised and what it kept, by bins of equal width; None for an empty bin."""
+class Reliability(JsonModel):
+    """Confidence against accuracy, in bins of equal width. An empty bin is None."""
 
     confidence: tuple[float | None, ...]  #: mean, 0..1
-    correct: tuple[float | None, ...]  #: share, 0..1
+    correct: tuple[float | None, ...]  #: share of correct pixels, 0..1
     pixels: tuple[int, ...]
     mean_confidence: float | None  #: over all pixels, 0..1
     mean_correct: float | None
     expected_calibration_error: float | None  #: mean of |confidence - correct|, weighted by pixels
 
 
-class FrameNumbers(Figures):
-    """What became of the frames."""
+class FrameNumbers(JsonModel):
+    """Number of frames by status."""
 
     expected: int
     ok: int
     dropped: int
     unreadable: int
-    missing: int  #: not replayed yet: the run was interrupted
+    missing: int  #: not replayed yet because the run was interrupted
     labelled: int
     reasons: dict[str, int]  #: of frames that are not ok, and of labels that could not be used
 
     @property
     def losses(self) -> list[str]:
-        """In which ways frames were lost."""
-        return [way for way in ("dropped", "unreadable", "missing") if getattr(self, way)]
+        """Statuses, other than ok, that at least one frame has."""
+        return [status for status in ("dropped", "unreadable", "missing") if getattr(self, status)]
 
 
-class BagFigures(Figures):
-    """One bag."""
+class BagFigures(JsonModel):
+    """Figures of one bag."""
 
     name: str
     frames: FrameNumbers
@@ -70,7 +73,41 @@ class BagFigures(Figures):
     problems: tuple[str, ...]
 
 
-class Report(Figures):
+class LightBehaviour(JsonModel):
+    """Figures that need no labels, for one light level: means over frames, None if no frame has the number."""
+
+    name: str
+    span: str
+    frames: int
+    confidence: float | None  #: 0..1
+    agreement: float | None
+    flicker: float | None
+    regions: float | None
+
+
+class Behaviour(JsonModel):
+    """Figures that need no labels. The figures of regions are None for a live run, which does not receive regions."""
+
+    confidence: float | None  #: mean over frames, 0..1
+    agreement: float | None  #: share of pixels that both levels label alike
+    flicker: float | None  #: share of still pixels whose label changed since the previous frame
+    by_light: tuple[LightBehaviour, ...]
+    regions_per_frame: tuple[int, ...] | None  #: number of frames with 0, 1, 2 ... hard regions
+    refined_per_frame: tuple[int, ...] | None  #: number of frames with 0, 1, 2 ... regions read enlarged
+    region_heat: tuple[tuple[float, ...], ...] | None  #: share of frames with a region there, rows from the top
+
+
+class Timeline(JsonModel):
+    """A run over time in few points. A point is the mean over its frames, None if no frame has the number."""
+
+    seconds: tuple[float, ...]  #: since the first frame; bags follow one another
+    light_level: tuple[float | None, ...]
+    confidence: tuple[float | None, ...]  #: 0..1
+    lost: tuple[int, ...]  #: dropped or unreadable frames
+    bag_starts: dict[str, float]
+
+
+class RunSummary(JsonModel):
     """report.json."""
 
     format: int = REPORT_FORMAT
@@ -78,7 +115,7 @@ class Report(Figures):
     run: Run
     frames: FrameNumbers
     bags: tuple[BagFigures, ...]
-    accuracy: Accuracy | None
+    accuracy: PairedAccuracy | None
     reliability: dict[str, Reliability]  #: by method; empty without labels
     behaviour: Behaviour
     stages_ms: dict[str, Percentiles]
@@ -87,19 +124,19 @@ class Report(Figures):
     timeline: Timeline
 
 
-def summarize(data: RunData) -> Report:
-    """Every figure of a run, whole or partial."""
+def summarize(data: RunData) -> RunSummary:
+    """Compute all figures of a complete or partial run."""
     run, ok = data.run, [r for r in data.records if r.status == "ok"]
     names = run.settings.class_names
     image_level, both_levels = data.counts.confusion[:, 0], data.counts.confusion[:, 1]
     methods = (METHODS[0], METHODS[1])
     stages = {stage: percentiles([ms for r in ok if (ms := r.stages_ms.get(stage, 0.0)) > 0]) for stage in STAGES}
-    return Report(
+    return RunSummary(
         complete=data.complete,
         run=run,
         frames=_frame_numbers(data.records, run.num_frames),
         bags=_bag_figures(data),
-        accuracy=accuracy_of(methods, run.settings.classes, names, data.labelled, image_level, both_levels),
+        accuracy=paired_accuracy(methods, run.settings.classes, names, data.labelled, image_level, both_levels),
         reliability={m: reliability_of(data.counts, i) for i, m in enumerate(METHODS)} if len(data.counts) else {},
         behaviour=behaviour_of(ok, regions=run.settings.mode != "live"),
         stages_ms={stage: p for stage, p in stages.items() if p is not None},
@@ -110,7 +147,7 @@ def summarize(data: RunData) -> Report:
 
 
 def percentiles(values: Sequence[float], bins: int = 40) -> Percentiles | None:
-    """None for no value. The bins end at the 99th percentile and a little more; what is slower is in the last."""
+    """Compute percentiles and a histogram; None for no value. The last bin also counts the slowest 1 %."""
     if not values:
         return None
     marks = dict(zip((f"p{p}" for p in PERCENTILES), map(float, np.percentile(values, PERCENTILES)), strict=True))
@@ -126,14 +163,14 @@ def percentiles(values: Sequence[float], bins: int = 40) -> Percentiles | None:
     )
 
 
-def reliability_of(counts: Counts, method: int) -> Reliability:
-    """Of one of METHODS, over all labelled frames."""
+def reliability_of(counts: FrameCounts, method: int) -> Reliability:
+    """Compute the reliability of one of METHODS over all labelled frames."""
     pixels, correct = counts.reliability[:, method].sum(axis=0).T
     confidence_sum = counts.confidence_sum[:, method].sum(axis=0)
-    held = pixels > 0
+    filled = pixels > 0
     confidence = [c / (255 * n) if n else None for c, n in zip(confidence_sum.tolist(), pixels.tolist(), strict=True)]
     share = [c / n if n else None for c, n in zip(correct.tolist(), pixels.tolist(), strict=True)]
-    gaps, total = np.abs(confidence_sum[held] / 255 - correct[held]), int(pixels.sum())
+    gaps, total = np.abs(confidence_sum[filled] / 255 - correct[filled]), int(pixels.sum())
     return Reliability(
         confidence=tuple(confidence),
         correct=tuple(share),
@@ -142,6 +179,81 @@ def reliability_of(counts: Counts, method: int) -> Reliability:
         mean_correct=int(correct.sum()) / total if total else None,
         expected_calibration_error=float(gaps.sum()) / total if total else None,
     )
+
+
+def behaviour_of(ok: Sequence[FrameRecord], regions: bool = True) -> Behaviour:
+    """Compute the figures that need no labels from segmented frames. `regions`: the records contain the regions."""
+    by_light = []
+    for part in LIGHT_BINS:
+        frames = [r for r in ok if part.holds(r.light_level)]
+        by_light.append(
+            LightBehaviour(
+                name=part.name,
+                span=part.span,
+                frames=len(frames),
+                confidence=mean_of_known([confidence_of(r) for r in frames]),
+                agreement=mean_of_known([r.agreement for r in frames]),
+                flicker=mean_of_known([r.flicker for r in frames]),
+                regions=mean_of_known([float(len(r.boxes_xyxy)) for r in frames]) if regions else None,
+            )
+        )
+    return Behaviour(
+        confidence=mean_of_known([confidence_of(r) for r in ok]),
+        agreement=mean_of_known([r.agreement for r in ok]),
+        flicker=mean_of_known([r.flicker for r in ok]),
+        by_light=tuple(by_light),
+        regions_per_frame=_frames_by_number([len(r.boxes_xyxy) for r in ok]) if regions else None,
+        refined_per_frame=_frames_by_number([sum(r.refined) for r in ok]) if regions else None,
+        region_heat=_region_heat(ok) if regions else None,
+    )
+
+
+def timeline_of(records: Sequence[FrameRecord]) -> Timeline:
+    """Compute the timeline. Bags follow one another, each from the recording time of its first frame."""
+    seconds, starts, offset = np.zeros(len(records)), {}, 0.0
+    by_bag: dict[str, list[int]] = {}
+    for place, record in enumerate(records):
+        by_bag.setdefault(record.bag, []).append(place)
+    for bag, places in by_bag.items():
+        starts[bag] = offset
+        times = np.array([records[p].time_ns for p in places], np.float64)
+        seconds[places] = offset + (times - times.min()) / 1e9
+        offset = float(seconds[places].max()) + 1e-3
+    edges = np.linspace(0, len(records), min(TIMELINE_POINTS, len(records)) + 1).astype(int)
+    spans = [list(range(a, b)) for a, b in itertools.pairwise(edges)]
+
+    def means(number: Callable[[FrameRecord], float | None]) -> tuple[float | None, ...]:
+        return tuple(mean_of_known([number(records[i]) for i in span]) for span in spans)
+
+    return Timeline(
+        seconds=tuple(float(np.mean(seconds[span])) for span in spans),
+        light_level=means(lambda r: r.light_level),
+        confidence=means(confidence_of),
+        lost=tuple(sum(records[i].status != "ok" for i in span) for span in spans),
+        bag_starts=starts,
+    )
+
+
+def confidence_of(record: FrameRecord) -> float | None:
+    """Return the mean confidence of a frame, 0..1."""
+    return None if record.mean_confidence is None else record.mean_confidence / 255
+
+
+def _frames_by_number(values: Sequence[int]) -> tuple[int, ...]:
+    return tuple(np.bincount(np.array(values, np.int64)).tolist()) if values else ()
+
+
+def _region_heat(ok: Sequence[FrameRecord]) -> tuple[tuple[float, ...], ...]:
+    """Compute the share of frames in which a region covers the centre of each cell of HEAT_GRID_HW."""
+    rows, columns = HEAT_GRID_HW
+    y, x = (np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns
+    heat = np.zeros(HEAT_GRID_HW)
+    for record in ok:
+        covered = np.zeros(HEAT_GRID_HW, bool)
+        for x1, y1, x2, y2 in record.boxes_xyxy:
+            covered |= ((y1 <= y) & (y < y2))[:, None] & ((x1 <= x) & (x < x2))
+        heat += covered
+    return tuple(map(tuple, (heat / max(len(ok), 1)).tolist()))
 
 
 def _frame_numbers(records: Sequence[FrameRecord], expected: int) -> FrameNumbers:
@@ -177,6 +289,6 @@ def _bag(bag: BagInfo, records: Sequence[FrameRecord], matrix: np.ndarray | None
         name=bag.name,
         frames=_frame_numbers(records, bag.num_frames),
         seconds=(max(times) - min(times)) / 1e9 if times else None,
-        miou=None if matrix is None else number(mean_iou(matrix)),
+        miou=None if matrix is None else none_if_nan(mean_iou(matrix)),
         problems=bag.problems,
     )

@@ -14,8 +14,8 @@ from nightlab_core.data.bags.messages import COMPRESSED_TYPE
 from nightlab_core.data.bags.reader import Bag, BagFrame
 from nightlab_core.runtime.bundle import Bundle
 from nightlab_replay.execute import Span, SpanResult, pack_arrays
-from nightlab_replay.judge import Answer, Judge
-from nightlab_replay.records import Counts, FrameRecord, Run
+from nightlab_replay.judging import FramePrediction, Judge
+from nightlab_replay.records import FrameCounts, FrameRecord, Run
 from nightlab_ros.mask_recorder import CONFIDENCE, IMAGE_LEVEL_MASK, MASK, MaskRecorder, MaskSpool, ReceivedMask
 from nightlab_ros.playback import PlayerProcess, SentFrame, record_playback, wait_for_warm_up
 from nightlab_ros.processes import isolated_ros, node_process
@@ -112,7 +112,7 @@ class _LiveSpan:
                 if keep_masks and answer is not None and answer.confidence is not None:
                     masks[frame.index] = pack_arrays(answer.labels, answer.confidence, answer.image_labels)
             on_frames(records)
-            yield SpanResult(records, Counts.concatenate(counts, len(self._judged)), masks)
+            yield SpanResult(records, FrameCounts.concatenate(counts, len(self._judged)), masks)
 
     def _node_parameters(self) -> dict[str, str]:
         first = self._bag.frame(self._span.first).image_bgr
@@ -139,8 +139,10 @@ class _LiveSpan:
         readable = any(isinstance(self._bag.raw(index), bytes) for index in range(last + 1, self._span.stop))
         return last + 1 if readable else self._span.stop
 
-    def _evaluate(self, frame: BagFrame, sent: SentFrame | None) -> tuple[FrameRecord, Counts, Answer | None]:
-        no_counts = Counts.empty(len(self._judged))
+    def _evaluate(
+        self, frame: BagFrame, sent: SentFrame | None
+    ) -> tuple[FrameRecord, FrameCounts, FramePrediction | None]:
+        no_counts = FrameCounts.empty(len(self._judged))
         if frame.image_bgr is None or sent is None:
             return self._judge.missing(frame), no_counts, None
         mask, image_level, confidence = (
@@ -151,11 +153,11 @@ class _LiveSpan:
             return self._judge.missing(frame, "dropped", reason), no_counts, None
         if mismatch := describe_mismatch(frame, [m for m in (mask, image_level, confidence) if m is not None]):
             return self._judge.missing(frame, "dropped", mismatch), no_counts, None
-        answer = Answer(mask.labels, image_level.labels, confidence.labels if confidence else None, None)
+        answer = FramePrediction(mask.labels, image_level.labels, confidence.labels if confidence else None, None)
         assert sent.clock_ns is not None
         answer_ns = mask.received_ns - sent.sent_ns
         age_ns = sent.clock_ns + answer_ns * self._run.settings.rate - frame.stamp_ns
-        record, counts = self._judge.answer(frame, answer, latency_ms=answer_ns / 1e6, age_ms=age_ns / 1e6)
+        record, counts = self._judge.prediction(frame, answer, latency_ms=answer_ns / 1e6, age_ms=age_ns / 1e6)
         return record, counts, answer
 
 

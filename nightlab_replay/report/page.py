@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages that need no other file: templates with their style inside, pictures as data."""
+"""Write HTML pages that need no other file: their style is inside, and pictures are data URIs."""
 
 from __future__ import annotations
 
 import base64
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +14,43 @@ import numpy as np
 from markupsafe import Markup
 
 from nightlab_core.files import write_atomic
-
-_ENVIRONMENT = jinja2.Environment(
-    loader=jinja2.PackageLoader("nightlab_replay", "templates"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+from nightlab_replay.statistics import percent, points
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Fill a template of nightlab_replay/templates and write it, whole or not at all."""
-    write_atomic(path, _ENVIRONMENT.get_template(template).render(values))
+def write_page(path: Path, template: str, *, package: str = "nightlab_replay", **values: Any) -> None:
+    """Fill a template and write the page atomically.
+
+    `template` is a file in the folder `templates` of `package`. It may extend base.html.j2 of nightlab_replay.
+    """
+    write_atomic(path, _environment(package).get_template(template).render(values))
+
+
+@lru_cache
+def _environment(package: str) -> jinja2.Environment:
+    packages = dict.fromkeys([package, "nightlab_replay"])
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name, "templates") for name in packages]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, points=points, css_colour=css_colour)
+    return environment
 
 
 def jpeg_uri(image_bgr: np.ndarray, quality: int = 80) -> Markup:
-    """uint8 (H, W, 3) BGR as a data URI, ready for `src`."""
+    """Encode a picture, uint8 (H, W, 3) BGR, as a data URI for `src`."""
     return Markup("data:image/jpeg;base64," + base64.b64encode(encode_jpeg(image_bgr, quality)).decode())
 
 
 def write_jpeg(path: Path, image_bgr: np.ndarray, quality: int = 90) -> None:
-    """Write a picture. OSError where OpenCV, which only says no, could not."""
+    """Write a picture, uint8 (H, W, 3) BGR. Raises OSError, which cv2.imwrite does not."""
     path.write_bytes(encode_jpeg(image_bgr, quality))
 
 
 def encode_jpeg(image_bgr: np.ndarray, quality: int) -> bytes:
-    """The bytes of a JPEG file of uint8 (H, W, 3) BGR."""
+    """Encode a picture, uint8 (H, W, 3) BGR, as JPEG. Raises ValueError for any other array."""
     written, data = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not written:
         raise ValueError(f"cannot encode {image_bgr.dtype} {image_bgr.shape} as JPEG; expected uint8 (H, W, 3)")
@@ -47,18 +58,5 @@ def encode_jpeg(image_bgr: np.ndarray, quality: int) -> bytes:
 
 
 def css_colour(rgb: tuple[int, int, int]) -> str:
-    """As CSS writes it."""
+    """Format a colour for CSS."""
     return "#{:02x}{:02x}{:02x}".format(*rgb)
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A share as a number of per cent, a dash for what does not exist."""
-    return "—" if value is None else f"{100 * value:.{digits}f}"
-
-
-def points(value: float | None, digits: int = 1) -> str:
-    """A difference of shares in points, with its sign."""
-    return "—" if value is None else f"{100 * value:+.{digits}f}".replace("-", "−")
-
-
-_ENVIRONMENT.filters.update(percent=percent, points=points, css_colour=css_colour)

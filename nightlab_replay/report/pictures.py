@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The few frames worth looking at: read again from their bags, segmented again, and drawn."""
+"""Select the frames worth viewing, read and segment them again, and draw them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,30 +18,34 @@ from nightlab_core.metrics import iou
 from nightlab_core.runtime.bundle import MANIFEST_NAME, sha256_of
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline, Result
-from nightlab_replay.intervals import BLOCK_S
 from nightlab_replay.records import FrameRecord, Run, RunData, first_frame_hw
+from nightlab_replay.report.page import jpeg_uri
+from nightlab_replay.statistics import BLOCK_S
 
 PANEL_WIDTH = 480
 NUM_SHEETS = 6
-#: Colours of an error picture, RGB: of what both methods get wrong, only the first, only the second.
-WRONG, MENDED, SPOILT = (226, 60, 50), (60, 140, 255), (255, 205, 40)
+#: Colours of an error picture, RGB: wrong in both methods, wrong in the first only, wrong in the second only.
+WRONG, FIXED, REGRESSED = (226, 60, 50), (60, 140, 255), (255, 205, 40)
+_JPEG_QUALITY = 78
 
 
 class PicturesError(Exception):
-    """Why a picture cannot be drawn again; the report goes without it and says so."""
+    """Why a frame cannot be drawn. The report is written without the picture and says why."""
 
 
 def frame_miou(matrices: np.ndarray) -> np.ndarray:
-    """The mean IoU of each frame over the classes that its truth holds, (N,), NaN without any; (N, B, C, C + 1)."""
+    """Compute each frame's mean IoU over its labelled classes, (N,), NaN if none, from matrices (N, B, C, C + 1)."""
     values = iou(matrices.sum(axis=1))
     present = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(present, values, 0).sum(axis=1) / present.sum(axis=1)
 
 
-def apart(records: Sequence[FrameRecord], scores: np.ndarray, count: int = NUM_SHEETS) -> list[int]:
-    """Places of the frames with the lowest scores, lowest first, none within BLOCK_S of another in the same bag: six
-    neighbours would show the same street six times."""
+def lowest_apart(records: Sequence[FrameRecord], scores: np.ndarray, count: int = NUM_SHEETS) -> list[int]:
+    """Return the positions of the frames with the lowest scores, lowest first.
+
+    No two of them lie within BLOCK_S of each other in one bag, because neighbours show the same street. NaN is skipped.
+    """
     chosen: list[int] = []
     for place in np.argsort(scores, kind="stable"):
         if np.isnan(scores[place]) or len(chosen) == count:
@@ -54,25 +59,28 @@ def apart(records: Sequence[FrameRecord], scores: np.ndarray, count: int = NUM_S
     return chosen
 
 
-class Again:
-    """A run's bundle and bags, opened once more. A context manager; PicturesError names what is not there any more."""
+class Resegmenter:
+    """Read frames of a run again and segment them with the run's bundle and settings. A context manager.
+
+    Raises PicturesError if the bundle or a bag is missing or has changed.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         bundle = Path(run.bundle.path)
         manifest = bundle / MANIFEST_NAME
         if not manifest.is_file() or sha256_of(manifest) != run.bundle.sha256.get(MANIFEST_NAME):
-            raise PicturesError(f"the bundle {bundle} is not there any more, or another one took its place")
-        settings = run.settings
+            raise PicturesError(f"the bundle {bundle} is missing or was replaced by another one")
         self._bags: dict[str, Bag] = {}
         self._stack = ExitStack()
         try:
-            engines = self._stack.enter_context(Engines.open(bundle, settings.engines(first_frame_hw(run.bags))))
-        except Exception as error:  # of whichever engine: the figures are written, and pictures are an extra
-            raise PicturesError(f"the bundle {bundle} does not open any more: {error}") from error
-        self._pipeline = self._stack.enter_context(Pipeline(engines, settings.pipeline))
+            options = run.settings.engines(first_frame_hw(run.bags))
+            engines = self._stack.enter_context(Engines.open(bundle, options))
+        except Exception as error:  # of any engine: the figures are written already, and pictures are optional
+            raise PicturesError(f"the bundle {bundle} cannot be opened: {error}") from error
+        self._pipeline = self._stack.enter_context(Pipeline(engines, run.settings.pipeline))
 
-    def __enter__(self) -> Again:
+    def __enter__(self) -> Resegmenter:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,7 +93,7 @@ class Again:
         return ClassSet(self.run.bundle.name, classes.names, classes.colors_rgb)
 
     def __call__(self, record: FrameRecord) -> tuple[BagFrame, Result]:
-        """The frame of a record, with its labels, and what the pipeline makes of it."""
+        """Return the frame of a record, with its labels, and the pipeline's result for it."""
         frame = self._bag(record.bag).frame(record.index, self.run.settings.class_set)
         if frame.image_bgr is None:
             raise PicturesError(f"frame {record.index} of {record.bag}: {frame.reason}")
@@ -93,8 +101,8 @@ class Again:
             raise PicturesError(f"the bag {record.bag} is not the one that was replayed")
         try:
             return frame, self._pipeline(frame.image_bgr)
-        except Exception as error:  # as above
-            raise PicturesError(f"frame {record.index} of {record.bag} cannot be segmented again: {error}") from error
+        except Exception as error:  # of any engine, as above
+            raise PicturesError(f"frame {record.index} of {record.bag} cannot be segmented: {error}") from error
 
     def _bag(self, name: str) -> Bag:
         if name not in self._bags:
@@ -102,28 +110,42 @@ class Again:
             try:
                 bag = Bag(Path(info.path), info.image_topic, info.label_topic)
             except (OSError, BagError, ValueError) as error:
-                raise PicturesError(f"the bag {info.path} cannot be read again: {error}") from error
+                raise PicturesError(f"the bag {info.path} cannot be read: {error}") from error
             self._bags[name] = self._stack.enter_context(bag)
         return self._bags[name]
 
 
 def worst_frames(data: RunData) -> list[tuple[FrameRecord, str]]:
-    """What to look at, with the reason in words: labelled frames by their mIoU, others by how the levels disagree."""
+    """Select frames with a reason: labelled ones by lowest mIoU, else those on which the levels agree least."""
     if data.labelled:
         records, scores = data.labelled, frame_miou(data.counts.confusion[:, 1])
-        return [(records[p], f"mIoU of this frame {100 * scores[p]:.1f} %") for p in apart(records, scores)]
+        return [(records[p], f"mIoU of this frame {100 * scores[p]:.1f} %") for p in lowest_apart(records, scores)]
     records = [r for r in data.records if r.agreement is not None]
     scores = np.array([r.agreement for r in records], np.float64)
-    if len(scores) and scores.min() == 1:  # a single level agrees with itself
+    reason = "the levels agree on {:.1f} % of the pixels"
+    if len(scores) and scores.min() == 1:  # a run of the image level alone
         records = [r for r in data.records if r.mean_confidence is not None]
         scores = np.array([r.mean_confidence for r in records], np.float64) / 255
-        return [(records[p], f"mean confidence {100 * scores[p]:.1f} %") for p in apart(records, scores)]
-    return [(records[p], f"the levels agree on {100 * scores[p]:.1f} % of the pixels") for p in apart(records, scores)]
+        reason = "mean confidence {:.1f} %"
+    return [(records[p], reason.format(100 * scores[p])) for p in lowest_apart(records, scores)]
+
+
+def sheet(record: FrameRecord, reason: str, panels: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return what the template shows of a frame, with its panels as JPEG."""
+    return {
+        "name": f"{record.bag}, frame {record.index}",
+        "reason": reason,
+        "light_level": record.light_level,
+        "panels": {caption: jpeg_uri(picture, _JPEG_QUALITY) for caption, picture in panels.items()},
+    }
 
 
 def run_panels(frame: BagFrame, result: Result, predicted: ClassSet, judged: ClassSet) -> dict[str, np.ndarray]:
-    """Caption -> picture, uint8 (h, PANEL_WIDTH, 3) BGR: frame, truth, prediction with the regions, errors; without
-    labels the image level and where the two disagree."""
+    """Draw caption -> picture, uint8 (h, PANEL_WIDTH or less, 3) BGR, of one frame.
+
+    With labels: camera, ground truth, prediction with regions, errors. Without: camera, image level, prediction with
+    regions, and where the levels differ.
+    """
     assert frame.image_bgr is not None
     image = frame.image_bgr
     first, second = (to_class_set(x, predicted, judged) for x in (result.image_labels, result.labels))
@@ -135,7 +157,7 @@ def run_panels(frame: BagFrame, result: Result, predicted: ClassSet, judged: Cla
     if frame.labels is None:
         panels["image level"] = overlay(image, first, judged)
     else:
-        panels["truth"] = overlay(image, frame.labels, judged)
+        panels["ground truth"] = overlay(image, frame.labels, judged)
     panels["both levels, regions outlined"] = prediction
     if frame.labels is None:
         panels["where the levels differ"] = difference_picture(image, first, second)
@@ -147,13 +169,13 @@ def run_panels(frame: BagFrame, result: Result, predicted: ClassSet, judged: Cla
 def compared_panels(
     frame: BagFrame, first: tuple[Result, ClassSet], second: tuple[Result, ClassSet], judged: ClassSet
 ) -> dict[str, np.ndarray]:
-    """As `run_panels`, of two bundles on one frame: frame, truth, A, B, and what B mends and spoils."""
+    """Draw one frame as `run_panels` does for two bundles: camera, ground truth, A, B, and what B fixes and breaks."""
     assert frame.image_bgr is not None
     image = frame.image_bgr
     a, b = (to_class_set(result.labels, predicted, judged) for result, predicted in (first, second))
     panels = {"camera": image}
     if frame.labels is not None:
-        panels["truth"] = overlay(image, frame.labels, judged)
+        panels["ground truth"] = overlay(image, frame.labels, judged)
     panels |= {"A": overlay(image, a, judged), "B": overlay(image, b, judged)}
     if frame.labels is None:
         panels["where A and B differ"] = difference_picture(image, a, b)
@@ -163,43 +185,42 @@ def compared_panels(
 
 
 def error_picture(image_bgr: np.ndarray, truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Right pixels grey, wrong ones WRONG, MENDED or SPOILT, unlabelled ones dark; uint8 (H, W, 3) BGR."""
+    """Colour wrong pixels WRONG, FIXED or REGRESSED, correct ones grey, unlabelled ones dark; uint8 (H, W, 3) BGR."""
     known = truth != IGNORE_ID
     wrong = [known & (labels != truth) for labels in (first, second)]
     picture = _faint(image_bgr)
     picture[~known] //= 3
     for mask, rgb in (
         (wrong[0] & wrong[1], WRONG),
-        (wrong[0] & ~wrong[1], MENDED),
-        (~wrong[0] & wrong[1], SPOILT),
+        (wrong[0] & ~wrong[1], FIXED),
+        (~wrong[0] & wrong[1], REGRESSED),
     ):
         picture[mask] = rgb[::-1]
     return picture
 
 
 def difference_picture(image_bgr: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Pixels to which two label maps give different labels, over the faint frame; uint8 (H, W, 3) BGR."""
+    """Colour the pixels whose two labels differ, over the faint frame; uint8 (H, W, 3) BGR."""
     picture = _faint(image_bgr)
-    picture[first != second] = SPOILT[::-1]
+    picture[first != second] = REGRESSED[::-1]
     return picture
 
 
 def shrink(panels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All panels at PANEL_WIDTH, or as they are where they are smaller."""
+    """Shrink all panels to PANEL_WIDTH. Smaller ones stay as they are."""
 
     def smaller(picture: np.ndarray) -> np.ndarray:
         height, width = picture.shape[:2]
         if width <= PANEL_WIDTH:
             return picture
-        return cv2.resize(
-            picture, (PANEL_WIDTH, max(1, round(height * PANEL_WIDTH / width))), interpolation=cv2.INTER_AREA
-        )
+        size_wh = (PANEL_WIDTH, max(1, round(height * PANEL_WIDTH / width)))
+        return cv2.resize(picture, size_wh, interpolation=cv2.INTER_AREA)
 
     return {caption: smaller(picture) for caption, picture in panels.items()}
 
 
 def _faint(image_bgr: np.ndarray) -> np.ndarray:
-    """Grey and flat, and as bright at night as by day, so that colours stand out on it."""
+    """Return the frame in faint grey, equally bright by day and by night, so that colours stand out on it."""
     grey = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY).astype(np.float32)
     grey = np.minimum(grey / max(float(np.percentile(grey, 99)), 1.0), 1.0) ** 0.7
     return cv2.cvtColor((grey * 130 + 45).astype(np.uint8), cv2.COLOR_GRAY2BGR)

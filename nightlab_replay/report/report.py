@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes what a replay found: report.json with every figure, frames.csv with one line a frame, and report.html, one
-page that needs no other file. A run that was interrupted gets a report on what there is."""
+"""Write the report of a run: report.json with every figure, frames.csv with one line per frame, and report.html.
+
+A partial run gets a report, too. The page needs no other file.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +12,28 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nightlab_core.files import write_atomic
-from nightlab_replay.intervals import BLOCK_S, LEAST_BLOCKS
-from nightlab_replay.records import METHODS, FrameRecord, RunData, load_run
-from nightlab_replay.report.drawings import METHOD_NAMES, draw, most_mixed
-from nightlab_replay.report.page import jpeg_uri, write_page
-from nightlab_replay.report.pictures import Again, PicturesError, frame_miou, run_panels, worst_frames
-from nightlab_replay.report.words import bracket, findings
-from nightlab_replay.summary import Report, summarize
+from nightlab_replay.records import METHODS, RunData, load_run, write_json
+from nightlab_replay.report.page import write_page
+from nightlab_replay.report.pictures import PicturesError, Resegmenter, frame_miou, run_panels, sheet, worst_frames
+from nightlab_replay.report.run_charts import METHOD_NAMES, draw, most_confused
+from nightlab_replay.statistics import BLOCK_S, LEAST_BLOCKS, interval_text, percent, verdict_text
+from nightlab_replay.summary import RunSummary, confidence_of, summarize
 
 log = logging.getLogger(__name__)
 
 PAGE, FIGURES, FRAMES = "report.html", "report.json", "frames.csv"
 
 
-def write_report(folder: Path, *, pictures: bool = True) -> Report:
-    """Read the run in a folder and write the three files there; return the figures.
+def write_report(folder: Path, *, pictures: bool = True) -> RunSummary:
+    """Read the run in a folder, write the three files into it, and return the figures.
 
-    With `pictures` the bags and the bundle are opened once more for the worst frames; the page says if they are gone.
-    Raises StoreError for a folder without a run, OSError where it cannot be written.
+    With `pictures` the bags and the bundle are opened again for the worst frames. If they are missing, the page says
+    so. Raises StoreError for a folder without a run, OSError if a file cannot be written.
     """
     data = load_run(folder)
     report = summarize(data)
-    write_atomic(folder / FIGURES, report.model_dump_json(indent=1) + "\n")
+    write_json(folder / FIGURES, report)
     write_atomic(folder / FRAMES, frames_csv(data))
     sheets, missing = _sheets(data) if pictures else ([], "")
     classes = data.run.settings.class_set
@@ -42,15 +41,15 @@ def write_report(folder: Path, *, pictures: bool = True) -> Report:
         folder / PAGE,
         "report.html.j2",
         report=report,
-        settings=flat(data.run.settings.model_dump(exclude={"class_names"})),
+        settings=flatten(data.run.settings.model_dump(exclude={"class_names"})),
         findings=findings(report),
         charts=draw(report),
-        mixed=most_mixed(report.accuracy),
+        confused=most_confused(report.accuracy),
         sheets=sheets,
         pictures_missing=missing,
         legend=list(zip(classes.names, classes.colors_rgb, strict=True)),
         method_names=METHOD_NAMES,
-        bracket=bracket,
+        interval_text=interval_text,
         block_s=BLOCK_S,
         least_blocks=LEAST_BLOCKS,
     )
@@ -58,32 +57,23 @@ def write_report(folder: Path, *, pictures: bool = True) -> Report:
 
 
 def frames_csv(data: RunData) -> str:
-    """One line a frame, for a spreadsheet or pandas."""
-    regions = data.run.settings.mode != "live"  # those of the live node are not known
+    """Return the table of all frames, one line each, for a spreadsheet or pandas."""
+    regions = data.run.settings.mode != "live"  # the live node's regions are not received
     stages = sorted({stage for r in data.records for stage in r.stages_ms})
-    plain = ("bag", "index", "time_ns", "stamp_ns", "frame_id", "status", "reason", "light_level")
-    later = ("agreement", "flicker", "latency_ms", "age_ms")
+    before = ("bag", "index", "time_ns", "stamp_ns", "frame_id", "status", "reason", "light_level")
+    after = ("agreement", "flicker", "latency_ms", "age_ms")
     scores = {name: iter(frame_miou(data.counts.confusion[:, m])) for m, name in enumerate(METHODS)}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        [
-            *plain,
-            "confidence",
-            *later,
-            "regions",
-            "refined",
-            *(f"{s}_ms" for s in stages),
-            *(f"miou_{m}" for m in METHODS),
-        ]
-    )
+    stage_columns, miou_columns = [f"{stage}_ms" for stage in stages], [f"miou_{method}" for method in METHODS]
+    writer.writerow([*before, "confidence", *after, "regions", "refined", *stage_columns, *miou_columns])
     for record in data.records:
         miou = [next(scores[m]) if record.labelled else None for m in METHODS]
         writer.writerow(
             [
-                *(getattr(record, key) for key in plain),
-                None if record.mean_confidence is None else record.mean_confidence / 255,
-                *(getattr(record, key) for key in later),
+                *(getattr(record, key) for key in before),
+                confidence_of(record),
+                *(getattr(record, key) for key in after),
                 len(record.boxes_xyxy) if regions else None,
                 sum(record.refined) if regions else None,
                 *(record.stages_ms.get(stage) for stage in stages),
@@ -93,39 +83,88 @@ def frames_csv(data: RunData) -> str:
     return out.getvalue()
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted names; lists in words."""
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one level of dotted names. Lists become text, and None a dash."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict):
-            found.update(flat(value, f"{prefix}{key}."))
+            found.update(flatten(value, f"{prefix}{key}."))
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
             found[prefix + key] = "—" if shown is None else shown
     return found
 
 
+def findings(report: RunSummary) -> list[str]:
+    """Summarise the run in a few sentences, the most important first."""
+    return [*_accuracy_findings(report), *_confidence_findings(report), *_time_findings(report), *_losses(report)]
+
+
+def _accuracy_findings(report: RunSummary) -> list[str]:
+    accuracy = report.accuracy
+    if accuracy is None:
+        agreement = report.behaviour.agreement
+        found = ["No frame has labels, so this report does not measure accuracy."]
+        if agreement is not None and agreement < 1:
+            found.append(f"The two levels agree on {percent(agreement)} % of the pixels.")
+        return found
+    image_level, both = accuracy.miou
+    if report.run.settings.pipeline.mode == "image_level":
+        return [f"The image level reaches {percent(image_level)} % mIoU on {accuracy.frames} labelled frames."]
+    found = [
+        f"Both levels reach {percent(both)} % mIoU on {accuracy.frames} labelled frames; the image level alone reaches "
+        f"{percent(image_level)} %.",
+        f"Effect of the second level: {verdict_text(accuracy.gain)}.",
+    ]
+    if 0 < accuracy.dark.frames < accuracy.frames:
+        found.append(f"In the dark: {verdict_text(accuracy.dark.gain)}.")
+    return found
+
+
+def _confidence_findings(report: RunSummary) -> list[str]:
+    for figures in list(report.reliability.values())[-1:]:
+        if figures.expected_calibration_error is not None:
+            return [
+                f"The mean confidence is {percent(figures.mean_confidence)} %, and {percent(figures.mean_correct)} % "
+                "of the pixels are correct (expected calibration error "
+                f"{percent(figures.expected_calibration_error)} points)."
+            ]
+    return []
+
+
+def _time_findings(report: RunSummary) -> list[str]:
+    total = report.stages_ms.get("total")
+    found = []
+    if total is not None:
+        found.append(f"A frame takes {total.p50:.0f} ms (median); 99 % of the frames take at most {total.p99:.0f} ms.")
+    if report.age_ms is not None:
+        found.append(
+            f"A mask arrives at an age of {report.age_ms.p50:.0f} ms (median; p99 {report.age_ms.p99:.0f} ms)."
+        )
+    return found
+
+
+def _losses(report: RunSummary) -> list[str]:
+    frames = report.frames
+    found = []
+    if frames.dropped:
+        found.append(f"{frames.dropped} of {frames.expected} frames were dropped because newer ones had arrived.")
+    if frames.unreadable:
+        found.append(f"{frames.unreadable} of {frames.expected} frames could not be read.")
+    return found
+
+
 def _sheets(data: RunData) -> tuple[list[dict[str, Any]], str]:
-    """The worst frames' pictures, and why there are none or not all."""
+    """Draw the worst frames. Also return why pictures are missing, or ""."""
     sheets: list[dict[str, Any]] = []
     wanted = worst_frames(data)
     try:
         if wanted:
-            with Again(data.run) as again:
-                for record, why in wanted:
-                    frame, result = again(record)
-                    panels = run_panels(frame, result, again.predicted, data.run.settings.class_set)
-                    sheets.append(_sheet(record, why, panels))
+            with Resegmenter(data.run) as segment:
+                for record, reason in wanted:
+                    panels = run_panels(*segment(record), segment.predicted, data.run.settings.class_set)
+                    sheets.append(sheet(record, reason, panels))
     except PicturesError as error:
-        log.warning("the report lacks pictures: %s", error)
+        log.warning("pictures are missing in the report: %s", error)
         return sheets, str(error)
     return sheets, ""
-
-
-def _sheet(record: FrameRecord, why: str, panels: dict[str, np.ndarray]) -> dict[str, Any]:
-    return {
-        "name": f"{record.bag}, frame {record.index}",
-        "why": why,
-        "light_level": record.light_level,
-        "panels": {caption: jpeg_uri(picture, 78) for caption, picture in panels.items()},
-    }

@@ -106,7 +106,9 @@ def write_report(recording: Recording, source: FrameSource, classes: ClassSet, o
     report = summarize(recording, source, matrices)
     (out / "demo.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     legend = list(zip(classes.names, classes.colors_rgb, strict=True))
-    write_page(out / "index.html", "demo.html.j2", report=report, sheets=sheets, legend=legend)
+    write_page(
+        out / "index.html", "demo.html.j2", package="nightlab_ros.demo", report=report, sheets=sheets, legend=legend
+    )
     return report
 
 

@@ -16,7 +16,7 @@ from tiny_bags import make_frames
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.write import BagWriter
 from nightlab_core.labels import CITYSCAPES19
-from nightlab_replay.bag import IMAGE_TOPIC, LABEL_TOPIC, START_S
+from nightlab_replay.bags import IMAGE_TOPIC, LABEL_TOPIC, START_S
 
 
 @pytest.fixture

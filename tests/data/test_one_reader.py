@@ -21,7 +21,7 @@ from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.frames import FrameSource, open_frames
 from nightlab_core.data.images import message_to_bgr
 from nightlab_core.labels import CITYSCAPES19
-from nightlab_replay.bag import write_bag
+from nightlab_replay.bags import write_labelled_bag
 from nightlab_replay.execute import BagSource
 
 COUNT = 3
@@ -96,7 +96,7 @@ def check_consumers(path: Path, folder: Path, camera: str, labels: str) -> None:
     source = open_frames(path, topic=camera, label_topic=labels)
     assert (source.num_frames, source.problems) == (COUNT, ())
     played = list(source)
-    write_bag(source, folder / "copy")
+    write_labelled_bag(source, folder / "copy")
     copied = list(open_frames(folder / "copy"))
     for index, (image, ids) in enumerate(FRAMES):
         stamp_ns = START_NS + index * STEP_NS
@@ -158,6 +158,6 @@ def test_frames_of_a_damaged_bag_come_with_its_problems(tmp_path: Path) -> None:
 def test_a_sqlite_bag_may_lie_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     source = open_frames(BAGS["mcap"](tmp_path), topic="/bgr/image_raw", label_topic="/camera/labels")
-    write_bag(source, tmp_path / name / "bag", storage="sqlite3")
+    write_labelled_bag(source, tmp_path / name / "bag", storage="sqlite3")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, "drive"])
     check_images(open_frames(tmp_path / name / "bag"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the replays of several modules are made of."""
+"""A pipeline, bags and a finished run that the tests share. No test may change them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from pipelines import open_pipeline
-from replays import replay
+from replays import run_replay
 from tiny_bags import make_frames, write_tiny_bag
 
 from nightlab_core.runtime.pipeline import Pipeline
@@ -17,12 +17,14 @@ from nightlab_replay.records import RunData
 
 @pytest.fixture(scope="session")
 def pipeline(tiny_bundle: Path) -> Iterator[Pipeline]:
+    """The tiny bundle on ONNX Runtime."""
     with open_pipeline(tiny_bundle, engine="onnxruntime", threads=1) as pipeline:
         yield pipeline
 
 
 @pytest.fixture(scope="session")
 def bags(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two labelled bags: one (mcap, 11 frames) and two (sqlite3, 6 frames)."""
     folder = tmp_path_factory.mktemp("bags")
     one = write_tiny_bag(folder / "one", make_frames(11))
     return [one, write_tiny_bag(folder / "two", make_frames(6, seed=1), storage="sqlite3")]
@@ -30,4 +32,5 @@ def bags(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def serial(tmp_path_factory: pytest.TempPathFactory, bags: list[Path], pipeline: Pipeline) -> RunData:
-    return replay(tmp_path_factory.mktemp("serial"), bags, pipeline)
+    """The finished run of `bags` in one process."""
+    return run_replay(tmp_path_factory.mktemp("serial"), bags, pipeline)

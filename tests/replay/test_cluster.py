@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replays by several processes: what a lost one costs, and what is kept when they are stopped."""
+"""Replays in several processes: lost workers, and results kept when a replay is stopped."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from replays import assert_same, begin
+from replays import assert_same, start_run
 
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_replay import run as rp
-from nightlab_replay.masks import write_mask_bags
+from nightlab_replay.bags import write_mask_bags
 from nightlab_replay.records import RunData, StoreError, load_run
+from nightlab_replay.session import store_results
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_a_lost_worker_costs_only_time(tmp_path: Path, bags: list[Path], pipelin
     pytest.importorskip("distributed")
     from nightlab_replay.cluster import replay_distributed
 
-    run, spans = begin(tmp_path, bags, pipeline)
+    run, spans = start_run(tmp_path, bags, pipeline)
     killed: list[int] = []
 
     def kill_one(records: object) -> None:
@@ -37,7 +37,7 @@ def test_a_lost_worker_costs_only_time(tmp_path: Path, bags: list[Path], pipelin
             os.kill(workers[0], signal.SIGKILL)
 
     results = replay_distributed(spans, run, workers=2, on_frames=kill_one)
-    rp.carry_out(tmp_path, run, results, workers=2)
+    store_results(tmp_path, run, results, workers=2)
     assert killed
     assert_same(load_run(tmp_path), serial)
 
@@ -48,7 +48,7 @@ def test_a_clusters_scheduler_is_named_by_its_address(
     distributed = pytest.importorskip("distributed")
     from nightlab_replay.cluster import replay_distributed
 
-    run, spans = begin(tmp_path, bags, pipeline)
+    run, spans = start_run(tmp_path, bags, pipeline)
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=2, processes=False, dashboard_address=None
     ) as cluster:
@@ -56,7 +56,7 @@ def test_a_clusters_scheduler_is_named_by_its_address(
         other = run.model_copy(update={"bundle": run.bundle.model_copy(update={"sha256": {"bundle.yaml": "0"}})})
         with pytest.raises(StoreError, match="another bundle"):
             list(replay_distributed(spans, other, scheduler=address))
-        rp.carry_out(tmp_path, run, replay_distributed(spans, run, scheduler=address, keep_masks=True), workers=2)
+        store_results(tmp_path, run, replay_distributed(spans, run, scheduler=address, keep_masks=True), workers=2)
     assert_same(load_run(tmp_path), serial)
     assert len(list(write_mask_bags(tmp_path, run))) == 2
 
@@ -65,7 +65,7 @@ def test_stopping_several_workers_keeps_all_that_is_done(tmp_path: Path, bags: l
     distributed = pytest.importorskip("distributed")
     from nightlab_replay.cluster import replay_distributed
 
-    run, spans = begin(tmp_path, bags, pipeline)
+    run, spans = start_run(tmp_path, bags, pipeline)
     asked = [0]
     kept: list[object] = []
     with distributed.LocalCluster(
@@ -88,7 +88,7 @@ def test_stopping_several_workers_keeps_all_that_is_done(tmp_path: Path, bags: l
         results = replay_distributed(
             spans, run, scheduler=cluster.scheduler_address, on_frames=kept.append, stopped=stopped
         )
-        run = rp.carry_out(tmp_path, run, results)
+        run = store_results(tmp_path, run, results)
     assert [(r.bag, r.index) for r in load_run(tmp_path).records] == [("one", i) for i in range(8)]
     assert run.finished is None
 
@@ -100,7 +100,7 @@ def test_a_span_that_kills_every_worker_is_named(
     pytest.importorskip("distributed")
     from nightlab_replay import cluster
 
-    run, spans = begin(tmp_path, bags, pipeline)
+    run, spans = start_run(tmp_path, bags, pipeline)
     monkeypatch.setattr(cluster, "_replay_span", lambda *args: os._exit(9))
     monkeypatch.setattr(cluster, "_MOST_LOSSES", 1)
     with pytest.raises(RuntimeError, match=r"frames 0 to 3 of one .*died.*fewer --workers"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replay at the pace of the recording: what is dropped, and which clock is kept."""
+"""Replay at the recorded rate: dropped frames and the simulated clock."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import time
 from pathlib import Path
 
 import numpy as np
-from replays import begin
+from replays import start_run
 from tiny_bags import make_frames, write_tiny_bag
 
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_replay import run as rp
 from nightlab_replay.realtime import DROPPED, LONGEST_GAP_S, due_times_s, recorded_at, replay_realtime
 from nightlab_replay.records import RunData, load_run
+from nightlab_replay.session import join_spans, store_results
 
 
-class Slow:
-    """A pipeline that takes `pause_s` for a frame."""
+class SlowPipeline:
+    """A pipeline that takes `pause_s` longer for each frame."""
 
     def __init__(self, pipeline: Pipeline, pause_s: float) -> None:
         self._pipeline, self._pause_s = pipeline, pause_s
@@ -29,29 +29,29 @@ class Slow:
         return self._pipeline(frame)
 
 
-def test_real_time_drops_as_the_node_does(tmp_path: Path, pipeline: Pipeline) -> None:
+def test_a_slow_pipeline_drops_frames_as_the_node_does(tmp_path: Path, pipeline: Pipeline) -> None:
     bag = write_tiny_bag(tmp_path / "bag", make_frames(12), step_ns=50_000_000)
-    run, spans = begin(tmp_path / "out", [bag], pipeline)
-    begun = time.monotonic()
-    slow: Pipeline = Slow(pipeline, 0.2)  # type: ignore[assignment]
-    rp.carry_out(tmp_path / "out", run, replay_realtime(rp.whole(spans), slow, CITYSCAPES19))
-    assert time.monotonic() - begun > 0.55  # 11 steps of 50 ms
+    run, spans = start_run(tmp_path / "out", [bag], pipeline)
+    start = time.monotonic()
+    slow: Pipeline = SlowPipeline(pipeline, 0.2)  # type: ignore[assignment]
+    store_results(tmp_path / "out", run, replay_realtime(join_spans(spans), slow, CITYSCAPES19))
+    assert time.monotonic() - start > 0.55  # 11 steps of 50 ms
     data = load_run(tmp_path / "out")
     assert data.complete
     ok, dropped = ([r for r in data.records if r.status == s] for s in ("ok", "dropped"))
     assert len(ok) + len(dropped) == 12 and len(dropped) >= 6
-    assert ok[-1].index == 11  # the last one is never overwritten
+    assert ok[-1].index == 11  # the last frame is never replaced
     assert {r.reason for r in dropped} == {DROPPED} and all(r.light_level is None for r in dropped)
     assert all(r.latency_ms is not None and r.latency_ms > 200 for r in ok)
     assert len(data.counts) == len(ok)
 
 
-def test_real_time_without_haste_drops_nothing(tmp_path: Path, pipeline: Pipeline, serial: RunData) -> None:
-    bag = write_tiny_bag(tmp_path / "one", make_frames(11), step_ns=400_000_000)
-    run, spans = begin(tmp_path / "out", [bag], pipeline)
-    rp.carry_out(tmp_path / "out", run, replay_realtime(rp.whole(spans), pipeline, CITYSCAPES19, rate=2))
+def test_a_pipeline_that_keeps_up_drops_nothing(tmp_path: Path, pipeline: Pipeline, serial: RunData) -> None:
+    bag = write_tiny_bag(tmp_path / "one", make_frames(11), step_ns=200_000_000)
+    run, spans = start_run(tmp_path / "out", [bag], pipeline)
+    store_results(tmp_path / "out", run, replay_realtime(join_spans(spans), pipeline, CITYSCAPES19, rate=2))
     data = load_run(tmp_path / "out")
-    done = [r.index for r in data.labelled]  # all 11, unless a busy machine takes more than 200 ms for a frame
+    done = [r.index for r in data.labelled]  # all 11, unless the machine takes more than 200 ms for a frame
     assert done[-1] == 10
     np.testing.assert_array_equal(data.counts.confusion, serial.counts.confusion[done])
 
@@ -62,7 +62,7 @@ def test_due_times() -> None:
     np.testing.assert_allclose(due_times_s(times_ns, 2.0), expected)
 
 
-def test_the_clock_keeps_up_with_the_stamps_after_a_long_gap() -> None:
+def test_the_clock_shows_the_recording_time_after_a_long_gap() -> None:
     times_ns = 1_763_846_812_123_456_789 + np.array([0, 1, 1, 1001, 1002]) * 10**9
     rate = 2.0
     due_s = due_times_s(times_ns, rate)

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Runs on disk: loading, partial runs, damaged files, and runs of earlier versions."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -24,7 +26,7 @@ def make_run(num_frames: int = 3) -> rec.Run:
     )
 
 
-def make_frame(bag: str, index: int, seed: int) -> tuple[rec.FrameRecord, rec.Counts]:
+def make_frame(bag: str, index: int, seed: int) -> tuple[rec.FrameRecord, rec.FrameCounts]:
     random = np.random.default_rng(seed)
     record = rec.FrameRecord(
         bag=bag,
@@ -39,20 +41,20 @@ def make_frame(bag: str, index: int, seed: int) -> tuple[rec.FrameRecord, rec.Co
         refined=(True,),
         labelled=True,
     )
-    empty = rec.Counts.empty(19)
-    return record, rec.Counts(
-        *(random.integers(0, 9, (1, *getattr(empty, n).shape[1:])) for n in rec.Counts.__dataclass_fields__)
+    empty = rec.FrameCounts.empty(19)
+    return record, rec.FrameCounts(
+        *(random.integers(0, 9, (1, *getattr(empty, n).shape[1:])) for n in rec.FrameCounts.__dataclass_fields__)
     )
 
 
-def test_a_run_comes_back_in_order_to_the_last_digit(tmp_path: Path) -> None:
+def test_a_run_is_loaded_in_order_and_unchanged(tmp_path: Path) -> None:
     rec.write_run(tmp_path, make_run())
     frames = {(bag, i): make_frame(bag, i, 10 * i + len(bag)) for bag in ("a", "b") for i in range(3)}
     for bag, indices in (("a", (2,)), ("b", (0, 1, 2)), ("a", (0, 1))):
         part = [frames[bag, i] for i in indices]
-        rec.write_chunk(tmp_path, [r for r, _ in part], rec.Counts.concatenate([c for _, c in part], 19))
+        rec.write_chunk(tmp_path, [r for r, _ in part], rec.FrameCounts.concatenate([c for _, c in part], 19))
     data = rec.load_run(tmp_path)
-    expected = [frames[bag, i] for bag in ("b", "a") for i in range(3)]  # as run.json lists the bags
+    expected = [frames[bag, i] for bag in ("b", "a") for i in range(3)]  # in the order of run.json
     assert data.records == [r for r, _ in expected]
     assert data.complete and rec.load_records(tmp_path, data.run) == data.records
     np.testing.assert_array_equal(data.counts.confusion, np.concatenate([c.confusion for _, c in expected]))
@@ -60,21 +62,21 @@ def test_a_run_comes_back_in_order_to_the_last_digit(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*tmp*"))
 
 
-def test_an_unfinished_run_loads_as_far_as_it_came(tmp_path: Path) -> None:
+def test_a_partial_run_is_loaded(tmp_path: Path) -> None:
     rec.write_run(tmp_path, make_run())
     data = rec.load_run(tmp_path)
     assert not data.records and not data.complete
     assert data.counts.confusion.shape == (0, 2, rec.NUM_BANDS, 19, 20)
 
 
-def test_counts_without_a_labelled_frame_are_refused(tmp_path: Path) -> None:
+def test_counts_must_fit_the_labelled_frames(tmp_path: Path) -> None:
     record, _ = make_frame("a", 0, 1)
     with pytest.raises(ValueError, match="0 rows of counts for 1 labelled"):
-        rec.write_chunk(tmp_path, [record], rec.Counts.empty(19))
+        rec.write_chunk(tmp_path, [record], rec.FrameCounts.empty(19))
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 7}'])
-def test_a_strange_run_json_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_run_json_of_another_format_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(rec.StoreError, match="--restart"):
         rec.read_run(tmp_path)

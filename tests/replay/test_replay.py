@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole replays on the tiny bundle: what they count, how they go on, and what they leave behind."""
+"""Runs of the tiny bundle: records, resuming, refused differences, and bags of masks."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from replays import SETTINGS, assert_same, begin, replay
+from replays import SETTINGS, assert_same, run_replay, start_run
 from rosbags.highlevel import AnyReader
 from tiny_bags import FRAME_ID, START_NS, STEP_NS, make_frames, write_tiny_bag
 
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.bundle import sha256_of
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_replay import run as rp
+from nightlab_replay.bags import write_mask_bags
 from nightlab_replay.execute import SpanResult, replay_spans
-from nightlab_replay.masks import write_mask_bags
-from nightlab_replay.provenance import Hashes, bundle_info
+from nightlab_replay.provenance import BagHashes, describe_bags, describe_bundle, label_class_set
 from nightlab_replay.records import BagInfo, RunData, StoreError, write_run
 from nightlab_replay.report.report import write_report
+from nightlab_replay.session import start_or_resume, store_results
 
 
-def test_a_run_says_all_that_it_is_made_of(serial: RunData, bags: list[Path], tiny_bundle: Path) -> None:
+def test_a_run_records_its_frames_and_inputs(serial: RunData, bags: list[Path], tiny_bundle: Path) -> None:
     assert serial.complete and serial.run.finished
     assert [(r.bag, r.index) for r in serial.records] == [("one", i) for i in range(11)] + [
         ("two", i) for i in range(6)
@@ -41,50 +41,50 @@ def test_a_run_says_all_that_it_is_made_of(serial: RunData, bags: list[Path], ti
     assert serial.run.versions["numpy"] == np.__version__ and serial.run.machine["cpu"]
 
 
-@pytest.mark.parametrize("after", [1, 4, 6, 12])
-def test_what_was_stopped_goes_on_and_ends_the_same(
+@pytest.mark.parametrize("after", [1, 6, 12])
+def test_a_stopped_replay_resumes_with_the_same_result(
     tmp_path: Path, bags: list[Path], pipeline: Pipeline, serial: RunData, after: int
 ) -> None:
     calls = iter(range(1000))
-    partial = replay(tmp_path, bags, pipeline, stopped=lambda: next(calls) >= after - 1)
+    partial = run_replay(tmp_path, bags, pipeline, stopped=lambda: next(calls) >= after - 1)
     assert len(partial.records) == after and not partial.complete and partial.run.finished is None
-    whole = replay(tmp_path, bags, pipeline)
+    whole = run_replay(tmp_path, bags, pipeline)
     assert_same(whole, serial)
     assert whole.run.wall_s > partial.run.wall_s and whole.run.bags[0].sha256
-    assert begin(tmp_path, bags, pipeline)[1] == []
+    assert start_run(tmp_path, bags, pipeline)[1] == []
 
 
 @pytest.mark.parametrize("mode, first", [("all", "hashes"), ("realtime", "results"), ("live", "results")])
-def test_hashing_takes_nothing_from_what_is_timed(
+def test_hashing_does_not_disturb_timed_replays(
     tmp_path: Path, bags: list[Path], pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, mode: str, first: str
 ) -> None:
-    begun = []
+    started = []
 
-    class Noted(Hashes):
+    class RecordingHashes(BagHashes):
         def __init__(self, bags: Sequence[BagInfo]) -> None:
-            begun.append("hashes")
+            started.append("hashes")
             super().__init__(bags)
 
-    monkeypatch.setattr(rp, "Hashes", Noted)
-    run, spans = begin(tmp_path, bags, pipeline)
+    monkeypatch.setattr("nightlab_replay.session.BagHashes", RecordingHashes)
+    run, spans = start_run(tmp_path, bags, pipeline)
     run = run.model_copy(update={"settings": SETTINGS.model_copy(update={"mode": mode})})
 
     def results() -> Iterator[SpanResult]:
-        begun.append("results")
+        started.append("results")
         yield from replay_spans(spans, pipeline, CITYSCAPES19)
 
-    run = rp.carry_out(tmp_path, run, results())
-    assert begun[0] == first and len(begun) == 2
+    run = store_results(tmp_path, run, results())
+    assert started[0] == first and len(started) == 2
     assert run.bags[0].sha256["one.mcap"] == sha256_of(bags[0] / "one.mcap")
 
 
-def test_the_live_nodes_regions_are_not_known(tmp_path: Path, bags: list[Path], pipeline: Pipeline) -> None:
-    run, spans = begin(tmp_path, bags[:1], pipeline)
+def test_a_live_run_has_no_regions(tmp_path: Path, bags: list[Path], pipeline: Pipeline) -> None:
+    run, spans = start_run(tmp_path, bags[:1], pipeline)
     run = run.model_copy(update={"settings": SETTINGS.model_copy(update={"mode": "live"})})
     results = replay_spans(spans, pipeline, CITYSCAPES19, keep_masks=True)
     unknown = {"boxes_xyxy": (), "scores": (), "refined": (), "stages_ms": {}}
     live = (dataclasses.replace(r, records=[dataclasses.replace(f, **unknown) for f in r.records]) for r in results)
-    run = rp.carry_out(tmp_path, run, live)
+    run = store_results(tmp_path, run, live)
     (path,) = write_mask_bags(tmp_path, run)
     with AnyReader([path]) as reader:
         assert "/nightlab/mask" in reader.topics and "/nightlab/regions" not in reader.topics
@@ -97,8 +97,8 @@ def test_the_live_nodes_regions_are_not_known(tmp_path: Path, bags: list[Path], 
     assert line["regions"] == line["refined"] == "" and line["confidence"]
 
 
-class Counting:
-    """A pipeline that notes what it is asked to do."""
+class RecordingPipeline:
+    """A pipeline that records its calls."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline, self.bundle = pipeline, pipeline.bundle
@@ -112,104 +112,104 @@ class Counting:
         return self._pipeline(frame)
 
 
-def test_compiling_is_no_part_of_a_frames_time(tmp_path: Path, pipeline: Pipeline) -> None:
+def test_the_time_of_a_frame_excludes_compilation(tmp_path: Path, pipeline: Pipeline) -> None:
     a, b = (48, 64), (32, 48)
     sizes = [a, a, b, a, b]
     bag = write_tiny_bag(tmp_path / "bag", [make_frames(1, size)[0] for size in sizes])
-    _, spans = begin(tmp_path / "out", [bag], pipeline)
-    counting = Counting(pipeline)
-    list(replay_spans(spans, counting, CITYSCAPES19))  # type: ignore[arg-type]
+    _, spans = start_run(tmp_path / "out", [bag], pipeline)
+    recording = RecordingPipeline(pipeline)
+    list(replay_spans(spans, recording, CITYSCAPES19))  # type: ignore[arg-type]
     runs = [("run", size) for size in sizes]
-    assert counting.done == [("prepare", a), *runs[:2], ("prepare", b), *runs[2:]]
+    assert recording.done == [("prepare", a), *runs[:2], ("prepare", b), *runs[2:]]
 
 
 def test_a_damaged_chunk_is_computed_again(
     tmp_path: Path, bags: list[Path], pipeline: Pipeline, serial: RunData
 ) -> None:
-    replay(tmp_path, bags, pipeline)
+    run_replay(tmp_path, bags, pipeline)
     path = sorted((tmp_path / "chunks").iterdir())[1]
     path.write_bytes(path.read_bytes()[:50])
-    assert_same(replay(tmp_path, bags, pipeline), serial)
+    assert_same(run_replay(tmp_path, bags, pipeline), serial)
 
 
 def test_other_settings_are_refused(tmp_path: Path, bags: list[Path], pipeline: Pipeline) -> None:
-    begin(tmp_path, bags, pipeline)
+    start_run(tmp_path, bags, pipeline)
     with pytest.raises(StoreError, match=r"precision: auto there, float32 here[\s\S]*--restart"):
-        begin(tmp_path, bags, pipeline, SETTINGS.model_copy(update={"precision": "float32"}))
+        start_run(tmp_path, bags, pipeline, SETTINGS.model_copy(update={"precision": "float32"}))
     with pytest.raises(StoreError, match="keep_masks: False there, True here"):
-        begin(tmp_path, bags, pipeline, SETTINGS.model_copy(update={"keep_masks": True}))
+        start_run(tmp_path, bags, pipeline, SETTINGS.model_copy(update={"keep_masks": True}))
     with pytest.raises(StoreError, match="bags: one, two there, one here"):
-        begin(tmp_path, bags[:1], pipeline)
+        start_run(tmp_path, bags[:1], pipeline)
 
 
 def test_a_changed_bag_is_refused(tmp_path: Path, pipeline: Pipeline) -> None:
     path = write_tiny_bag(tmp_path / "drive", make_frames(2))
-    run, _ = begin(tmp_path / "out", [path], pipeline)
+    run, _ = start_run(tmp_path / "out", [path], pipeline)
     size_bytes = run.bags[0].size_bytes
     shutil.rmtree(path)
-    write_tiny_bag(path, make_frames(2, seed=1))  # other pictures of the same size
-    assert rp.look_at([path], None, None, None)[0].size_bytes == size_bytes
+    write_tiny_bag(path, make_frames(2, seed=1))  # other images of the same size
+    assert describe_bags([path], None, None, None)[0].size_bytes == size_bytes
     file = path / "drive.mcap"
     os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # however coarse the file system's clock
-    with pytest.raises(StoreError, match=r"bag drive: written anew since: drive\.mcap"):
-        begin(tmp_path / "out", [path], pipeline)
-    unknown = run.bags[0].model_copy(update={"mtimes_ns": {}})  # of a run.json from before they were kept
+    with pytest.raises(StoreError, match=r"bag drive: modified since: drive\.mcap"):
+        start_run(tmp_path / "out", [path], pipeline)
+    unknown = run.bags[0].model_copy(update={"mtimes_ns": {}})  # as in a run.json of an earlier version
     write_run(tmp_path / "out", run.model_copy(update={"bags": (unknown,)}))
-    begin(tmp_path / "out", [path], pipeline)
+    start_run(tmp_path / "out", [path], pipeline)
     shutil.rmtree(path)
     write_tiny_bag(path, make_frames(3))
     with pytest.raises(StoreError, match=r"bag drive: number of frames: 2 there, 3 here"):
-        begin(tmp_path / "out", [path], pipeline)
+        start_run(tmp_path / "out", [path], pipeline)
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_folders_that_no_replay_wrote_are_left_alone(
+def test_folders_of_other_tools_are_not_deleted(
     tmp_path: Path, bags: list[Path], pipeline: Pipeline, restart: bool
 ) -> None:
     precious = tmp_path / "masks" / "by_hand.png"
     precious.parent.mkdir()
     precious.write_bytes(b"years of work")
-    info = bundle_info(pipeline.bundle, pipeline.engines.name)
-    with pytest.raises(StoreError, match=r"masks.*no replay.*another --out"):
-        rp.begin(tmp_path, SETTINGS, info, rp.look_at(bags, None, None, None), restart)
+    info = describe_bundle(pipeline.bundle, pipeline.engines.name)
+    with pytest.raises(StoreError, match=r"masks.*no replay created.*another --out"):
+        start_or_resume(tmp_path, SETTINGS, info, describe_bags(bags, None, None, None), restart)
     assert precious.read_bytes() == b"years of work"
 
 
-def test_a_bag_of_masks_never_takes_the_place_of_a_replayed_bag(tmp_path: Path, pipeline: Pipeline) -> None:
+def test_a_bag_of_masks_does_not_replace_a_replayed_bag(tmp_path: Path, pipeline: Pipeline) -> None:
     bag = write_tiny_bag(tmp_path / "bags" / "drive", make_frames(2))
     with pytest.raises(StoreError, match=r"drive.*another --out"):
-        begin(tmp_path, [bag], pipeline, SETTINGS.model_copy(update={"keep_masks": True}))
+        start_run(tmp_path, [bag], pipeline, SETTINGS.model_copy(update={"keep_masks": True}))
     assert (bag / "drive.mcap").exists() and not (tmp_path / "run.json").exists()
 
 
-def test_two_bags_of_one_name_and_one_bag_twice(tmp_path: Path, bags: list[Path]) -> None:
+def test_bags_of_the_same_name_and_a_bag_given_twice(tmp_path: Path, bags: list[Path]) -> None:
     other = write_tiny_bag(tmp_path / "one", make_frames(1))
-    assert [bag.name for bag in rp.look_at([bags[0], other], None, None, None)] == ["one", "one_"]
+    assert [bag.name for bag in describe_bags([bags[0], other], None, None, None)] == ["one", "one_"]
     with pytest.raises(ValueError, match="given twice"):
-        rp.look_at([other, other], None, None, None)
+        describe_bags([other, other], None, None, None)
 
 
-def test_class_sets(tmp_path: Path) -> None:
+def test_the_class_set_of_the_labels(tmp_path: Path) -> None:
     def bag(name: str, classes: str | None) -> Path:
         return write_tiny_bag(tmp_path / name, make_frames(1), classes=classes)
 
     a, b, c, d = bag("a", "camvid11"), bag("b", "cityscapes19"), bag("c", None), bag("d", "mapillary")
 
-    def chosen(asked: str | None, *paths: Path) -> str:
-        return rp.judged_classes(asked, rp.look_at(paths, None, None, None), CITYSCAPES19).key
+    def chosen(requested: str | None, *paths: Path) -> str:
+        return label_class_set(requested, describe_bags(paths, None, None, None), CITYSCAPES19).key
 
     assert chosen(None, a) == chosen(None, a, c) == "camvid11"
     assert chosen(None, b, c) == chosen(None, c) == "cityscapes19"
     assert chosen("bdd18", a, b, d) == "bdd18"
-    with pytest.raises(ValueError, match="different class sets"):
+    with pytest.raises(ValueError, match="have different class sets"):
         chosen(None, a, b)
     with pytest.raises(ValueError, match=r"'mapillary'.*--classes"):
         chosen(None, d)
 
 
-def test_masks_come_back_from_the_new_bag(tmp_path: Path, bags: list[Path], pipeline: Pipeline) -> None:
-    run, spans = begin(tmp_path, bags, pipeline)
-    rp.carry_out(tmp_path, run, replay_spans(spans, pipeline, CITYSCAPES19, keep_masks=True))
+def test_the_bag_of_masks_contains_the_results(tmp_path: Path, bags: list[Path], pipeline: Pipeline) -> None:
+    run, spans = start_run(tmp_path, bags, pipeline)
+    store_results(tmp_path, run, replay_spans(spans, pipeline, CITYSCAPES19, keep_masks=True))
     one, two = write_mask_bags(tmp_path, run)
     assert (one.name, two.name) == ("one", "two")
     frames = make_frames(11)
@@ -239,14 +239,14 @@ def test_masks_come_back_from_the_new_bag(tmp_path: Path, bags: list[Path], pipe
 
 
 @pytest.mark.ros
-def test_rclpy_reads_the_new_bag(tmp_path: Path, bags: list[Path], pipeline: Pipeline) -> None:
+def test_rclpy_reads_the_bag_of_masks(tmp_path: Path, bags: list[Path], pipeline: Pipeline) -> None:
     serialization = pytest.importorskip("rclpy.serialization")
     from sensor_msgs.msg import Image
 
     from nightlab_core.data.bags.reader import Bag
 
-    run, spans = begin(tmp_path, bags[:1], pipeline)
-    rp.carry_out(tmp_path, run, replay_spans(spans[:1], pipeline, CITYSCAPES19, keep_masks=True))
+    run, spans = start_run(tmp_path, bags[:1], pipeline)
+    store_results(tmp_path, run, replay_spans(spans[:1], pipeline, CITYSCAPES19, keep_masks=True))
     (path,) = write_mask_bags(tmp_path, run)
     with Bag(path, "/nightlab/mask") as bag:
         raw = bag.raw(2)

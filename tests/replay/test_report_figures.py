@@ -11,13 +11,26 @@ from replay_samples import PRESENT, sample_run
 from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.metrics import iou, mean_iou, paired_bootstrap
 from nightlab_core.runtime.light import DARK, LIGHT_BINS
-from nightlab_replay.accuracy import accuracy_of
-from nightlab_replay.behaviour import TIMELINE_POINTS, behaviour_of, timeline_of
-from nightlab_replay.intervals import Interval, blocks_of, mean_interval, miou_interval, sum_by_block
-from nightlab_replay.records import NUM_BANDS, NUM_BINS, Counts, FrameRecord, RunData
-from nightlab_replay.report import charts
-from nightlab_replay.report.words import findings, judged
-from nightlab_replay.summary import percentiles, reliability_of, summarize
+from nightlab_replay.records import NUM_BANDS, NUM_BINS, FrameCounts, FrameRecord, RunData
+from nightlab_replay.report import charts, svg
+from nightlab_replay.report.report import findings
+from nightlab_replay.statistics import (
+    Interval,
+    blocks_of,
+    mean_interval,
+    miou_interval,
+    paired_accuracy,
+    sum_by_block,
+    verdict_text,
+)
+from nightlab_replay.summary import (
+    TIMELINE_POINTS,
+    behaviour_of,
+    percentiles,
+    reliability_of,
+    summarize,
+    timeline_of,
+)
 
 
 def record(index: int, seconds: float = 0.1, bag: str = "a", **values: object) -> FrameRecord:
@@ -94,7 +107,7 @@ def test_mean_interval_of_a_constant_has_no_width() -> None:
 def test_verdict_follows_the_interval(numbers: tuple[float, float, float], blocks: int, verdict: str) -> None:
     gain = Interval(difference=numbers[0], low_95=numbers[1], high_95=numbers[2], frames=99, blocks=blocks)
     assert gain.verdict == verdict
-    assert "99 frames" in judged(gain)
+    assert "99 frames" in verdict_text(gain)
 
 
 def test_light_bins_cover_everything_once() -> None:
@@ -133,25 +146,25 @@ def test_absent_classes_and_lights_are_none_and_never_zero() -> None:
     assert all((by_name[n].iou[1] is not None) == (n in PRESENT) for n in CITYSCAPES19.names)
     day = [replace(r, light_level=0.5) for r in sample_run(10, lost=False).records]
     counts = sample_run(10, lost=False).counts.confusion
-    only_day = accuracy_of(("a", "b"), "x", CITYSCAPES19.names, day, counts[:, 0], counts[:, 1])
+    only_day = paired_accuracy(("a", "b"), "x", CITYSCAPES19.names, day, counts[:, 0], counts[:, 1])
     assert only_day is not None
     assert only_day.dark.frames == 0 and only_day.dark.miou == (None, None) and only_day.dark.gain is None
-    assert accuracy_of(("a", "b"), "x", CITYSCAPES19.names, [], counts[:0, 0], counts[:0, 1]) is None
+    assert paired_accuracy(("a", "b"), "x", CITYSCAPES19.names, [], counts[:0, 0], counts[:0, 1]) is None
 
 
 def test_reliability_of_a_table_worked_by_hand() -> None:
-    empty = Counts.empty(1)
+    empty = FrameCounts.empty(1)
     reliability = np.zeros((2, 2, NUM_BINS, 2), np.int64)
     sums = np.zeros((2, 2, NUM_BINS), np.int64)
     reliability[0, 1, 10], sums[0, 1, 10] = (30, 12), 30 * 128  # says 128/255 = 0.502, keeps 0.4
     reliability[1, 1, 19], sums[1, 1, 19] = (70, 70), 70 * 255  # says 1, keeps 1
-    figures = reliability_of(Counts(np.repeat(empty.confusion[:0], 0, 0), reliability, sums), 1)
+    figures = reliability_of(FrameCounts(np.repeat(empty.confusion[:0], 0, 0), reliability, sums), 1)
     assert figures.pixels[10] == 30 and figures.correct[10] == 0.4 and figures.correct[19] == 1
     assert figures.confidence[10] == pytest.approx(128 / 255) and figures.confidence[0] is None
     assert figures.expected_calibration_error == pytest.approx(0.3 * (128 / 255 - 0.4))
     assert figures.mean_correct == pytest.approx(0.82)
     assert figures.mean_confidence == pytest.approx(0.3 * 128 / 255 + 0.7)
-    assert reliability_of(Counts(empty.confusion, reliability, sums), 0).expected_calibration_error is None
+    assert reliability_of(FrameCounts(empty.confusion, reliability, sums), 0).expected_calibration_error is None
 
 
 def test_percentiles_and_their_histogram() -> None:
@@ -168,7 +181,7 @@ def test_stages_that_did_not_run_are_not_timed() -> None:
         record(i, bag="evening.mcap", stages_ms={"total": 10.0, "crop": 0.0 if i % 2 else 4.0}) for i in range(10)
     ]
     run = sample_run(10).run
-    report = summarize(RunData(run, frames, Counts.empty(19)))
+    report = summarize(RunData(run, frames, FrameCounts.empty(19)))
     assert report.stages_ms["crop"].frames == 5 and report.stages_ms["crop"].p50 == 4
     assert "region" not in report.stages_ms
 
@@ -213,10 +226,10 @@ def test_partial_and_lost_frames_are_counted() -> None:
 
 def test_findings_say_what_the_figures_bear_out() -> None:
     said = " ".join(findings(summarize(sample_run(160, hz=2))))
-    assert "What the second level changes: better, +" in said
+    assert "Effect of the second level: better, +" in said
     assert "frames were dropped" in said and "expected calibration error" in said
     few = " ".join(findings(summarize(sample_run(4, lost=False))))
-    assert "too few frames to say" in few and "better, " not in few
+    assert "too few frames to tell" in few and "better, " not in few
     unlabelled = " ".join(findings(summarize(sample_run(20, labelled=False))))
     assert "No frame has labels" in unlabelled and "mIoU" not in unlabelled
 
@@ -237,18 +250,18 @@ def test_lines_break_between_bags_and_where_nothing_is_known() -> None:
 def test_a_chart_escapes_names_and_keeps_to_its_axes() -> None:
     drawn = charts.dumbbells([("<b>", 10.0, 120.0), ("none", None, None)], "%", '"quoted"')
     assert "&lt;b&gt;" in drawn and "<b>" not in drawn and "&#34;quoted&#34;" in drawn
-    assert max(float(x) for x in re.findall(r'cx="([\d.]+)"', drawn)) <= charts.WIDTH
+    assert max(float(x) for x in re.findall(r'cx="([\d.]+)"', drawn)) <= svg.WIDTH
     assert "—" in drawn
 
 
 @pytest.mark.parametrize(
     ("axis", "ticks"),
     [
-        (charts.Axis(0, 10, 0, 100), [0, 2, 4, 6, 8, 10]),
-        (charts.Axis(-1.1, 1.1, 0, 100), [-1, -0.5, 0, 0.5, 1]),
-        (charts.Axis(0.001, 1, 0, 100, log=True), [0.001, 0.01, 0.1, 1]),
-        (charts.Axis(3, 3, 0, 100), [3]),
+        (svg.Axis(0, 10, 0, 100), [0, 2, 4, 6, 8, 10]),
+        (svg.Axis(-1.1, 1.1, 0, 100), [-1, -0.5, 0, 0.5, 1]),
+        (svg.Axis(0.001, 1, 0, 100, log=True), [0.001, 0.01, 0.1, 1]),
+        (svg.Axis(3, 3, 0, 100), [3]),
     ],
 )
-def test_ticks_are_round(axis: charts.Axis, ticks: list[float]) -> None:
+def test_ticks_are_round(axis: svg.Axis, ticks: list[float]) -> None:
     assert axis.ticks() == pytest.approx(ticks)

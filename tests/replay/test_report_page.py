@@ -18,10 +18,10 @@ from replay_samples import sample_run, write_sample
 
 from nightlab_core.metrics import mean_iou
 from nightlab_replay.records import RunData, StoreError
-from nightlab_replay.report.page import percent
-from nightlab_replay.report.pictures import apart, difference_picture, error_picture, frame_miou, worst_frames
+from nightlab_replay.report.pictures import difference_picture, error_picture, frame_miou, lowest_apart, worst_frames
 from nightlab_replay.report.report import write_report
-from nightlab_replay.summary import Report
+from nightlab_replay.statistics import percent
+from nightlab_replay.summary import RunSummary
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +38,17 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_figures_are_in_report_json(labelled: Path) -> None:
-    report = Report.model_validate_json((labelled / "report.json").read_bytes())
+    report = RunSummary.model_validate_json((labelled / "report.json").read_bytes())
     counts = sample_run(90, bags=("evening.mcap", "night.mcap")).counts.confusion
     assert report.format == 1 and report.complete and report.accuracy is not None
     assert report.accuracy.miou[1] == mean_iou(counts[:, 1].sum(axis=(0, 1)))
     assert report.run.bundle.sha256["bundle.yaml"] == "ab" * 32
     assert report.run.bags[1].sha256 and report.run.versions and report.run.machine
     raw = json.loads((labelled / "report.json").read_text(), parse_constant=lambda c: pytest.fail(f"{c} is no JSON"))
-    assert raw["accuracy"]["by_class"][16]["iou"] == [None, None]  # no train in the truth
+    assert raw["accuracy"]["by_class"][16]["iou"] == [None, None]  # no pixel is labelled train
 
 
-def test_frames_csv_has_a_line_for_each_frame(labelled: Path) -> None:
+def test_frames_csv_has_one_line_per_frame(labelled: Path) -> None:
     rows = list(csv.DictReader((labelled / "frames.csv").open()))
     data = sample_run(90, bags=("evening.mcap", "night.mcap"))
     assert len(rows) == 180
@@ -76,7 +76,7 @@ class _Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_well_formed_and_names_nothing_outside(labelled: Path) -> None:
+def test_the_page_is_well_formed_and_loads_nothing(labelled: Path) -> None:
     page = (labelled / "report.html").read_text()
     tags = _Tags()
     tags.feed(page)
@@ -96,17 +96,17 @@ def test_names_from_bags_cannot_break_the_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_a_browser_shows_the_report(browser: Browser, labelled: Path, width: int, colours: str) -> None:
-    seen = browser.look(labelled / "report.html", width, colours)
-    report = Report.model_validate_json((labelled / "report.json").read_bytes())
+    seen = browser.open(labelled / "report.html", width, colours)
+    report = RunSummary.model_validate_json((labelled / "report.json").read_bytes())
     assert report.accuracy is not None
-    assert seen.requests == [] and seen.complaints == []
+    assert seen.requests == [] and seen.errors == []
     assert seen.page_width == seen.window_width == width
     assert seen.broken_images == 0 and seen.unnamed_charts == 0
     text = " ".join(seen.text.split())
     for figure in (
         f"{percent(report.accuracy.miou[1])} % mIoU, both levels",
         f"{percent(report.accuracy.miou[0])} % mIoU, image level",
-        f"{report.stages_ms['total'].p50:.0f} ms a frame, median",
+        f"{report.stages_ms['total'].p50:.0f} ms per frame, median",
         f"{report.frames.ok} / {report.frames.expected} frames segmented",
         "very dark",
         "Confusion",
@@ -118,24 +118,24 @@ def test_a_browser_shows_the_report(browser: Browser, labelled: Path, width: int
 def test_a_browser_shows_a_run_without_labels(browser: Browser, tmp_path: Path) -> None:
     folder = write_sample(tmp_path, sample_run(40, labelled=False))
     report = write_report(folder, pictures=False)
-    seen = browser.look(folder / "report.html", 390)
-    assert seen.requests == [] and seen.complaints == [] and seen.page_width == 390
+    seen = browser.open(folder / "report.html", 390)
+    assert seen.requests == [] and seen.errors == [] and seen.page_width == 390
     text = " ".join(seen.text.split())
     assert f"{percent(report.behaviour.agreement)} % agreement of the levels" in text
     assert f"{percent(report.behaviour.flicker, 2)} % flicker" in text
     assert "No frame has labels" in text and "mIoU, both" not in text and "Confusion" not in text
 
 
-def test_a_browser_shows_a_partial_run_and_one_of_nothing(browser: Browser, tmp_path: Path) -> None:
+def test_a_browser_shows_a_partial_and_an_empty_run(browser: Browser, tmp_path: Path) -> None:
     partial = write_sample(tmp_path / "partial", sample_run(40, missing=13))
     write_report(partial, pictures=False)
-    text = " ".join(browser.look(partial / "report.html", 390).text.split())
-    assert "A partial report: 13 of 40 frames are not replayed yet" in text
+    text = " ".join(browser.open(partial / "report.html", 390).text.split())
+    assert "Partial report: 13 of 40 frames are not replayed yet" in text
     nothing = write_sample(tmp_path / "nothing", sample_run(40, missing=40))
     write_report(nothing, pictures=False)
-    seen = browser.look(nothing / "report.html", 390)
+    seen = browser.open(nothing / "report.html", 390)
     assert "40 of 40 frames are not replayed yet" in " ".join(seen.text.split())
-    assert seen.complaints == [] and seen.page_width == 390
+    assert seen.errors == [] and seen.page_width == 390
 
 
 def test_the_report_can_be_printed(browser: Browser, labelled: Path, tmp_path: Path) -> None:
@@ -144,10 +144,10 @@ def test_the_report_can_be_printed(browser: Browser, labelled: Path, tmp_path: P
     assert pdf.startswith(b"%PDF") and 1 <= len(re.findall(rb"/Type\s*/Page[^s]", pdf)) <= 12
 
 
-def test_pictures_that_cannot_be_drawn_are_said_to_be_missing(tmp_path: Path) -> None:
+def test_the_page_says_why_pictures_are_missing(tmp_path: Path) -> None:
     folder = write_sample(tmp_path, sample_run(12))
     write_report(folder)
-    assert "the bundle bundles/night-a is not there any more" in (folder / "report.html").read_text()
+    assert "the bundle bundles/night-a is missing" in (folder / "report.html").read_text()
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
@@ -158,9 +158,9 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 def test_worst_frames_lie_apart() -> None:
     data = sample_run(300, lost=False)
     scores = np.arange(300.0)
-    chosen = apart(data.records, scores)
+    chosen = lowest_apart(data.records, scores)
     assert chosen == [0, 50, 100, 150, 200, 250]  # 10 Hz, five seconds
-    assert apart(data.records, np.full(300, np.nan)) == []
+    assert lowest_apart(data.records, np.full(300, np.nan)) == []
     worst = worst_frames(data)
     assert 4 <= len(worst) <= 6 and "mIoU of this frame" in worst[0][1]
     unlabelled = worst_frames(sample_run(120, labelled=False))
@@ -169,12 +169,12 @@ def test_worst_frames_lie_apart() -> None:
     assert "mean confidence" in worst_frames(replace(sample_run(300, labelled=False), records=alone))[0][1]
 
 
-def test_error_picture_colours_what_is_mended_and_spoilt() -> None:
+def test_an_error_picture_colours_fixed_and_regressed_pixels() -> None:
     image = np.full((1, 5, 3), 200, np.uint8)
     truth, first, second = (np.array([row], np.uint8) for row in ([1, 1, 1, 1, 255], [1, 2, 2, 1, 0], [1, 2, 1, 2, 0]))
     picture = error_picture(image, truth, first, second)[0, :, ::-1].tolist()
-    right, wrong, mended, spoilt, unlabelled = picture
+    right, wrong, fixed, regressed, unlabelled = picture
     assert right[0] == right[1] == right[2]
-    assert (wrong, mended, spoilt) == ([226, 60, 50], [60, 140, 255], [255, 205, 40])
+    assert (wrong, fixed, regressed) == ([226, 60, 50], [60, 140, 255], [255, 205, 40])
     assert unlabelled[0] < right[0] / 2
     assert difference_picture(image, first, second)[0, 2, ::-1].tolist() == [255, 205, 40]

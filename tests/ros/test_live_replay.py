@@ -20,7 +20,7 @@ from tiny_bags import FRAME_ID, START_NS, STEP_NS, make_frames, write_tiny_bag
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.write import Packing
 from nightlab_core.labels import CITYSCAPES19
-from nightlab_replay.judge import Judge
+from nightlab_replay.judging import Judge
 from nightlab_replay.records import load_run
 from nightlab_ros.bag_player import stamp_of, with_stamp
 from nightlab_ros.live_replay import answered_part
@@ -59,7 +59,8 @@ def test_what_the_live_node_answers_is_judged(tmp_path: Path, tiny_bundle: Path,
     command = [
         sys.executable,
         "-m",
-        "nightlab_replay.cli",
+        "nightlab_cli",
+        "replay",
         path,
         "--ros",
         "--rate",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A page opened in a real headless browser, offline: what it asked for, what it complained about, how wide it is."""
+"""Open a page in a headless browser, offline, and return its text, requests, errors and width."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-#: As root, and without a word to anyone.
+#: Runs as root and without background traffic.
 _ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -27,12 +27,12 @@ _ARGUMENTS = [
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What was seen of a page; widths in CSS pixels."""
+class PageView:
+    """A page as the browser shows it; widths in CSS pixels."""
 
     text: str  #: as laid out
-    requests: list[str]  #: of anything but the file itself and data within it
-    complaints: list[str]  #: errors and warnings on the console, and uncaught exceptions
+    requests: list[str]  #: except the file itself and data URIs
+    errors: list[str]  #: errors and warnings on the console, and uncaught exceptions
     page_width: int
     window_width: int
     broken_images: int
@@ -45,26 +45,26 @@ class Browser:
     def __init__(self, chromium: Any) -> None:
         self._chromium = chromium
 
-    def look(self, page: Path, width: int = 1280, colours: str = "light") -> Seen:
-        """Open a page in a window of its own; NIGHTLAB_SHOTS names a folder that screenshots go to."""
+    def open(self, page: Path, width: int = 1280, colours: str = "light") -> PageView:
+        """Open a page in a new window. NIGHTLAB_SHOTS names a folder for screenshots."""
         context = self._chromium.new_context(
             viewport={"width": width, "height": 844}, color_scheme=colours, offline=True, device_scale_factor=1
         )
         requests: list[str] = []
-        complaints: list[str] = []
+        errors: list[str] = []
         try:
             tab = context.new_page()
             tab.on("request", lambda r: requests.append(r.url))
-            tab.on("pageerror", lambda e: complaints.append(str(e)))
-            tab.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+            tab.on("pageerror", lambda e: errors.append(str(e)))
+            tab.on("console", lambda m: errors.append(m.text) if m.type in ("error", "warning") else None)
             tab.goto(page.as_uri())
             if folder := os.environ.get("NIGHTLAB_SHOTS"):
                 name = f"{page.parent.name}-{page.stem}-{width}-{colours}.png"
                 tab.screenshot(path=str(Path(folder) / name), full_page=True)
-            return Seen(
+            return PageView(
                 text=tab.inner_text("body"),
                 requests=[url for url in requests if url != page.as_uri() and not url.startswith("data:")],
-                complaints=complaints,
+                errors=errors,
                 page_width=tab.evaluate("document.documentElement.scrollWidth"),
                 window_width=tab.evaluate("window.innerWidth"),
                 broken_images=tab.evaluate("[...document.images].filter(i => !i.naturalWidth).length"),
@@ -77,7 +77,7 @@ class Browser:
             context.close()
 
     def print(self, page: Path, pdf: Path) -> None:
-        """Print a page on A4."""
+        """Print a page to A4."""
         tab = self._chromium.new_page()
         tab.goto(page.as_uri())
         tab.pdf(path=str(pdf), format="A4")
@@ -86,7 +86,7 @@ class Browser:
 
 @contextmanager
 def headless_browser() -> Iterator[Browser]:
-    """Skips the test, with the reason, where there is no Chromium to drive."""
+    """Start Chromium. Skips the test, with the reason, if there is none."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: requirements/test.txt")
     path = next((found for name in _NAMES if (found := shutil.which(name))), None)
     if path is None:

@@ -15,7 +15,7 @@ from nightlab_replay.records import (
     NUM_BINS,
     BagInfo,
     BundleInfo,
-    Counts,
+    FrameCounts,
     FrameRecord,
     ReplaySettings,
     Run,
@@ -77,9 +77,9 @@ def sample_run(
                     ):
                         rows.append(part)
             records.append(record)
-    counts = Counts.empty(19)
+    counts = FrameCounts.empty(19)
     if confusion:
-        counts = Counts(np.stack(confusion), np.stack(reliability), np.stack(confidence_sum))
+        counts = FrameCounts(np.stack(confusion), np.stack(reliability), np.stack(confidence_sum))
     return RunData(_run(name, frames, bags, labelled, missing), records, counts)
 
 
@@ -90,10 +90,10 @@ def write_sample(folder: Path, data: RunData) -> Path:
     for bag in data.run.bags:
         records = [r for r in data.records if r.bag == bag.name]
         held = sum(r.labelled for r in records)
-        parts = [getattr(data.counts, key)[row : row + held] for key in Counts.__dataclass_fields__]
+        parts = [getattr(data.counts, key)[row : row + held] for key in FrameCounts.__dataclass_fields__]
         row += held
         if records:
-            write_chunk(folder, records, Counts(*parts))
+            write_chunk(folder, records, FrameCounts(*parts))
     return folder
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The counts of a frame are those of the reference, and the rest is what its definition says."""
+"""The counts of a frame equal the reference; the other figures follow their definitions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from nightlab_core.data.bags.reader import BagFrame
 from nightlab_core.labels import CAMVID11, CITYSCAPES19, CITYSCAPES_TO_CAMVID, IGNORE_ID, ClassSet, map_ids
 from nightlab_core.metrics import confusion_matrix
-from nightlab_replay.judge import Answer, Judge, band_rows, count, id_mapping
+from nightlab_replay.judging import FramePrediction, Judge, band_rows, count_pixels, id_mapping
 from nightlab_replay.records import NUM_BINS
 
 
-def make_answer(random: np.random.Generator, size_hw: tuple[int, int], hidden: bool) -> Answer:
+def make_prediction(random: np.random.Generator, size_hw: tuple[int, int], hidden: bool) -> FramePrediction:
     def ids() -> np.ndarray:
         labels = random.integers(0, 19, size_hw, np.uint8)
         return np.where(random.random(size_hw) < 0.1 * hidden, np.uint8(IGNORE_ID), labels)
@@ -21,22 +21,22 @@ def make_answer(random: np.random.Generator, size_hw: tuple[int, int], hidden: b
     def confidence() -> np.ndarray:
         return random.integers(0, 256, size_hw, np.uint8)
 
-    return Answer(ids(), ids(), confidence(), confidence())
+    return FramePrediction(ids(), ids(), confidence(), confidence())
 
 
 @pytest.mark.parametrize("size_hw", [(37, 50), (3, 5), (64, 64)])
 @pytest.mark.parametrize("judged", [CITYSCAPES19, CAMVID11])
 @pytest.mark.parametrize("hidden", [False, True])
-def test_counts_are_those_of_the_reference(size_hw: tuple[int, int], judged: ClassSet, hidden: bool) -> None:
+def test_counts_equal_the_reference(size_hw: tuple[int, int], judged: ClassSet, hidden: bool) -> None:
     random = np.random.default_rng(len(judged) + size_hw[0])
     truth = random.integers(0, len(judged), size_hw, np.uint8)
     truth[random.random(size_hw) < 0.2] = IGNORE_ID
-    answer = make_answer(random, size_hw, hidden)
-    counts = count(truth, answer, id_mapping(CITYSCAPES19, judged), len(judged))
+    prediction = make_prediction(random, size_hw, hidden)
+    counts = count_pixels(truth, prediction, id_mapping(CITYSCAPES19, judged), len(judged))
     rows = band_rows(size_hw[0])
-    methods = ((answer.image_labels, answer.image_confidence), (answer.labels, answer.confidence))
-    for method, (guess, confidence) in enumerate(methods):
-        mapped = guess if judged is CITYSCAPES19 else map_ids(guess, CITYSCAPES_TO_CAMVID)
+    methods = ((prediction.image_labels, prediction.image_confidence), (prediction.labels, prediction.confidence))
+    for method, (predicted, confidence) in enumerate(methods):
+        mapped = predicted if judged is CITYSCAPES19 else map_ids(predicted, CITYSCAPES_TO_CAMVID)
         for band in range(len(rows) - 1):
             part = slice(rows[band], rows[band + 1])
             np.testing.assert_array_equal(
@@ -44,9 +44,9 @@ def test_counts_are_those_of_the_reference(size_hw: tuple[int, int], judged: Cla
             )
         np.testing.assert_array_equal(counts.confusion[0, method].sum(0), confusion_matrix(truth, mapped, len(judged)))
         assert confidence is not None
-        claimed = (truth != IGNORE_ID) & (guess != IGNORE_ID)
+        counted = (truth != IGNORE_ID) & (predicted != IGNORE_ID)
         for b in range(NUM_BINS):
-            inside = claimed & (confidence.astype(int) * NUM_BINS // 256 == b)
+            inside = counted & (confidence.astype(int) * NUM_BINS // 256 == b)
             assert counts.reliability[0, method, b].tolist() == [inside.sum(), (inside & (mapped == truth)).sum()]
             assert counts.confidence_sum[0, method, b] == confidence[inside].sum(dtype=np.int64)
 
@@ -55,41 +55,41 @@ def frame(image: np.ndarray, index: int = 0, labels: np.ndarray | None = None) -
     return BagFrame(index, 1, 2, "front", image, labels)
 
 
-def plain(labels: np.ndarray) -> Answer:
-    return Answer(labels, labels, np.full_like(labels, 100), np.full_like(labels, 100))
+def plain(labels: np.ndarray) -> FramePrediction:
+    return FramePrediction(labels, labels, np.full_like(labels, 100), np.full_like(labels, 100))
 
 
-def test_flicker_counts_still_pixels_alone() -> None:
+def test_flicker_counts_only_still_pixels() -> None:
     image = np.full((40, 40, 3), 60, np.uint8)
     labels = np.zeros((40, 40), np.uint8)
     moved, changed = image.copy(), labels.copy()
-    moved[:10] = 200  # a quarter of the picture moved, and its labels with it
+    moved[:10] = 200  # a quarter of the image moved, and its labels with it
     changed[:10] = 1
-    changed[10:13] = 2  # 3 of the 30 rows that stayed as they were flicker
+    changed[10:13] = 2  # 3 of the 30 still rows flicker
     judge = Judge("bag", CITYSCAPES19, CITYSCAPES19)
-    first, _ = judge.answer(frame(image), plain(labels))
-    second, counts = judge.answer(frame(moved, 1), plain(changed))
+    first, _ = judge.prediction(frame(image), plain(labels))
+    second, counts = judge.prediction(frame(moved, 1), plain(changed))
     assert first.flicker is None and second.flicker == pytest.approx(0.1)
     assert not len(counts) and not second.labelled
     assert (second.mean_confidence, second.agreement) == (100.0, 1.0)
-    third, _ = judge.answer(frame(np.full((40, 40, 3), 9, np.uint8), 2), plain(changed))
-    assert third.flicker is None  # nothing stayed as it was
+    third, _ = judge.prediction(frame(np.full((40, 40, 3), 9, np.uint8), 2), plain(changed))
+    assert third.flicker is None  # no pixel is still
     assert judge.missing(frame(image, 3)).status == "unreadable"
-    after, _ = judge.answer(frame(np.full((40, 40, 3), 9, np.uint8), 4), plain(changed))
-    assert after.flicker is None  # after an unreadable frame there is nothing to compare with
+    after, _ = judge.prediction(frame(np.full((40, 40, 3), 9, np.uint8), 4), plain(changed))
+    assert after.flicker is None  # nothing to compare with after an unreadable frame
 
 
 def test_agreement_is_the_share_of_equal_pixels() -> None:
     labels, other = np.zeros((10, 10), np.uint8), np.zeros((10, 10), np.uint8)
     other[:3] = 4
-    record, _ = Judge("bag", CITYSCAPES19, CITYSCAPES19).answer(
-        frame(np.zeros((10, 10, 3), np.uint8)), Answer(labels, other, None, None)
+    record, _ = Judge("bag", CITYSCAPES19, CITYSCAPES19).prediction(
+        frame(np.zeros((10, 10, 3), np.uint8)), FramePrediction(labels, other, None, None)
     )
     assert record.agreement == pytest.approx(0.7)
     assert record.mean_confidence is None and record.light_level == 0
 
 
-def test_an_id_without_a_class_is_an_error() -> None:
+def test_an_id_outside_the_class_set_is_an_error() -> None:
     labels = np.full((4, 4), 30, np.uint8)
     with pytest.raises(ValueError, match="expected 0 to 18"):
-        count(np.zeros((4, 4), np.uint8), plain(labels), id_mapping(CITYSCAPES19, CITYSCAPES19), 19)
+        count_pixels(np.zeros((4, 4), np.uint8), plain(labels), id_mapping(CITYSCAPES19, CITYSCAPES19), 19)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nightlab replay`: recorded bags through a bundle, and a report."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from nightlab_cli.errors import FAILED, INTERRUPTED, CommandError, Verbose
+from nightlab_cli.options import (
+    Bundle,
+    Classes,
+    Engine,
+    LabelTopic,
+    PipelineSetting,
+    Precision,
+    Threads,
+    Topic,
+    new_console,
+    pipeline_settings,
+)
+from nightlab_cli.style import new_app
+from nightlab_replay.replay import LiveReplay, ReplayMode
+from nightlab_replay.replay import replay as replay_bags
+
+app = new_app()
+
+
+@app.command()
+def replay(
+    bags: Annotated[list[Path], typer.Argument(metavar="BAG...", help="rosbag2 folders, .mcap, .db3 or .bag files.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of the run and its report.")],
+    bundle: Bundle = None,
+    topic: Topic = None,
+    label_topic: LabelTopic = None,
+    classes: Classes = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", metavar="N", min=1, help="Replay at most N frames of each bag.")
+    ] = None,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="Replay at the recorded rate; drop frames as the node does.")
+    ] = False,
+    ros: Annotated[bool, typer.Option("--ros", help="Replay through the live node, with /clock. Needs ROS 2.")] = False,
+    rate: Annotated[
+        float, typer.Option("--rate", metavar="FACTOR", help="With --realtime or --ros: times the recorded rate.")
+    ] = 1.0,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="Replay in N processes of this machine.")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option("--scheduler", metavar="ADDRESS", help="Replay on a dask cluster that sees the same paths."),
+    ] = None,
+    engine: Engine = "auto",
+    precision: Precision = "auto",
+    threads: Threads = 0,
+    settings: PipelineSetting = None,
+    write_bag: Annotated[
+        bool, typer.Option("--write-bag", help="Write masks, confidence and regions into new bags, too.")
+    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Delete an earlier run in the folder first.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run recorded bags through a bundle and report accuracy and latency. Needs no ROS, except for --ros.
+
+    Frames with a label map of the same stamp are evaluated. An interrupted replay resumes when the same command runs
+    again. Exit status: 0; 1 with the reason, also if a bag could not be read at all; 130 when interrupted.
+
+    Example:
+
+    nightlab replay night_drive dusk.mcap --bundle my_bundle --out replay_out
+    """
+    mode: ReplayMode = "live" if ros else "realtime" if realtime else "all"
+    if realtime and ros:
+        raise ValueError("--realtime cannot be combined with --ros")
+    with _stop_on_signals() as stop:
+        run = replay_bags(
+            bags,
+            out,
+            bundle=bundle,
+            topic=topic,
+            label_topic=label_topic,
+            classes=classes,
+            max_frames=frames,
+            mode=mode,
+            rate=rate,
+            workers=workers or 0,
+            scheduler=scheduler,
+            engine=engine,
+            precision=precision,
+            threads=threads,
+            pipeline=pipeline_settings(settings),
+            write_bag=write_bag,
+            restart=restart,
+            live=_live_replay() if ros else None,
+            console=new_console(),
+            stopped=stop.is_set,
+        )
+    if run.finished is None:
+        raise typer.Exit(INTERRUPTED)
+    unreadable = [bag.name for bag in run.bags if bag.image_topic is None]
+    if unreadable:
+        raise CommandError(f"nothing could be read of {', '.join(unreadable)}", FAILED)
+
+
+def _live_replay() -> LiveReplay:
+    from nightlab_ros.live_replay import replay_live
+
+    return replay_live
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """Yield an event that SIGINT or SIGTERM sets. A second signal ends the process without a report."""
+    stop = threading.Event()
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        os.write(2, b"\nStopping after the current frame ...\n")  # print could interrupt the console's own output
+
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
