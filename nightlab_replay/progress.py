@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 #: Interval of plain lines if the output is not a terminal.
-PLAIN_EVERY_S = 10.0
+PLAIN_EVERY_S = 5.0
 
 
 class ProgressLine:
@@ -26,7 +26,7 @@ class ProgressLine:
             TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             console=console,
             disable=not console.is_terminal,
         )
@@ -50,8 +50,8 @@ class ProgressLine:
         if not self._console.is_terminal and time.monotonic() - self._printed > PLAIN_EVERY_S:
             self._printed = time.monotonic()
             parts = [f"{self._title}: {self._count()}", f"{rate:.1f}/s"]
-            if self._total is not None:
-                parts.append(f"{(self._total - done) / max(1e-9, rate):.0f} s left")
+            if self._total is not None and rate > 0:
+                parts.append(f"{(self._total - done) / rate:.0f} s left")
             self._console.print("  ".join([*parts, state]).rstrip(), soft_wrap=True, markup=False)
 
     def show_state(self, state: str) -> None:

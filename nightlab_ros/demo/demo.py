@@ -19,8 +19,9 @@ from rich.table import Table
 
 from nightlab_core.data.frames import FrameSource, open_frames
 from nightlab_core.runtime.bundle import default_bundle, load_bundle
+from nightlab_replay.progress import ProgressLine
 from nightlab_replay.report.page import write_jpeg
-from nightlab_ros.demo.progress import DemoProgress, playback_state
+from nightlab_ros.demo.progress import playback_state
 from nightlab_ros.demo.report import Recording, write_report
 from nightlab_ros.mask_recorder import MaskRecorder, MaskSpool
 from nightlab_ros.playback import PlayerProcess, record_playback, wait_for_warm_up
@@ -85,7 +86,7 @@ def write_clip(source: FrameSource, folder: Path, fps: float, console: Console) 
         (folder / part).mkdir(parents=True, exist_ok=True)
         for old in (folder / part).glob("rendered_*"):
             old.unlink()
-    with DemoProgress(console, "Rendering the night clip", source.num_frames) as progress:
+    with ProgressLine(console, "Rendering the night clip", source.num_frames) as progress:
         for index, frame in enumerate(source):
             assert frame.labels is not None  # every rendered frame has labels
             write_jpeg(folder / "images" / f"{frame.name}.jpg", frame.image_bgr, quality=95)
@@ -147,7 +148,7 @@ def _record(
             if not wait_for_warm_up(recorder, node, player):
                 raise ProcessError(f"the player sent no frame. {player.log_tail()}")
         console.print(f"The node answers (waited {time.monotonic() - start_s:.1f} s)")
-        with DemoProgress(console, "Playing", source.num_frames) as progress:
+        with ProgressLine(console, "Playing", source.num_frames) as progress:
             record_playback(
                 recorder,
                 node,
