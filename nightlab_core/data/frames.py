@@ -197,7 +197,7 @@ def _video(path: Path) -> Callable[[], Iterator[Frame]]:
         capture = cv2.VideoCapture(str(path))
         try:
             if not capture.isOpened():
-                raise ValueError(f"{path} cannot be opened as a video; is it whole, and its codec known to OpenCV?")
+                raise ValueError(f"{path} cannot be opened as a video; expected a video that OpenCV can decode")
             index = 0
             while True:
                 read_one, image = capture.read()

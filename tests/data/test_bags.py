@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Frames and label maps that `open_frames` reads from bags."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -9,10 +11,10 @@ import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from nightlab_core.data.bags.metadata import CLASSES_KEY, custom_data
+from nightlab_core.data.bags.metadata import CLASSES_KEY, bag_information, custom_data, custom_data_of_file
 from nightlab_core.data.frames import open_frames
 
-SIZE_HW = (20, 31)  # an odd width, so that padding to four bytes shows
+SIZE_HW = (20, 31)  # an odd width, so that rows need padding to four bytes
 STORE = get_typestore(Stores.ROS2_JAZZY)
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 
@@ -21,7 +23,7 @@ def picture(index: int) -> np.ndarray:
     return np.random.default_rng(index).integers(0, 256, (*SIZE_HW, 3), np.uint8)
 
 
-def truth(index: int) -> np.ndarray:
+def label_map(index: int) -> np.ndarray:
     return np.random.default_rng(100 + index).integers(0, 19, SIZE_HW, np.uint8)
 
 
@@ -62,7 +64,7 @@ def write_bag(path: Path, messages: list[tuple[str, str, int, object]], plugin: 
 
 @pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
 @pytest.mark.parametrize("padding", [0, 3])
-def test_images_come_with_the_labels_of_their_stamp_although_recorded_later(
+def test_images_get_the_labels_of_their_stamp_even_if_recorded_later(
     tmp_path: Path, plugin: StoragePlugin, padding: int
 ) -> None:
     stamps = [10**9 + i * 10**8 for i in range(3)]
@@ -70,7 +72,7 @@ def test_images_come_with_the_labels_of_their_stamp_although_recorded_later(
     messages = [("/front/image_raw", IMAGE, t + 5, image(rgb[i], "rgb8", t, padding)) for i, t in enumerate(stamps)]
     # the label of frame 1 is missing, that of frame 0 comes last
     messages += [
-        ("/front/labels", IMAGE, stamps[i] + 10**9 * k, image(truth(i), "mono8", stamps[i]))
+        ("/front/labels", IMAGE, stamps[i] + 10**9 * k, image(label_map(i), "mono8", stamps[i]))
         for k, i in ((1, 2), (4, 0))
     ]
     bag = write_bag(tmp_path / "bag", messages, plugin)
@@ -81,26 +83,26 @@ def test_images_come_with_the_labels_of_their_stamp_although_recorded_later(
         assert source.num_frames == 3 and [f.stamp_s for f in frames] == [1.0, 1.1, 1.2]
         for i, frame in enumerate(frames):
             np.testing.assert_array_equal(frame.image_bgr, picture(i))
-        np.testing.assert_array_equal(frames[0].labels, truth(0))
+        np.testing.assert_array_equal(frames[0].labels, label_map(0))
         assert frames[1].labels is None
-        np.testing.assert_array_equal(frames[2].labels, truth(2))
+        np.testing.assert_array_equal(frames[2].labels, label_map(2))
 
 
-def test_compressed_images_and_labels_and_time_of_recording_where_there_is_no_stamp(tmp_path: Path) -> None:
+def test_compressed_images_and_labels_without_stamps_use_the_recording_time(tmp_path: Path) -> None:
     messages = [
         ("/camera/image/compressed", COMPRESSED, 7 * 10**9, compressed(picture(0), 0)),
-        ("/camera/ground_truth/compressed", COMPRESSED, 7 * 10**9, compressed(truth(0), 0)),
+        ("/camera/ground_truth/compressed", COMPRESSED, 7 * 10**9, compressed(label_map(0), 0)),
     ]
     (frame,) = open_frames(write_bag(tmp_path / "bag", messages, StoragePlugin.MCAP))
     np.testing.assert_array_equal(frame.image_bgr, picture(0))
-    np.testing.assert_array_equal(frame.labels, truth(0))
+    np.testing.assert_array_equal(frame.labels, label_map(0))
     assert frame.stamp_s == 7.0
 
 
 @pytest.mark.parametrize(
     "folder, own, expected", [("camvid", "cityscapes19", "cityscapes19"), ("camvid", None, "camvid11")]
 )
-def test_the_class_set_that_the_bag_names_goes_before_the_paths(
+def test_the_class_set_of_the_bag_takes_precedence_over_the_path(
     tmp_path: Path, folder: str, own: str | None, expected: str
 ) -> None:
     path = tmp_path / folder / "bag"
@@ -112,12 +114,15 @@ def test_the_class_set_that_the_bag_names_goes_before_the_paths(
         writer.write(topic, 5, STORE.serialize_cdr(image(picture(0), "bgr8", 5), IMAGE))
     assert open_frames(path).classes.key == expected
     assert open_frames(path, classes="camvid11").classes.key == "camvid11"
-    assert custom_data(path / "bag.mcap") == custom_data(path) == ({CLASSES_KEY: own} if own else {})
+    expected_data = {CLASSES_KEY: own} if own else {}
+    assert custom_data_of_file(path / "bag.mcap") == custom_data(bag_information(path)) == expected_data
     (path / "metadata.yaml").write_text("none of this: [")
-    assert custom_data(path) == {}
+    assert custom_data_of_file(path / "bag.mcap") == {}
+    with pytest.raises(ValueError):
+        bag_information(path)
 
 
-def test_which_topic_must_be_said_where_there_are_several(tmp_path: Path) -> None:
+def test_a_topic_must_be_named_if_a_bag_has_several(tmp_path: Path) -> None:
     messages = [
         (f"/{side}/image", IMAGE, 5 + i, image(picture(i), "bgr8", 5 + i)) for i, side in enumerate(("left", "right"))
     ]
@@ -130,7 +135,7 @@ def test_which_topic_must_be_said_where_there_are_several(tmp_path: Path) -> Non
     np.testing.assert_array_equal(frame.image_bgr, picture(1))
 
 
-def test_labels_in_a_wrong_encoding_and_broken_images_are_refused(tmp_path: Path) -> None:
+def test_labels_in_a_wrong_encoding_and_corrupt_images_are_refused(tmp_path: Path) -> None:
     messages = [
         ("/image", IMAGE, 5, image(picture(0), "bgr8", 5)),
         ("/labels", IMAGE, 5, image(picture(0), "bgr8", 5)),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damaged bags: what can be read is read, and is right to the last pixel; the rest is said to be missing."""
+"""Damaged bags: readable messages are read without a wrong pixel, and the rest is reported as missing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def frames() -> list:
 
 @pytest.fixture(scope="module")
 def bags(tmp_path_factory: pytest.TempPathFactory, frames: list) -> dict[str, Path]:
-    """One file of each kind; with chunks of about 1 MB, 8 frames each."""
+    """One file of each format, with chunks of about 1 MB (8 frames)."""
     folder = tmp_path_factory.mktemp("bags")
     found = {}
     for storage in ("mcap", "sqlite3"):
@@ -50,7 +50,7 @@ def bags(tmp_path_factory: pytest.TempPathFactory, frames: list) -> dict[str, Pa
 
 
 def readable(path: Path, frames: list) -> tuple[int, list[str]]:
-    """How many frames come out, each checked against what went in; and every sentence about what is wrong."""
+    """Return the number of readable frames, each compared with the written one, and all problems and reasons."""
     by_stamp = {START_NS + index * STEP_NS: frame for index, frame in enumerate(frames)}
     with Bag(path, IMAGES) as bag:
         found = 0
@@ -70,7 +70,9 @@ def readable(path: Path, frames: list) -> tuple[int, list[str]]:
 
 
 @pytest.mark.parametrize("kind", ["mcap", "sqlite3", "zstd", "lz4"])
-def test_cut_off_anywhere(tmp_path: Path, bags: dict[str, Path], frames: list, kind: str) -> None:
+def test_a_file_that_is_cut_off_anywhere_gives_its_first_part(
+    tmp_path: Path, bags: dict[str, Path], frames: list, kind: str
+) -> None:
     data = bags[kind].read_bytes()
     path = tmp_path / bags[kind].name
     random = np.random.default_rng(0)
@@ -85,15 +87,17 @@ def test_cut_off_anywhere(tmp_path: Path, bags: dict[str, Path], frames: list, k
             assert path.name in str(error)
             assert end < 20_000  # before the first frame's end, or within the list of topics
             continue
-        assert reasons, f"cut at byte {end} of {len(data)}, and nothing is said"
+        assert reasons, f"cut at byte {end} of {len(data)} without a reason"
     found = [counts[end] for end in sorted(counts)]
-    assert found == sorted(found)  # more bytes never give less
+    assert found == sorted(found)  # more bytes never give fewer frames
     for end, count in counts.items():
         assert count >= int(COUNT * end / len(data)) - 2, f"cut at byte {end} of {len(data)}: {count} frames"
 
 
 @pytest.mark.parametrize("kind", ["mcap", "zstd", "lz4"])
-def test_a_hole_in_a_chunk_costs_no_other_chunk(tmp_path: Path, bags: dict[str, Path], frames: list, kind: str) -> None:
+def test_a_damaged_chunk_does_not_affect_other_chunks(
+    tmp_path: Path, bags: dict[str, Path], frames: list, kind: str
+) -> None:
     data = bytearray(bags[kind].read_bytes())
     path = tmp_path / bags[kind].name
     data[200_000:200_008] = b"\xff" * 8
@@ -108,13 +112,13 @@ def test_a_hole_in_a_chunk_costs_no_other_chunk(tmp_path: Path, bags: dict[str, 
 
 
 @pytest.mark.parametrize("kind", ["mcap", "zstd", "sqlite3"])
-def test_random_bytes_never_end_in_a_traceback(tmp_path: Path, bags: dict[str, Path], kind: str) -> None:
+def test_random_damage_raises_only_value_errors(tmp_path: Path, bags: dict[str, Path], kind: str) -> None:
     data = bags[kind].read_bytes()
     path = tmp_path / bags[kind].name
     for seed in range(12):
         random = np.random.default_rng(seed)
         damaged = bytearray(data)
-        # half the damage where the structure is: beginning and end
+        # half of the damage at the beginning and end, which hold the structure
         for at in (
             *random.integers(0, len(data), 4),
             *random.integers(0, 9000, 3),
@@ -130,7 +134,7 @@ def test_random_bytes_never_end_in_a_traceback(tmp_path: Path, bags: dict[str, P
             assert str(error)
 
 
-def test_metadata_that_is_missing_or_nonsense(tmp_path: Path, bags: dict[str, Path], frames: list) -> None:
+def test_missing_or_unusable_metadata(tmp_path: Path, bags: dict[str, Path], frames: list) -> None:
     folder = tmp_path / "bag"
     shutil.copytree(bags["mcap"].parent, folder)
     metadata = folder / "metadata.yaml"
@@ -147,7 +151,7 @@ def test_metadata_that_is_missing_or_nonsense(tmp_path: Path, bags: dict[str, Pa
     assert found == COUNT and "gone.mcap is missing" in reasons[0]
 
 
-def test_one_file_of_a_split_bag_is_damaged(tmp_path: Path, bags: dict[str, Path], frames: list) -> None:
+def test_a_split_bag_with_one_damaged_file(tmp_path: Path, bags: dict[str, Path], frames: list) -> None:
     folder = tmp_path / "bag"
     folder.mkdir()
     shutil.copy(bags["mcap"], folder / "bag_0.mcap")
@@ -157,7 +161,7 @@ def test_one_file_of_a_split_bag_is_damaged(tmp_path: Path, bags: dict[str, Path
     assert any("bag_1.mcap" in reason and "do not begin as an MCAP" in reason for reason in reasons)
 
 
-def test_unknown_encodings_changing_sizes_and_stamps_that_go_backwards(tmp_path: Path) -> None:
+def test_unknown_encodings_changing_sizes_and_decreasing_stamps(tmp_path: Path) -> None:
     types = get_typestore(Stores.ROS2_HUMBLE).types
     time_type, header_type = types["builtin_interfaces/msg/Time"], types["std_msgs/msg/Header"]
     with BagWriter(tmp_path / "bag") as bag:
@@ -189,7 +193,7 @@ def test_a_killed_recorder_leaves_messages_in_the_log(tmp_path: Path, bags: dict
     connection.executemany("INSERT INTO messages (topic_id, timestamp, data) VALUES (?, ?, ?)", rows)
     connection.commit()
     copy.parent.mkdir()
-    for name in ("recorded.db3", "recorded.db3-wal"):  # as they lie there, while the writer is still at work
+    for name in ("recorded.db3", "recorded.db3-wal"):  # copied while the writer has them open
         shutil.copy(tmp_path / name, copy.parent / name)
     connection.close()
     assert readable(copy, frames)[0] == COUNT + 1

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Frames and label maps from folders, videos and the rendered clip."""
+
 from __future__ import annotations
 
 import os
@@ -16,7 +18,7 @@ def picture(seed: int, size_hw: tuple[int, int] = (24, 32)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size_hw, 3), np.uint8)
 
 
-def truth(seed: int, size_hw: tuple[int, int] = (24, 32), top: int = 11) -> np.ndarray:
+def random_labels(seed: int, size_hw: tuple[int, int] = (24, 32), top: int = 11) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, top, size_hw, np.uint8)
 
 
@@ -26,11 +28,11 @@ def write_folder(folder: Path, count: int = 3, labelled: bool = True) -> Path:
     for i in range(count):
         cv2.imwrite(str(folder / "images" / f"{'ab'[i % 2]}_{i}.png"), picture(i))
         if labelled:
-            cv2.imwrite(str(folder / "labels" / f"{'ab'[i % 2]}_{i}.png"), truth(i))
+            cv2.imwrite(str(folder / "labels" / f"{'ab'[i % 2]}_{i}.png"), random_labels(i))
     return folder
 
 
-def test_folder_gives_images_in_order_of_name_with_the_labels_of_the_same_stem(tmp_path: Path) -> None:
+def test_a_folder_is_read_in_order_of_name_with_labels_of_the_same_stem(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "drive")
     (folder / "labels" / "b_1.png").unlink()
     for given in (folder, folder / "images"):
@@ -39,7 +41,7 @@ def test_folder_gives_images_in_order_of_name_with_the_labels_of_the_same_stem(t
         assert [f.name for f in frames] == ["a_0", "a_2", "b_1"]
         assert [f.stamp_s for f in frames] == [0.0, 0.25, 0.5]
         np.testing.assert_array_equal(frames[1].image_bgr, picture(2))
-        np.testing.assert_array_equal(frames[1].labels, truth(2))
+        np.testing.assert_array_equal(frames[1].labels, random_labels(2))
         assert frames[2].labels is None
         assert source.num_frames == 3 and len(list(source)) == 3, "a source can be read again"
         assert source.classes is CITYSCAPES19
@@ -51,13 +53,13 @@ def test_glob_labels_folder_and_limit(tmp_path: Path) -> None:
     source = open_frames(folder / "images", labels=other / "labels", pattern="a_*", max_frames=1)
     frames = list(source)
     assert [f.name for f in frames] == ["a_0"] and source.num_frames == 1
-    np.testing.assert_array_equal(frames[0].labels, truth(0))
+    np.testing.assert_array_equal(frames[0].labels, random_labels(0))
     assert [f.labels for f in open_frames(folder)] == [None] * 3
 
 
-def test_camvid_is_known_by_its_path_and_its_void_becomes_unlabelled(tmp_path: Path) -> None:
+def test_camvid_is_recognised_by_its_path_and_its_void_becomes_unlabelled(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "CamVid" / "test", count=1)
-    label_map = truth(0)
+    label_map = random_labels(0)
     label_map[:4] = 11
     cv2.imwrite(str(folder / "labels" / "a_0.png"), label_map)
     source = open_frames(folder)
@@ -66,20 +68,20 @@ def test_camvid_is_known_by_its_path_and_its_void_becomes_unlabelled(tmp_path: P
     expected = label_map.copy()
     expected[:4] = 255
     np.testing.assert_array_equal(frame.labels, expected)
-    (as_told,) = open_frames(folder, classes="cityscapes19")
-    np.testing.assert_array_equal(as_told.labels, label_map)
+    (as_cityscapes,) = open_frames(folder, classes="cityscapes19")
+    np.testing.assert_array_equal(as_cityscapes.labels, label_map)
 
 
 @pytest.mark.parametrize(
     ("label_map", "says"),
     [
-        (truth(0, (24, 31)), r"a_0\.png are \(24, 31\), their image is \(24, 32\)"),
+        (random_labels(0, (24, 31)), r"a_0\.png are \(24, 31\), their image is \(24, 32\)"),
         (picture(0), "not colours"),
         (np.full((24, 32), 34, np.uint8), r"a_0\.png hold the ids \[34\]; cityscapes19 has 0-18 and 255"),
         (np.zeros((24, 32), np.uint16), "uint16"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused_with_the_file_named(
+def test_labels_that_do_not_fit_are_refused_with_the_name_of_the_file(
     tmp_path: Path, label_map: np.ndarray, says: str
 ) -> None:
     folder = write_folder(tmp_path / "drive", count=1)
@@ -88,7 +90,7 @@ def test_labels_that_do_not_fit_are_refused_with_the_file_named(
         list(open_frames(folder))
 
 
-def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
+def test_sources_that_cannot_be_opened_are_refused_with_the_reason(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "drive", count=1)
     with pytest.raises(FileNotFoundError, match=r"nowhere does not exist"):
         open_frames(tmp_path / "nowhere")
@@ -122,13 +124,13 @@ def test_hidden_files_beside_the_images_are_skipped(tmp_path: Path) -> None:
     assert frame.name == "a_0" and frame.labels is not None
 
 
-def test_a_jpeg_that_is_cut_short_is_refused_and_exif_does_not_turn_an_image_away_from_its_labels(
+def test_a_jpeg_that_is_cut_short_is_refused_and_exif_orientation_is_ignored(
     tmp_path: Path,
 ) -> None:
     folder = write_folder(tmp_path / "drive", count=1)
     (folder / "images" / "a_0.png").unlink()
     data = cv2.imencode(".jpg", picture(0), [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
-    exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # orientation 6: on its side
+    exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # orientation 6: 90 degrees
     file = folder / "images" / "a_0.jpg"
     file.write_bytes(data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:])
     (frame,) = open_frames(folder)
@@ -157,9 +159,9 @@ def test_video(tmp_path: Path) -> None:
 
 def test_rendered_clip_is_labelled_and_the_same_every_time() -> None:
     source = open_frames(None, max_frames=2, fps=5.0)
-    first, again = list(source), list(source)
+    first, second = list(source), list(source)
     assert [f.stamp_s for f in first] == [0.0, 0.2] and source.num_frames == 2
-    for a, b in zip(first, again, strict=True):
+    for a, b in zip(first, second, strict=True):
         assert a.labels is not None and a.labels.shape == a.image_bgr.shape[:2]
         np.testing.assert_array_equal(a.image_bgr, b.image_bgr)
         np.testing.assert_array_equal(a.labels, b.labels)

@@ -98,13 +98,13 @@ def test_bigendian_16_bits(encoding: str) -> None:
     assert (bgr == ([GREEN] * 3 if encoding == "mono16" else BGR)).all()
 
 
-def test_16_bits_are_scaled_linearly_and_rounded() -> None:
-    values = np.array([[0, 128, 129, 32768, 65406, 65535]], "<u2")  # 257 steps of 16 bits are one of 8 bits
+def test_16_bit_values_are_scaled_linearly_and_rounded() -> None:
+    values = np.array([[0, 128, 129, 32768, 65406, 65535]], "<u2")  # 257 steps in 16 bits are one step in 8 bits
     bgr = image_to_bgr(message("mono16", values.view(np.uint8)))
     assert bgr[0, :, 0].tolist() == [0, 0, 1, 128, 254, 255]
 
 
-def test_rows_and_columns_are_in_place() -> None:
+def test_rows_and_columns_keep_their_order() -> None:
     rows = np.arange(HEIGHT * WIDTH * 3, dtype=np.uint8).reshape(HEIGHT, WIDTH * 3)
     expected = rows.reshape(HEIGHT, WIDTH, 3)
     assert np.array_equal(image_to_bgr(message("bgr8", rows, padding=5)), expected)
@@ -112,12 +112,12 @@ def test_rows_and_columns_are_in_place() -> None:
 
 
 @pytest.mark.parametrize("padding", [0, 7])
-def test_bgr8_shares_the_message_s_memory(padding: int) -> None:
+def test_bgr8_shares_the_memory_of_the_message(padding: int) -> None:
     msg = message("bgr8", of_pixels(*BGR), padding)
     bgr = image_to_bgr(msg)
     msg.data[1] = 33
     assert bgr[0, 0, 1] == 33
-    assert cv2.resize(bgr, (3, 2)).shape == (2, 3, 3)  # OpenCV takes the padded view as it is
+    assert cv2.resize(bgr, (3, 2)).shape == (2, 3, 3)  # OpenCV accepts the padded view
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_yuv_of_an_odd_width_is_refused() -> None:
 
 
 def picture() -> np.ndarray:
-    """A smooth picture, uint8 (48, 64, 3), which JPEG keeps within a few grey levels."""
+    """A smooth image, uint8 (48, 64, 3), which JPEG changes by a few grey levels at most."""
     y, x = np.mgrid[0:48, 0:64]
     return np.stack([x * 3, y * 4, 255 - x * 3], axis=-1).astype(np.uint8)
 
@@ -166,13 +166,13 @@ def test_grey_png_becomes_bgr() -> None:
 
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
-def test_the_mosaic_of_a_bayer_camera_gets_its_colours(pattern: str, size: int) -> None:
-    """image_transport packs a mosaic as it is, and says so by naming nothing that it was turned into."""
+def test_a_compressed_bayer_mosaic_is_converted_to_colour(pattern: str, size: int) -> None:
+    """image_transport compresses a mosaic without conversion, and then names no target encoding in `format`."""
     pixels = mosaic(pattern) if size == 1 else mosaic(pattern).astype(np.uint16) * 257
     msg = compressed(".png", pixels)
     msg.format = f"bayer_{pattern}{8 * size}; png compressed "
     assert (compressed_to_bgr(msg) == BGR).all()
-    msg.format = f"bayer_{pattern}{8 * size}; png compressed mono8"  # it was turned to grey before
+    msg.format = f"bayer_{pattern}{8 * size}; png compressed mono8"  # converted to grey before compression
     grey = compressed_to_bgr(msg)
     assert (grey[..., 0] == grey[..., 2]).all()
     coloured = compressed(".png", picture())
@@ -181,17 +181,17 @@ def test_the_mosaic_of_a_bayer_camera_gets_its_colours(pattern: str, size: int) 
         compressed_to_bgr(coloured)
 
 
-def test_jpeg_is_close() -> None:
+def test_jpeg_is_decoded_to_similar_pixels() -> None:
     decoded = compressed_to_bgr(compressed(".jpg", picture()))
     assert decoded.shape == (48, 64, 3)
     assert np.abs(decoded.astype(int) - picture()).mean() < 3
 
 
-def test_jpeg_is_not_turned_by_its_exif() -> None:
-    exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # orientation 6: on its side
+def test_the_orientation_in_exif_is_ignored() -> None:
+    exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # orientation 6: 90 degrees
     data = cv2.imencode(".jpg", picture())[1].tobytes()
     turned = data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:]
-    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (64, 48, 3)  # the trap is real
+    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (64, 48, 3)  # without the flag
     assert compressed_to_bgr(SimpleNamespace(format="jpeg", data=array("B", turned))).shape == (48, 64, 3)
 
 
@@ -225,7 +225,7 @@ def test_other_formats_are_refused(data: bytes) -> None:
         ("mono16", (np.arange(24, dtype=np.uint16) * 257).reshape(4, 6)),
     ],
 )
-def test_filled_messages_read_back(encoding: str, pixels: np.ndarray) -> None:
+def test_filled_messages_are_read_as_written(encoding: str, pixels: np.ndarray) -> None:
     header = object()
     msg = fill_image(SimpleNamespace(), pixels, encoding, header)
     assert (msg.height, msg.width, msg.encoding, msg.header) == (4, 6, encoding, header)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prefetching: order, limits, exceptions in their place, and no thread that is left."""
+"""Prefetching: order, limits, exceptions in their place, and the end of the thread."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole bags: which frames and labels come out of them, and what is said where it is not clear which ones are meant."""
+"""Undamaged bags: their frames and labels, and the choice of topics."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def check(bag: Bag, frames: list, first: int = 0) -> None:
 
 @pytest.mark.parametrize("packing", ["none", "png"])
 @pytest.mark.parametrize("storage", STORAGES)
-def test_every_frame_comes_out_as_it_went_in(tmp_path: Path, storage: StorageName, packing: Packing) -> None:
+def test_frames_and_labels_are_read_as_they_were_written(
+    tmp_path: Path, storage: StorageName, packing: Packing
+) -> None:
     frames = make_frames(7)
     path = write_tiny_bag(tmp_path / "bag", frames, storage=storage, packing=packing)
     with Bag(path) as bag:
@@ -45,15 +47,15 @@ def test_every_frame_comes_out_as_it_went_in(tmp_path: Path, storage: StorageNam
     with Bag(file) as bag:  # beside the metadata.yaml that lists it
         assert (bag.problems, bag.label_classes) == ([], "cityscapes19")
         check(bag, frames)
-    with Bag(Path(shutil.copy(file, tmp_path))) as bag:  # on its own, a file knows all but the class set
+    with Bag(Path(shutil.copy(file, tmp_path))) as bag:  # without metadata.yaml only the class set is unknown
         assert (bag.problems, bag.label_classes) == ([], None)
         check(bag, frames)
-    with Bag(Path(shutil.copy(file, path / f"other{file.suffix}"))) as bag:  # metadata.yaml is not of this file
+    with Bag(Path(shutil.copy(file, path / f"other{file.suffix}"))) as bag:  # metadata.yaml does not list this file
         assert bag.label_classes is None
 
 
 @pytest.mark.parametrize("mode", [CompressionMode.FILE, CompressionMode.MESSAGE, CompressionMode.STORAGE])
-def test_compressed_bags(tmp_path: Path, mode: CompressionMode) -> None:
+def test_compressed_bags_are_read(tmp_path: Path, mode: CompressionMode) -> None:
     frames = make_frames(4)
     plain = write_tiny_bag(tmp_path / "plain", frames)
     storage = StoragePlugin.MCAP if mode == CompressionMode.STORAGE else StoragePlugin.SQLITE3
@@ -71,7 +73,7 @@ def test_compressed_bags(tmp_path: Path, mode: CompressionMode) -> None:
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_a_split_bag_is_one(tmp_path: Path, storage: StorageName) -> None:
+def test_the_files_of_a_split_bag_are_read_in_order(tmp_path: Path, storage: StorageName) -> None:
     frames = make_frames(22)
     folder = tmp_path / "split"
     folder.mkdir()
@@ -80,7 +82,7 @@ def test_a_split_bag_is_one(tmp_path: Path, storage: StorageName) -> None:
         (file,) = (f for f in (tmp_path / str(part)).iterdir() if f.suffix in (".mcap", ".db3"))
         shutil.copy(file, folder / f"split_{part}{file.suffix}")
     with Bag(folder) as bag:
-        # every part begins at the same time here, so that the order of equal times is that of the files
+        # every part starts at the same time, so equal times keep the order of the files
         found = sorted((bag.frame(i).time_ns, i) for i in range(len(bag)))
         assert [i for _, i in found] == list(range(22))
         np.testing.assert_array_equal(bag.frame(9).image_bgr, frames[18][0])
@@ -101,7 +103,7 @@ def test_labels_may_be_recorded_after_all_images(tmp_path: Path) -> None:
         np.testing.assert_array_equal(opened.frame(3, CITYSCAPES19).labels, frames[3][1])
 
 
-def test_a_zero_stamp_is_the_time_of_recording(tmp_path: Path) -> None:
+def test_a_stamp_of_zero_is_replaced_by_the_recording_time(tmp_path: Path) -> None:
     ((image, labels),) = make_frames(1)
     with BagWriter(tmp_path / "bag") as bag:
         bag.image(IMAGES, image, 0, "", time_ns=77)
@@ -111,7 +113,7 @@ def test_a_zero_stamp_is_the_time_of_recording(tmp_path: Path) -> None:
         assert frame.stamp_ns == 77 and frame.labels is not None
 
 
-def test_topics_are_listed_where_several_would_do(tmp_path: Path) -> None:
+def test_topics_are_listed_if_several_are_possible(tmp_path: Path) -> None:
     ((image, labels),) = make_frames(1)
     with BagWriter(tmp_path / "bag") as bag:
         for topic in ("/left/image_raw", "/left/image_raw/compressed", "/right/image_raw", "/right/labels", "/left/gt"):
@@ -127,7 +129,7 @@ def test_topics_are_listed_where_several_would_do(tmp_path: Path) -> None:
         assert opened.frame(0, CITYSCAPES19).labels is not None
 
 
-def test_a_camera_recorded_both_ways_is_one_camera(tmp_path: Path) -> None:
+def test_a_camera_recorded_raw_and_compressed_counts_once(tmp_path: Path) -> None:
     ((image, _),) = make_frames(1)
     with BagWriter(tmp_path / "bag") as bag:
         bag.image(IMAGES, image, 1, "", time_ns=1)
@@ -136,7 +138,7 @@ def test_a_camera_recorded_both_ways_is_one_camera(tmp_path: Path) -> None:
         assert opened.image_topic == IMAGES
 
 
-def test_a_bag_without_images_says_what_it_holds(tmp_path: Path) -> None:
+def test_a_bag_without_images_lists_its_topics(tmp_path: Path) -> None:
     with BagWriter(tmp_path / "bag") as bag:
         bag.add_topic("/tf", "std_msgs/msg/Header")
     with pytest.raises(ValueError, match=r"no topic of camera images[\s\S]*/tf  std_msgs/msg/Header  0"):
@@ -152,7 +154,7 @@ def test_an_empty_topic_is_a_problem(tmp_path: Path, storage: StorageName) -> No
         assert opened.problems == [f"{IMAGES} holds no message that can be read"]
 
 
-def test_what_is_no_bag(tmp_path: Path) -> None:
+def test_paths_that_are_no_bag_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist"):
         Bag(tmp_path / "nothing")
     with pytest.raises(BagError, match="it holds nothing"):
@@ -170,7 +172,7 @@ def test_what_is_no_bag(tmp_path: Path) -> None:
         (np.zeros((48, 64, 3), np.uint8), "'bgr8'; expected mono8"),
     ],
 )
-def test_labels_that_cannot_be_used_leave_the_frame(tmp_path: Path, labels: np.ndarray, reason: str) -> None:
+def test_a_frame_keeps_its_image_if_its_labels_cannot_be_used(tmp_path: Path, labels: np.ndarray, reason: str) -> None:
     ((image, _),) = make_frames(1)
     with BagWriter(tmp_path / "bag") as bag:
         bag.image(IMAGES, image, 1, "", time_ns=1)

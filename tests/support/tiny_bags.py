@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small labelled bags for the tests, and the frames that are in them."""
+"""Write small labelled bags for tests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ START_NS, STEP_NS = 5_000_000_000, 100_000_000
 
 
 def make_frames(count: int, size_hw: tuple[int, int] = (48, 64), seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Noise pictures, uint8 (H, W, 3) BGR, with labels of Cityscapes ids that the tiny bundle often gets right; 255 in
-    the first column."""
+    """Return `count` noise images, uint8 (H, W, 3) BGR, with label maps, uint8 (H, W).
+
+    Labels are Cityscapes ids, most of which the tiny bundle predicts correctly; the first column is 255.
+    """
     random = np.random.default_rng(seed)
     frames = []
     for _ in range(count):
@@ -42,7 +44,7 @@ def write_tiny_bag(
     with BagWriter(path, storage, classes) as bag:
         for index, (image, labels) in enumerate(frames):
             stamp_ns = START_NS + index * step_ns
-            # recorded a little after it was taken, and the label maps after that
+            # images are recorded 1 ms after their stamp, label maps 2 ms after it
             bag.image(IMAGES, image, stamp_ns, FRAME_ID, time_ns=stamp_ns + 1_000_000, packing=packing)
             if labelled:
                 label_packing: Packing = "none" if packing == "none" else "png"

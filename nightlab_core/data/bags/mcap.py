@@ -144,7 +144,7 @@ class McapFile:
             return []
 
     def _scan(self) -> dict[int, int]:
-        """Find every whole message by reading the file from the start; return the number of messages by channel."""
+        """Find every complete message by reading the file from the start; return the number of messages by channel."""
         self._channels.clear()
         self._schemas.clear()
         self._chunk_indexes = None
@@ -191,12 +191,12 @@ class McapFile:
         if self._chunk[0] != at:
             try:
                 size, crc, compression, data_at, packed_bytes = self._chunk_header(at)
-                whole = data_at + packed_bytes <= self._size
+                complete = data_at + packed_bytes <= self._size
                 packed = self._read_at(data_at, min(packed_bytes, self._size - data_at))
                 data = _unpack(packed, compression)
             except (zstandard.ZstdError, RuntimeError, *_DAMAGED) as error:
                 raise BagError(f"the chunk cannot be unpacked: {error}") from error
-            if whole and (len(data) != size or (crc and zlib.crc32(data) != crc)):
+            if complete and (len(data) != size or (crc and zlib.crc32(data) != crc)):
                 raise BagError("the chunk's checksum is wrong: bytes of it have changed")
             self._chunk = (at, data)
         return self._chunk[1]
@@ -213,7 +213,7 @@ class McapFile:
 
 
 def _records(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Yield offset, opcode and body of every whole record."""
+    """Yield offset, opcode and body of every complete record."""
     at = 0
     while at + _RECORD.size <= len(data):
         opcode, length = _RECORD.unpack_from(data, at)

@@ -21,15 +21,19 @@ def bag_information(folder: Path) -> dict[str, Any]:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def custom_data(bag: Path) -> dict[str, str]:
-    """Return `custom_data` from metadata.yaml; empty if there is none or it cannot be used.
-
-    For a single file the metadata.yaml beside it counts, if it lists the file.
-    """
+def custom_data(information: dict[str, Any]) -> dict[str, str]:
+    """Return `custom_data` of `bag_information`; empty if there is none or it cannot be used."""
     try:
-        information = bag_information(bag.parent if bag.is_file() else bag)
-        names = [Path(str(name)).name for name in information["relative_file_paths"]] if bag.is_file() else [bag.name]
-        found = dict(information.get("custom_data") or {}) if bag.name in names else {}
-    except (OSError, AttributeError, KeyError, TypeError, ValueError):
+        return {str(key): str(value) for key, value in dict(information.get("custom_data") or {}).items()}
+    except (TypeError, ValueError):
         return {}
-    return {str(key): str(value) for key, value in found.items()}
+
+
+def custom_data_of_file(file: Path) -> dict[str, str]:
+    """Return `custom_data` of the metadata.yaml beside a bag's file; empty if that does not list the file."""
+    try:
+        information = bag_information(file.parent)
+        listed = [Path(str(name)).name for name in information["relative_file_paths"]]
+    except (OSError, KeyError, TypeError, ValueError):
+        return {}
+    return custom_data(information) if file.name in listed else {}

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nightlab_core.data.bags.metadata import METADATA_NAME, bag_information, custom_data
+from nightlab_core.data.bags.metadata import METADATA_NAME, bag_information, custom_data, custom_data_of_file
 from nightlab_core.data.bags.protocol import BagError, StorageFile, Topic, one_line
 
 #: Columns of an index: time of recording in ns, number of the file, and two numbers that locate the message in it.
@@ -76,7 +76,7 @@ def open_storage(path: Path) -> BagStorage:
         return _open_folder(path)
     if path.suffix.lower() not in SUFFIXES:
         raise BagError(f"{path} is no rosbag; {expected}")
-    return BagStorage({path.name: _open_file(path)}, [], custom_data(path))
+    return BagStorage({path.name: _open_file(path)}, [], custom_data_of_file(path))
 
 
 class BagStorage:
@@ -133,7 +133,7 @@ def _open_folder(path: Path) -> BagStorage:
         problems.append(f"metadata.yaml cannot be used ({one_line(error)}): the storage files themselves were read")
     mode = str(information.get("compression_mode") or "").lower()
     if mode not in ("", "none"):
-        return BagStorage({path.name: COMPRESSED.open(path)}, problems, custom_data(path))
+        return BagStorage({path.name: COMPRESSED.open(path)}, problems, custom_data(information))
     found = _rosbag2_files(path)
     listed = [path / Path(str(name)).name for name in _listed_names(information)]
     if missing := [f.name for f in listed if not f.is_file()]:
@@ -150,7 +150,7 @@ def _open_folder(path: Path) -> BagStorage:
             failures.append(str(error))
     if not files:
         raise BagError("; ".join(failures))
-    return BagStorage(files, [*problems, *failures], custom_data(path))
+    return BagStorage(files, [*problems, *failures], custom_data(information))
 
 
 def _open_file(path: Path) -> StorageFile:
