@@ -1,115 +1,118 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class sets, their ids, names and colours, the mappings between them, and how a label map is drawn.
+"""Class sets, label maps in them, and the conversion of label maps from one class set to another.
 
-Label maps are uint8 (H, W). Ids count from 0; 255 is unlabelled everywhere.
+Label maps are uint8 (H, W). Ids count from 0; 255 is unlabelled everywhere. `nightlab_core.classes` loads class sets.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field, model_validator
+
+from nightlab_core.config import Settings
 
 IGNORE_ID = 255
+#: Class ids are below this; 254 marks ids without a class in tables.
+MAX_CLASSES = 254
+
+ColorRGB = tuple[
+    Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)]
+]
+#: Class of one set -> classes of another: one, none (unlabelled), or several (an ambiguous label, the usual one first).
+ClassMapping = dict[str, tuple[str, ...]]
 
 
-@dataclass(frozen=True)
-class ClassSet:
-    """Names and RGB colours of classes 0..C-1."""
+class ClassSet(Settings):
+    """Names and RGB colours of the classes 0..C-1, and how they correspond to those of other class sets."""
 
-    key: str
-    names: tuple[str, ...]
-    colors_rgb: tuple[tuple[int, int, int], ...]
+    key: str  #: of a shipped set, or the stem of the YAML file that it was loaded from
+    names: tuple[str, ...] = Field(min_length=1, max_length=MAX_CLASSES)
+    colors_rgb: tuple[ColorRGB, ...]
+    mappings_to: dict[str, ClassMapping] = Field(default_factory=dict)  #: by the other set's key
+    mappings_from: dict[str, ClassMapping] = Field(default_factory=dict)  #: by the other set's key
+    unlabelled_ids: tuple[int, ...] = ()  #: ids in label images that mean unlabelled, beside 255
+    label_ids: dict[str, int] = Field(default_factory=dict)  #: class -> id in label images of another numbering
+    folders: tuple[str, ...] = ()  #: names of folders, lower case, below which label images are of this set
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _one_colour_a_name(self) -> ClassSet:
         if len(self.names) != len(self.colors_rgb):
             raise ValueError(f"{self.key}: {len(self.names)} names but {len(self.colors_rgb)} colours")
+        if repeated := sorted({name for name in self.names if self.names.count(name) > 1}):
+            raise ValueError(f"{self.key}: the name {repeated[0]!r} stands there twice; expected distinct names")
+        return self
 
     def __len__(self) -> int:
         return len(self.names)
 
     def id_of(self, name: str) -> int:
-        """The id of a class by name. KeyError names the choices."""
+        """Return the id of a class. Raises KeyError that lists the known names."""
         try:
             return self.names.index(name)
         except ValueError:
             raise KeyError(f"class set {self.key!r} has no class {name!r}; it has {', '.join(self.names)}") from None
 
+    def ids_of(self, names: Sequence[str]) -> list[int]:
+        """Return the ids of several classes. Raises KeyError that lists the known names."""
+        return [self.id_of(name) for name in names]
 
-_CITYSCAPES = {
-    "road": (128, 64, 128),
-    "sidewalk": (244, 35, 232),
-    "building": (70, 70, 70),
-    "wall": (102, 102, 156),
-    "fence": (190, 153, 153),
-    "pole": (153, 153, 153),
-    "traffic light": (250, 170, 30),
-    "traffic sign": (220, 220, 0),
-    "vegetation": (107, 142, 35),
-    "terrain": (152, 251, 152),
-    "sky": (70, 130, 180),
-    "person": (220, 20, 60),
-    "rider": (255, 0, 0),
-    "car": (0, 0, 142),
-    "truck": (0, 0, 70),
-    "bus": (0, 60, 100),
-    "train": (0, 80, 100),
-    "motorcycle": (0, 0, 230),
-    "bicycle": (119, 11, 32),
-}
-_CAMVID = {
-    "sky": (128, 128, 128),
-    "building": (128, 0, 0),
-    "pole": (192, 192, 128),
-    "road": (128, 64, 128),
-    "pavement": (60, 40, 222),
-    "tree": (128, 128, 0),
-    "sign": (192, 128, 128),
-    "fence": (64, 64, 128),
-    "car": (64, 0, 128),
-    "pedestrian": (64, 64, 0),
-    "bicyclist": (0, 128, 192),
-}
+    @property
+    def file_ids(self) -> dict[int, int]:
+        """Id in a label image -> class id, for images in this set's own numbering."""
+        return {**{i: i for i in range(len(self))}, **dict.fromkeys(self.unlabelled_ids, IGNORE_ID)}
 
-CITYSCAPES19 = ClassSet("cityscapes19", tuple(_CITYSCAPES), tuple(_CITYSCAPES.values()))
-#: BDD100K's 19 train ids without "train", which its night frames lack.
-BDD18 = ClassSet(
-    "bdd18",
-    tuple(n for n in _CITYSCAPES if n != "train"),
-    tuple(c for n, c in _CITYSCAPES.items() if n != "train"),
-)
-CAMVID11 = ClassSet("camvid11", tuple(_CAMVID), tuple(_CAMVID.values()))
-CLASS_SETS = {s.key: s for s in (CITYSCAPES19, BDD18, CAMVID11)}
+    @property
+    def label_file_ids(self) -> dict[int, int]:
+        """Id in a label image -> class id, for images in the numbering of `label_ids`.
 
-#: Cityscapes' 34 label ids -> train ids (cityscapesScripts, helpers/labels.py); what is not evaluated is unlabelled.
-CITYSCAPES_IDS_TO_TRAIN_IDS = {
-    **dict.fromkeys(range(34), IGNORE_ID),
-    **{7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14},
-    **{28: 15, 31: 16, 32: 17, 33: 18},
-}
-#: CamVid id -> Cityscapes train id, for training on CamVid. Its void, 11, becomes unlabelled.
-CAMVID_TO_CITYSCAPES = {0: 10, 1: 2, 2: 5, 3: 0, 4: 1, 5: 8, 6: 7, 7: 4, 8: 13, 9: 11, 10: 12, 11: IGNORE_ID}
-#: Cityscapes train id -> CamVid id, for evaluation in CamVid's 11 classes. CamVid's own grouping puts walls in
-#: building, terrain in tree, trucks, buses and trains in car, and motorcycles in bicyclist.
-CITYSCAPES_TO_CAMVID = {
-    **{0: 3, 1: 4, 2: 1, 3: 1, 4: 7, 5: 2, 6: 6, 7: 6, 8: 5, 9: 5, 10: 0, 11: 9},
-    **{12: 10, 13: 8, 14: 8, 15: 8, 16: 8, 17: 10, 18: 10},
-}
-#: Cityscapes train id -> id in BDD18. A truth of "train" is not judged; a prediction of it is wrong.
-CITYSCAPES_TO_BDD18 = {i: IGNORE_ID if i == 16 else i - (i > 16) for i in range(19)}
-#: Ids of training labels that leave open which of several train ids is meant: CamVid's sign holds traffic lights, its
-#: bicyclist bicycles and motorcycles. Where one of them is nearly all (its car holds some trucks and buses, its
-#: building walls, its tree terrain) that one is taught: left open, half of all cars became trucks and buses in time,
-#: and a quarter of all buildings walls, and no label called them back.
-OPEN_LABELS = {19: (6, 7), 20: (12, 17, 18)}
-#: Cityscapes train id, as `CAMVID_TO_CITYSCAPES` gives it -> the open label that CamVid means.
-CAMVID_OPENED = {**{i: i for i in range(19)}, 7: 19, 12: 20}
+        Ids up to the largest that stand for no class are unlabelled. Empty for a set without `label_ids`.
+        """
+        known = {i: self.id_of(name) for name, i in self.label_ids.items()}
+        return {i: known.get(i, IGNORE_ID) for i in range(max(known, default=-1) + 1)}
 
 
-def map_ids(labels: np.ndarray, mapping: dict[int, int]) -> np.ndarray:
+def class_mapping(source: ClassSet, target: ClassSet) -> tuple[tuple[int, ...], ...]:
+    """Return for each class of `source` its ids in `target`: one, none (unlabelled), or several (an ambiguous label).
+
+    Uses the target's `mappings_from` or else the source's `mappings_to`; classes that these do not list correspond by
+    name. Raises ValueError if the two sets have nothing in common.
+    """
+    listed = target.mappings_from.get(source.key) or source.mappings_to.get(target.key) or {}
+    names = (listed.get(name, (name,) if name in target.names else ()) for name in source.names)
+    found = tuple(tuple(target.id_of(name) for name in each) for each in names)
+    if not any(found):
+        raise ValueError(
+            f"class sets {source.key!r} and {target.key!r} have no class in common; add a mapping to the YAML file of"
+            f" one of them, such as to: {{{target.key}: {{{source.names[0]}: {target.names[0]}}}}}"
+        )
+    return found
+
+
+def ambiguous_groups(sources: Sequence[ClassSet], target: ClassSet) -> tuple[tuple[int, ...], ...]:
+    """Return the distinct groups of class ids of `target` among which some label of the sources does not decide."""
+    groups = (tuple(sorted(ids)) for source in sources for ids in class_mapping(source, target) if len(ids) > 1)
+    return tuple(dict.fromkeys(groups))
+
+
+def training_ids(source: ClassSet, target: ClassSet, groups: Sequence[tuple[int, ...]] = ()) -> dict[int, int]:
+    """Return id in `source` -> training label: an id of `target`, len(target) + k for the k-th of `groups`, or 255."""
+    table = {}
+    for source_id, ids in enumerate(class_mapping(source, target)):
+        group = tuple(sorted(ids))
+        if len(ids) > 1 and group in groups:
+            table[source_id] = len(target) + list(groups).index(group)
+        else:
+            table[source_id] = ids[0] if ids else IGNORE_ID
+    return table
+
+
+def map_ids(labels: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
     """Translate a label map, uint8 (H, W), id by id; 255 stays 255 unless the mapping names it.
 
-    Raises ValueError for an id that the mapping lacks: to map twice, or not at all, is the field's commonest mistake.
+    Raises ValueError for an id that the mapping lacks: labels of another numbering are a common mistake.
     """
     table = np.full(256, -1, np.int16)
     table[IGNORE_ID] = IGNORE_ID
@@ -123,22 +126,11 @@ def map_ids(labels: np.ndarray, mapping: dict[int, int]) -> np.ndarray:
 
 
 def to_class_set(labels: np.ndarray, source: ClassSet, target: ClassSet) -> np.ndarray:
-    """A label map in another class set: CamVid's own grouping, or else by name; what the target lacks becomes 255."""
+    """Convert a label map, uint8 (H, W), to another class set; see `class_mapping`. Ambiguous labels take their first
+    class, classes without a counterpart become 255."""
     if source.names == target.names:
         return labels
-    if (source.names, target.names) == (CITYSCAPES19.names, CAMVID11.names):
-        return map_ids(labels, CITYSCAPES_TO_CAMVID)
-    if (source.names, target.names) == (CAMVID11.names, CITYSCAPES19.names):
-        return map_ids(labels, CAMVID_TO_CITYSCAPES)
-    ids = {i: target.id_of(name) if name in target.names else IGNORE_ID for i, name in enumerate(source.names)}
-    return map_ids(labels, ids)
-
-
-def in_class_set(labels: np.ndarray, classes: ClassSet) -> np.ndarray:
-    """A label map of Cityscapes train ids, uint8 (H, W), in the ids of the class set that it is judged in."""
-    if classes is CITYSCAPES19:
-        return labels
-    return map_ids(labels, {CAMVID11.key: CITYSCAPES_TO_CAMVID, BDD18.key: CITYSCAPES_TO_BDD18}[classes.key])
+    return map_ids(labels, training_ids(source, target))
 
 
 def palette_bgr(classes: ClassSet) -> np.ndarray:
@@ -154,7 +146,10 @@ def colorize(labels: np.ndarray, classes: ClassSet) -> np.ndarray:
 
 
 def overlay(image_bgr: np.ndarray, labels: np.ndarray, classes: ClassSet, opacity: float = 0.5) -> np.ndarray:
-    """Blend class colours over a picture, uint8 (H, W, 3) BGR; unlabelled pixels keep the picture."""
+    """Blend class colours over a picture, uint8 (H, W, 3) BGR; unlabelled pixels keep the picture.
+
+    Raises ValueError if the two differ in size.
+    """
     if image_bgr.shape[:2] != labels.shape:
         raise ValueError(f"image is {image_bgr.shape[:2]}, labels are {labels.shape}: both must be the same (H, W)")
     import cv2

@@ -14,10 +14,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from nightlab_core.classes import DEFAULT, class_set_of_folder, load_class_set
 from nightlab_core.data.bags.storage import SUFFIXES, is_bag
 from nightlab_core.data.images import ImageError, decode_image
-from nightlab_core.data.label_maps import checked_labels
-from nightlab_core.labels import CAMVID11, CITYSCAPES19, CLASS_SETS, ClassSet
+from nightlab_core.data.label_maps import checked_labels, read_label_map
+from nightlab_core.labels import ClassSet
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v")
@@ -75,9 +76,9 @@ def open_frames(
 
     A folder of images may be given directly, or as the folder that contains `images`. Label maps are single-channel
     PNG files of the same stem in the folder `labels`, by default one beside or inside the folder of images. `pattern`
-    (as in a shell) selects images by name; `topic` and `label_topic` select topics of a bag. `classes` is a key of
-    CLASS_SETS; without it a bag's own `nightlab_classes` counts, then camvid11 for a path with a part named "camvid",
-    then cityscapes19. Images without stamps are assigned `fps` frames per second.
+    (as in a shell) selects images by name; `topic` and `label_topic` select topics of a bag. `classes` is a class set's
+    key or YAML file; without it a bag's own `nightlab_classes` counts, then the class set that claims a folder of the
+    path (camvid11 claims "camvid"), then cityscapes19. Images without stamps are assigned `fps` frames per second.
 
     Raises FileNotFoundError or ValueError, which name the file at fault, here or while reading.
     """
@@ -122,20 +123,19 @@ def read_image(file: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
 
 def _class_set(path: Path, classes: str | None) -> ClassSet:
     if classes is None:
-        return CAMVID11 if "camvid" in (part.lower() for part in path.resolve().parts) else CITYSCAPES19
-    if classes not in CLASS_SETS:
-        raise ValueError(f"class set {classes!r} of {path} is not known; expected one of {', '.join(CLASS_SETS)}")
-    return CLASS_SETS[classes]
+        return class_set_of_folder(path) or load_class_set(DEFAULT)
+    return load_class_set(classes)
 
 
 def _rendered(num_frames: int, fps: float) -> FrameSource:
     from nightlab_core.data.rendered.night import render_clip
+    from nightlab_core.data.rendered.shapes import CLASSES
 
     def read() -> Iterator[Frame]:
         for index, frame in enumerate(render_clip(num_frames, fps=fps)):
             yield Frame(frame.image_bgr, frame.labels, frame.stamp_s, f"rendered_{index:04d}")
 
-    return FrameSource("rendered night clip", CITYSCAPES19, num_frames, read)
+    return FrameSource("rendered night clip", CLASSES, num_frames, read)
 
 
 def _bag(
@@ -186,7 +186,7 @@ def _folder(
         for index, file in enumerate(files):
             image = read_image(file)
             label_file = label_files.get(file.stem)
-            ids = read_image(label_file, cv2.IMREAD_UNCHANGED) if label_file else None
+            ids = read_label_map(label_file) if label_file else None
             yield Frame(image, checked_labels(ids, image, classes, str(label_file)), index / fps, file.stem)
 
     return files, read

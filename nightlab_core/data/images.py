@@ -10,6 +10,7 @@ camera that does not shift its values up looks dark.
 
 from __future__ import annotations
 
+import io
 import sys
 from array import array
 from collections.abc import Callable
@@ -128,6 +129,22 @@ def decode_image(data: bytes, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
     return image
 
 
+def decode_label_image(data: bytes) -> np.ndarray:
+    """Decode the bytes of a label map's PNG, uint8 (H, W); of a PNG with a palette, its indices are the ids.
+
+    Returns other shapes and types as they are, see `label_maps.checked_labels`. Raises ImageError.
+    """
+    labels = decode_image(data, cv2.IMREAD_UNCHANGED)
+    if labels.ndim == 2 or not data.startswith(_PNG):
+        return labels
+    try:
+        from PIL import Image
+    except ImportError:  # the vehicle's environment lacks it
+        raise ImageError("received colours or a palette; expected one channel of class ids") from None
+    with Image.open(io.BytesIO(data)) as picture:  # OpenCV turns a palette's indices into colours
+        return np.asarray(picture) if picture.mode == "P" else labels
+
+
 def label_map(msg: Any) -> np.ndarray:
     """Return the class ids in a mono8 Image or a PNG in a CompressedImage, uint8 (H, W) if it is a label map.
 
@@ -135,7 +152,7 @@ def label_map(msg: Any) -> np.ndarray:
     """
     if hasattr(msg, "format"):
         try:
-            return decode_image(bytes(msg.data), cv2.IMREAD_UNCHANGED)
+            return decode_label_image(bytes(msg.data))
         except ImageError as error:
             raise ImageError(f"the compressed label map of format {msg.format!r} cannot be decoded: {error}") from error
     if msg.encoding not in _LABEL_ENCODINGS:

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from nightlab_core.config import Settings
 from nightlab_core.export.parity import check_parity, print_parity, read_frames
 from nightlab_core.files import atomic_path
-from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.models.deform import DeformConv2d, DeformForm
 from nightlab_core.models.nightlab import NightLab, NightLabSettings
 from nightlab_core.runtime.bundle import (
@@ -107,8 +106,6 @@ def export_bundle(
     weights: WeightStorage = "float16",
 ) -> Manifest:
     """Write a bundle. With float16 weights the model's own are rounded in place, so that it stays the reference."""
-    if settings.num_classes != len(CITYSCAPES19):
-        raise ValueError(f"the model has {settings.num_classes} classes; a bundle has Cityscapes' {len(CITYSCAPES19)}")
     folder.mkdir(parents=True, exist_ok=True)
     model.eval()
     if weights == "float16":
@@ -131,7 +128,12 @@ def export_bundle(
     manifest = Manifest(
         name=card.name,
         created=datetime.date.today().isoformat(),
-        classes=Classes(names=CITYSCAPES19.names, colors_rgb=CITYSCAPES19.colors_rgb),
+        classes=Classes(
+            names=settings.classes.names,
+            colors_rgb=settings.classes.colors_rgb,
+            key=settings.classes.key,
+            mappings_to=settings.classes.mappings_to,
+        ),
         hard_classes=card.hard_classes,
         engines=EngineFiles(
             image=EngineFile(file="image.onnx", input_hw=card.input_hw, multiple=multiple),

@@ -28,7 +28,7 @@ from nightlab_core.config import replace
 from nightlab_core.data.frames import FrameSource, open_frames
 from nightlab_core.export.parity import read_frames
 from nightlab_core.export.precision import RecordingEngine
-from nightlab_core.labels import CAMVID11, CITYSCAPES_TO_CAMVID, map_ids
+from nightlab_core.labels import to_class_set
 from nightlab_core.metrics import confusion_matrix, mean_iou, paired_bootstrap
 from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, BundleError, EngineKind, load_bundle, write_manifest
 from nightlab_core.runtime.engines.engine import EngineOptions
@@ -191,7 +191,7 @@ def compare_accuracy(original: Bundle, quantized: Bundle, source: FrameSource) -
         for i, pipeline in enumerate(pipelines):
             result = pipeline(frame.image_bgr)
             for level, labels in (("image level", result.image_labels), ("both levels", result.labels)):
-                mapped = map_ids(labels, CITYSCAPES_TO_CAMVID) if source.classes is CAMVID11 else labels
+                mapped = to_class_set(labels, original.class_set, source.classes)
                 matrices[level][i].append(confusion_matrix(frame.labels, mapped, len(source.classes)))
     for pipeline, engines in zip(pipelines, opened, strict=True):
         pipeline.close()

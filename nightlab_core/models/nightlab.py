@@ -10,14 +10,15 @@ The three methods `image_level`, `hardness` and `region_level` are what `nightla
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nightlab_core.classes import DEFAULT, ClassSetField, load_class_set
 from nightlab_core.config import Settings
 from nightlab_core.models.deform import DeformForm, set_deform_form
 from nightlab_core.models.detector import RegionDetector
@@ -118,7 +119,7 @@ class NightLab(nn.Module):
         image, region: the two levels; the region level is started from the image level's weights.
         detector: proposes where the region level should look.
         region_hw: (h, w) of the enlarged crops.
-        region_classes: names of the classes that the region level tells apart before "other"; none: all classes.
+        region_ids: class id of each of the region level's channels, 255 for "other"; None: channel k is class k.
     """
 
     region_ids: Tensor | None
@@ -129,11 +130,11 @@ class NightLab(nn.Module):
         detector: RegionDetector,
         region: Level,
         region_hw: tuple[int, int],
-        region_classes: Sequence[str] = (),
+        region_ids: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.image, self.detector, self.region, self.region_hw = image, detector, region, region_hw
-        ids = torch.tensor(OutputLabels.of(region_classes).ids) if region_classes else None
+        ids = None if region_ids is None else torch.tensor(region_ids)
         self.register_buffer("region_ids", ids, persistent=False)
 
     def image_level(self, frame: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,7 +181,7 @@ class NightLab(nn.Module):
 class NightLabSettings(Settings):
     """Everything that decides the shape of a NightLab; a checkpoint carries it."""
 
-    num_classes: int = Field(default=19, ge=2, le=254)
+    classes: ClassSetField = Field(default_factory=lambda: load_class_set(DEFAULT))  #: key or path of a class set
     segmenter: SegmenterSettings = SegmenterSettings()
     region_segmenter: SegmenterSettings | None = None  #: null: as the image level's
     region_classes: tuple[str, ...] = ()  #: the region level tells these apart from "other"; none: all classes
@@ -188,21 +189,32 @@ class NightLabSettings(Settings):
     detector: DetectorSettings = DetectorSettings()
     region_hw: tuple[int, int] = (256, 256)
 
-    @field_validator("region_classes")
+    @model_validator(mode="before")
     @classmethod
-    def _known_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _without_their_number(cls, data: Any) -> Any:
+        """Drop `num_classes`, which checkpoints held before class sets, when it is that of the default set."""
+        if isinstance(data, dict) and "classes" not in data and data.get("num_classes") == len(load_class_set(DEFAULT)):
+            return {key: value for key, value in data.items() if key != "num_classes"}
+        return data
+
+    @model_validator(mode="after")
+    def _region_classes_exist(self) -> NightLabSettings:
         try:
-            OutputLabels.of(names)
+            self.outputs("region")
         except KeyError as error:
-            raise ValueError(error.args[0]) from None
-        return names
+            raise ValueError(f"region_classes: {error.args[0]}") from None
+        return self
+
+    def outputs(
+        self, level: Literal["image", "region"], groups: Sequence[tuple[int, ...]] = ()
+    ) -> OutputLabels:
+        """Return the meaning of a level's channels; for `groups` see `OutputLabels`."""
+        return OutputLabels.of(self.classes, self.region_classes if level == "region" else (), groups)
 
     def build_level(self, level: Literal["image", "region"] = "image") -> Level:
         """A level with fresh weights."""
-        if level == "image":
-            return Level(self.num_classes, self.segmenter, self.relam)
-        outputs = len(OutputLabels.of(self.region_classes)) if self.region_classes else self.num_classes
-        return Level(outputs, self.region_segmenter or self.segmenter, self.relam)
+        segmenter = self.segmenter if level == "image" else self.region_segmenter or self.segmenter
+        return Level(len(self.outputs(level)), segmenter, self.relam)
 
     def build_detector(self) -> RegionDetector:
         """A detector with fresh weights."""
@@ -215,4 +227,5 @@ class NightLabSettings(Settings):
     def build(self) -> NightLab:
         """A NightLab with fresh weights."""
         image, region = self.build_level("image"), self.build_level("region")
-        return NightLab(image, self.build_detector(), region, self.region_hw, self.region_classes)
+        region_ids = self.outputs("region").ids if self.region_classes else None
+        return NightLab(image, self.build_detector(), region, self.region_hw, region_ids)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the channels of a segmenter stand for: all classes, or some of them and "other"."""
+"""The meaning of a segmenter's channels: all classes of a set, or some of them and "other"."""
 
 from __future__ import annotations
 
@@ -7,28 +7,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from nightlab_core.labels import CITYSCAPES19, IGNORE_ID, OPEN_LABELS
+from nightlab_core.labels import IGNORE_ID, ClassSet
 
 OTHER = "other"  #: every class that a region level does not tell apart; its pixels stay the image level's
 
 
 @dataclass(frozen=True)
 class OutputLabels:
-    """The label of every channel, in order: a Cityscapes train id, or 255 for the last one where it is "other"."""
+    """The label of every channel, in order: a class id, or 255 for the last one where it is "other"."""
 
     ids: tuple[int, ...]
+    classes: ClassSet
+    #: Groups of class ids among which an ambiguous training label does not decide; label len(classes) + k is the k-th.
+    groups: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
-    def of(cls, names: Sequence[str] = ()) -> OutputLabels:
-        """All 19 classes, or, given names of some, those in that order and then "other".
+    def of(
+        cls, classes: ClassSet, names: Sequence[str] = (), groups: Sequence[tuple[int, ...]] = ()
+    ) -> OutputLabels:
+        """Make the channels of all classes, or, given names of some, of those in that order and then "other".
 
-        Raises KeyError for an unknown name and ValueError for one that is there twice.
+        groups: of `labels.ambiguous_groups`. Raises KeyError for an unknown name and ValueError for one that is there
+        twice or is "other".
         """
         if len(set(names)) != len(names):
-            raise ValueError(f"classes {', '.join(names)}: expected each name once")
-        if not names:
-            return cls(tuple(range(len(CITYSCAPES19))))
-        return cls((*(CITYSCAPES19.id_of(name) for name in names), IGNORE_ID))
+            raise ValueError(f"received the classes {', '.join(names)}; expected each name once")
+        if OTHER in names:
+            raise ValueError(f"received {OTHER!r} among the region level's classes, where it stands for all others")
+        ids = (*classes.ids_of(names), IGNORE_ID) if names else tuple(range(len(classes)))
+        return cls(ids, classes, tuple(groups))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -36,32 +43,30 @@ class OutputLabels:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The class of every channel."""
-        return tuple(OTHER if i == IGNORE_ID else CITYSCAPES19.names[i] for i in self.ids)
+        return tuple(OTHER if i == IGNORE_ID else self.classes.names[i] for i in self.ids)
 
     @cached_property
-    def _meant(self) -> dict[int, tuple[int, ...]]:
-        """Training label, a train id or one of `labels.OPEN_LABELS`, -> the channels that it leaves open."""
-        channel = {train_id: c for c, train_id in enumerate(self.ids)}
+    def _channels(self) -> dict[int, tuple[int, ...]]:
+        """Training label, a class id or that of a group, -> the channels that it may mean."""
+        channel = {class_id: c for c, class_id in enumerate(self.ids)}
         other = channel.get(IGNORE_ID)
-        meant = {}
-        for label in (*range(len(CITYSCAPES19)), *OPEN_LABELS):
-            channels = {channel.get(member, other) for member in OPEN_LABELS.get(label, (label,))}
-            meant[label] = tuple(sorted(c for c in channels if c is not None))
-        return meant
+        labels = [*((i,) for i in range(len(self.classes))), *self.groups]
+        found = ({channel.get(member, other) for member in members} for members in labels)
+        return {label: tuple(sorted(c for c in each if c is not None)) for label, each in enumerate(found)}
 
     @cached_property
-    def opened(self) -> tuple[tuple[int, ...], ...]:
-        """Groups of two or more channels between which some training label does not choose.
+    def ambiguous(self) -> tuple[tuple[int, ...], ...]:
+        """Groups of two or more channels among which some training label does not decide.
 
-        A target of len(self) + k means the k-th of them. One that holds "other" is of use too: CamVid's building may be
-        a wall, but no pole.
+        A target of len(self) + k means the k-th of them. A group may hold "other": the label then rules out the
+        remaining channels.
         """
-        return tuple(dict.fromkeys(channels for channels in self._meant.values() if len(channels) > 1))
+        return tuple(dict.fromkeys(channels for channels in self._channels.values() if len(channels) > 1))
 
     @cached_property
     def targets(self) -> tuple[int, ...]:
-        """A table of 256: training label -> channel, or len(self) + k for the k-th of `opened`, or 255."""
+        """A table of 256: training label -> channel, or len(self) + k for the k-th of `ambiguous`, or 255."""
         table = [IGNORE_ID] * 256
-        for label, channels in self._meant.items():
-            table[label] = channels[0] if len(channels) == 1 else len(self) + self.opened.index(channels)
+        for label, channels in self._channels.items():
+            table[label] = channels[0] if len(channels) == 1 else len(self) + self.ambiguous.index(channels)
         return tuple(table)

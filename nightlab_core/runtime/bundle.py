@@ -16,9 +16,10 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from nightlab_core.classes import shipped_class_set
 from nightlab_core.config import ConfigError, Settings, load_yaml, read_yaml
 from nightlab_core.files import write_atomic
-from nightlab_core.labels import CLASS_SETS, IGNORE_ID, ClassSet
+from nightlab_core.labels import IGNORE_ID, ClassMapping, ClassSet
 from nightlab_core.runtime.regions import network_size_hw
 
 FORMAT = 1
@@ -82,6 +83,8 @@ class Classes(Settings):
     names: tuple[str, ...]
     colors_rgb: tuple[tuple[Byte, Byte, Byte], ...]
     ignore_id: Literal[255] = 255
+    key: str = ""  #: of the class set; empty: the bundle's name
+    mappings_to: dict[str, ClassMapping] = {}  #: the classes in other class sets, by their key
 
     @model_validator(mode="after")
     def _one_colour_a_name(self) -> Classes:
@@ -125,10 +128,14 @@ class Bundle:
 
     @cached_property
     def class_set(self) -> ClassSet:
-        """The known class set with these names and colours, or one that carries the bundle's name."""
-        names, colors = self.manifest.classes.names, self.manifest.classes.colors_rgb
-        known = (s for s in CLASS_SETS.values() if s.names == names and s.colors_rgb == colors)
-        return next(known, ClassSet(self.manifest.name, names, colors))
+        """The shipped class set with these names and colours, or else the manifest's own."""
+        own = self.manifest.classes
+        return shipped_class_set(own.names, own.colors_rgb) or ClassSet(
+            key=own.key or self.manifest.name,
+            names=own.names,
+            colors_rgb=own.colors_rgb,
+            mappings_to=own.mappings_to,
+        )
 
     @property
     def hard_class_ids(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nightlab_core.data.datasets.cityscapes import CLASSES
 from nightlab_core.data.datasets.paired import DatasetError, LabelledImages, check_mapping
 
 FRAMES = {"train": 7000, "val": 1000}
@@ -41,7 +42,7 @@ def bdd100k(root: Path, split: str, pattern: str = "*", complete: bool = True) -
         pairs = [pair for pair in pairs if complete or pair[0].is_file()]
     if not pairs:
         raise DatasetError(f"no mask in {masks} has its image in {images}")
-    samples = LabelledImages(pairs)
+    samples = LabelledImages(pairs, CLASSES)
     if complete:
         check_mapping(samples)
     return samples.matching(pattern)
@@ -77,7 +78,7 @@ def _listed(root: Path, split: str, pattern: str, complete: bool, name: str, opt
         raise DatasetError(f"{names} lists {split}/{missing[0]}, and {len(missing) - 1} more, without mask or image")
     if not pairs:
         raise DatasetError(f"{names} lists no frame of {split} that is there; expected lines like {split}/<stem>")
-    samples = LabelledImages(pairs)
+    samples = LabelledImages(pairs, CLASSES)
     if complete:
         check_mapping(samples)
     return samples.matching(pattern)

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nightlab_core.data.datasets.cityscapes import CLASSES
 from nightlab_core.data.datasets.paired import DatasetError, LabelledImages, check_mapping, list_images
-from nightlab_core.labels import CITYSCAPES_IDS_TO_TRAIN_IDS
 
 FRAMES = {"train": 2998, "val": 1299}
 _STRAY = "Dubai_0016"
@@ -99,8 +99,8 @@ def _open(
             f" {FRAMES[split]}. Is the download whole? For a part of it, say complete: false in a recipe,"
             " --partial to a command"
         )
-    mapping = None if suffix == "_trainIds.png" else CITYSCAPES_IDS_TO_TRAIN_IDS
-    samples = LabelledImages((pairs[stem] for stem in sorted(pairs)), mapping, finer_labels=name == "NightCity+")
+    file_ids = None if suffix == "_trainIds.png" else CLASSES.label_file_ids
+    samples = LabelledImages((pairs[s] for s in sorted(pairs)), CLASSES, file_ids, finer_labels=name == "NightCity+")
     if complete:
         check_mapping(samples)
     return samples.matching(pattern)

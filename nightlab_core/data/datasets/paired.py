@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images and their label maps, paired file by file. What a data set's layout is stands in `datasets.py`.
+"""Images and their label maps, paired file by file.
 
 Nothing here needs torch. The constructors only list files, so that a wrong layout is reported at once; pixels are read
-when they are asked for.
+on access.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from nightlab_core.labels import IGNORE_ID, map_ids
+from nightlab_core.data.label_maps import read_label_map
+from nightlab_core.labels import IGNORE_ID, ClassSet, map_ids, training_ids
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-TRAIN_IDS = {i: i for i in range(19)}
 
 
 class DatasetError(ValueError):
@@ -27,7 +27,7 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """image_bgr uint8 (H, W, 3) BGR; labels uint8 (H, W), Cityscapes train ids, 255 = unlabelled; name: file stem."""
+    """image_bgr uint8 (H, W, 3) BGR; labels uint8 (H, W), 255 = unlabelled; name: file stem."""
 
     image_bgr: np.ndarray
     labels: np.ndarray
@@ -39,16 +39,22 @@ class LabelledImages(Sequence[Sample]):
 
     Args:
         pairs: (image, label) paths; one that is no file is an error that names it.
-        mapping: id in the file -> Cityscapes train id, by default train ids as they are. An id outside it is an error
+        classes: the class set of the samples' labels.
+        file_ids: id in the file -> label, by default the class set's own `file_ids`. An id that it lacks is an error
             that names the file.
-        finer_labels: take labels a whole number of times as large as their image, and read every n-th pixel of them.
+        finer_labels: accept labels that are a whole number n of times as large as their image, and read every n-th
+            pixel of them.
     """
 
     def __init__(
-        self, pairs: Iterable[tuple[Path, Path]], mapping: dict[int, int] | None = None, finer_labels: bool = False
+        self,
+        pairs: Iterable[tuple[Path, Path]],
+        classes: ClassSet,
+        file_ids: dict[int, int] | None = None,
+        finer_labels: bool = False,
     ) -> None:
-        self.mapping = TRAIN_IDS if mapping is None else mapping
-        self.finer_labels = finer_labels
+        self.classes, self.finer_labels = classes, finer_labels
+        self.file_ids = classes.file_ids if file_ids is None else file_ids
         self.images: list[Path] = []
         self.labels: list[Path] = []
         for image, label in pairs:
@@ -64,7 +70,7 @@ class LabelledImages(Sequence[Sample]):
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         path, label_path = self.images[index], self.labels[index]
-        image, labels = cv2.imread(str(path), cv2.IMREAD_COLOR), read_label(label_path)
+        image, labels = cv2.imread(str(path), cv2.IMREAD_COLOR), _read_label(label_path)
         if image is None:
             raise DatasetError(f"{path} cannot be decoded as an image")
         if labels.shape != image.shape[:2] and self.finer_labels:
@@ -72,19 +78,27 @@ class LabelledImages(Sequence[Sample]):
         if labels.shape != image.shape[:2]:
             raise DatasetError(f"{label_path} is {labels.shape}, its image {image.shape[:2]}; expected the same (H, W)")
         try:
-            return Sample(image, map_ids(labels, self.mapping), path.stem)
+            return Sample(image, map_ids(labels, self.file_ids), path.stem)
         except ValueError as error:
             raise DatasetError(f"{label_path}: {error}") from None
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
 
+    def in_class_set(self, target: ClassSet, groups: Sequence[tuple[int, ...]] = ()) -> LabelledImages:
+        """Return the same images with labels in another class set; for `groups` see `labels.training_ids`."""
+        if target.names == self.classes.names:
+            return self
+        table = {IGNORE_ID: IGNORE_ID, **training_ids(self.classes, target, groups)}
+        file_ids = {file_id: table[label] for file_id, label in self.file_ids.items()}
+        return LabelledImages(zip(self.images, self.labels, strict=True), target, file_ids, self.finer_labels)
+
     def matching(self, pattern: str) -> LabelledImages:
-        """Those whose image stem matches a glob. Raises DatasetError where none does."""
+        """Return those whose image stem matches a glob. Raises DatasetError if none does."""
         pairs = [p for p in zip(self.images, self.labels, strict=True) if fnmatchcase(p[0].stem, pattern)]
         if not pairs:
             raise DatasetError(f"none of the {len(self)} images such as {self.images[0]} matches {pattern!r}")
-        return LabelledImages(pairs, self.mapping, self.finer_labels)
+        return LabelledImages(pairs, self.classes, self.file_ids, self.finer_labels)
 
 
 class PairedFolder(LabelledImages):
@@ -92,18 +106,18 @@ class PairedFolder(LabelledImages):
 
     Args:
         images, labels: folders.
-        mapping: id in the file -> Cityscapes train id; an id outside it is an error that names the file.
+        classes: the class set of the labels.
         pattern: glob of image stems, for example "0001TP_*".
     """
 
-    def __init__(self, images: Path, labels: Path, mapping: dict[int, int] | None = None, pattern: str = "*") -> None:
+    def __init__(self, images: Path, labels: Path, classes: ClassSet, pattern: str = "*") -> None:
         if not labels.is_dir():
             raise DatasetError(f"{labels} is not a folder; expected images and labels in two folders side by side")
-        super().__init__(((p, labels / f"{p.stem}.png") for p in list_images(images, pattern)), mapping)
+        super().__init__(((p, labels / f"{p.stem}.png") for p in list_images(images, pattern)), classes)
 
 
 def list_images(folder: Path, pattern: str = "*") -> list[Path]:
-    """The images of a folder whose stem matches a glob, by name. Raises DatasetError where there are none."""
+    """List the images of a folder whose stem matches a glob, by name. Raises DatasetError if there are none."""
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder; expected images and labels in two folders side by side")
     pictures = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -113,58 +127,44 @@ def list_images(folder: Path, pattern: str = "*") -> list[Path]:
     return images
 
 
-def read_label(path: Path) -> np.ndarray:
-    """A label map as the file has it, uint8 (H, W); of a PNG with a palette, its indices.
-
-    Raises DatasetError for a colour picture and for 16 bits.
-    """
-    labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if labels is None:
-        raise DatasetError(f"{path} cannot be decoded as an image")
-    if labels.ndim == 3:  # OpenCV paints a palette's colours
-        labels = _palette_indices(path, labels)
-    if labels.ndim != 2 or labels.dtype != np.uint8:
-        raise DatasetError(f"{path} is {labels.dtype} {labels.shape}; expected uint8 (H, W) ids")
-    return labels
-
-
 def check_mapping(samples: LabelledImages, read: int = 16) -> None:
-    """Look for labels that were mapped twice, or not at all, in some label maps spread over a data set.
+    """Check, on label maps spread over a data set, that ids were mapped to class ids exactly once.
 
-    Both mistakes leave ids that are valid one by one, so that no single pixel gives them away: train ids read as
-    Cityscapes' 34 label ids turn riders into walls, and mIoU is near zero. Over several frames the ids do: no drive is
-    without sky, vegetation and cars. For sets of train ids and of label ids. Raises DatasetError that says what was
-    found and what to do.
+    Both mistakes leave ids that are valid one by one. Over several frames they show: class ids read as the 34 label ids
+    of Cityscapes leave no sky, vegetation and cars. For class sets with `label_ids`. Raises DatasetError.
     """
-    every = max(1, len(samples) // read)
+    classes, every = samples.classes, max(1, len(samples) // read)
     paths = samples.labels[::every][:read]
-    found = sorted(set().union(*(np.unique(read_label(p)).tolist() for p in paths)) - {IGNORE_ID})
-    seen = f"{paths[0].parent}: {len(paths)} label maps hold the ids {found} alone"
-    if samples.mapping is not TRAIN_IDS and (not found or found[-1] <= 18):
+    found = sorted(set().union(*(np.unique(_read_label(p)).tolist() for p in paths)) - {IGNORE_ID})
+    seen = f"{paths[0].parent}: {len(paths)} label maps hold only the ids {found}"
+    by_label_ids = samples.file_ids == classes.label_file_ids
+    usual = ", ".join(
+        f"{name} ({classes.label_ids[name] if by_label_ids else classes.id_of(name)})"
+        for name in ("sky", "vegetation", "car")
+    )
+    twice = {classes.label_file_ids[i] for i in range(len(classes))}
+    if by_label_ids and (not found or found[-1] < len(classes)):
         raise DatasetError(
-            f"{seen}; of Cityscapes' 34 label ids, sky (23), vegetation (21) and cars (26) are missing. These are train"
-            " ids, and mapping them again would spoil them: open them as a set of train ids (nightcity_fine, or"
-            " train_ids for a plain folder), or get the labelIds"
+            f"{seen}; expected label ids with {usual}. These are train ids: open them as a set of train ids"
+            " (nightcity_fine, or train_ids for a plain folder), or get the labelIds"
         )
-    if samples.mapping is TRAIN_IDS and found and 18 < found[-1] <= 33:
+    if not by_label_ids and found and len(classes) <= found[-1] <= max(classes.label_file_ids):
         raise DatasetError(
-            f"{seen}; expected Cityscapes train ids 0 to 18. These are label ids of 34 classes which were not mapped:"
-            " open them as a set of label ids (nightcity), or map them first"
+            f"{seen}; expected train ids 0 to {len(classes) - 1}. These are label ids: open them as a set of label ids"
+            " (nightcity), or map them first"
         )
-    if samples.mapping is TRAIN_IDS and set(found) <= {0, 1, 2, 3, 4, 5}:
+    if not by_label_ids and set(found) <= twice:
         raise DatasetError(
-            f"{seen}; train ids without sky (10), vegetation (8) and cars (13) are labels that were mapped from label"
-            " ids to train ids twice: get the original labels"
+            f"{seen}; expected train ids with {usual}. These labels were mapped from label ids to train ids twice: get"
+            " the original labels"
         )
 
 
-def _palette_indices(path: Path, painted: np.ndarray) -> np.ndarray:
+def _read_label(path: Path) -> np.ndarray:
     try:
-        from PIL import Image
-    except ImportError:  # the vehicle's environment has none
-        raise DatasetError(f"{path} is a colour picture or has a palette; expected one channel of ids") from None
-    with Image.open(path) as picture:
-        return np.asarray(picture) if picture.mode == "P" else painted
+        return read_label_map(path)
+    except ValueError as error:
+        raise DatasetError(str(error)) from None
 
 
 def _every_nth(labels: np.ndarray, size_hw: tuple[int, ...]) -> np.ndarray:

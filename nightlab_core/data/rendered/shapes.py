@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nightlab_core.labels import CITYSCAPES19
+from nightlab_core.classes import load_class_set
 
-IDS = {name: index for index, name in enumerate(CITYSCAPES19.names)}
+#: The class set of all rendered labels.
+CLASSES = load_class_set("cityscapes19")
+IDS = {name: index for index, name in enumerate(CLASSES.names)}
 DARK = (0.01, 0.01, 0.01)
 GLASS = (0.02, 0.02, 0.02)
 METAL = (0.12, 0.12, 0.12)
