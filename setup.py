@@ -24,7 +24,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["nightlab_*"]),
     package_data={
-        "nightlab_core": ["bundles/*/*.onnx", "bundles/*/*.yaml", "bundles/*/*.md"],
+        "nightlab_core": ["classes/*.yaml", "bundles/*/*.onnx", "bundles/*/*.yaml", "bundles/*/*.md"],
         "nightlab_replay": ["templates/*"],
         "nightlab_ros": ["demo/templates/*"],
     },

@@ -13,8 +13,8 @@ import yaml
 from pydantic import ValidationError
 from rich.console import Console
 
-from nightlab_core.config import replace
-from nightlab_core.labels import CLASS_SETS
+from nightlab_core.classes import load_class_set, shipped_keys
+from nightlab_core.config import ConfigError, replace
 from nightlab_core.runtime.engines.engine import EngineChoice
 from nightlab_core.runtime.pipeline import PipelineSettings
 
@@ -24,9 +24,12 @@ SETTINGS = ", ".join(PipelineSettings.model_fields)
 
 
 def known_classes(name: str | None) -> str | None:
-    """Check the name of a class set. Raises BadParameter."""
-    if name is not None and name not in CLASS_SETS:
-        raise typer.BadParameter(f"received {name}; expected one of {', '.join(sorted(CLASS_SETS))}")
+    """Check the key, or the YAML file, of a class set. Raises BadParameter."""
+    if name is not None:
+        try:
+            load_class_set(name)
+        except ConfigError as error:
+            raise typer.BadParameter(str(error)) from None
     return name
 
 
@@ -81,7 +84,7 @@ Classes = Annotated[
         "--classes",
         metavar="SET",
         callback=known_classes,
-        help=f"Class set of the labels: {', '.join(sorted(CLASS_SETS))}.",
+        help=f"Class set of the labels: {', '.join(shipped_keys())}, or a YAML file.",
         show_default="the bag's own, else by the path",
     ),
 ]

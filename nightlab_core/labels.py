@@ -92,8 +92,8 @@ def class_mapping(source: ClassSet, target: ClassSet) -> tuple[tuple[int, ...], 
 
 
 def ambiguous_groups(sources: Sequence[ClassSet], target: ClassSet) -> tuple[tuple[int, ...], ...]:
-    """Return the distinct groups of class ids of `target` among which some label of the sources does not decide."""
-    groups = (tuple(sorted(ids)) for source in sources for ids in class_mapping(source, target) if len(ids) > 1)
+    """Return the distinct ambiguous labels of the sources, each as the class ids of `target` that it may mean."""
+    groups = (ids for source in sources for ids in class_mapping(source, target) if len(ids) > 1)
     return tuple(dict.fromkeys(groups))
 
 
@@ -101,11 +101,17 @@ def training_ids(source: ClassSet, target: ClassSet, groups: Sequence[tuple[int,
     """Return id in `source` -> training label: an id of `target`, len(target) + k for the k-th of `groups`, or 255."""
     table = {}
     for source_id, ids in enumerate(class_mapping(source, target)):
-        group = tuple(sorted(ids))
-        if len(ids) > 1 and group in groups:
-            table[source_id] = len(target) + list(groups).index(group)
+        if len(ids) > 1 and ids in groups:
+            table[source_id] = len(target) + list(groups).index(ids)
         else:
             table[source_id] = ids[0] if ids else IGNORE_ID
+    return table
+
+
+def first_ids(target: ClassSet, groups: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Return a table, uint8 (256,): training label -> id of `target`; an ambiguous label becomes its first class."""
+    table = np.arange(256, dtype=np.uint8)
+    table[len(target) : len(target) + len(groups)] = [ids[0] for ids in groups]
     return table
 
 

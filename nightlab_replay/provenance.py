@@ -14,10 +14,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from nightlab_core.classes import load_class_set, shipped_keys
 from nightlab_core.data.bags.protocol import BagError
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.storage import bag_files
-from nightlab_core.labels import CLASS_SETS, ClassSet
+from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.bundle import MANIFEST_NAME, Bundle, sha256_of
 from nightlab_replay.records import BagInfo, BundleInfo, TopicInfo
 
@@ -81,7 +82,7 @@ def label_class_set(requested: str | None, bags: Sequence[BagInfo], bundle: Clas
     Raises ValueError if the bags disagree or name an unknown class set.
     """
     if requested is not None:
-        return CLASS_SETS.get(requested, bundle)
+        return bundle if requested == bundle.key else load_class_set(requested)
     named = {bag.label_classes: bag.name for bag in bags if bag.label_classes and bag.num_labels}
     if len(named) > 1:
         raise ValueError(
@@ -91,12 +92,12 @@ def label_class_set(requested: str | None, bags: Sequence[BagInfo], bundle: Clas
     for key, name in named.items():
         if key == bundle.key:
             return bundle
-        if key not in CLASS_SETS:
+        if key not in shipped_keys():
             raise ValueError(
-                f"{name}: the class set of its labels is {key!r}, expected one of {', '.join(CLASS_SETS)}: "
+                f"{name}: the class set of its labels is {key!r}, expected one of {', '.join(shipped_keys())}: "
                 "choose one with --classes"
             )
-        return CLASS_SETS[str(key)]
+        return load_class_set(str(key))
     return bundle
 
 

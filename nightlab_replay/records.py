@@ -19,8 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nightlab_core.classes import load_class_set, shipped_keys
 from nightlab_core.files import atomic_path, write_atomic
-from nightlab_core.labels import CLASS_SETS, ClassSet
+from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions
 from nightlab_core.runtime.pipeline import PipelineSettings
 
@@ -104,8 +105,9 @@ class ReplaySettings(JsonModel):
     precision: Literal["auto", "float32"] = "auto"
     threads: int = 0
     pipeline: PipelineSettings = PipelineSettings()
-    classes: str  #: key of the class set of labels and counts, or the bundle's own name
+    classes: str  #: key of the class set of labels and counts
     class_names: tuple[str, ...]
+    own_classes: ClassSet | None = None  #: that class set if it is not a shipped one
     topic: str | None = None  #: as requested; `BagInfo.image_topic` is the topic that was used
     label_topic: str | None = None
     rate: float = 1.0  #: real time and live: multiple of the recorded rate
@@ -117,13 +119,20 @@ class ReplaySettings(JsonModel):
         """Return the options that open the engines for frames of this size (height, width)."""
         return EngineOptions(engine=self.engine, precision=self.precision, threads=self.threads, frame_hw=frame_hw)
 
+    @staticmethod
+    def class_fields(classes: ClassSet) -> dict[str, Any]:
+        """Return the values of the fields that describe a class set."""
+        own = None if classes.key in shipped_keys() else classes
+        return {"classes": classes.key, "class_names": classes.names, "own_classes": own}
+
     @property
     def class_set(self) -> ClassSet:
-        """The class set of the counts. Its colours are grey if only the bundle knows the set."""
-        known = CLASS_SETS.get(self.classes)
+        """The class set of the counts. Its colours are grey in runs that do not hold them."""
+        known = load_class_set(self.classes) if self.classes in shipped_keys() else self.own_classes
         if known is not None and known.names == self.class_names:
             return known
-        return ClassSet(self.classes, self.class_names, tuple((128, 128, 128) for _ in self.class_names))
+        grey = tuple((128, 128, 128) for _ in self.class_names)
+        return ClassSet(key=self.classes, names=self.class_names, colors_rgb=grey)
 
 
 class BundleInfo(JsonModel):

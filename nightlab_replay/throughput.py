@@ -30,7 +30,8 @@ from rosbags.rosbag2 import WriterError
 
 from nightlab_core.data.bags.write import BagWriter, StorageName
 from nightlab_core.data.rendered.night import render_clip
-from nightlab_core.labels import CITYSCAPES19, ClassSet
+from nightlab_core.data.rendered.shapes import CLASSES
+from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.bundle import BundleError, default_bundle
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline
@@ -55,7 +56,7 @@ def write_large_bag(
     ]
     frame_bytes = sum(part.nbytes for part in frames[0][: 1 + labelled])
     count = max(1, round(gigabytes * 1e9 / frame_bytes))
-    with BagWriter(path, storage, CITYSCAPES19.key) as bag:
+    with BagWriter(path, storage, CLASSES.key) as bag:
         for index in track(range(count), "Writing", console=console):
             (image, labels), stamp_ns = frames[index % len(frames)], 10**18 + index * 33_333_333
             bag.image(IMAGE_TOPIC, image, stamp_ns, "camera", time_ns=stamp_ns)
@@ -88,7 +89,7 @@ def _measure_once(
     bags: list[BagInfo], pipeline: Pipeline, classes: ClassSet, max_frames: int | None
 ) -> tuple[dict[str, float], _Memory]:
     """Return the seconds of reading alone, the pipeline alone, and a whole replay, and the memory of the replay."""
-    settings = ReplaySettings(classes=classes.key, class_names=classes.names, max_frames=max_frames)
+    settings = ReplaySettings(**ReplaySettings.class_fields(classes), max_frames=max_frames)
     count, memory = bags[0].num_frames, _Memory()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)

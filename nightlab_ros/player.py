@@ -24,7 +24,6 @@ from std_msgs.msg import Header
 
 from nightlab_core.data.frames import Frame, FrameSource, open_frames
 from nightlab_core.data.prefetch import Prefetcher
-from nightlab_core.labels import CLASS_SETS
 from nightlab_ros.messages import image_message
 from nightlab_ros.playback import WARM_UP, SentFrame, print_sent, run_player, wait_until_released, warm_up
 
@@ -77,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = PlayerSettings()
     parser.add_argument("--input", help="rosbag, folder of images or video (default: the rendered night clip)")
     parser.add_argument("--labels", help="folder of label maps for a folder of images (default: labels beside it)")
-    parser.add_argument("--classes", help=f"class set of the labels (default: a bag's own): {', '.join(CLASS_SETS)}")
+    parser.add_argument("--classes", help="class set of the labels, a key or YAML file (default: a bag's own)")
     parser.add_argument("--glob", default=default.glob, help="names of the images of a folder (default: all)")
     parser.add_argument("--topic", help="image topic of a rosbag that has several")
     parser.add_argument("--label-topic", help="label topic of a rosbag that has several")

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from nightlab_core.config import Settings, replace
 from nightlab_core.export.export import ModelCard, save_checkpoint
 from nightlab_core.models.nightlab import NightLab, NightLabSettings
-from nightlab_core.models.output_labels import OutputLabels
 from training.checkpoint import load_weights, read
 from training.command import exit_on_error
 from training.recipes import load_recipe
@@ -63,7 +62,7 @@ def shift_logits(segmenter: nn.Module, names: tuple[str, ...], offsets: dict[str
 def write_checkpoint(model: NightLab, recipe: CombineRecipe, out: Path) -> None:
     """Write the checkpoint of a whole NightLab, to whose region level the recipe's offsets are added."""
     if recipe.region_offsets:
-        shift_logits(model.region.segmenter, OutputLabels.of(recipe.model.region_classes).names, recipe.region_offsets)
+        shift_logits(model.region.segmenter, recipe.model.outputs("region").names, recipe.region_offsets)
     save_checkpoint(out, model, recipe.model, replace(recipe.card, region_offsets=recipe.region_offsets))
 
 
@@ -101,7 +100,7 @@ def _weights(network: nn.Module, path: str, part: Part, settings: NightLabSettin
         if changed := [f"{key} {before[key]}, not {now[key]}" for key in now if before[key] != now[key]]:
             raise ValueError(f"{path} was trained with {'; '.join(changed)}; set the recipe's model right")
     if part == "region" and own and (added := state.get("card", {}).get("region_offsets")):
-        names = OutputLabels.of(settings.region_classes).names
+        names = settings.outputs("region").names
         shift_logits(network.get_submodule("segmenter"), names, {name: -value for name, value in added.items()})
         return {k: v.clone() for k, v in network.state_dict().items()}
     return own or weights
@@ -112,7 +111,10 @@ def _beyond_shapes(settings: NightLabSettings, part: Part) -> dict[str, object]:
     if part == "detector":
         keys = ("strides", "anchor_sizes", "aspect_ratios", "reduction")
         return {f"model.detector.{key}": getattr(settings.detector, key) for key in keys}
-    found: dict[str, object] = {"model.relam.reduction": settings.relam and settings.relam.reduction}
+    found: dict[str, object] = {
+        "model.classes": settings.classes.names,
+        "model.relam.reduction": settings.relam and settings.relam.reduction,
+    }
     if part == "image":
         segmenter, name = settings.segmenter, "segmenter"
     else:

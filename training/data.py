@@ -18,14 +18,16 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from nightlab_core.classes import load_class_set
 from nightlab_core.config import Settings, replace
 from nightlab_core.data import transforms
-from nightlab_core.data.datasets import datasets
-from nightlab_core.data.datasets.datasets import Sample
-from nightlab_core.data.datasets.paired import list_images
+from nightlab_core.data.datasets import catalogue
+from nightlab_core.data.datasets.paired import DatasetError, Sample, list_images
 from nightlab_core.data.datasets.unlabelled import UnlabelledImages
+from nightlab_core.data.hard_regions import hard_regions, label_instances
 from nightlab_core.data.rendered import night
-from nightlab_core.labels import CAMVID_OPENED, IGNORE_ID, map_ids
+from nightlab_core.data.rendered.shapes import CLASSES as RENDERED_CLASSES
+from nightlab_core.labels import IGNORE_ID, ClassSet, ambiguous_groups, first_ids, map_ids, training_ids
 from nightlab_core.runtime import regions
 from training.distributed import is_first_process
 
@@ -33,9 +35,10 @@ from training.distributed import is_first_process
 class SourceSettings(Settings):
     """One source of images and how often it is drawn."""
 
-    kind: datasets.Kind | Literal["rendered", "pseudo", "unlabelled"]
+    kind: catalogue.Kind | Literal["rendered", "pseudo", "unlabelled"]
     folder: str = ""  #: under the data folder; of "pseudo", where `training.stages.pseudo` wrote
     split: str = ""  #: train, val or test; of plain folders (train_ids) a sub-folder
+    classes: str = ""  #: of plain folders and "pseudo": key or YAML file of their class set; empty: the recipe's
     pattern: str = "*"  #: glob of the file stems that are drawn, for example those of one drive
     leave_out_pattern: str = ""  #: glob of the file stems that are not drawn; empty: none
     leave_out: tuple[str, ...] = ()  #: folders of images under the data folder whose stems are not drawn
@@ -75,20 +78,40 @@ class SelectedFrames(Sequence[Sample]):
 
 
 #: Sources in use, so that several streams of a stage that draw from one source read it once.
-_HELD: WeakValueDictionary[tuple[Path, SourceSettings], Sequence[Sample]] = WeakValueDictionary()
+_HELD: WeakValueDictionary[tuple[object, ...], Sequence[Sample]] = WeakValueDictionary()
 
 
-def load_source(source: SourceSettings, root: Path) -> Sequence[Sample]:
-    """Open a source: decoded and in memory if it takes at most `IN_MEMORY_BYTES`, else read from disk when drawn."""
-    key = root, replace(source, weight=1.0, darken=0.0)  # which decide how often and how it is drawn, not what
+def source_classes(source: SourceSettings, classes: ClassSet) -> tuple[ClassSet, ClassSet]:
+    """Return the class set of a source's labels, and the one that they are judged in; `classes` is the recipe's."""
+    if source.kind == "rendered":
+        return RENDERED_CLASSES, RENDERED_CLASSES
+    return catalogue.classes_of(source.kind, load_class_set(source.classes) if source.classes else classes)
+
+
+def label_groups(sources: Sequence[SourceSettings], classes: ClassSet) -> tuple[tuple[int, ...], ...]:
+    """Return the ambiguous labels of a recipe's sources, see `labels.ambiguous_groups`."""
+    return ambiguous_groups([source_classes(source, classes)[0] for source in sources], classes)
+
+
+def load_source(
+    source: SourceSettings, root: Path, classes: ClassSet, groups: tuple[tuple[int, ...], ...] = ()
+) -> Sequence[Sample]:
+    """Open a source: decoded and in memory if it takes at most `IN_MEMORY_BYTES`, else read from disk when drawn.
+
+    Its labels are ids of `classes`, and len(classes) + k for the k-th of `groups`.
+    """
+    drawn = replace(source, weight=1.0, darken=0.0)  # which decide how often and how it is drawn, not what
+    key = root, drawn, classes.key, classes.names, groups
     samples = _HELD.get(key)
     if samples is None:
-        _HELD[key] = samples = _read_source(source, root)
+        _HELD[key] = samples = _read_source(source, root, classes, groups)
     return samples
 
 
-def open_source(source: SourceSettings, root: Path) -> SelectedFrames:
-    """List the frames on disk that a source draws from, those that it leaves out taken away.
+def open_source(
+    source: SourceSettings, root: Path, classes: ClassSet, groups: tuple[tuple[int, ...], ...] = ()
+) -> SelectedFrames:
+    """List the frames on disk that a source draws from, without those that it leaves out; labels as in `load_source`.
 
     Raises DatasetError if none are left, or if a folder to leave out holds no images.
     """
@@ -102,7 +125,10 @@ def open_source(source: SourceSettings, root: Path) -> SelectedFrames:
     else:
         if kind == "pseudo":
             kind, folder = "train_ids", Path(source.folder)
-        samples, _ = datasets.open_dataset(kind, folder, source.split, complete=source.complete)
+        samples, _ = catalogue.open_dataset(
+            kind, folder, source.split, complete=source.complete,
+            classes=classes, folder_classes=source_classes(source, classes)[0], groups=groups,
+        )  # fmt: skip
         images = samples.images
     stems = {path.stem for left_out in source.leave_out for path in list_images(root / left_out)}
     indices = [
@@ -113,19 +139,22 @@ def open_source(source: SourceSettings, root: Path) -> SelectedFrames:
         and path.stem not in stems
     ]
     if not indices:
-        raise datasets.DatasetError(
+        raise DatasetError(
             f"source {source.kind} {source.folder}: none of its {len(images)} frames, such as {images[0].name}, is left"
             " after pattern, leave_out_pattern and leave_out"
         )
     return SelectedFrames(samples, images, indices)
 
 
-def _read_source(source: SourceSettings, root: Path) -> Sequence[Sample]:
+def _read_source(
+    source: SourceSettings, root: Path, classes: ClassSet, groups: tuple[tuple[int, ...], ...]
+) -> Sequence[Sample]:
     if source.kind == "rendered":
         scenes = track(range(source.count), f"rendering {source.count} scenes", disable=not is_first_process())
         frames = ((seed, night.render_scene(seed, size_hw=(480, 854))) for seed in scenes)
-        return _InMemory(Sample(f.image_bgr, f.labels, f"rendered_{seed}") for seed, f in frames)
-    samples = open_source(source, root)
+        ids = training_ids(RENDERED_CLASSES, classes, groups)
+        return _InMemory(Sample(f.image_bgr, map_ids(f.labels, ids), f"rendered_{seed}") for seed, f in frames)
+    samples = open_source(source, root, classes, groups)
     if source.kind == "unlabelled":
         return samples
     frame = samples[0]
@@ -134,13 +163,19 @@ def _read_source(source: SourceSettings, root: Path) -> Sequence[Sample]:
 
 
 class Samples:
-    """The labelled images of sources, in an endless order."""
+    """The labelled images of sources, in an endless order. Labels are training labels, see `load_source`."""
 
-    def __init__(self, sources: Sequence[SourceSettings], root: Path, seed: int) -> None:
-        self.sources, self.seed = list(sources), seed
-        self.samples = [load_source(s, root) for s in sources]
+    def __init__(self, sources: Sequence[SourceSettings], root: Path, seed: int, classes: ClassSet) -> None:
+        self.sources, self.seed, self.classes = list(sources), seed, classes
+        groups = label_groups(sources, classes)
+        self._first_ids = first_ids(classes, groups)
+        self.samples = [load_source(s, root, classes, groups) for s in sources]
         weights = np.asarray([s.weight for s in sources])
         self.shares = weights / weights.sum()
+
+    def class_ids(self, labels: np.ndarray) -> np.ndarray:
+        """Return training labels with the first class in the place of each ambiguous label."""
+        return self._first_ids[labels]
 
     def draw(self, *index: int) -> tuple[int, Sample, np.ndarray, np.random.Generator]:
         """The source and sample of an index, its image darkened and distorted, and the generator for what follows."""
@@ -165,35 +200,30 @@ class Stream(Samples, Dataset[tuple[Tensor, ...]], ABC):
         sources: Sequence[SourceSettings],
         root: Path,
         seed: int,
+        classes: ClassSet,
         paste_ids: Sequence[int] = (),
         paste_share: float = 0.0,
     ) -> None:
-        super().__init__(sources, root, seed)
+        super().__init__(sources, root, seed, classes)
         self.paste_ids, self.paste_share = paste_ids, paste_share
 
     @abstractmethod
     def crop(self, *index: int) -> tuple[int, np.ndarray, np.ndarray, np.random.Generator]:
         """Source, image and labels of the crop of an index, and the generator for what follows."""
 
-    def opened(self, labels: np.ndarray, source: int) -> np.ndarray:
-        """Labels of a source as the loss takes them, see `labels.OPEN_LABELS`."""
-        return map_ids(labels, CAMVID_OPENED) if self.sources[source].kind == "camvid" else labels
-
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        source, image, labels, rng = self.crop(index)
-        labels = self.opened(labels, source)
+        _, image, labels, rng = self.crop(index)
         if rng.random() < self.paste_share:
             image, labels = self._paste(image, labels, index, rng)
         return to_tensors(image, labels)
 
     def _paste(self, image: np.ndarray, labels: np.ndarray, index: int, rng: np.random.Generator) -> transforms.Pair:
-        source, donor, donor_labels, _ = self.crop(index, 1)
+        _, donor, donor_labels, _ = self.crop(index, 1)
         if donor.mean() < image.mean() / 2:  # by day what the night hid is black on bright
             return image, labels
         if donor.mean() > image.mean() * 2:  # by night what the day lit would shine
             donor = transforms.darken(donor, rng)
-        pasted = np.isin(donor_labels, self.paste_ids)
-        donor_labels = self.opened(donor_labels, source)
+        pasted = np.isin(self.class_ids(donor_labels), self.paste_ids)
         return np.where(pasted[..., None], donor, image), np.where(pasted, donor_labels, labels)
 
 
@@ -211,6 +241,7 @@ class FrameStream(Stream):
         sources: Sequence[SourceSettings],
         root: Path,
         seed: int,
+        classes: ClassSet,
         crop_hw: tuple[int, int],
         input_hw: tuple[int, int],
         scale: tuple[float, float],
@@ -219,7 +250,7 @@ class FrameStream(Stream):
         paste_ids: Sequence[int] = (),
         paste_share: float = 0.0,
     ) -> None:
-        super().__init__(sources, root, seed, paste_ids, paste_share)
+        super().__init__(sources, root, seed, classes, paste_ids, paste_share)
         self.crop_hw, self.area, self.scale = crop_hw, input_hw[0] * input_hw[1], scale
         self.hard_ids, self.hard_share = hard_ids, hard_share
 
@@ -228,10 +259,11 @@ class FrameStream(Stream):
         source, sample, image, rng = self.draw(*index)
         working = math.sqrt(self.area / (image.shape[0] * image.shape[1]))
         scale = working * math.exp(rng.uniform(math.log(self.scale[0]), math.log(self.scale[1])))
-        wanted = None
+        wanted: tuple[int, ...] = ()
         if rng.random() < self.hard_share:
-            present = np.intersect1d(np.unique(sample.labels), self.hard_ids)
-            wanted = int(rng.choice(present)) if len(present) else None
+            present = np.intersect1d(self.class_ids(np.unique(sample.labels)), self.hard_ids)
+            if len(present):
+                wanted = tuple(np.flatnonzero(self._first_ids == rng.choice(present)).tolist())
         return source, *transforms.scale_crop_flip(image, sample.labels, self.crop_hw, scale, rng, wanted), rng
 
 
@@ -243,20 +275,21 @@ class RegionStream(Stream):
         sources: Sequence[SourceSettings],
         root: Path,
         seed: int,
+        classes: ClassSet,
         region_hw: tuple[int, int],
         hard_ids: Sequence[int],
         elsewhere: float = 0.15,
         paste_ids: Sequence[int] = (),
         paste_share: float = 0.0,
     ) -> None:
-        super().__init__(sources, root, seed, paste_ids, paste_share)
+        super().__init__(sources, root, seed, classes, paste_ids, paste_share)
         self.region_hw, self.hard_ids, self.elsewhere = region_hw, hard_ids, elsewhere
 
     def crop(self, *index: int) -> tuple[int, np.ndarray, np.ndarray, np.random.Generator]:
         """Source, image and labels of the window of an index, and the generator for what follows."""
         source, sample, image, rng = self.draw(*index)
         height, width = sample.labels.shape
-        x0, y0, x1, y1 = self._window(sample.labels, rng)
+        x0, y0, x1, y1 = self._window(self.class_ids(sample.labels), rng)
         # A detector's box is never exact: shift and stretch it.
         jitter = rng.uniform(-0.15, 0.15, 4) * [x1 - x0, y1 - y0, x1 - x0, y1 - y0]
         box = np.asarray([x0, y0, x1, y1], np.float32) + jitter.astype(np.float32)
@@ -278,7 +311,7 @@ class RegionStream(Stream):
         """
         height, width = labels.shape
         present = [i for i in self.hard_ids if (labels == i).any()]
-        boxes = datasets.label_instances(labels, [int(rng.choice(present))]) if present else np.zeros((0, 4))
+        boxes = label_instances(labels, [int(rng.choice(present))]) if present else np.zeros((0, 4))
         if not len(boxes) or rng.random() < self.elsewhere:
             top_left = rng.uniform(0, 0.7, 2) * [width, height]
             return np.concatenate([top_left, top_left + rng.uniform(0.08, 0.3, 2) * [width, height]])
@@ -286,7 +319,7 @@ class RegionStream(Stream):
         if rng.random() < 0.25:
             return box
         centre = (box[:2] + box[2:]) / 2
-        around = datasets.hard_regions(labels, self.hard_ids)
+        around = hard_regions(labels, self.hard_ids)
         holds = (around[:, :2] <= centre).all(1) & (around[:, 2:] >= centre).all(1)
         return around[holds][0]
 
@@ -297,4 +330,5 @@ class BoxStream(FrameStream):
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         _, image, labels, _ = self.crop(index)
         frame, target = to_tensors(image, labels)
-        return frame, torch.from_numpy(datasets.hard_regions(labels, self.hard_ids)), target != IGNORE_ID
+        boxes = hard_regions(self.class_ids(labels), self.hard_ids)
+        return frame, torch.from_numpy(boxes), target != IGNORE_ID

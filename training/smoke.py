@@ -24,7 +24,6 @@ from torch.utils.data import Dataset
 
 from nightlab_core.config import Settings, replace
 from nightlab_core.models.deform import set_deform_form
-from nightlab_core.models.output_labels import OutputLabels
 from training.command import exit_on_error
 from training.loop import Losses, fit
 from training.recipes import load_recipe
@@ -82,9 +81,10 @@ def stage(recipe: Any) -> tuple[nn.Module, TrainMode, Loss, RandomImages, Collat
         known = torch.ones(size_hw, dtype=torch.bool)
         samples = RandomImages(lambda g: (image(g), boxes, known))
         return proposals, detector.train_mode, detector.detection_loss, samples, detector.collate
-    outputs = OutputLabels.of(recipe.model.region_classes if windows else ())
+    outputs = recipe.model.outputs(recipe.level)
+    num_classes = len(recipe.model.classes)
     weight = segmenter.loss_weights(recipe.class_weights, outputs)
-    samples = RandomImages(lambda g: (image(g), torch.randint(0, 19, size_hw, generator=g)))
+    samples = RandomImages(lambda g: (image(g), torch.randint(0, num_classes, size_hw, generator=g)))
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
         return segmenter.segmentation_loss(
@@ -95,13 +95,16 @@ def stage(recipe: Any) -> tuple[nn.Module, TrainMode, Loss, RandomImages, Collat
 
 
 def _joint_samples(recipe: joint.JointRecipe, boxes: Tensor) -> RandomImages:
+    num_classes = len(recipe.model.classes)
+
     def labelled(generator: torch.Generator, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        return torch.rand(3, *size_hw, generator=generator), torch.randint(0, 19, size_hw, generator=generator)
+        labels = torch.randint(0, num_classes, size_hw, generator=generator)
+        return torch.rand(3, *size_hw, generator=generator), labels
 
     def sample(generator: torch.Generator) -> joint.JointBatch:
         frame, window = (labelled(generator, hw) for hw in (recipe.crop_hw, recipe.model.region_hw))
         light = tuple((image / 4, image) for image in (frame[0], window[0]))
-        return joint.JointBatch(*frame, [boxes], [False], *window, light)
+        return joint.JointBatch(*frame, [boxes], [0], *window, light)
 
     return RandomImages(sample)
 

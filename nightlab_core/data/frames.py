@@ -16,7 +16,7 @@ import numpy as np
 
 from nightlab_core.classes import DEFAULT, class_set_of_folder, load_class_set
 from nightlab_core.data.bags.storage import SUFFIXES, is_bag
-from nightlab_core.data.images import ImageError, decode_image
+from nightlab_core.data.images import read_image
 from nightlab_core.data.label_maps import checked_labels, read_label_map
 from nightlab_core.labels import ClassSet
 
@@ -111,14 +111,6 @@ def open_frames(
     elif max_frames is not None:
         found = min(found, max_frames)
     return FrameSource("/".join(path.resolve().parts[-2:]), class_set, found, read, problems)
-
-
-def read_image(file: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    """Read an image file: uint8 (H, W, 3) BGR unless OpenCV's `flags` say otherwise. Raises OSError and ValueError."""
-    try:
-        return decode_image(file.read_bytes(), flags)
-    except ImageError as error:
-        raise ValueError(f"{file} cannot be read as an image: {error}") from error
 
 
 def _class_set(path: Path, classes: str | None) -> ClassSet:

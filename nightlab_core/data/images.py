@@ -15,6 +15,7 @@ import sys
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -127,6 +128,14 @@ def decode_image(data: bytes, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
     if image is None:
         raise ImageError(f"received {len(data)} bytes of {kind} that are corrupt")
     return image
+
+
+def read_image(file: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    """Read an image file: uint8 (H, W, 3) BGR unless OpenCV's `flags` say otherwise. Raises OSError and ValueError."""
+    try:
+        return decode_image(file.read_bytes(), flags)
+    except ImageError as error:
+        raise ValueError(f"{file} cannot be read as an image: {error}") from error
 
 
 def decode_label_image(data: bytes) -> np.ndarray:

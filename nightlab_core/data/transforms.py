@@ -6,6 +6,8 @@ Images are uint8 (H, W, 3) BGR, labels uint8 (H, W) with 255 = unlabelled.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -27,12 +29,12 @@ def crop_pair(
     labels: np.ndarray,
     size_hw: tuple[int, int],
     rng: np.random.Generator,
-    wanted_id: int | None = None,
+    wanted_ids: Sequence[int] = (),
 ) -> Pair:
-    """A random crop of (H, W); what lies outside the image is black and unlabelled.
+    """Cut a random crop of (H, W); pixels outside the image are black and unlabelled.
 
-    With `wanted_id` the crop holds a random pixel of that class, if there is one (rare class sampling: Hoyer et al.,
-    CVPR 2022).
+    With `wanted_ids` the crop holds a random pixel of one of these labels, if there is one (rare class sampling: Hoyer
+    et al., CVPR 2022).
     """
     height, width = size_hw
     bottom, right = max(0, height - image.shape[0]), max(0, width - image.shape[1])
@@ -41,7 +43,7 @@ def crop_pair(
         labels = cv2.copyMakeBorder(labels, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=IGNORE_ID)
     last_y, last_x = image.shape[0] - height, image.shape[1] - width
     y, x = int(rng.integers(last_y + 1)), int(rng.integers(last_x + 1))
-    wanted = np.flatnonzero(labels == wanted_id) if wanted_id is not None else ()
+    wanted = np.flatnonzero(np.isin(labels, wanted_ids)) if len(wanted_ids) else ()
     if len(wanted):
         row, column = divmod(int(rng.choice(wanted)), labels.shape[1])
         y = int(np.clip(row - rng.integers(height), 0, last_y))
@@ -55,11 +57,11 @@ def scale_crop_flip(
     size_hw: tuple[int, int],
     scale: float,
     rng: np.random.Generator,
-    wanted_id: int | None = None,
+    wanted_ids: Sequence[int] = (),
 ) -> Pair:
     """Resize by `scale`, crop to (H, W) at random, mirror half of the time, as the paper does; see `crop_pair`."""
     target = (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale)))
-    image, labels = crop_pair(*resize_pair(image, labels, target), size_hw, rng, wanted_id)
+    image, labels = crop_pair(*resize_pair(image, labels, target), size_hw, rng, wanted_ids)
     if rng.random() < 0.5:
         image, labels = image[:, ::-1], labels[:, ::-1]
     return np.ascontiguousarray(image), np.ascontiguousarray(labels)

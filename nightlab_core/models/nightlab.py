@@ -10,7 +10,7 @@ The three methods `image_level`, `hardness` and `region_level` are what `nightla
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -181,6 +181,7 @@ class NightLab(nn.Module):
 class NightLabSettings(Settings):
     """Everything that decides the shape of a NightLab; a checkpoint carries it."""
 
+    num_classes: int | None = Field(default=None, exclude=True)  #: in checkpoints of earlier versions
     classes: ClassSetField = Field(default_factory=lambda: load_class_set(DEFAULT))  #: key or path of a class set
     segmenter: SegmenterSettings = SegmenterSettings()
     region_segmenter: SegmenterSettings | None = None  #: null: as the image level's
@@ -189,25 +190,17 @@ class NightLabSettings(Settings):
     detector: DetectorSettings = DetectorSettings()
     region_hw: tuple[int, int] = (256, 256)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_their_number(cls, data: Any) -> Any:
-        """Drop `num_classes`, which checkpoints held before class sets, when it is that of the default set."""
-        if isinstance(data, dict) and "classes" not in data and data.get("num_classes") == len(load_class_set(DEFAULT)):
-            return {key: value for key, value in data.items() if key != "num_classes"}
-        return data
-
     @model_validator(mode="after")
-    def _region_classes_exist(self) -> NightLabSettings:
+    def _classes_agree(self) -> NightLabSettings:
+        if self.num_classes not in (None, len(self.classes)):
+            raise ValueError(f"num_classes is {self.num_classes}, but {self.classes.key} has {len(self.classes)}")
         try:
             self.outputs("region")
         except KeyError as error:
             raise ValueError(f"region_classes: {error.args[0]}") from None
         return self
 
-    def outputs(
-        self, level: Literal["image", "region"], groups: Sequence[tuple[int, ...]] = ()
-    ) -> OutputLabels:
+    def outputs(self, level: Literal["image", "region"], groups: Sequence[tuple[int, ...]] = ()) -> OutputLabels:
         """Return the meaning of a level's channels; for `groups` see `OutputLabels`."""
         return OutputLabels.of(self.classes, self.region_classes if level == "region" else (), groups)
 

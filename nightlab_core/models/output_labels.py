@@ -22,9 +22,7 @@ class OutputLabels:
     groups: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
-    def of(
-        cls, classes: ClassSet, names: Sequence[str] = (), groups: Sequence[tuple[int, ...]] = ()
-    ) -> OutputLabels:
+    def of(cls, classes: ClassSet, names: Sequence[str] = (), groups: Sequence[tuple[int, ...]] = ()) -> OutputLabels:
         """Make the channels of all classes, or, given names of some, of those in that order and then "other".
 
         groups: of `labels.ambiguous_groups`. Raises KeyError for an unknown name and ValueError for one that is there

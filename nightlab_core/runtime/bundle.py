@@ -84,7 +84,7 @@ class Classes(Settings):
     colors_rgb: tuple[tuple[Byte, Byte, Byte], ...]
     ignore_id: Literal[255] = 255
     key: str = ""  #: of the class set; empty: the bundle's name
-    mappings_to: dict[str, ClassMapping] = {}  #: the classes in other class sets, by their key
+    mappings_to: dict[str, ClassMapping] = Field(default_factory=dict)  #: the classes in other class sets, by their key
 
     @model_validator(mode="after")
     def _one_colour_a_name(self) -> Classes:

@@ -89,8 +89,7 @@ class Resegmenter:
     @property
     def predicted(self) -> ClassSet:
         """The bundle's class set."""
-        classes = self._pipeline.bundle.manifest.classes
-        return ClassSet(self.run.bundle.name, classes.names, classes.colors_rgb)
+        return self._pipeline.bundle.class_set
 
     def __call__(self, record: FrameRecord) -> tuple[BagFrame, Result]:
         """Return the frame of a record, with its labels, and the pipeline's result for it."""

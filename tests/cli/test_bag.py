@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from class_sets import CITYSCAPES19
 from command import nightlab
 from mcap.reader import make_reader
 from rosbags.highlevel import AnyReader
@@ -15,7 +16,6 @@ from tiny_bags import make_frames
 
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.write import BagWriter
-from nightlab_core.labels import CITYSCAPES19
 from nightlab_replay.bags import IMAGE_TOPIC, LABEL_TOPIC, START_S
 
 

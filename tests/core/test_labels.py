@@ -3,22 +3,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from class_sets import BDD18, CAMVID11, CITYSCAPES19
 
 from nightlab_core.labels import (
-    BDD18,
-    CAMVID11,
-    CAMVID_TO_CITYSCAPES,
-    CITYSCAPES19,
-    CITYSCAPES_IDS_TO_TRAIN_IDS,
-    CITYSCAPES_TO_CAMVID,
-    CLASS_SETS,
     ClassSet,
+    ambiguous_groups,
+    class_mapping,
     colorize,
+    first_ids,
     map_ids,
     overlay,
     palette_bgr,
     to_class_set,
+    training_ids,
 )
+
+CAMVID_TO_CITYSCAPES = training_ids(CAMVID11, CITYSCAPES19)
+CITYSCAPES_TO_CAMVID = training_ids(CITYSCAPES19, CAMVID11)
 
 
 def test_the_sets_have_the_ids_that_the_data_sets_publish() -> None:
@@ -29,20 +30,13 @@ def test_the_sets_have_the_ids_that_the_data_sets_publish() -> None:
     assert CITYSCAPES19.id_of("bicycle") == 18
     assert BDD18.id_of("motorcycle") == 16  # one less than Cityscapes: there is no train
     assert CAMVID11.id_of("bicyclist") == 10
-    assert CLASS_SETS["camvid11"] is CAMVID11
-
-
-@pytest.mark.parametrize("classes", CLASS_SETS.values(), ids=CLASS_SETS)
-def test_names_and_colours_are_distinct(classes: ClassSet) -> None:
-    assert len(set(classes.names)) == len(classes)
-    assert len({*classes.colors_rgb, (0, 0, 0)}) == len(classes) + 1  # black is unlabelled
 
 
 def test_unknown_names_and_missing_colours_are_refused() -> None:
     with pytest.raises(KeyError, match="no class 'pavement'; it has road, sidewalk"):
         CITYSCAPES19.id_of("pavement")
     with pytest.raises(ValueError, match="2 names but 1 colours"):
-        ClassSet("short", ("a", "b"), ((0, 0, 1),))
+        ClassSet(key="short", names=("a", "b"), colors_rgb=((0, 0, 1),))
 
 
 def test_cityscapes_label_ids_become_train_ids_by_name() -> None:
@@ -52,7 +46,7 @@ def test_cityscapes_label_ids_become_train_ids_by_name() -> None:
     names += ", motorcycle, bicycle"  # ids 0 to 33, as cityscapesScripts list them
     known = CITYSCAPES19.names
     expected = {i: known.index(n) if n in known else 255 for i, n in enumerate(names.split(", "))}
-    assert expected == CITYSCAPES_IDS_TO_TRAIN_IDS
+    assert expected == CITYSCAPES19.label_file_ids
     assert sorted(set(expected.values())) == [*range(19), 255]
 
 
@@ -71,7 +65,7 @@ def test_camvid_ids_become_the_same_things_in_cityscapes() -> None:
         "pedestrian": "person",
         "bicyclist": "rider",
     }
-    assert CAMVID_TO_CITYSCAPES[11] == 255  # CamVid's void
+    assert CAMVID11.file_ids[11] == 255  # CamVid's void
 
 
 def test_every_cityscapes_class_has_a_camvid_class_and_there_and_back_is_the_identity() -> None:
@@ -82,9 +76,9 @@ def test_every_cityscapes_class_has_a_camvid_class_and_there_and_back_is_the_ide
 
 
 def test_map_ids_translates_each_id_and_leaves_unlabelled() -> None:
-    labels = np.array([[0, 3, 11], [255, 8, 9]], np.uint8)
+    labels = np.array([[0, 3, 1], [255, 8, 9]], np.uint8)
     mapped = map_ids(labels, CAMVID_TO_CITYSCAPES)
-    assert mapped.tolist() == [[10, 0, 255], [255, 13, 11]]
+    assert mapped.tolist() == [[10, 0, 2], [255, 13, 11]]
     assert mapped.dtype == np.uint8
     assert map_ids(np.zeros((0, 4), np.uint8), CAMVID_TO_CITYSCAPES).shape == (0, 4)
 
@@ -120,5 +114,23 @@ def test_any_class_set_goes_into_any_other_by_name() -> None:
     assert to_class_set(labels, CITYSCAPES19, CITYSCAPES19) is labels
     assert to_class_set(labels, CITYSCAPES19, CAMVID11).tolist() == [[3, 1, 8, 255]]
     assert to_class_set(np.array([[3, 8, 255]], np.uint8), CAMVID11, CITYSCAPES19).tolist() == [[0, 13, 255]]
-    few = ClassSet("few", ("car", "hovercraft"), ((0, 0, 0), (1, 1, 1)))
+    few = ClassSet(key="few", names=("car", "hovercraft"), colors_rgb=((0, 0, 0), (1, 1, 1)))
     assert to_class_set(np.array([[0, 1, 255]], np.uint8), few, CITYSCAPES19).tolist() == [[13, 255, 255]]
+    nothing = ClassSet(key="boats", names=("hovercraft",), colors_rgb=((1, 1, 1),))
+    with pytest.raises(ValueError, match="'boats' and 'cityscapes19' have no class in common"):
+        to_class_set(np.zeros((1, 1), np.uint8), nothing, CITYSCAPES19)
+
+
+def test_ambiguous_labels_have_training_ids_of_their_own() -> None:
+    """What CamVid groups into sign and bicyclist, and nothing else, is left open."""
+    groups = ambiguous_groups([CITYSCAPES19, CAMVID11, BDD18], CITYSCAPES19)
+    assert groups == ((7, 6), (12, 17, 18))
+    for camvid_id, ids in enumerate(class_mapping(CAMVID11, CITYSCAPES19)):
+        grouped = {i for i, c in CITYSCAPES_TO_CAMVID.items() if c == camvid_id}
+        name = CAMVID11.names[camvid_id]
+        assert set(ids) == (grouped if name in ("sign", "bicyclist") else {CAMVID_TO_CITYSCAPES[camvid_id]})
+    ids = training_ids(CAMVID11, CITYSCAPES19, groups)
+    assert {CAMVID11.names[c]: i for c, i in ids.items() if i >= 19} == {"sign": 19, "bicyclist": 20}
+    closed = first_ids(CITYSCAPES19, groups)
+    assert [closed[ids[c]] for c in range(11)] == [CAMVID_TO_CITYSCAPES[c] for c in range(11)]
+    assert closed[255] == 255

@@ -7,11 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from class_sets import CITYSCAPES19
 from pipelines import open_pipeline
 
-from nightlab_core.data.datasets import datasets
+from nightlab_core.data.datasets.catalogue import open_dataset
 from nightlab_core.data.rendered import night
-from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.metrics import confusion_matrix, iou
 from nightlab_core.runtime.bundle import default_bundle, load_bundle
 
@@ -70,7 +70,7 @@ def test_its_masks_lie_where_the_picture_is() -> None:
 @pytest.mark.data
 def test_it_sees_road_car_and_pole_at_dusk() -> None:
     with open_pipeline(default_bundle()) as pipeline:
-        samples = datasets.camvid(DATA / "camvid", "test", "0001TP_*")
+        samples, _ = open_dataset("camvid", DATA / "camvid", "test", "0001TP_*", classes=CITYSCAPES19)
         matrix = np.zeros((19, 20), np.int64)
         for i in range(0, len(samples), 6):
             matrix += confusion_matrix(samples[i].labels, pipeline(samples[i].image_bgr).labels, 19)

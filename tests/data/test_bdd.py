@@ -10,8 +10,9 @@ import pytest
 from trees import write_image, write_label
 
 from nightlab_core.data.datasets import bdd
+from nightlab_core.data.datasets.bdd import bdd100k, bdd100k_day, bdd100k_night
 from nightlab_core.data.datasets.bdd_night import read_time_of_day
-from nightlab_core.data.datasets.datasets import DatasetError, bdd100k, bdd100k_day, bdd100k_night
+from nightlab_core.data.datasets.paired import DatasetError
 
 STEMS = {"train": ["0a0a0b1a-7c39d841", "00aad4a0-ee8135fe"], "val": ["81d5165d-fcfc6c67", "8dd5f9b7-00000000"]}
 NIGHT = ["train/00aad4a0-ee8135fe", "val/81d5165d-fcfc6c67"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from class_sets import CITYSCAPES19
 from mcap.writer import CompressionType, Writer
 from rosbags.typesys import Stores, get_typestore
 from tiny_bags import IMAGES, LABELS, START_NS, STEP_NS, make_frames, write_tiny_bag
@@ -16,7 +17,6 @@ from tiny_bags import IMAGES, LABELS, START_NS, STEP_NS, make_frames, write_tiny
 from nightlab_core.data.bags.protocol import BagError
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.write import BagWriter
-from nightlab_core.labels import CITYSCAPES19
 
 COUNT, SIZE_HW = 12, (160, 200)
 

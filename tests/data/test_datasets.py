@@ -6,15 +6,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from class_sets import CITYSCAPES19
 
-from nightlab_core.data.datasets.datasets import (
-    DatasetError,
-    PairedFolder,
-    camvid,
-    hard_regions,
-    label_instances,
-    train_id_folder,
-)
+from nightlab_core.data.datasets.catalogue import camvid, train_id_folder
+from nightlab_core.data.datasets.paired import DatasetError, PairedFolder
+from nightlab_core.data.hard_regions import hard_regions, label_instances
 
 
 def _write(root: Path, stem: str, labels: np.ndarray, image_hw: tuple[int, int] | None = None) -> None:
@@ -27,7 +23,7 @@ def _write(root: Path, stem: str, labels: np.ndarray, image_hw: tuple[int, int] 
 
 def test_camvid_ids_become_cityscapes_train_ids(tmp_path: Path) -> None:
     _write(tmp_path / "val", "a", np.arange(12, dtype=np.uint8).reshape(3, 4))
-    (sample,) = camvid(tmp_path, "val")
+    (sample,) = camvid(tmp_path, "val").in_class_set(CITYSCAPES19)
     assert sample.labels.tolist() == [[10, 2, 5, 0], [1, 8, 7, 4], [13, 11, 12, 255]]
     assert sample.image_bgr[0, 0].tolist() == [10, 20, 30] and sample.name == "a"
 
@@ -59,7 +55,7 @@ def test_a_label_of_another_size_is_named(tmp_path: Path) -> None:
 def test_coloured_labels_are_refused(tmp_path: Path) -> None:
     _write(tmp_path, "a", np.zeros((4, 6), np.uint8))
     cv2.imwrite(str(tmp_path / "labels" / "a.png"), np.zeros((4, 6, 3), np.uint8))
-    with pytest.raises(DatasetError, match="expected uint8"):
+    with pytest.raises(DatasetError, match="not colours"):
         train_id_folder(tmp_path)[0]
 
 
@@ -81,13 +77,13 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         train_id_folder(tmp_path, "z*")
     (tmp_path / "labels" / "a.png").unlink()
     with pytest.raises(DatasetError, match=r"a\.png has no label"):
-        PairedFolder(tmp_path / "images", tmp_path / "labels")
+        PairedFolder(tmp_path / "images", tmp_path / "labels", CITYSCAPES19)
 
 
 def test_a_broken_image_is_named(tmp_path: Path) -> None:
     _write(tmp_path, "a", np.zeros((4, 6), np.uint8))
     (tmp_path / "images" / "a.png").write_bytes(b"not a picture")
-    with pytest.raises(DatasetError, match=r"images.a\.png cannot be decoded"):
+    with pytest.raises(DatasetError, match=r"images.a\.png cannot be read as an image"):
         train_id_folder(tmp_path)[0]
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from class_sets import CAMVID11, CITYSCAPES19
 
 from nightlab_core.data.frames import open_frames
-from nightlab_core.labels import CAMVID11, CITYSCAPES19
 
 
 def picture(seed: int, size_hw: tuple[int, int] = (24, 32)) -> np.ndarray:
@@ -96,7 +96,7 @@ def test_sources_that_cannot_be_opened_are_refused_with_the_reason(tmp_path: Pat
         open_frames(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"no image named 'z\*'"):
         open_frames(folder, pattern="z*")
-    with pytest.raises(ValueError, match="expected one of cityscapes19"):
+    with pytest.raises(ValueError, match="'ade20k' is not known; expected one of bdd18, camvid11, cityscapes19"):
         open_frames(folder, classes="ade20k")
     with pytest.raises(ValueError, match="max_frames is 0"):
         open_frames(folder, max_frames=0)

@@ -11,11 +11,12 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
+from class_sets import CITYSCAPES19
 
 from nightlab_core.data.rendered.camera import light_on
 from nightlab_core.data.rendered.lens import ROOT_SHARE
 from nightlab_core.data.rendered.night import NightDrive, NightFrame, render_clip, render_scene
-from nightlab_core.labels import CITYSCAPES19, IGNORE_ID
+from nightlab_core.labels import IGNORE_ID
 
 SIZE = (180, 320)
 IDS = {name: index for index, name in enumerate(CITYSCAPES19.names)}

@@ -8,7 +8,8 @@ import pytest
 from trees import write_image, write_label
 
 from nightlab_core.data.datasets import nightcity as nc
-from nightlab_core.data.datasets.datasets import DatasetError, nightcity, nightcity_fine, nightcity_plus
+from nightlab_core.data.datasets.nightcity import nightcity, nightcity_fine, nightcity_plus
+from nightlab_core.data.datasets.paired import DatasetError
 
 LABEL_IDS = [7, 11, 23, 26, 33, 0, 4, 255]  # road, building, sky, car, bicycle; three that are not evaluated
 AS_TRAIN_IDS = [0, 2, 10, 13, 18, 255, 255, 255]
@@ -88,7 +89,7 @@ def test_an_id_of_no_class_is_named(root: Path) -> None:
 def test_train_ids_are_not_mapped_again(root: Path) -> None:
     for path in (root / "NightCity-label/label/val").iterdir():
         write_label(path, AS_TRAIN_IDS)
-    with pytest.raises(DatasetError, match=r"ids \[0, 2, 10, 13, 18\] alone; .*These are train ids.*nightcity_fine"):
+    with pytest.raises(DatasetError, match=r"only the ids \[0, 2, 10, 13, 18\]; .*These are train ids.*nightcity_fine"):
         nightcity(root, "val")
 
 
@@ -126,8 +127,8 @@ def test_nightcity_fine_is_read_as_it_is(root: Path) -> None:
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (LABEL_IDS, r"ids \[0, 4, 7, 11, 23, 26, 33\] alone; .*label ids of 34 classes which were not mapped"),
-        ([0, 1, 2, 255], r"ids \[0, 1, 2\] alone; .*mapped from label ids to train ids twice"),
+        (LABEL_IDS, r"only the ids \[0, 4, 7, 11, 23, 26, 33\]; .*These are label ids"),
+        ([0, 1, 2, 255], r"only the ids \[0, 1, 2\]; .*mapped from label ids to train ids twice"),
     ],
 )
 def test_nightcity_fine_mapped_not_at_all_or_twice(root: Path, ids: list[int], message: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from class_sets import CITYSCAPES19
 from rosbags.rosbag1 import Writer as Rosbag1Writer
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
@@ -20,7 +21,6 @@ from nightlab_core.data.bags.protocol import BagError
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.frames import FrameSource, open_frames
 from nightlab_core.data.images import message_to_bgr
-from nightlab_core.labels import CITYSCAPES19
 from nightlab_replay.bags import write_labelled_bag
 from nightlab_replay.execute import BagSource
 

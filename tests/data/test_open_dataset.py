@@ -6,17 +6,14 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from class_sets import BDD18, CAMVID11, CITYSCAPES19
 from trees import write_image, write_label
 
-from nightlab_core.data.datasets import bdd, datasets
-from nightlab_core.data.datasets.datasets import (
-    DATASETS,
-    DatasetError,
-    cityscapes,
-    nightcity,
-    open_dataset,
-)
-from nightlab_core.labels import BDD18, CAMVID11, CITYSCAPES19, in_class_set
+from nightlab_core.data.datasets import bdd, nightcity
+from nightlab_core.data.datasets.catalogue import DATASETS, Kind, open_dataset
+from nightlab_core.data.datasets.cityscapes import cityscapes
+from nightlab_core.data.datasets.paired import DatasetError
+from nightlab_core.labels import to_class_set
 
 STEMS = ("aachen/aachen_000000_000019", "zurich/zurich_000001_000019")
 
@@ -49,25 +46,24 @@ def test_cityscapes_errors(tmp_path: Path) -> None:
 
 
 def test_every_kind_has_a_function_and_a_class_set(tmp_path: Path) -> None:
-    assert tuple(DATASETS) == get_args(datasets.Kind)
-    assert {k: c for k, (_, c) in DATASETS.items() if c is not CITYSCAPES19} == {
-        "camvid": CAMVID11,
-        "bdd100k_night": BDD18,
+    assert sorted(("train_ids", *DATASETS)) == sorted(get_args(Kind))
+    assert {kind: known.judged.key for kind, known in DATASETS.items() if known.judged is not CITYSCAPES19} == {
+        "camvid": "camvid11",
+        "bdd100k_night": "bdd18",
     }
     for kind in DATASETS:
         with pytest.raises(DatasetError, match=str(tmp_path)):
             open_dataset(kind, tmp_path, "val")
-    with pytest.raises(DatasetError, match="no data set 'nightcity\\+'; expected one of camvid, train_ids"):
-        open_dataset("nightcity+", tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(DatasetError, match="received the data set 'nightcity\\+'; expected one of train_ids, camvid"):
+        open_dataset("nightcity+", tmp_path)
 
 
 def test_the_guide_names_every_kind_its_frames_and_its_classes() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
     rows = {line.split("`")[1]: line for line in guide.splitlines() if line.startswith("| `")}
-    assert tuple(sorted(rows)) == tuple(sorted(DATASETS))
-    for kind, (_, classes) in DATASETS.items():
-        assert f"{len(classes)} classes" in rows[kind]
-        assert f"| `{datasets.SHARED_FOLDERS.get(kind, kind)}`" in rows[kind] or kind == "train_ids"
+    assert sorted(rows) == sorted(get_args(Kind))
+    for kind, known in DATASETS.items():
+        assert f"{len(known.judged)} classes" in rows[kind] and f"| `{known.folder}`" in rows[kind]
     for counts, kind in ((nightcity.FRAMES, "nightcity"), (bdd.FRAMES, "bdd100k")):
         assert f"| {counts['train']}, {counts['val']} |" in rows[kind]
 
@@ -89,8 +85,8 @@ def test_a_part_is_opened_where_it_is_asked_for(tmp_path: Path) -> None:
 
 def test_judged_in_18_classes_train_is_neither_right_nor_a_class() -> None:
     train_ids = np.array([[0, 15, 16, 17, 18, 255]], np.uint8)
-    assert in_class_set(train_ids, BDD18).tolist() == [[0, 15, 255, 16, 17, 255]]
-    assert in_class_set(train_ids, CITYSCAPES19) is train_ids
-    assert in_class_set(train_ids[:, :1], CAMVID11).tolist() == [[CAMVID11.id_of("road")]]
+    assert to_class_set(train_ids, CITYSCAPES19, BDD18).tolist() == [[0, 15, 255, 16, 17, 255]]
+    assert to_class_set(train_ids, CITYSCAPES19, CITYSCAPES19) is train_ids
+    assert to_class_set(train_ids[:, :1], CITYSCAPES19, CAMVID11).tolist() == [[CAMVID11.id_of("road")]]
     names = [CITYSCAPES19.names[i] for i in range(19) if i != 16]
     assert names == list(BDD18.names)

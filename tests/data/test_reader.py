@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from class_sets import CITYSCAPES19
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from tiny_bags import FRAME_ID, IMAGES, LABELS, START_NS, STEP_NS, make_frames, write_tiny_bag
@@ -17,7 +18,6 @@ from nightlab_core.data.bags.metadata import CLASSES_KEY
 from nightlab_core.data.bags.protocol import BagError
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.write import BagWriter, Packing, StorageName
-from nightlab_core.labels import CITYSCAPES19
 
 STORAGES = ("mcap", "sqlite3")
 

@@ -59,10 +59,10 @@ def test_a_crop_holds_the_wanted_class_wherever_it_is() -> None:
     rng = np.random.default_rng(0)
     corners = set()
     for _ in range(30):
-        _, cropped = transforms.crop_pair(image, labels, (24, 32), rng, 5)
+        _, cropped = transforms.crop_pair(image, labels, (24, 32), rng, [5])
         assert cropped.shape == (24, 32) and (cropped == 5).sum() == 1
         corners.add(tuple(np.argwhere(cropped == 5)[0]))
     assert len(corners) > 3  # not always at the same place
     without = [(transforms.crop_pair(image, labels, (24, 32), rng)[1] == 5).any() for _ in range(30)]
     assert not all(without)
-    assert transforms.crop_pair(image, labels, (24, 32), rng, 7)[1].shape == (24, 32)  # there is none: any crop
+    assert transforms.crop_pair(image, labels, (24, 32), rng, [7])[1].shape == (24, 32)  # there is none: any crop

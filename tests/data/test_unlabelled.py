@@ -29,10 +29,10 @@ def test_pictures_come_by_name_without_those_to_measure_on(tmp_path: Path) -> No
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     folder = _pictures(tmp_path / "a", "1.png")
-    with pytest.raises(DatasetError, match="nothing is left"):
+    with pytest.raises(DatasetError, match="no image is left"):
         UnlabelledImages(folder, folder)
     (folder / "2.png").write_bytes(b"no picture")
-    with pytest.raises(DatasetError, match=r"2\.png cannot be decoded"):
+    with pytest.raises(DatasetError, match=r"2\.png cannot be read as an image"):
         UnlabelledImages(folder)[1]
     with pytest.raises(DatasetError, match="missing"):
         UnlabelledImages(tmp_path / "missing")

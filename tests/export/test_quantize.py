@@ -12,12 +12,12 @@ import pytest
 
 onnx = pytest.importorskip("onnx")
 
+from class_sets import CITYSCAPES19  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from tiny_bundle import write_tiny_bundle  # noqa: E402
 
 from nightlab_core.data.frames import Frame, FrameSource  # noqa: E402
 from nightlab_core.export import quantize  # noqa: E402
-from nightlab_core.labels import CITYSCAPES19  # noqa: E402
 from nightlab_core.runtime.bundle import ENGINE_KINDS, default_bundle, load_bundle  # noqa: E402
 from nightlab_core.runtime.engines.tensorrt.graphs import tensorrt_graph  # noqa: E402
 

@@ -2,19 +2,23 @@
 """What the channels of a level stand for, and what its training labels leave open."""
 
 import pytest
+from class_sets import CAMVID11, CITYSCAPES19
 
-from nightlab_core.labels import CITYSCAPES19, OPEN_LABELS
+from nightlab_core.labels import ambiguous_groups
 from nightlab_core.models.output_labels import OutputLabels
 
+GROUPS = ambiguous_groups([CAMVID11], CITYSCAPES19)
 #: bicycle, rider and motorcycle make CamVid's bicyclist.
-HARD = OutputLabels.of(("pole", "traffic light", "traffic sign", "wall", "bicycle", "rider", "motorcycle"))
+HARD = OutputLabels.of(
+    CITYSCAPES19, ("pole", "traffic light", "traffic sign", "wall", "bicycle", "rider", "motorcycle"), GROUPS
+)
 
 
 def test_all_classes_are_their_own_targets() -> None:
-    outputs = OutputLabels.of()
+    outputs = OutputLabels.of(CITYSCAPES19, groups=GROUPS)
     assert outputs.names == CITYSCAPES19.names and len(outputs) == 19
     assert outputs.targets[:21] == tuple(range(21)) and set(outputs.targets[21:]) == {255}
-    assert outputs.opened == tuple(OPEN_LABELS.values())
+    assert outputs.ambiguous == ((6, 7), (12, 17, 18))
 
 
 def test_some_classes_and_other() -> None:
@@ -28,17 +32,19 @@ def test_some_classes_and_other() -> None:
 def test_open_labels_keep_what_they_say() -> None:
     def channels(label: int) -> tuple[int, ...]:
         target = HARD.targets[label]
-        return HARD.opened[target - len(HARD)] if target >= len(HARD) else (target,)
+        return HARD.ambiguous[target - len(HARD)] if target >= len(HARD) else (target,)
 
     assert channels(19) == (1, 2)  # CamVid's sign: a light or a sign
     assert channels(20) == (4, 5, 6)  # its bicyclist
-    assert len(HARD.opened) == 2
-    some = OutputLabels.of(("traffic sign", "bicycle"))
-    assert some.targets[19] == len(some) and some.opened[0] == (0, 2)  # a sign or other
+    assert len(HARD.ambiguous) == 2
+    some = OutputLabels.of(CITYSCAPES19, ("traffic sign", "bicycle"), GROUPS)
+    assert some.targets[19] == len(some) and some.ambiguous[0] == (0, 2)  # a sign or other
 
 
 def test_wrong_names_are_errors() -> None:
     with pytest.raises(KeyError, match="lamp"):
-        OutputLabels.of(("pole", "lamp"))
+        OutputLabels.of(CITYSCAPES19, ("pole", "lamp"))
     with pytest.raises(ValueError, match="each name once"):
-        OutputLabels.of(("pole", "pole"))
+        OutputLabels.of(CITYSCAPES19, ("pole", "pole"))
+    with pytest.raises(ValueError, match="'other'"):
+        OutputLabels.of(CITYSCAPES19, ("pole", "other"))

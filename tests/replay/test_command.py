@@ -16,10 +16,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from class_sets import CITYSCAPES19
 from command import nightlab
 from tiny_bags import make_frames, write_tiny_bag
 
-from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.bundle import Bundle
 from nightlab_core.runtime.engines.engine import EngineOptions
 from nightlab_core.runtime.engines.open import Engines
@@ -60,7 +60,7 @@ def test_the_accuracy_equals_that_of_nightlab_evaluate(
             str(folder / "labels" / f"{index}.png"), np.where(labels == 255, 11 if name == "camvid" else 255, ids)
         )
     samples, classes = evaluate.open_set(tmp_path, f"{name}/test")
-    expected = evaluate.evaluate(pipeline, samples, classes, name)
+    expected = evaluate.evaluate(pipeline, samples, classes, name, pipeline.bundle.class_set)
     assert nightlab("bag", folder, "--out", tmp_path / "bag").status == 0
     words = ["replay", tmp_path / "bag", "--bundle", tiny_bundle, "--engine", "onnxruntime"]
     assert nightlab(*words, "--out", tmp_path / "out").status == 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from class_sets import CAMVID11, CITYSCAPES19
 
 from nightlab_core.data.bags.reader import BagFrame
-from nightlab_core.labels import CAMVID11, CITYSCAPES19, CITYSCAPES_TO_CAMVID, IGNORE_ID, ClassSet, map_ids
+from nightlab_core.labels import IGNORE_ID, ClassSet
 from nightlab_core.metrics import confusion_matrix
 from nightlab_replay.judging import FramePrediction, Judge, band_rows, count_pixels, id_mapping
 from nightlab_replay.records import NUM_BINS
@@ -36,7 +37,7 @@ def test_counts_equal_the_reference(size_hw: tuple[int, int], judged: ClassSet, 
     rows = band_rows(size_hw[0])
     methods = ((prediction.image_labels, prediction.image_confidence), (prediction.labels, prediction.confidence))
     for method, (predicted, confidence) in enumerate(methods):
-        mapped = predicted if judged is CITYSCAPES19 else map_ids(predicted, CITYSCAPES_TO_CAMVID)
+        mapped = predicted if judged is CITYSCAPES19 else to_class_set(predicted, CITYSCAPES19, CAMVID11)
         for band in range(len(rows) - 1):
             part = slice(rows[band], rows[band + 1])
             np.testing.assert_array_equal(

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from class_sets import CITYSCAPES19
 from replays import start_run
 from tiny_bags import make_frames, write_tiny_bag
 
-from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.realtime import DROPPED, LONGEST_GAP_S, due_times_s, recorded_at, replay_realtime
 from nightlab_replay.records import RunData, load_run

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from class_sets import CITYSCAPES19
 
-from nightlab_core.labels import CITYSCAPES19
 from nightlab_replay import records as rec
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from class_sets import CITYSCAPES19
 from replays import SETTINGS, assert_same, run_replay, start_run
 from rosbags.highlevel import AnyReader
 from tiny_bags import FRAME_ID, START_NS, STEP_NS, make_frames, write_tiny_bag
 
-from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.bundle import sha256_of
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.bags import write_mask_bags

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from class_sets import CITYSCAPES19
 from replay_samples import PRESENT, sample_run
 
-from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.metrics import iou, mean_iou, paired_bootstrap
 from nightlab_core.runtime.light import DARK, LIGHT_BINS
 from nightlab_replay.records import NUM_BANDS, NUM_BINS, FrameCounts, FrameRecord, RunData

@@ -13,11 +13,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from class_sets import CAMVID11, CITYSCAPES19
 
 pytest.importorskip("rclpy")
 
 from nightlab_core.data.frames import open_frames
-from nightlab_core.labels import CAMVID11, CITYSCAPES19
 from nightlab_ros.demo.demo import report_table
 from nightlab_ros.demo.progress import playback_state
 from nightlab_ros.demo.report import Recording, find_problems, write_report

@@ -13,13 +13,13 @@ import pytest
 
 pytest.importorskip("rclpy")
 
+from class_sets import CITYSCAPES19
 from pipelines import open_pipeline
 from rosbags.typesys import Stores, get_typestore
 from tiny_bags import FRAME_ID, START_NS, STEP_NS, make_frames, write_tiny_bag
 
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.write import Packing
-from nightlab_core.labels import CITYSCAPES19
 from nightlab_replay.judging import Judge
 from nightlab_replay.records import load_run
 from nightlab_ros.bag_player import stamp_of, with_stamp

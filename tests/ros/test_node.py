@@ -15,13 +15,14 @@ import pytest
 pytest.importorskip("rclpy")
 pytest.importorskip("onnxruntime")
 
+from class_sets import CITYSCAPES19
 from pipelines import open_pipeline
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from ros_harness import Client, NodeProcess, pixels_of, wait_until
 from sensor_msgs.msg import Image
 from std_msgs.msg import Float64
 
-from nightlab_core.labels import CITYSCAPES19, overlay
+from nightlab_core.labels import overlay
 from nightlab_core.runtime.pipeline import PipelineSettings
 
 pytestmark = pytest.mark.ros

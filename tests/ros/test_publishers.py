@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("rclpy")
 
+from class_sets import CITYSCAPES19
 from std_msgs.msg import Header
 
-from nightlab_core.labels import CITYSCAPES19
 from nightlab_ros.publishers import detections, label_info
 
 pytestmark = pytest.mark.ros

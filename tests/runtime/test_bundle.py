@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from class_sets import CITYSCAPES19
 from pydantic import ValidationError
 
-from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.bundle import (
     Bundle,
     BundleError,

@@ -6,8 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from class_sets import CITYSCAPES19
 
-from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.pipeline import STAGES
 from nightlab_replay.records import (
     METHODS,

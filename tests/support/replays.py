@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from class_sets import CITYSCAPES19
 
-from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.execute import Span, replay_spans
 from nightlab_replay.provenance import describe_bags, describe_bundle

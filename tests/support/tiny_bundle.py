@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from class_sets import CITYSCAPES19
 from onnx import TensorProto, helper, numpy_helper
 
-from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.runtime.bundle import Classes, EngineFile, EngineFiles, Manifest, RegionFile, write_manifest
 
 #: xyxy in 0..1; the second is nearly the first, which suppresses it, and the third overlaps the first a little.

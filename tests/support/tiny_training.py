@@ -10,10 +10,11 @@ import cv2
 import numpy as np
 import torch
 import yaml
+from class_sets import CAMVID11, CITYSCAPES19
 
 from nightlab_core.data.rendered import night
 from nightlab_core.export.export import ModelCard, save_checkpoint
-from nightlab_core.labels import CITYSCAPES_TO_CAMVID, map_ids
+from nightlab_core.labels import to_class_set
 from nightlab_core.models.nightlab import NightLabSettings
 from training.recipes import read_recipe
 
@@ -58,7 +59,7 @@ def write_frames(folder: Path, count: int, *, first_seed: int = 0, camvid: bool 
         frame = night.render_scene(seed, size_hw=INPUT_HW)
         labels = frame.labels
         if camvid:
-            labels = map_ids(labels, CITYSCAPES_TO_CAMVID)
+            labels = to_class_set(labels, CITYSCAPES19, CAMVID11)
             labels = np.where(labels == 255, 11, labels).astype(np.uint8)
         for kind, picture in (("images", frame.image_bgr), ("labels", labels)):
             (folder / kind).mkdir(parents=True, exist_ok=True)

@@ -16,12 +16,13 @@ from tiny_bundle import write_tiny_bundle
 pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
+from class_sets import CAMVID11, CITYSCAPES19
 from pipelines import open_pipeline
 
 from nightlab_core.config import ConfigError, replace
-from nightlab_core.data.datasets.datasets import hard_regions, predicted_regions
 from nightlab_core.data.datasets.paired import Sample
-from nightlab_core.labels import CAMVID11, CITYSCAPES19, in_class_set
+from nightlab_core.data.hard_regions import hard_regions, predicted_regions
+from nightlab_core.labels import to_class_set
 from nightlab_core.metrics import confusion_matrix
 from nightlab_core.runtime.pipeline import PipelineSettings
 from training.evaluation.ablate import ablate, earlier_entries, print_ladder
@@ -98,8 +99,9 @@ def test_labels_are_judged_in_the_sets_own_classes(bundle: str) -> None:
     ablation, sample = _ablation(bundle), _samples(1)[0]
     row = ablation.rows[3]
     fine = FrameLadder(Networks.open([row]), ablation, sample, CITYSCAPES19).count(row)
-    coarse = FrameLadder(Networks.open([row]), ablation, sample, CAMVID11).count(row)
-    ids = in_class_set(np.arange(19, dtype=np.uint8)[None], CAMVID11)[0]
+    in_camvid = Sample(sample.image_bgr, to_class_set(sample.labels, CITYSCAPES19, CAMVID11), sample.name)
+    coarse = FrameLadder(Networks.open([row]), ablation, in_camvid, CAMVID11).count(row)
+    ids = to_class_set(np.arange(19, dtype=np.uint8)[None], CITYSCAPES19, CAMVID11)[0]
     assert fine.sweep is not None and coarse.sweep is not None
     for a, b in ((fine.image, coarse.image), (fine.sweep[0, 10], coarse.sweep[0, 10])):
         merged = np.zeros((11, 12), np.int64)

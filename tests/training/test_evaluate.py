@@ -17,12 +17,13 @@ from trees import write_image, write_label
 
 torch = pytest.importorskip("torch")
 
+from class_sets import BDD18, CAMVID11, CITYSCAPES19  # noqa: E402
 from pipelines import open_pipeline  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from nightlab_core.data.datasets.paired import Sample  # noqa: E402
 from nightlab_core.export.export import ModelCard, load_checkpoint, save_checkpoint  # noqa: E402
-from nightlab_core.labels import BDD18, CAMVID11, CITYSCAPES19  # noqa: E402
+from nightlab_core.labels import ClassSet, to_class_set  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, Level, NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.runtime.pipeline import PipelineSettings  # noqa: E402
 from training.evaluation import evaluate, levels  # noqa: E402
@@ -161,17 +162,18 @@ def _constant(first: int, second: int | None) -> object:
     return predict
 
 
-def _samples() -> list[Sample]:
+def _samples(classes: ClassSet = CITYSCAPES19) -> list[Sample]:
     """A dusk and a daylight frame of CamVid's names: left half building, right half road; a corner is unlabelled."""
     labels = np.full((10, 20), 2, np.uint8)
     labels[:, 10:] = 0
     labels[0, 0] = 255
+    labels = to_class_set(labels, CITYSCAPES19, classes)
     dark, bright = np.full((10, 20, 3), 40, np.uint8), np.full((10, 20, 3), 200, np.uint8)
     return [Sample(dark, labels, "0001TP_1"), Sample(bright, labels, "Seq05VD_1")]
 
 
 def test_figures_by_hand() -> None:
-    found = evaluate.evaluate(_constant(2, 0), _samples(), CAMVID11, "camvid/test")  # type: ignore[arg-type]
+    found = evaluate.evaluate(_constant(2, 0), _samples(CAMVID11), CAMVID11, "camvid/test", CITYSCAPES19)  # type: ignore[arg-type]
     # Building everywhere: 99 of 199 labelled pixels; then road everywhere: 100 of 199.
     report = found.report()
     assert report["frames"] == 2
@@ -189,13 +191,13 @@ def test_figures_by_hand() -> None:
         ("in the dark", "light below 0.06"): 1,
     }
     json.dumps(report, allow_nan=False)
-    alone = evaluate.evaluate(_constant(2, None), _samples(), CAMVID11, "camvid/test")  # type: ignore[arg-type]
+    alone = evaluate.evaluate(_constant(2, None), _samples(CAMVID11), CAMVID11, "camvid/test", CITYSCAPES19)  # type: ignore[arg-type]
     assert set(alone.figures()) == {"image_level_miou"} and alone.both_levels is None
 
 
 def test_an_interval_needs_frames() -> None:
-    six = evaluate.evaluate(_constant(2, 0), _samples() * 3, CAMVID11, "mine")  # type: ignore[arg-type]
-    few = evaluate.evaluate(_constant(2, 0), _samples(), CAMVID11, "mine")  # type: ignore[arg-type]
+    six = evaluate.evaluate(_constant(2, 0), _samples(CAMVID11) * 3, CAMVID11, "mine", CITYSCAPES19)  # type: ignore[arg-type]
+    few = evaluate.evaluate(_constant(2, 0), _samples(CAMVID11), CAMVID11, "mine", CITYSCAPES19)  # type: ignore[arg-type]
     assert few.figures().keys() == six.figures().keys() - {"difference_low", "difference_high"}
     whole, few_whole = (difference(e.image_level, e.both_levels) for e in (six, few))  # type: ignore[arg-type]
     assert str(whole) == f"{whole.points:+.2f} [{whole.low:+.2f}, {whole.high:+.2f}]"
@@ -211,14 +213,14 @@ def test_parts_hold_every_frame_once() -> None:
 
 def test_tables_say_what_is_absent(capsys: pytest.CaptureFixture[str]) -> None:
     for second in (0, None):
-        found = evaluate.evaluate(_constant(2, second), _samples(), CITYSCAPES19, "mine")  # type: ignore[arg-type]
+        found = evaluate.evaluate(_constant(2, second), _samples(CITYSCAPES19), CITYSCAPES19, "mine", CITYSCAPES19)  # type: ignore[arg-type]
         evaluate.print_evaluation(found)
         shown = capsys.readouterr().out
         assert "absent" in shown and "mine, 2 frames" in shown and ("both levels" in shown) == (second == 0)
 
 
 def test_bdd18_is_judged_without_trains() -> None:
-    found = evaluate.evaluate(_constant(16, 18), _samples(), BDD18, "bdd100k_night/val")  # type: ignore[arg-type]
+    found = evaluate.evaluate(_constant(16, 18), _samples(BDD18), BDD18, "bdd100k_night/val", CITYSCAPES19)  # type: ignore[arg-type]
     assert found.image_level.shape == (2, 18, 19) and found.image_level[:, :, 18].sum() == 2 * 199
 
 

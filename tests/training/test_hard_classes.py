@@ -16,8 +16,10 @@ from trees import write_image, write_label
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
-from nightlab_core.data.datasets.datasets import Sample  # noqa: E402
-from nightlab_core.labels import CAMVID11, CITYSCAPES19  # noqa: E402
+from class_sets import CAMVID11, CITYSCAPES19  # noqa: E402
+
+from nightlab_core.data.datasets.paired import Sample  # noqa: E402
+from nightlab_core.labels import to_class_set  # noqa: E402
 from nightlab_core.models.nightlab import NightLabSettings, SegmenterSettings  # noqa: E402
 from training.data import SourceSettings  # noqa: E402
 from training.evaluation import hard_classes as hc  # noqa: E402
@@ -30,10 +32,10 @@ def test_a_class_is_hard_below_half_in_the_mean_of_the_sets_that_hold_it() -> No
     first, second = absent.copy(), absent.copy()
     first[[0, 5, 7]] = 0.9, 0.5, 0.6
     second[[5, 7]] = 0.4, 0.4
-    hard, mean = hc.hard_classes({"a": first, "b": second})
+    hard, mean = hc.hard_classes({"a": first, "b": second}, CITYSCAPES19.names)
     assert hard == ["pole"]
     assert mean[0] == 0.9 and mean[5] == pytest.approx(0.45) and mean[7] == 0.5 and np.isnan(mean[18])
-    assert hc.hard_classes({"a": first, "b": second}, 0.51)[0] == ["pole", "traffic sign"]
+    assert hc.hard_classes({"a": first, "b": second}, CITYSCAPES19.names, 0.51)[0] == ["pole", "traffic sign"]
 
 
 def test_a_class_of_camvid_stands_for_all_that_is_judged_as_it() -> None:
@@ -41,9 +43,8 @@ def test_a_class_of_camvid_stands_for_all_that_is_judged_as_it() -> None:
     labels[1] = 0
     seen = labels.copy()
     seen[0] = [6, 2, 2, 2]  # of four sign pixels one is called a light, which CamVid takes for a sign; three a building
-    found = hc.class_iou(
-        lambda image: (seen, seen), [Sample(np.zeros((2, 4, 3), np.uint8), labels, "a")], CAMVID11, "x"
-    )
+    sample = Sample(np.zeros((2, 4, 3), np.uint8), to_class_set(labels, CITYSCAPES19, CAMVID11), "a")
+    found = hc.class_iou(lambda image: (seen, seen), [sample], CAMVID11, "x", CITYSCAPES19)
     assert found[6] == found[7] == 0.25 and found[0] == 1 and np.isnan(found[10])
 
 
@@ -69,7 +70,7 @@ def test_the_sets_of_training_are_refused(tmp_path: Path) -> None:
         SourceSettings(kind="train_ids", folder="mine/train", weight=1),
         SourceSettings(kind="rendered", count=2, weight=1),
     ]
-    seen = hc.training_images(sources, tmp_path)
+    seen = hc.training_images(sources, tmp_path, CITYSCAPES19)
     assert seen == [trained]
     hc.refuse_trained_on("mine/val", [held_out], seen)
     shutil.copy(trained, held_out)  # a copy under another folder is the same frame
@@ -83,7 +84,7 @@ def test_the_sets_of_training_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="trained on 1 of its 1 frames"):
         hc.refuse_trained_on("mine/val", [held_out], [smaller])
     unlabelled = [SourceSettings(kind="unlabelled", folder="mine/val/images", weight=1)]
-    assert hc.training_images(unlabelled, tmp_path) == [held_out]
+    assert hc.training_images(unlabelled, tmp_path, CITYSCAPES19) == [held_out]
 
 
 def test_the_command_writes_what_recipes_take(

@@ -16,11 +16,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
 import cv2  # noqa: E402
+from class_sets import CAMVID11, CITYSCAPES19  # noqa: E402
 
 from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data.rendered import night  # noqa: E402
 from nightlab_core.export.export import ModelCard, save_checkpoint  # noqa: E402
-from nightlab_core.labels import CAMVID11, CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
 from training.data import SourceSettings  # noqa: E402
 from training.evaluation import levels  # noqa: E402
@@ -90,7 +90,7 @@ def test_only_the_scores_learn(root: Path, tmp_path: Path) -> None:
     own = after.state_dict()
     assert all(torch.equal(value, own[key]) for key, value in before.state_dict().items())
 
-    reader = proposals.open_reader(recipe.sources, root, 0)
+    reader = proposals.open_reader(recipe.sources, root, 0, CITYSCAPES19)
     measured = hdm.measure(recipe, before, reader)  # from the file
     targets = torch.from_numpy(proposals.targets(measured, "equation6", "confident", [CITYSCAPES19]))
     assert 0 < targets.mean() < 1  # there is something to tell apart
@@ -125,7 +125,7 @@ def test_measuring_goes_on_where_it_stopped_and_refuses_what_else_made_it(
     monkeypatch.setattr(proposals, "CHUNK", 1)
     recipe = _recipe(root, proposals=str(tmp_path / "p.npz"))
     detector = hdm.build(recipe)
-    reader = proposals.open_reader(recipe.sources, root, 0)
+    reader = proposals.open_reader(recipe.sources, root, 0, CITYSCAPES19)
     whole = hdm.measure(recipe, detector, reader)
     (tmp_path / "p.npz").unlink()
     frame = proposals.FrameReader.frame
@@ -253,7 +253,7 @@ def test_a_class_comes_before_the_order_and_a_gain_is_the_order(root: Path) -> N
 def test_features_are_the_same_whether_they_are_kept_or_not(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = _recipe(root)
     detector = hdm.build(recipe)
-    reader = proposals.open_reader(recipe.sources, root, 0)
+    reader = proposals.open_reader(recipe.sources, root, 0, CITYSCAPES19)
     measured = hdm.measure(recipe, detector, reader)
     targets = np.zeros(len(measured.frame), np.float32)
     keeping = hdm.ProposalSet(detector, reader, measured, targets, recipe)

@@ -10,8 +10,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 pytest.importorskip("pytorch_msssim")
 
+from class_sets import CITYSCAPES19  # noqa: E402
+
 from nightlab_core.config import Settings, replace  # noqa: E402
-from nightlab_core.labels import CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, ReLAMSettings  # noqa: E402
 from nightlab_core.models.nightlab import SegmenterSettings as Segmenter  # noqa: E402
 from training import combine_checkpoints as combining  # noqa: E402

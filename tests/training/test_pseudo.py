@@ -11,7 +11,7 @@ pytest.importorskip("onnx")
 
 from pipelines import open_pipeline
 
-from nightlab_core.data.datasets.datasets import train_id_folder
+from nightlab_core.data.datasets.catalogue import train_id_folder
 from nightlab_core.data.rendered import night
 from tests.support.tiny_bundle import write_tiny_bundle
 from training.stages.pseudo import label_folder, read_both_ways, thresholds

@@ -8,18 +8,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
+from class_sets import CAMVID11, CITYSCAPES19  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.export.export import load_checkpoint, save_checkpoint  # noqa: E402
-from nightlab_core.labels import (  # noqa: E402
-    CAMVID_OPENED,
-    CAMVID_TO_CITYSCAPES,
-    CITYSCAPES19,
-    CITYSCAPES_TO_CAMVID,
-    OPEN_LABELS,
-)
+from nightlab_core.labels import ambiguous_groups  # noqa: E402
 from nightlab_core.models.backbone import Backbone  # noqa: E402
 from nightlab_core.models.nightlab import NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.models.output_labels import OutputLabels  # noqa: E402
@@ -30,19 +25,10 @@ from training.stages.segmenter import at_pixels, freeze, loss_weights, segmentat
 RECIPES = Path(__file__).parents[2] / "config" / "train"
 
 
-def test_an_open_label_holds_what_camvid_puts_into_one_class() -> None:
-    for camvid_id, train_id in CAMVID_TO_CITYSCAPES.items():
-        if train_id == 255:
-            continue
-        meant = {i for i, c in CITYSCAPES_TO_CAMVID.items() if c == camvid_id}
-        opened = CAMVID_OPENED[train_id]
-        if train_id in (
-            2,
-            8,
-            13,
-        ):  # its few walls, terrain, trucks and buses are taught as the class that is most of it
-            meant = {train_id}
-        assert set(OPEN_LABELS.get(opened, (opened,))) == meant
+#: Labels 19 and 20: CamVid's sign and bicyclist.
+GROUPS = ambiguous_groups([CAMVID11], CITYSCAPES19)
+ALL_CLASSES = OutputLabels.of(CITYSCAPES19, groups=GROUPS)
+WEIGHTS = loss_weights({}, ALL_CLASSES)
 
 
 def test_an_open_label_is_settled_by_the_likeliest_of_its_classes() -> None:
@@ -50,7 +36,7 @@ def test_an_open_label_is_settled_by_the_likeliest_of_its_classes() -> None:
     logits[0, 11] = 9.0  # the person is likelier still, and not among them
     logits[0, 12, 0, 0] = logits[0, 18, 0, 1] = logits[0, 7, 0, 2] = 1.0
     labels = torch.tensor([[[20, 20, 19, 255]]])
-    assert settle(logits, labels).tolist() == [[[12, 18, 7, 255]]]
+    assert settle(logits, labels, ALL_CLASSES).tolist() == [[[12, 18, 7, 255]]]
 
 
 def test_an_open_label_pushes_the_other_classes_of_it_down_too() -> None:
@@ -59,7 +45,7 @@ def test_an_open_label_pushes_the_other_classes_of_it_down_too() -> None:
     logits[:, 12] = 1.0
     logits.requires_grad_()
     losses = segmentation_loss(
-        _Constant(logits), (torch.zeros(1, 3, 8, 8), torch.full((1, 8, 8), 20)), loss_weights({})
+        _Constant(logits), (torch.zeros(1, 3, 8, 8), torch.full((1, 8, 8), 20)), WEIGHTS, ALL_CLASSES
     )
     losses["cross_entropy"].value.backward()
     assert logits.grad is not None
@@ -68,25 +54,29 @@ def test_an_open_label_pushes_the_other_classes_of_it_down_too() -> None:
 
 def test_an_open_label_is_content_with_any_of_its_classes() -> None:
     """A sign of CamVid seen as a traffic light costs nothing; seen as a road it costs as much as ever."""
-    labels, weight = torch.full((1, 8, 8), 19), loss_weights({})
+    labels, weight = torch.full((1, 8, 8), 19), WEIGHTS
     costs = {}
     for name in ("traffic light", "traffic sign", "road"):
         logits = torch.zeros(1, 19, 4, 4)
         logits[:, CITYSCAPES19.id_of(name)] = 20.0
         model = _Constant(logits)
-        costs[name] = segmentation_loss(model, (torch.zeros(1, 3, 8, 8), labels), weight)["cross_entropy"].value.item()
+        costs[name] = segmentation_loss(model, (torch.zeros(1, 3, 8, 8), labels), weight, ALL_CLASSES)[
+            "cross_entropy"
+        ].value.item()
     assert costs["traffic light"] == pytest.approx(costs["traffic sign"]) == pytest.approx(0, abs=1e-6)
     assert costs["road"] > 15
 
 
 def test_weights_by_hand() -> None:
-    weight = loss_weights({"pole": 3.0, "traffic light": 3.0, "traffic sign": 2.5, "wall": 2.0})
+    weight = loss_weights({"pole": 3.0, "traffic light": 3.0, "traffic sign": 2.5, "wall": 2.0}, ALL_CLASSES)
     assert weight[5] == 3 and weight[0] == 1 and len(weight) == 21
     assert weight[19] == 2.5 and weight[20] == 1  # light or sign, rider or bicycle or motorcycle
     logits = torch.zeros(1, 19, 4, 4)
     labels = torch.full((1, 8, 8), 5)
     labels[:, :, 4:] = 255  # unlabelled pixels are no part of the mean
-    loss = segmentation_loss(_Constant(logits), (torch.zeros(1, 3, 8, 8), labels), weight)["cross_entropy"].value
+    loss = segmentation_loss(_Constant(logits), (torch.zeros(1, 3, 8, 8), labels), weight, ALL_CLASSES)[
+        "cross_entropy"
+    ].value
     assert loss.item() == pytest.approx(3 * torch.tensor(19.0).log().item())
 
 
@@ -164,7 +154,7 @@ def test_lovasz_is_nought_where_all_is_right_and_one_where_all_is_wrong() -> Non
     batch = (torch.zeros(1, 3, 8, 8), labels)
     for logits, expected in ((right, 0.0), (right.flip(3), 1.0)):
         losses = segmentation_loss(_Constant(logits.repeat_interleave(8, 2).repeat_interleave(8, 3)), batch,
-                                   loss_weights({}), lovasz_weight=2.0)  # fmt: skip
+                                   WEIGHTS, ALL_CLASSES, lovasz_weight=2.0)  # fmt: skip
         assert losses["lovasz"].item() == pytest.approx(2 * expected, abs=0.01)
 
 
@@ -180,14 +170,14 @@ def test_the_loss_looks_where_the_mask_will_be() -> None:
     # A network that answers every pixel rightly has nothing to learn, wherever the borders run.
     labels = torch.randint(0, 19, (1, 16, 24))
     exact = 50.0 * F.one_hot(labels, 19).permute(0, 3, 1, 2)
-    found = segmentation_loss(_Constant(exact), (torch.zeros(1, 3, 16, 24), labels), loss_weights({}))
+    found = segmentation_loss(_Constant(exact), (torch.zeros(1, 3, 16, 24), labels), WEIGHTS, ALL_CLASSES)
     assert found["cross_entropy"].value.item() < 1e-3  # type: ignore[union-attr]
 
 
 def test_a_batch_without_labels_costs_nothing_and_has_a_gradient() -> None:
     logits = torch.zeros(1, 19, 8, 8, requires_grad=True)
     batch = torch.zeros(1, 3, 8, 8), torch.full((1, 8, 8), 255)
-    losses = segmentation_loss(_Constant(logits), batch, loss_weights({}), lovasz_weight=1.0)
+    losses = segmentation_loss(_Constant(logits), batch, WEIGHTS, ALL_CLASSES, lovasz_weight=1.0)
     assert losses["lovasz"].shape == () and losses["lovasz"].item() == 0
     (losses["lovasz"] + losses["cross_entropy"].value).backward()
     assert logits.grad is not None and not logits.grad.any()
@@ -218,7 +208,7 @@ class _Constant(nn.Module):
 
 def test_a_region_level_with_other_learns_what_labels_say() -> None:
     """CamVid's sign is a traffic sign or other: it costs nothing to call it either, and much to call it a pole."""
-    outputs = OutputLabels.of(("pole", "traffic sign"))
+    outputs = OutputLabels.of(CITYSCAPES19, ("pole", "traffic sign"), GROUPS)
     weight = loss_weights({"pole": 3.0, "other": 2.0}, outputs)
     assert weight.tolist() == [3.0, 1.0, 2.0, 1.0]  # the open label takes the least of its classes'
     costs = {}

@@ -13,9 +13,10 @@ from trees import write_image, write_label
 
 torch = pytest.importorskip("torch")
 
+from class_sets import BDD18, CAMVID11, CITYSCAPES19  # noqa: E402
+
 from nightlab_core.config import replace  # noqa: E402
-from nightlab_core.data.datasets.datasets import DatasetError  # noqa: E402
-from nightlab_core.labels import BDD18, CAMVID11, CITYSCAPES19  # noqa: E402
+from nightlab_core.data.datasets.paired import DatasetError  # noqa: E402
 from training import data  # noqa: E402
 from training.evaluation import evaluate  # noqa: E402
 from training.recipes import read_recipe  # noqa: E402
@@ -38,25 +39,27 @@ def root(tmp_path: Path) -> Path:
 
 def test_small_sources_are_kept_and_large_ones_are_read_when_drawn(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = data.SourceSettings(kind="nightcity", folder="nightcity", split="val", complete=False, weight=1)
-    kept = data.load_source(source, root)
+    kept = data.load_source(source, root, CITYSCAPES19)
     assert isinstance(kept, list)
     labels = kept[0].labels
     # Whoever draws from it too, however often and dark, is given the same pictures.
-    assert data.load_source(replace(source, weight=2.0, darken=0.5), root) is kept
-    assert data.load_source(replace(source, pattern="*_1"), root) is not kept
+    assert data.load_source(replace(source, weight=2.0, darken=0.5), root, CITYSCAPES19) is kept
+    assert data.load_source(replace(source, pattern="*_1"), root, CITYSCAPES19) is not kept
     del kept
     monkeypatch.setattr(data, "IN_MEMORY_BYTES", 2 * 4 * 4 - 1)  # one frame is 2x4 pixels of 3 + 1 bytes
-    lazy = data.load_source(source, root)
+    lazy = data.load_source(source, root, CITYSCAPES19)
     assert isinstance(lazy, data.SelectedFrames)
     np.testing.assert_array_equal(lazy[0].labels, labels)
-    stream = data.FrameStream([source], root, seed=3, crop_hw=(4, 4), input_hw=(4, 8), scale=(1.0, 1.0))
+    stream = data.FrameStream([source], root, 3, CITYSCAPES19, crop_hw=(4, 4), input_hw=(4, 8), scale=(1.0, 1.0))
     image, labels = stream[5]
     assert image.shape == (3, 4, 4) and set(labels.unique().tolist()) <= {0, 13, 255}
 
 
 def test_sources_are_checked_unless_a_part_is_asked_for(root: Path) -> None:
     with pytest.raises(DatasetError, match="expected 1299"):
-        data.load_source(data.SourceSettings(kind="nightcity", folder="nightcity", split="val", weight=1), root)
+        data.load_source(
+            data.SourceSettings(kind="nightcity", folder="nightcity", split="val", weight=1), root, CITYSCAPES19
+        )
     with pytest.raises(ValidationError, match="nightcity_plus"):
         data.SourceSettings(kind="nightcity+", weight=1)  # type: ignore[arg-type]
 
@@ -74,7 +77,7 @@ def test_evaluation_finds_each_set_by_its_name(root: Path) -> None:
 
 def test_every_sample_is_distorted_in_its_colours_alone(root: Path) -> None:
     source = data.SourceSettings(kind="train_ids", folder="mine", split="val", weight=1)
-    samples = data.Samples([source], root, 0)
+    samples = data.Samples([source], root, 0, CITYSCAPES19)
     drawn = [samples.draw(i) for i in range(8)]
     assert all(
         (image != sample.image_bgr).any() and image.shape == sample.image_bgr.shape for _, sample, image, _ in drawn
@@ -97,9 +100,9 @@ def paste_stream(root: Path, levels: tuple[int, int], share: float, windows: boo
             assert cv2.imwrite(str(root / "two" / folder / f"{name}.png"), picture)
     source = data.SourceSettings(kind="train_ids", folder="two", weight=1)
     if windows:
-        return data.RegionStream([source], root, 0, (16, 16), [12], paste_ids=[12], paste_share=share)
+        return data.RegionStream([source], root, 0, CITYSCAPES19, (16, 16), [12], paste_ids=[12], paste_share=share)
     return data.FrameStream(
-        [source], root, seed=0, crop_hw=(8, 8), input_hw=(8, 8), scale=(1.0, 1.0), paste_ids=[12], paste_share=share
+        [source], root, 0, CITYSCAPES19, (8, 8), (8, 8), (1.0, 1.0), paste_ids=[12], paste_share=share
     )
 
 
@@ -146,7 +149,7 @@ def test_frames_that_a_model_is_measured_on_are_left_out_of_any_source(tmp_path:
 
         def drawn(kind: str = kind, folder: str = folder, **changes: object) -> list[str]:
             source = data.SourceSettings(kind=kind, folder=folder, weight=1, **changes)  # type: ignore[arg-type]
-            return [sample.name for sample in data.load_source(source, tmp_path)]
+            return [sample.name for sample in data.load_source(source, tmp_path, CITYSCAPES19)]
 
         assert drawn() == ["a_1", "a_2", "b_1", "b_2"]
         assert drawn(leave_out=("val/images", "val2/images")) == ["a_1", "b_1"]

@@ -10,11 +10,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
 import cv2  # noqa: E402
+from class_sets import CITYSCAPES19  # noqa: E402
 
 from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data.rendered import night  # noqa: E402
 from nightlab_core.export.export import export_bundle, load_checkpoint, save_checkpoint  # noqa: E402
-from nightlab_core.labels import CITYSCAPES19  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.runtime.bundle import load_bundle  # noqa: E402
 from training import combine_checkpoints as combining  # noqa: E402
@@ -60,9 +60,9 @@ def test_shipped_recipes_are_valid() -> None:
 
 
 def test_streams_are_decided_by_seed_and_index(data: Path) -> None:
-    frames = FrameStream(SOURCES, data, 0, (64, 96), (96, 128), (0.8, 1.2))
-    regions = RegionStream(SOURCES, data, 0, (64, 64), [5, 11, 13])
-    boxes = BoxStream(SOURCES, data, 0, (64, 96), (96, 128), (0.8, 1.2), hard_ids=[5, 11, 13])
+    frames = FrameStream(SOURCES, data, 0, CITYSCAPES19, (64, 96), (96, 128), (0.8, 1.2))
+    regions = RegionStream(SOURCES, data, 0, CITYSCAPES19, (64, 64), [5, 11, 13])
+    boxes = BoxStream(SOURCES, data, 0, CITYSCAPES19, (64, 96), (96, 128), (0.8, 1.2), hard_ids=[5, 11, 13])
     for stream, shape in ((frames, (64, 96)), (regions, (64, 64))):
         image, labels = stream[7]
         assert image.shape == (3, *shape) and labels.shape == shape and image.min() >= 0 and image.max() <= 1
@@ -167,7 +167,7 @@ def test_all_stages_up_to_a_measured_bundle(
     export_bundle(model, settings, card, tmp_path / "bundle")
     with open_pipeline(tmp_path / "bundle", precision="float32") as pipeline:
         samples, classes = evaluate.open_set(data, "mine")
-        evaluation = evaluate.evaluate(pipeline, samples, classes, "mine")
+        evaluation = evaluate.evaluate(pipeline, samples, classes, "mine", pipeline.bundle.class_set)
     evaluate.print_evaluation(evaluation)
     assert evaluation.both_levels.shape == (3, 19, 20)
     assert 0 <= evaluation.figures()["image_level_miou"] <= 100

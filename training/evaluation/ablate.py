@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from nightlab_core.data.datasets.datasets import Sample
+from nightlab_core.data.datasets.paired import Sample
 from nightlab_core.labels import ClassSet
 from nightlab_core.metrics import iou
 from nightlab_core.runtime.light import light_level

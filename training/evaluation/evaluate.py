@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from nightlab_core.classes import DEFAULT, load_class_set
 from nightlab_core.config import replace
-from nightlab_core.data.datasets import datasets
-from nightlab_core.data.datasets.datasets import Sample
-from nightlab_core.labels import ClassSet, in_class_set
+from nightlab_core.data.datasets import catalogue
+from nightlab_core.data.datasets.paired import LabelledImages, Sample
+from nightlab_core.labels import ClassSet, to_class_set
 from nightlab_core.metrics import confusion_matrix, iou
 from nightlab_core.runtime.bundle import load_bundle, write_manifest
 from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions
@@ -33,6 +34,7 @@ from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.light import light_level
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
 from training.command import exit_on_error
+from training.evaluation import levels
 from training.evaluation.figures import Difference, by_class, by_part, difference, percent
 from training.evaluation.predictor import Predictor, open_checkpoint
 from training.evaluation.sliding import TestTime
@@ -70,29 +72,39 @@ class Evaluation:
         return {**self.figures(), **by_name, "by_part": parts}
 
 
-def open_set(root: Path, name: str, pattern: str = "*", complete: bool = True) -> tuple[Sequence[Sample], ClassSet]:
-    """A data set under `root`, and the class set that it is judged in.
+def open_set(
+    root: Path, name: str, pattern: str = "*", complete: bool = True, classes: ClassSet | None = None
+) -> tuple[LabelledImages, ClassSet]:
+    """Open a data set under `root`: return its samples, and the class set of their labels, in which it is judged.
 
-    "nightcity_plus/val" is a split of a known data set, in the folder of its name (docs/datasets.md); "nightcoarse/val"
-    is none, and so a plain folder of train ids. `complete=False` takes a part of a known data set.
+    "nightcity_plus/val" is a split of a known data set, in the folder of its name (docs/datasets.md). Any other name,
+    such as "nightcoarse/val", is a plain folder with labels of the set `classes` (default: cityscapes19).
+    `complete=False` takes a part of a known data set.
     """
     head, _, split = name.partition("/")
-    if head in datasets.DATASETS and head != "train_ids":
-        return datasets.open_dataset(head, root / datasets.SHARED_FOLDERS.get(head, head), split, pattern, complete)
-    return datasets.open_dataset("train_ids", root, name, pattern)
+    if head in catalogue.DATASETS:
+        return catalogue.open_dataset(head, root / catalogue.DATASETS[head].folder, split, pattern, complete)
+    return catalogue.open_dataset("train_ids", root, name, pattern, folder_classes=classes or load_class_set(DEFAULT))
 
 
-def evaluate(predict: Predictor, samples: Sequence[Sample], classes: ClassSet, name: str) -> Evaluation:
-    """Run a model on every sample, at the sample's own size."""
-    frames, light, image_level, both_levels = [], [], [], []
+def evaluate(
+    predict: Predictor, samples: Sequence[Sample], classes: ClassSet, name: str, predicted: ClassSet
+) -> Evaluation:
+    """Run a model on every sample, at the sample's own size.
+
+    classes: of the samples' labels, in which results are judged. predicted: of the model's labels.
+    """
+    frames, light = [], []
+    image_level: list[np.ndarray] = []
+    both_levels: list[np.ndarray] = []
     for sample in track(samples, name, total=len(samples)):
         found = predict(sample.image_bgr)
-        truth = in_class_set(sample.labels, classes)
         frames.append(sample.name)
         light.append(light_level(sample.image_bgr))
-        image_level.append(confusion_matrix(truth, in_class_set(found.image_labels, classes), len(classes)))
-        if found.labels is not None:
-            both_levels.append(confusion_matrix(truth, in_class_set(found.labels, classes), len(classes)))
+        for labels, matrices in ((found.image_labels, image_level), (found.labels, both_levels)):
+            if labels is not None:
+                mapped = to_class_set(labels, predicted, classes)
+                matrices.append(confusion_matrix(sample.labels, mapped, len(classes)))
     both = np.stack(both_levels) if both_levels else None
     return Evaluation(name, classes, tuple(frames), np.array(light), np.stack(image_level), both)
 
@@ -157,6 +169,7 @@ def evaluate_model(
     *,
     pattern: str = "*",
     partial: bool = False,
+    classes: str | None = None,
     engine: EngineChoice = "auto",
     precision: Literal["auto", "float32"] = "float32",
     settings: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
@@ -172,6 +185,7 @@ def evaluate_model(
         sets: names such as "camvid/val"; see `open_set`.
         pattern: glob of the image names to measure.
         partial: accept a data set that lacks frames.
+        classes: key or YAML file of the class set of plain folders; None: the model's.
         engine, precision: inference library and arithmetic of a bundle; a checkpoint runs in torch.
         settings: merge, number of regions and thresholds of the pipeline.
         test_time: scales, mirror image and windows of a checkpoint's image level.
@@ -185,11 +199,13 @@ def evaluate_model(
     if model.is_dir() and test_time != TestTime():
         raise ValueError(f"{model} is a bundle, which reads a frame once and whole; evaluate its checkpoint instead")
     evaluations: dict[str, Evaluation] = {}
+    predicted = levels.class_set_of(model)
+    folder_classes = load_class_set(classes) if classes else predicted
     with _opened(model, engine, precision, settings, test_time) as predict:
         for name in sets:
-            samples, classes = open_set(data, name, pattern, not partial)
+            samples, judged = open_set(data, name, pattern, not partial, folder_classes)
             name = name if pattern == "*" else f"{name}/{pattern}"
-            evaluations[name] = evaluate(predict, samples, classes, name)
+            evaluations[name] = evaluate(predict, samples, judged, name, predicted)
             print_evaluation(evaluations[name])
     if record_figures:
         record(model, {name: evaluation.figures() for name, evaluation in evaluations.items()})

@@ -25,10 +25,10 @@ from rich.progress import track
 from rich.table import Table
 
 from nightlab_core.config import replace
-from nightlab_core.data.datasets.datasets import Sample
-from nightlab_core.data.frames import read_image
+from nightlab_core.data.datasets.paired import Sample
+from nightlab_core.data.images import read_image
 from nightlab_core.files import write_atomic
-from nightlab_core.labels import CITYSCAPES19, ClassSet, in_class_set
+from nightlab_core.labels import ClassSet, to_class_set
 from nightlab_core.metrics import confusion_matrix, iou
 from training import checkpoint as checkpoints
 from training.command import exit_on_error
@@ -49,10 +49,10 @@ def refuse_test(name: str) -> None:
         raise ValueError(f"{name} is a test set; choose the hard classes on a val set, and keep this one to measure on")
 
 
-def training_images(sources: Sequence[SourceSettings], data: Path) -> list[Path]:
+def training_images(sources: Sequence[SourceSettings], data: Path, classes: ClassSet) -> list[Path]:
     """List the image files that a recipe's sources draw from."""
     complete = (replace(source, complete=False) for source in sources if source.kind != "rendered")
-    return [path for source in complete for path in open_source(source, data).images]
+    return [path for source in complete for path in open_source(source, data, classes).images]
 
 
 def refuse_trained_on(name: str, images: Sequence[Path], trained_on: Sequence[Path]) -> None:
@@ -74,37 +74,40 @@ def _same_picture(path: Path, other: Path) -> bool:
     return bool(np.abs(small[0] - small[1]).mean() < SAME_PICTURE)
 
 
-def class_iou(image_level: levels.ImageLevel, samples: Sequence[Sample], classes: ClassSet, name: str) -> np.ndarray:
-    """IoU by Cityscapes class, float64 (19,), NaN where the set cannot tell.
+def class_iou(
+    image_level: levels.ImageLevel, samples: Sequence[Sample], classes: ClassSet, name: str, predicted: ClassSet
+) -> np.ndarray:
+    """Return the IoU of each class of `predicted`, the model's set, float64 (C,); NaN if the data set cannot tell.
 
-    A class of a smaller set stands for all Cityscapes classes that are judged as it: what CamVid calls a sign is a
-    traffic light or a traffic sign, and both are hard where signs are.
+    classes: of the samples' labels. A class of a smaller set stands for all of the model's classes that are judged as
+    it: CamVid's sign is a traffic light or a traffic sign, and both get the IoU of sign.
     """
     matrix = np.zeros((len(classes), len(classes) + 1), np.int64)
     for sample in track(samples, name, total=len(samples)):
         found = image_level(sample.image_bgr)[0]
-        truth, found = in_class_set(sample.labels, classes), in_class_set(found, classes)
-        matrix += confusion_matrix(truth, found, len(classes))
-    judged_as = in_class_set(np.arange(len(CITYSCAPES19), dtype=np.uint8)[None], classes)[0]
+        matrix += confusion_matrix(sample.labels, to_class_set(found, predicted, classes), len(classes))
+    judged_as = to_class_set(np.arange(len(predicted), dtype=np.uint8)[None], predicted, classes)[0]
     return np.append(iou(matrix), np.full(256 - len(classes), np.nan))[judged_as]
 
 
-def hard_classes(found: dict[str, np.ndarray], threshold: float = THRESHOLD) -> tuple[list[str], np.ndarray]:
-    """Classes whose mean IoU over the sets that hold them is below the threshold, in the order of the class set, and
-    those means, float64 (19,); a class that no set holds is not called hard."""
+def hard_classes(
+    found: dict[str, np.ndarray], names: Sequence[str], threshold: float = THRESHOLD
+) -> tuple[list[str], np.ndarray]:
+    """Return the classes whose mean IoU over the sets that hold them is below the threshold, in the order of `names`,
+    and those means, float64 (C,); a class that no set holds is not called hard."""
     values = np.stack(list(found.values()))
     held = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         mean = np.where(held, values, 0).sum(0) / held.sum(0)
-    return [name for name, value in zip(CITYSCAPES19.names, mean, strict=True) if value < threshold], mean
+    return [name for name, value in zip(names, mean, strict=True) if value < threshold], mean
 
 
-def report(found: dict[str, np.ndarray], hard: Sequence[str], mean: np.ndarray) -> None:
+def report(found: dict[str, np.ndarray], names: Sequence[str], hard: Sequence[str], mean: np.ndarray) -> None:
     """Print the IoU of every class on every set."""
     table = Table(title="IoU in %, image level")
     for i, column in enumerate(("class", *found, "mean", "")):
         table.add_column(column, justify="right" if i else "left")
-    for i, name in enumerate(CITYSCAPES19.names):
+    for i, name in enumerate(names):
         cells = ["absent" if np.isnan(v) else f"{100 * v:.1f}" for v in (*(f[i] for f in found.values()), mean[i])]
         table.add_row(name, *cells, "hard" if name in hard else "")
     Console().print(table)
@@ -123,16 +126,17 @@ def write_hard_classes(
     if "recipe" not in state:
         raise ValueError(f"{checkpoint} does not say what it was trained on; expected the checkpoint of a stage")
     recipe = SegmenterRecipe.model_validate(state["recipe"], strict=False)
-    trained_on = training_images(recipe.sources, data)
+    predicted = recipe.model.classes
+    trained_on = training_images(recipe.sources, data, predicted)
     found = {}
     for name in sets:
         refuse_test(name)
         samples, classes = open_set(data, name, complete=not partial)
-        refuse_trained_on(name, samples.images, trained_on)  # type: ignore[attr-defined]
-        found[name] = class_iou(image_level, samples, classes, name)
-    hard, mean = hard_classes(found, threshold)
-    report(found, hard, mean)
-    measured = {n: round(float(v), 4) for n, v in zip(CITYSCAPES19.names, mean, strict=True) if not np.isnan(v)}
+        refuse_trained_on(name, samples.images, trained_on)
+        found[name] = class_iou(image_level, samples, classes, name, predicted)
+    hard, mean = hard_classes(found, predicted.names, threshold)
+    report(found, predicted.names, hard, mean)
+    measured = {n: round(float(v), 4) for n, v in zip(predicted.names, mean, strict=True) if not np.isnan(v)}
     line = yaml.safe_dump({"hard_classes": hard}, default_flow_style=None, width=10**6, sort_keys=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(

@@ -11,8 +11,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from nightlab_core.config import Settings, replace
-from nightlab_core.data.datasets.datasets import Sample, predicted_regions
-from nightlab_core.labels import CITYSCAPES19, ClassSet, in_class_set
+from nightlab_core.data.datasets.paired import Sample
+from nightlab_core.data.hard_regions import predicted_regions
+from nightlab_core.labels import ClassSet, to_class_set
 from nightlab_core.metrics import confusion_matrix
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.pipeline import MAX_REGIONS, PipelineSettings
@@ -92,12 +93,15 @@ class Networks:
     region: dict[str, levels.RegionLevel] = field(default_factory=dict)
     #: By the path and what ranks: a row's `boxes`.
     detector: dict[tuple[str, str], levels.Detector] = field(default_factory=dict)
+    classes: dict[str, ClassSet] = field(default_factory=dict)  #: of each level's labels, by its path
 
     @classmethod
     def open(cls, rows: list[Row]) -> Networks:
         """Open what the rows name."""
         networks = cls()
         for row in rows:
+            for path in filter(None, (row.image, row.region)):
+                networks.classes.setdefault(path, levels.class_set_of(Path(path)))
             if row.image not in networks.image:
                 networks.image[row.image] = levels.open_image_level(Path(row.image))
             if row.region and row.region not in networks.region:
@@ -112,8 +116,8 @@ class FrameLadder:
 
     def __init__(self, networks: Networks, ablation: Ablation, sample: Sample, classes: ClassSet) -> None:
         self.networks, self.ablation, self.classes = networks, ablation, classes
-        self.frame_bgr, self.truth = sample.image_bgr, in_class_set(sample.labels, classes)
-        self.images: dict[str, tuple[np.ndarray, np.ndarray]] = {}  #: train ids and confidence
+        self.frame_bgr, self.truth = sample.image_bgr, sample.labels
+        self.images: dict[str, tuple[np.ndarray, np.ndarray]] = {}  #: labels and confidence
         self.boxes: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
         self.crops: dict[tuple[str, tuple[int, ...]], tuple[np.ndarray, np.ndarray]] = {}
         self.counts: dict[tuple[object, ...], Counts] = {}
@@ -127,7 +131,7 @@ class FrameLadder:
 
     def _count(self, row: Row) -> Counts:
         labels, confidence = self._image_level(row.image)
-        labels = in_class_set(labels, self.classes)
+        labels = to_class_set(labels, self.networks.classes[row.image], self.classes)
         num_classes = len(self.classes)
         image = confusion_matrix(self.truth, labels, num_classes)
         if not row.boxes:
@@ -157,7 +161,7 @@ class FrameLadder:
             if row.detector:
                 found = self.networks.detector[row.detector, row.boxes](self.frame_bgr)
             else:
-                hard = [CITYSCAPES19.id_of(name) for name in self.ablation.hard_classes]
+                hard = self.networks.classes[row.image].ids_of(self.ablation.hard_classes)
                 found = predicted_regions(*self._image_level(row.image), hard)
             ten = replace(self.ablation.pipeline, max_regions=MAX_REGIONS)
             self.boxes[key] = best_boxes(*found, ten)
@@ -173,7 +177,7 @@ class FrameLadder:
         keys = [(row.region, tuple(window.tolist())) for window in windows]
         if missing := [k for k, key in enumerate(keys) if key not in self.crops]:
             labels, confidence = level.read(rg.crop_and_enlarge(self.frame_bgr, windows[missing], level.region_hw))
-            labels = in_class_set(labels, self.classes)
+            labels = to_class_set(labels, self.networks.classes[row.region], self.classes)
             self.crops |= {keys[k]: (labels[i], confidence[i]) for i, k in enumerate(missing)}
         read = [self.crops[key] for key in keys]
         stacks = [np.stack(maps) for maps in zip(*read, strict=True)] or [np.zeros((0, height, width), np.uint8)] * 2

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nightlab_core.labels import ClassSet
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.nightlab import Level, NightLabSettings, to_image, to_labels
-from nightlab_core.models.output_labels import OutputLabels
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import EngineKind, load_bundle
 from nightlab_core.runtime.engines.engine import EngineOptions
@@ -41,6 +41,11 @@ class RegionLevel:
 
     read: Callable[[np.ndarray], Labels]
     region_hw: tuple[int, int]
+
+
+def class_set_of(path: Path) -> ClassSet:
+    """Return the class set of the labels that a bundle's or a checkpoint's levels give. Raises FileNotFoundError."""
+    return load_bundle(path).class_set if path.is_dir() else _settings_of(_read(path)).classes
 
 
 def open_image_level(path: Path, test_time: TestTime = TestTime()) -> ImageLevel:  # noqa: B008 - frozen
@@ -77,7 +82,7 @@ def open_region_level(path: Path) -> RegionLevel:
     model, _ = _open_level(path, "region")
     settings = _settings_of(checkpoints.read(path))
     region_hw = settings.region_hw
-    ids = torch.tensor(OutputLabels.of(settings.region_classes).ids, device=device())
+    ids = torch.tensor(settings.outputs("region").ids, device=device())
 
     @torch.inference_mode()
     def read_in_torch(crops: np.ndarray) -> Labels:

@@ -18,7 +18,8 @@ import numpy as np
 from rich.progress import track
 
 from nightlab_core.data.rendered.night import NightFrame, render_scene
-from nightlab_core.labels import CITYSCAPES19, overlay
+from nightlab_core.data.rendered.shapes import CLASSES
+from nightlab_core.labels import overlay, to_class_set
 from nightlab_core.metrics import confusion_matrix, mean_iou
 from nightlab_core.runtime.engines.engine import EngineOptions
 from nightlab_core.runtime.engines.open import Engines
@@ -36,6 +37,8 @@ class Judged:
     seed: int
     frame: NightFrame
     result: Result
+    image_labels: np.ndarray  #: uint8 (H, W) in the class set of the rendered labels
+    labels: np.ndarray
     image_level: float
     both_levels: float
 
@@ -44,10 +47,10 @@ def judge(pipeline: Pipeline, seed: int) -> Judged:
     """Render a scene and segment it."""
     frame = render_scene(seed, size_hw=(720, 1280))
     result = pipeline(frame.image_bgr)
-    first, second = (
-        mean_iou(confusion_matrix(frame.labels, m, len(CITYSCAPES19))) for m in (result.image_labels, result.labels)
-    )
-    return Judged(seed, frame, result, first, second)
+    predicted = pipeline.bundle.class_set
+    maps = [to_class_set(labels, predicted, CLASSES) for labels in (result.image_labels, result.labels)]
+    first, second = (mean_iou(confusion_matrix(frame.labels, labels, len(CLASSES))) for labels in maps)
+    return Judged(seed, frame, result, maps[0], maps[1], first, second)
 
 
 def sheet(scenes: list[Judged]) -> np.ndarray:
@@ -57,8 +60,8 @@ def sheet(scenes: list[Judged]) -> np.ndarray:
         picture = scene.frame.image_bgr.copy()
         for x0, y0, x1, y1 in scene.result.boxes_xyxy[scene.result.refined].round().astype(int).tolist():
             cv2.rectangle(picture, (x0, y0), (x1, y1), (0, 255, 255), 3)
-        maps = (scene.result.image_labels, scene.result.labels, scene.frame.labels)
-        panels = [picture, *(overlay(scene.frame.image_bgr, m, CITYSCAPES19, 0.7) for m in maps)]
+        maps = (scene.image_labels, scene.labels, scene.frame.labels)
+        panels = [picture, *(overlay(scene.frame.image_bgr, m, CLASSES, 0.7) for m in maps)]
         names = (
             f"scene {scene.seed}, {np.count_nonzero(scene.result.refined)} regions",
             f"image level, IoU {100 * scene.image_level:.1f}",

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nightlab_core.data.datasets.datasets import hard_regions
-from nightlab_core.labels import CITYSCAPES19
+from nightlab_core.data.hard_regions import hard_regions
 from nightlab_core.models.nightlab import to_image
 from nightlab_core.runtime import regions
 from training.command import exit_on_error
@@ -36,9 +35,10 @@ _LUMINANCE = torch.tensor([0.2126, 0.7152, 0.0722]).reshape(3, 1, 1)  # Rec. 709
 def check_images(recipe: ReLAMRecipe, sources: Sequence[SourceSettings], data: Path, count: int) -> Iterator[Tensor]:
     """`count` images (1, 3, H, W) RGB in 0..1 of a source each: frames at the working size, or windows round the
     hardest regions, cut as the pipeline cuts them."""
-    hard = [CITYSCAPES19.id_of(name) for name in recipe.hard_classes]
+    classes = recipe.model.classes
+    hard = classes.ids_of(recipe.hard_classes)
     for source in sources:
-        samples = load_source(source, data)
+        samples = load_source(source, data, classes)
         for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int):
             sample = samples[int(i)]
             if recipe.level == "image":

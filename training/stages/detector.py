@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from nightlab_core.config import Settings
-from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.nightlab import NightLabSettings
 from training.command import TrainingStage
@@ -70,10 +69,11 @@ def train(recipe: DetectorRecipe, data: Path, out: Path) -> None:
     torch.manual_seed(recipe.loop.seed)
     detector = recipe.model.build_detector()
     detector.backbone.load_pretrained()
-    hard = [CITYSCAPES19.id_of(name) for name in recipe.hard_classes]
+    classes = recipe.model.classes
     stream = BoxStream(
-        recipe.sources, data, recipe.loop.seed, recipe.crop_hw, recipe.input_hw, recipe.scale, hard_ids=hard
-    )
+        recipe.sources, data, recipe.loop.seed, classes, recipe.crop_hw, recipe.input_hw, recipe.scale,
+        hard_ids=classes.ids_of(recipe.hard_classes),
+    )  # fmt: skip
     model = ProposalLosses(detector)
     train_mode(model, recipe)
     fit(model, detection_loss, stream, recipe.loop, out / "checkpoint.pt", recipe, collate)

@@ -146,9 +146,9 @@ def train(recipe: HdmRecipe, data: Path, out: Path) -> None:
         )
     torch.manual_seed(recipe.loop.seed)
     detector = build(recipe)
-    reader = proposals.open_reader(recipe.sources, data, recipe.loop.seed)
+    reader = proposals.open_reader(recipe.sources, data, recipe.loop.seed, recipe.model.classes)
     measured = measure(recipe, detector, reader)
-    class_sets = [reader.classes(i) for i in range(len(recipe.sources))]
+    class_sets = [reader.judged(i) for i in range(len(recipe.sources))]
     targets = proposals.targets(measured, recipe.target, recipe.merge, class_sets)
     better = proposals.targets(measured, "equation6", recipe.merge, class_sets).mean()
     print(
@@ -173,6 +173,7 @@ def measure(recipe: HdmRecipe, detector: RegionDetector, reader: proposals.Frame
     measurer = proposals.Measurer(
         detector, levels.open_image_level(source), levels.open_region_level(source),
         recipe.input_hw, recipe.per_frame, recipe.nms_iou, recipe.region_margin,
+        levels.class_set_of(source), reader.num_classes,
     )  # fmt: skip
     return proposals.measure(measurer, reader, recipe.frames, Path(recipe.proposals), made_by)
 

@@ -30,23 +30,22 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from nightlab_core.config import Settings
-from nightlab_core.data.datasets import datasets
-from nightlab_core.labels import CAMVID11, CAMVID_OPENED, CITYSCAPES19, IGNORE_ID, map_ids
+from nightlab_core.data.hard_regions import hard_regions
+from nightlab_core.labels import IGNORE_ID, first_ids, to_class_set
 from nightlab_core.models.deform import set_deform_form
 from nightlab_core.models.nightlab import NightLab
-from nightlab_core.models.output_labels import OutputLabels
 from nightlab_core.runtime.pipeline import PipelineSettings
 from training.checkpoint import load_weights
 from training.combine_checkpoints import CombineRecipe, load_stages, write_checkpoint
 from training.command import TrainingStage
-from training.data import FrameStream, RegionStream, SourceSettings, to_tensors
+from training.data import FrameStream, RegionStream, SourceSettings, label_groups, source_classes, to_tensors
 from training.distributed import is_first_process
 from training.evaluation import levels
 from training.loop import LoopSettings, Losses, Mean, fit
 from training.stages.detector import detection_loss
 from training.stages.proposals import Measurer
 from training.stages.relam import DiscriminatorSettings, LightAdaptation, ReLAMRecipe, Unpaired, streams
-from training.stages.segmenter import ALL_CLASSES, backbone_of, freeze, loss_weights, segmentation_loss
+from training.stages.segmenter import backbone_of, freeze, loss_weights, segmentation_loss
 
 LevelName = Literal["image", "region"]
 LEVELS: tuple[LevelName, ...] = ("image", "region")
@@ -101,12 +100,12 @@ class JointRecipe(CombineRecipe):
 
 
 class JointBatch(NamedTuple):
-    """B samples; images are float RGB in 0..1, labels int64 as the loss takes them (`labels.OPEN_LABELS`)."""
+    """B samples; images are float RGB in 0..1, labels int64 training labels (`labels.training_ids`)."""
 
     frames: Tensor  #: (B, 3, H, W)
     labels: Tensor  #: (B, H, W)
     boxes: list[Tensor]  #: B times float32 (n, 4) xyxy: hard regions of the frame
-    opened: list[bool]  #: whether CamVid's classes are what a frame is judged in
+    sources: list[int]  #: index of each frame's source, which decides the class set that it is judged in
     windows: Tensor  #: (B, 3, h, w), of other frames
     window_labels: Tensor  #: (B, h, w)
     light: tuple[tuple[Tensor, ...], ...]  #: night and day images (B, 3, ., .) of image and region level
@@ -116,32 +115,33 @@ class JointStream(Dataset[JointBatch]):
     """One sample of every stage; sample i is decided by the seed and i alone."""
 
     def __init__(self, recipe: JointRecipe, data: Path) -> None:
-        hard = [CITYSCAPES19.id_of(name) for name in recipe.hard_classes]
+        classes = recipe.model.classes
+        hard = classes.ids_of(recipe.hard_classes)
         seed, sources = recipe.loop.seed, recipe.sources
         self.hard = hard
-        self.frames = FrameStream(sources, data, seed, recipe.crop_hw, recipe.input_hw, recipe.scale, hard, 0.5)
+        self.frames = FrameStream(
+            sources, data, seed, classes, recipe.crop_hw, recipe.input_hw, recipe.scale, hard, 0.5
+        )
         # With one seed both levels would be shown the same frames in the same light.
-        self.windows = RegionStream(sources, data, seed + 1, recipe.model.region_hw, hard)
+        self.windows = RegionStream(sources, data, seed + 1, classes, recipe.model.region_hw, hard)
         self.light: list[Unpaired] = [streams(recipe.light_recipe(level), data) for level in LEVELS]
 
     def __getitem__(self, index: int) -> JointBatch:
         source, image, labels, _ = self.frames.crop(index)
-        frame, target = to_tensors(image, self.frames.opened(labels, source))
-        boxes = torch.from_numpy(datasets.hard_regions(labels, self.hard))
+        frame, target = to_tensors(image, labels)
+        boxes = torch.from_numpy(hard_regions(self.frames.class_ids(labels), self.hard))
         window, window_labels = self.windows[index]
         light = self.light[0][index], self.light[1][index]
-        return JointBatch(
-            frame, target, [boxes], [self.frames.sources[source].kind == "camvid"], window, window_labels, light
-        )
+        return JointBatch(frame, target, [boxes], [int(source)], window, window_labels, light)
 
 
 def collate(samples: list[JointBatch]) -> JointBatch:
     """B samples of `JointStream` as one batch."""
-    frames, labels, boxes, opened, windows, window_labels, light = zip(*samples, strict=True)
+    frames, labels, boxes, sources, windows, window_labels, light = zip(*samples, strict=True)
     pairs = [tuple(torch.stack(side) for side in zip(*level, strict=True)) for level in zip(*light, strict=True)]
     return JointBatch(
         torch.stack(frames), torch.stack(labels), [b for each in boxes for b in each],
-        [o for each in opened for o in each], torch.stack(windows), torch.stack(window_labels), tuple(pairs),
+        [s for each in sources for s in each], torch.stack(windows), torch.stack(window_labels), tuple(pairs),
     )  # fmt: skip
 
 
@@ -156,7 +156,11 @@ class Joint(nn.Module):
             adaptation: Any = LightAdaptation(recipe.light_recipe(name))
             adaptation.generator = level.relam  # the level's own
             self.light[name] = adaptation
-        self.outputs = ALL_CLASSES, OutputLabels.of(recipe.model.region_classes)
+        self.classes = recipe.model.classes
+        groups = label_groups(recipe.sources, self.classes)
+        self.first_ids = first_ids(self.classes, groups)
+        self.judged = [source_classes(source, self.classes)[1] for source in recipe.sources]
+        self.outputs = [recipe.model.outputs(level, groups) for level in LEVELS]
         for name, outputs in zip(LEVELS, self.outputs, strict=True):
             weights = recipe.class_weights
             if name == "region":
@@ -188,8 +192,8 @@ class Joint(nn.Module):
         mean IoU in the box is higher at the region level, as both levels are now."""
         anchors, targets = [], []
         with _evaluating(self.nightlab):
-            for image, labels, opened in zip(batch.frames, batch.labels, batch.opened, strict=True):
-                found = self._read(image, labels, opened)
+            for image, labels, source in zip(batch.frames, batch.labels, batch.sources, strict=True):
+                found = self._read(image, labels, source)
                 anchors.append(torch.from_numpy(found["anchor"]).to(image.device))
                 targets.append(torch.from_numpy(found["iou"][:, 1] > found["iou"][:, 0]).to(image))
         # Frames differ in how many proposals have a truth: one by one.
@@ -202,7 +206,7 @@ class Joint(nn.Module):
         total = F.binary_cross_entropy_with_logits(torch.cat(picked), target, reduction="sum")
         return Mean(total, torch.tensor(float(len(target)), device=total.device))
 
-    def _read(self, image: Tensor, labels: Tensor, opened: bool) -> dict[str, np.ndarray]:
+    def _read(self, image: Tensor, labels: Tensor, source: int) -> dict[str, np.ndarray]:
         """What both levels make of a frame's proposals, see `proposals.Measurer`."""
         recipe, nightlab = self.recipe, self.nightlab
 
@@ -216,13 +220,12 @@ class Joint(nn.Module):
 
         measurer = Measurer(
             nightlab.detector, image_level, levels.RegionLevel(region_level, nightlab.region_hw),
-            recipe.crop_hw, recipe.per_frame, recipe.nms_iou, recipe.region_margin,
+            recipe.crop_hw, recipe.per_frame, recipe.nms_iou, recipe.region_margin, self.classes, len(self.classes),
         )  # fmt: skip
         frame_bgr = (image * 255).round().to(torch.uint8).flip(0).permute(1, 2, 0).contiguous().cpu().numpy()
-        truth = labels.to(torch.uint8).cpu().numpy()
-        if opened:
-            truth = map_ids(truth, {after: before for before, after in CAMVID_OPENED.items()})
-        return measurer(frame_bgr, truth, CAMVID11 if opened else CITYSCAPES19)
+        class_ids = self.first_ids[labels.to(torch.uint8).cpu().numpy()]
+        judged = self.judged[source]
+        return measurer(frame_bgr, to_class_set(class_ids, self.classes, judged), judged)
 
 
 def _scaled(loss: Tensor | Mean, weight: float) -> Tensor | Mean:

@@ -17,18 +17,16 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from nightlab_core.data.datasets import datasets
 from nightlab_core.files import atomic_path
-from nightlab_core.labels import CITYSCAPES19, ClassSet, in_class_set
+from nightlab_core.labels import ClassSet, to_class_set
 from nightlab_core.metrics import confusion_matrix
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import ENGINE_KINDS, load_bundle, sha256_of
-from training.data import Samples, SourceSettings
+from training.data import Samples, SourceSettings, source_classes
 from training.evaluation import levels
 from training.evaluation.gains import Merge, RegionGains, equation6, miou_gain, region_gains
 
-NUM_CLASSES = len(CITYSCAPES19)  #: what smaller class sets are padded to
 CHUNK = 50  #: frames between two savings
 
 
@@ -54,16 +52,21 @@ class FrameReader(Samples):
     """Frame i as the levels and the detector are given it: whole, darkened and distorted, mirrored half of the time."""
 
     def frame(self, index: int) -> tuple[int, np.ndarray, np.ndarray]:
-        """Source, image uint8 (H, W, 3) BGR, labels uint8 (H, W): train ids."""
+        """Source, image uint8 (H, W, 3) BGR, labels uint8 (H, W) in the class set that the source is judged in."""
         source, sample, image, rng = self.draw(index)
+        labels = to_class_set(self.class_ids(sample.labels), self.classes, self.judged(source))
         if rng.random() < 0.5:
-            return source, np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(sample.labels[:, ::-1])
-        return source, image, sample.labels
+            return source, np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(labels[:, ::-1])
+        return source, image, labels
 
-    def classes(self, source: int) -> ClassSet:
+    def judged(self, source: int) -> ClassSet:
         """The class set that a source is judged in."""
-        kind = self.sources[source].kind
-        return datasets.DATASETS[kind][1] if kind in datasets.DATASETS else CITYSCAPES19
+        return source_classes(self.sources[source], self.classes)[1]
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes that counts in smaller class sets are padded to."""
+        return max(len(self.classes), *(len(self.judged(i)) for i in range(len(self.sources))))
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,14 @@ class Measurer:
     per_frame: int
     nms_iou: float
     margin: float
+    predicted: ClassSet  #: of both levels
+    num_classes: int  #: counts in smaller class sets are padded to it
 
     def __call__(self, image_bgr: np.ndarray, labels: np.ndarray, classes: ClassSet) -> dict[str, np.ndarray]:
-        """Columns of `Proposals` for one frame, without `frame` and `source`. Boxes without any truth are left out."""
+        """Columns of `Proposals` for one frame, without `frame` and `source`. Boxes without any truth are left out.
+
+        labels: uint8 (H, W) in `classes`, in which the frame is judged.
+        """
         with torch.inference_mode():
             device = next(self.detector.parameters()).device
             image = levels.detector_input(image_bgr, self.input_hw, self.detector.multiple).to(device)
@@ -88,13 +96,13 @@ class Measurer:
         kept = rg.non_maximum_suppression(boxes, scores, self.nms_iou, self.per_frame)
         regions = levels.read_regions(image_bgr, boxes[kept], scores[kept], self.region_level, self.margin)
         image_labels, confidence = self.image_level(image_bgr)
-        truth, image_labels, region_labels = (in_class_set(m, classes) for m in (labels, image_labels, regions.labels))
+        image_labels, region_labels = (to_class_set(m, self.predicted, classes) for m in (image_labels, regions.labels))
         regions = rg.Regions(regions.boxes_xyxy, regions.scores, regions.windows, region_labels, regions.confidence)
-        gains = region_gains(truth, image_labels, confidence, regions, len(classes))
+        gains = region_gains(labels, image_labels, confidence, regions, len(classes))
         known = ~np.isnan(gains.iou[:, 0])
-        padding = NUM_CLASSES - len(classes)
-        counted = confusion_matrix(truth, image_labels, len(classes))
-        matrix = np.zeros((NUM_CLASSES, NUM_CLASSES + 1), np.int32)
+        padding = self.num_classes - len(classes)
+        counted = confusion_matrix(labels, image_labels, len(classes))
+        matrix = np.zeros((self.num_classes, self.num_classes + 1), np.int32)
         matrix[: len(classes), : len(classes)], matrix[: len(classes), -1] = counted[:, :-1], counted[:, -1]
         return {
             "anchor": anchors[kept][known],
@@ -115,7 +123,7 @@ def measure(measurer: Measurer, reader: FrameReader, frames: int, path: Path, ma
     first = len(parts[0].source) if parts else 0
     for index in track(range(first, frames), f"proposals of {frames - first} frames"):
         source, image, labels = reader.frame(index)
-        columns = measurer(image, labels, reader.classes(source))
+        columns = measurer(image, labels, reader.judged(source))
         frame = np.full(len(columns["anchor"]), index, np.int64)
         parts.append(Proposals(**columns, frame=frame, source=np.array([source], np.int64)))
         if (index + 1) % CHUNK == 0 or index + 1 == frames:
@@ -172,9 +180,9 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256("".join(sha256_of(bundle.path(kind)) for kind in ENGINE_KINDS).encode()).hexdigest()
 
 
-def open_reader(sources: Sequence[SourceSettings], data: Path, seed: int) -> FrameReader:
+def open_reader(sources: Sequence[SourceSettings], data: Path, seed: int, classes: ClassSet) -> FrameReader:
     """The frames of a recipe's sources."""
-    return FrameReader(sources, data, seed)
+    return FrameReader(sources, data, seed, classes)
 
 
 def _joined(parts: list[Proposals]) -> Proposals:

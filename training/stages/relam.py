@@ -23,7 +23,6 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from nightlab_core.config import Settings
-from nightlab_core.labels import CITYSCAPES19
 from nightlab_core.models.discriminator import PatchDiscriminator
 from nightlab_core.models.nightlab import Level, NightLabSettings
 from nightlab_core.models.relam import ReLAM
@@ -116,13 +115,14 @@ def adaptation_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
 def streams(recipe: ReLAMRecipe, data: Path) -> Unpaired:
     """The recipe's training images: crops of frames, or windows round hard classes."""
     sides: list[FrameStream | RegionStream] = []
-    hard = [CITYSCAPES19.id_of(name) for name in recipe.hard_classes]
+    classes = recipe.model.classes
+    hard = classes.ids_of(recipe.hard_classes)
     for offset, sources in enumerate((recipe.night, recipe.day)):
         seed = 2 * recipe.loop.seed + offset
         if recipe.level == "image":
-            sides.append(FrameStream(sources, data, seed, recipe.crop_hw, recipe.input_hw, recipe.scale))
+            sides.append(FrameStream(sources, data, seed, classes, recipe.crop_hw, recipe.input_hw, recipe.scale))
         else:
-            sides.append(RegionStream(sources, data, seed, recipe.model.region_hw, hard))
+            sides.append(RegionStream(sources, data, seed, classes, recipe.model.region_hw, hard))
     return Unpaired(*sides)
 
 

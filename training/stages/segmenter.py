@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nightlab_core.config import Settings
-from nightlab_core.labels import CITYSCAPES19, IGNORE_ID
+from nightlab_core.labels import IGNORE_ID
 from nightlab_core.models.backbone import Backbone
 from nightlab_core.models.deform import set_deform_form
 from nightlab_core.models.library import LibrarySegmenter
@@ -25,7 +25,7 @@ from nightlab_core.models.output_labels import OutputLabels
 from training.checkpoint import read
 from training.combine_checkpoints import shift_logits
 from training.command import TrainingStage
-from training.data import FrameStream, RegionStream, SourceSettings
+from training.data import FrameStream, RegionStream, SourceSettings, label_groups
 from training.distributed import is_first_process
 from training.loop import LoopSettings, Losses, Mean, fit, load_weights
 from training.stages.relam import load_relam
@@ -80,29 +80,26 @@ def freeze(backbone: Backbone, stages: int, statistics: bool = True) -> None:
                 module.eval()
 
 
-ALL_CLASSES = OutputLabels.of()
-
-
-def settle(logits: Tensor, labels: Tensor, outputs: OutputLabels = ALL_CLASSES) -> Tensor:
-    """Labels (B, H, W) below C, or 255, from those that leave several classes open; see `OutputLabels.opened`.
+def settle(logits: Tensor, labels: Tensor, outputs: OutputLabels) -> Tensor:
+    """Labels (B, H, W) below C, or 255, from targets that may be ambiguous; see `OutputLabels.ambiguous`.
 
     Such a label becomes the likeliest of its classes by the logits (B, C, H, W). The mask shows the one likeliest
     class of all: a cyclist shared out among rider, motorcycle and bicycle would lose to the person.
     """
-    for k, members in enumerate(outputs.opened, start=len(outputs)):
+    for k, members in enumerate(outputs.ambiguous, start=len(outputs)):
         likeliest = torch.tensor(members, device=labels.device)[logits[:, members].argmax(1)]
         labels = torch.where(labels == k, likeliest, labels)
     return labels
 
 
-def loss_weights(classes: dict[str, float], outputs: OutputLabels = ALL_CLASSES) -> Tensor:
-    """Weight of every label, (C + open labels,): 1 where nothing is said, an open label the least of its classes'."""
+def loss_weights(classes: dict[str, float], outputs: OutputLabels) -> Tensor:
+    """Weight of every target, (C + ambiguous,): 1 by default; an ambiguous one has its classes' least weight."""
     weight = torch.ones(len(outputs))
     for name, value in classes.items():
         if name not in outputs.names:
             raise KeyError(f"class_weights names {name!r}; the network tells apart {', '.join(outputs.names)}")
         weight[outputs.names.index(name)] = value
-    return torch.cat([weight, *(weight[list(members)].min()[None] for members in outputs.opened)])
+    return torch.cat([weight, *(weight[list(members)].min()[None] for members in outputs.ambiguous)])
 
 
 def at_pixels(logits: Tensor, size_hw: tuple[int, int], stride: int) -> Tensor:
@@ -121,7 +118,7 @@ def segmentation_loss(
     model: nn.Module,
     batch: tuple[Tensor, Tensor],
     weight: Tensor,
-    outputs: OutputLabels = ALL_CLASSES,
+    outputs: OutputLabels,
     lovasz_weight: float = 0.0,
     stride: int = 2,
 ) -> Losses:
@@ -175,7 +172,7 @@ def start(model: nn.Module, checkpoint: Path, level: str) -> None:
         fitting[key] = torch.where(torch.isfinite(fitting[key]), fitting[key], own[key])
     model.load_state_dict({**own, **fitting})
     if added and not fresh:
-        names = OutputLabels.of(state["settings"]["region_classes"]).names
+        names = NightLabSettings.model_validate(state["settings"], strict=False).outputs("region").names
         shift_logits(model.get_submodule("segmenter"), names, {name: -value for name, value in added.items()})
 
 
@@ -195,7 +192,8 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
     """Run the stage, or go on with it where `out` holds its checkpoint."""
     torch.manual_seed(recipe.loop.seed)
     model = recipe.model.build_level(recipe.level)
-    outputs = OutputLabels.of(recipe.model.region_classes if recipe.level == "region" else ())
+    classes = recipe.model.classes
+    outputs = recipe.model.outputs(recipe.level, label_groups(recipe.sources, classes))
     if recipe.start_from:
         start(model, Path(recipe.start_from), recipe.level)
     else:
@@ -205,18 +203,17 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
     # torchvision's operator is several times slower than grid_sample in a CPU's backward pass.
     set_deform_form(model, "deform_conv" if torch.cuda.is_available() else "grid_sample")
     train_mode(model, recipe)
-    hard = [CITYSCAPES19.id_of(name) for name in recipe.hard_classes]
-    paste = [CITYSCAPES19.id_of(name) for name in recipe.paste_classes]
+    hard, paste = classes.ids_of(recipe.hard_classes), classes.ids_of(recipe.paste_classes)
     weight = loss_weights(recipe.class_weights, outputs)
     stream: FrameStream | RegionStream
     if recipe.level == "image":
         stream = FrameStream(
-            recipe.sources, data, recipe.loop.seed, recipe.crop_hw, recipe.input_hw, recipe.scale,
+            recipe.sources, data, recipe.loop.seed, classes, recipe.crop_hw, recipe.input_hw, recipe.scale,
             hard, recipe.hard_share, paste, recipe.paste_share,
         )  # fmt: skip
     else:
         stream = RegionStream(
-            recipe.sources, data, recipe.loop.seed, recipe.model.region_hw, hard,
+            recipe.sources, data, recipe.loop.seed, classes, recipe.model.region_hw, hard,
             paste_ids=paste, paste_share=recipe.paste_share,
         )  # fmt: skip
 

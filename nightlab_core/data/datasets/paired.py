@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from nightlab_core.data.images import read_image
 from nightlab_core.data.label_maps import read_label_map
 from nightlab_core.labels import IGNORE_ID, ClassSet, map_ids, training_ids
 
@@ -70,9 +70,10 @@ class LabelledImages(Sequence[Sample]):
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         path, label_path = self.images[index], self.labels[index]
-        image, labels = cv2.imread(str(path), cv2.IMREAD_COLOR), _read_label(label_path)
-        if image is None:
-            raise DatasetError(f"{path} cannot be decoded as an image")
+        try:
+            image, labels = read_image(path), read_label_map(label_path)
+        except ValueError as error:
+            raise DatasetError(str(error)) from None
         if labels.shape != image.shape[:2] and self.finer_labels:
             labels = _every_nth(labels, image.shape[:2])
         if labels.shape != image.shape[:2]:
@@ -135,7 +136,7 @@ def check_mapping(samples: LabelledImages, read: int = 16) -> None:
     """
     classes, every = samples.classes, max(1, len(samples) // read)
     paths = samples.labels[::every][:read]
-    found = sorted(set().union(*(np.unique(_read_label(p)).tolist() for p in paths)) - {IGNORE_ID})
+    found = sorted(set().union(*(np.unique(read_label_map(p)).tolist() for p in paths)) - {IGNORE_ID})
     seen = f"{paths[0].parent}: {len(paths)} label maps hold only the ids {found}"
     by_label_ids = samples.file_ids == classes.label_file_ids
     usual = ", ".join(
@@ -158,13 +159,6 @@ def check_mapping(samples: LabelledImages, read: int = 16) -> None:
             f"{seen}; expected train ids with {usual}. These labels were mapped from label ids to train ids twice: get"
             " the original labels"
         )
-
-
-def _read_label(path: Path) -> np.ndarray:
-    try:
-        return read_label_map(path)
-    except ValueError as error:
-        raise DatasetError(str(error)) from None
 
 
 def _every_nth(labels: np.ndarray, size_hw: tuple[int, ...]) -> np.ndarray:
