@@ -8,7 +8,7 @@ import pytest
 from class_sets import CAMVID11, CITYSCAPES19
 
 from nightlab_core.data.bags.reader import BagFrame
-from nightlab_core.labels import IGNORE_ID, ClassSet
+from nightlab_core.labels import IGNORE_ID, ClassSet, to_class_set
 from nightlab_core.metrics import confusion_matrix
 from nightlab_replay.judging import FramePrediction, Judge, band_rows, count_pixels, id_mapping
 from nightlab_replay.records import NUM_BINS
