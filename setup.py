@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Installs the node as an ament_python package, by colcon or by pip. Training and tests stay in the repository."""
+"""Install the ROS package and the command nightlab, with colcon or pip. Training and tests stay in the repository."""
 
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,7 +12,7 @@ NAME = PACKAGE.findtext("name")
 
 
 def requirements(name: str) -> list[str]:
-    """The packages in requirements/<name>.txt, without the files that it includes."""
+    """Return the packages in requirements/NAME.txt, without the files that it includes."""
     return [line for line in (ROOT / f"requirements/{name}.txt").read_text().splitlines() if line[:1] not in "#-"]
 
 
@@ -39,6 +39,7 @@ setup(
     extras_require={
         "replay": requirements("replay"),
         "tensorrt": requirements("tensorrt"),
+        "train": requirements("train"),
         "test": ["pytest"],
     },
     zip_safe=False,

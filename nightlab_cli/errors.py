@@ -16,18 +16,18 @@ import typer.exceptions
 FAILED, INTERRUPTED = 1, 130
 #: Errors that a user can correct, beside the project's own. Any other is a fault of NightLab, and its class is named.
 EXPECTED = (OSError, ValueError, RuntimeError, ArithmeticError, ImportError, KeyError)
-#: How to install the packages that a sub-command needs beyond the requirements of the vehicle.
+#: By sub-command, how to install the packages that it needs beyond the requirements of the vehicle.
 INSTALL = {
     "demo": "source ROS 2, or install requirements/ros-kilted.txt",
-    "replay": "install NightLab with its extra [replay], or requirements/replay.txt",
-    "compare": "install NightLab with its extra [replay], or requirements/replay.txt",
-    "bag": "install NightLab with its extra [replay], or requirements/replay.txt",
-    "engine": "install NightLab with its extra [tensorrt], or requirements/tensorrt.txt",
-    "benchmark": "install NightLab with its extra [tensorrt], or requirements/tensorrt.txt",
-    "export": "install requirements/train.txt",
-    "evaluate": "install requirements/train.txt and run it in NightLab's repository as python -m nightlab_cli evaluate",
+    "replay": "in NightLab's repository: pip install '.[replay]'",
+    "compare": "in NightLab's repository: pip install '.[replay]'",
+    "bag": "in NightLab's repository: pip install '.[replay]'",
+    "engine": "in NightLab's repository: pip install '.[tensorrt]'",
+    "benchmark": "in NightLab's repository: pip install '.[tensorrt]'",
+    "export": "in NightLab's repository: pip install '.[train]'",
+    "evaluate": "in NightLab's repository: pip install '.[train]', then python -m nightlab_cli evaluate",
 }
-_VERBOSE, _COMMAND = "nightlab.verbose", "nightlab.command"
+_VERBOSE = "nightlab.verbose"
 
 
 def _remember(context: typer.Context, given: bool) -> bool:
