@@ -29,7 +29,9 @@ def bag(
     topic: Topic = None,
     label_topic: LabelTopic = None,
     glob: Glob = "*",
-    fps: Annotated[float, typer.Option("--fps", metavar="HZ", help="Frames per second of a folder.")] = 10.0,
+    rate: Annotated[
+        float, typer.Option("--rate", metavar="HZ", help="Frames per second of a folder of images.")
+    ] = 10.0,
     frames: Frames = None,
     storage: Annotated[StorageName, typer.Option("--storage", help="Format of the new bag.")] = "mcap",
     compress: Annotated[
@@ -51,8 +53,8 @@ def bag(
 
     nightlab bag night_drive/images --labels night_drive/labels --out night_bag
     """
-    if not fps > 0:
-        raise ValueError(f"--fps is {fps}; expected frames per second, above 0")
+    if not rate > 0:
+        raise ValueError(f"--rate is {rate}; expected frames per second, above 0")
     console = new_console(stderr=True)
     try:
         frame_source = open_frames(
@@ -63,7 +65,7 @@ def bag(
             topic=topic,
             label_topic=label_topic,
             max_frames=frames,
-            fps=fps,
+            fps=rate,
         )
         for problem in frame_source.problems:
             console.print(f"{source}: {problem}", markup=False, soft_wrap=True)

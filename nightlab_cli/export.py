@@ -19,7 +19,7 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint of a whole NightLab.")],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of the bundle.")],
     input: Annotated[
-        Path, typer.Option("--input", metavar="FOLDER", help="Folder of real camera images for the parity check.")
+        Path, typer.Option("--input", metavar="SOURCE", help="Folder of real camera images for the parity check.")
     ],
     frames: Annotated[int, typer.Option("--frames", metavar="N", min=1, help="Use N frames.")] = 8,
     deform: Annotated[

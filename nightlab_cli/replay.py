@@ -36,7 +36,7 @@ app = new_app()
 
 @app.command()
 def replay(
-    bags: Annotated[list[Path], typer.Argument(metavar="BAG...", help="rosbag2 folders, .mcap, .db3 or .bag files.")],
+    bags: Annotated[list[Path], typer.Argument(metavar="BAG", help="rosbag2 folders, .mcap, .db3 or .bag files.")],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of the run and its report.")],
     bundle: Bundle = None,
     topic: Topic = None,
@@ -49,8 +49,8 @@ def replay(
         bool, typer.Option("--realtime", help="Replay at the recorded rate; drop frames as the node does.")
     ] = False,
     ros: Annotated[bool, typer.Option("--ros", help="Replay through the live node, with /clock. Needs ROS 2.")] = False,
-    rate: Annotated[
-        float, typer.Option("--rate", metavar="FACTOR", help="With --realtime or --ros: times the recorded rate.")
+    speed: Annotated[
+        float, typer.Option("--speed", metavar="FACTOR", help="With --realtime or --ros: times the recorded rate.")
     ] = 1.0,
     workers: Annotated[
         int | None, typer.Option("--workers", metavar="N", min=1, help="Replay in N processes of this machine.")
@@ -91,7 +91,7 @@ def replay(
             classes=classes,
             max_frames=frames,
             mode=mode,
-            rate=rate,
+            rate=speed,
             workers=workers or 0,
             scheduler=scheduler,
             engine=engine,

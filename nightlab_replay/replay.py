@@ -154,9 +154,9 @@ def _check(
     mode: str, rate: float, workers: int, scheduler: str | None, max_frames: int | None, live: LiveReplay | None
 ) -> None:
     if not rate > 0:
-        raise ValueError(f"--rate is {rate}; expected a number above 0")
+        raise ValueError(f"--speed is {rate}; expected a number above 0")
     if rate != 1 and mode == "all":
-        raise ValueError("--rate needs --realtime or --ros; without them every frame is replayed as fast as possible")
+        raise ValueError("--speed needs --realtime or --ros; without them every frame is replayed as fast as possible")
     if workers < 0:
         raise ValueError(f"--workers is {workers}; expected 1 or more")
     if (workers or scheduler) and mode != "all":

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("packing", ["none", "png"])
 def test_a_folder_becomes_a_labelled_bag(folder: Path, tmp_path: Path, storage: str, packing: str) -> None:
     out = tmp_path / "bag"
-    done = nightlab("bag", folder, "--out", out, "--fps", 20, "--storage", storage, "--compress", packing)
+    done = nightlab("bag", folder, "--out", out, "--rate", 20, "--storage", storage, "--compress", packing)
     assert done.status == 0 and "4 frames, 3 with labels (cityscapes19)" in done.out
     with Bag(out) as bag:
         assert bag.label_classes == "cityscapes19" and bag.kind == storage and bag.problems == []
@@ -122,7 +122,7 @@ def test_the_source_topic_has_to_be_named_where_there_are_several(tmp_path: Path
     [
         (["nowhere", "--out", "bag"], "nowhere does not exist"),
         (["drive", "--out", "drive"], "exists already"),
-        (["drive", "--out", "bag", "--fps", "0"], "--fps is 0"),
+        (["drive", "--out", "bag", "--rate", "0"], "--rate is 0"),
         (["drive", "--out", "bag", "--glob", "x*"], "no image named"),
         (["drive", "--out", "bag", "--classes", "camvid11"], "name the right class set"),
     ],

@@ -94,7 +94,11 @@ def test_an_unknown_command_or_option_is_wrong_usage() -> None:
             "nightlab bag: [Errno 2] No such file or directory",
         ),
         (KeyError("no class 'tram'"), 1, "nightlab bag: no class 'tram'\n"),
-        (ModuleNotFoundError("No module named 'apsw'", name="apsw"), 1, "apsw is missing; in NightLab's repository: pip install"),
+        (
+            ModuleNotFoundError("No module named 'apsw'", name="apsw"),
+            1,
+            "module apsw is missing; in NightLab's",
+        ),
         (AttributeError("x"), 1, "nightlab bag: AttributeError: x (a fault of NightLab; the option -v shows where)"),
         (KeyboardInterrupt(), 130, "nightlab bag: interrupted\n"),
     ],
@@ -119,7 +123,10 @@ def test_without_torch_export_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "torch", None)
     done = nightlab("export", "x.pt", "--out", "bundle", "--input", "images")
     assert done.status == 1
-    assert done.err == "nightlab export: the Python module torch is missing; in NightLab's repository: pip install '.[train]'\n"
+    assert (
+        done.err
+        == "nightlab export: the Python module torch is missing; in NightLab's repository: pip install '.[train]'\n"
+    )
 
 
 def test_without_the_repository_evaluate_says_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def test_package_names_every_ros_package_that_is_imported() -> None:
 def test_entry_points_lead_to_functions() -> None:
     entries = re.findall(r'"([\w-]+) = ([\w.]+):(\w+)"', (ROOT / "setup.py").read_text())
     assert sorted(name for name, *_ in entries) == [
-        "nightlab", "nightlab-replay", "nightlab_demo", "nightlab_node", "nightlab_player"
+        "nightlab", "nightlab_demo", "nightlab_node", "nightlab_player"
     ]  # fmt: skip
     for _, module, function in entries:
         tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())

@@ -139,8 +139,8 @@ def test_a_run_on_a_cluster_differs_from_a_local_one(
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--rate", "0"], "--rate is 0"),
-        (["--rate", "2"], "--rate needs --realtime or --ros"),
+        (["--speed", "0"], "--speed is 0"),
+        (["--speed", "2"], "--speed needs --realtime or --ros"),
         (["--realtime", "--workers", "2"], "cannot be combined with --realtime"),
         (["--workers", "2", "--scheduler", "tcp://host:8786"], "cannot be combined with --scheduler"),
         (["--set", "max_regions=99"], "max_regions=99"),
