@@ -29,9 +29,7 @@ def bag(
     topic: Topic = None,
     label_topic: LabelTopic = None,
     glob: Glob = "*",
-    rate: Annotated[
-        float, typer.Option("--rate", metavar="HZ", help="Frames per second of a folder of images.")
-    ] = 10.0,
+    rate: Annotated[float, typer.Option("--rate", metavar="HZ", help="Frames per second of a folder.")] = 10.0,
     frames: Frames = None,
     storage: Annotated[StorageName, typer.Option("--storage", help="Format of the new bag.")] = "mcap",
     compress: Annotated[
