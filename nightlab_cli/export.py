@@ -39,11 +39,9 @@ def export(
 
     nightlab export runs/nightlab-lite.pt --out my_bundle --input DATA/camvid/val/images
     """
-    from nightlab_core.export.export import export_bundle, load_checkpoint
-    from nightlab_core.export.parity import check_parity, print_parity, read_frames
+    from nightlab_core.export.export import export_checkpoint
+    from nightlab_core.export.parity import print_parity, read_frames
 
     images = read_frames(input, frames)
-    model, settings, card = load_checkpoint(checkpoint)
-    export_bundle(model, settings, card, out, deform=deform, weights=weights)
-    if not print_parity(check_parity(model, out, images)):
+    if not print_parity(export_checkpoint(checkpoint, out, images, deform=deform, weights=weights)):
         raise CommandError(f"the engines in {out} differ from torch; see the table")

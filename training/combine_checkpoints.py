@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nightlab_core.config import Settings, replace
-from nightlab_core.export.export import ModelCard, save_checkpoint
+from nightlab_core.models.checkpoint import ModelCard, save_checkpoint
 from nightlab_core.models.nightlab import NightLab, NightLabSettings
 from training.checkpoint import load_weights, read
 from training.command import exit_on_error

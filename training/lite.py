@@ -154,13 +154,12 @@ def _label_night_frames(data: Path) -> None:
 
 
 def _export_and_measure(checkpoint: Path, bundle: Path, data: Path) -> None:
-    from nightlab_core.export.export import export_bundle, load_checkpoint
-    from nightlab_core.export.parity import check_parity, print_parity, read_frames
+    from nightlab_core.export.export import export_checkpoint
+    from nightlab_core.export.parity import print_parity, read_frames
     from training.evaluation.evaluate import evaluate_model
 
-    model, settings, card = load_checkpoint(checkpoint)
-    export_bundle(model, settings, card, bundle)
-    if not print_parity(check_parity(model, bundle, read_frames(data / "camvid" / "val" / "images", 8))):
+    frames = read_frames(data / "camvid" / "val" / "images", 8)
+    if not print_parity(export_checkpoint(checkpoint, bundle, frames)):
         raise ValueError(f"{bundle}: the engines differ from torch more than they may; see the table above")
     evaluate_model(bundle, data, VAL_SETS, record_figures=True)
 

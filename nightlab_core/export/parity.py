@@ -1,39 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do the engines of a bundle say what torch says? One check, for the export command and the tests."""
+"""Compare the networks of a bundle with torch: one check, for the export command and the tests."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import cv2
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from nightlab_core.runtime import regions
+from nightlab_core.export.recording import recording
 from nightlab_core.runtime.bundle import ENGINE_KINDS, EngineKind, load_bundle
 from nightlab_core.runtime.engines.engine import EngineOptions
-from nightlab_core.runtime.engines.open import open_network
-from nightlab_core.runtime.pipeline import MAX_REGIONS, PipelineSettings
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from nightlab_core.models.nightlab import NightLab
+from nightlab_core.runtime.engines.open import Engines, open_network
+from nightlab_core.runtime.pipeline import Pipeline
 
 MIN_AGREEMENT = 0.999  #: of labels, engine against torch in float32
 
 
 @dataclass(frozen=True)
 class Parity:
-    """One engine against torch on some frames, both in float32."""
+    """Agreement of one network on one library with the reference, both in float32."""
 
     kind: EngineKind
     library: str
-    frames: int
+    calls: int  #: of the network, on all frames
     agreement: float  #: share of labels that are equal; for hardness, of boxes within half a pixel and 1e-3 of score
     worst_confidence: int  #: largest difference of confidence, in 1/255; for hardness, of score
 
@@ -44,52 +38,32 @@ class Parity:
 
 
 def check_parity(
-    model: NightLab, folder: Path, frames: Sequence[np.ndarray], libraries: Iterable[str] = ("openvino", "onnxruntime")
+    reference: Engines,
+    folder: Path,
+    frames: Sequence[np.ndarray],
+    libraries: Iterable[str] = ("openvino", "onnxruntime"),
 ) -> list[Parity]:
-    """Hold every engine of a bundle against torch on frames, uint8 (H, W, 3) BGR of any size, all in float32.
+    """Compare the networks of the bundle in a folder with reference engines, usually torch's, in float32.
 
-    The region level sees the windows that the hardness level proposes on those frames.
+    frames: uint8 (H, W, 3) BGR of any size. Each network receives what it receives when the pipeline runs on the
+    reference: the region level reads the crops that the reference's hardness level proposes on those frames.
     """
     bundle = load_bundle(folder)
-    model.eval().set_deform_form("deform_conv")
-    inputs: dict[EngineKind, list[np.ndarray]] = {kind: [] for kind in ENGINE_KINDS}
-    expected: dict[EngineKind, list[tuple[np.ndarray, ...]]] = {kind: [] for kind in ENGINE_KINDS}
-    image, settings = bundle.manifest.engines.image, PipelineSettings()
-    aspect = model.region_hw[1] / model.region_hw[0]
-    for frame in frames:
-        size_hw = regions.network_size_hw(frame.shape[:2], image.input_hw, image.multiple)
-        network_frame = regions.resize_image(frame, size_hw)[None]
-        boxes = _in_torch(model.hardness, network_frame)
-        pixels = boxes[0][0] * np.asarray([*frame.shape[1::-1]] * 2, np.float32)
-        best = pixels[regions.non_maximum_suppression(pixels, boxes[1][0], settings.nms_iou, MAX_REGIONS)]
-        windows = regions.context_boxes(best, frame.shape[:2], settings.region_margin, aspect)
-        crops = regions.crop_and_enlarge(frame, windows, model.region_hw)
-        for kind, x, y in (
-            ("image", network_frame, _in_torch(model.image_level, network_frame)),
-            ("hardness", network_frame, boxes),
-            ("region", crops, _in_torch(model.region_level, crops)),
-        ):
-            inputs[cast(EngineKind, kind)].append(x)
-            expected[cast(EngineKind, kind)].append(y)
-
+    engines, recorders = recording(reference)
+    with Pipeline(engines) as pipeline:
+        for frame in frames:
+            pipeline(frame)
     rows = []
     for library in libraries:
         options = EngineOptions(engine=library, precision="float32")
         for kind in ENGINE_KINDS:
             engine = open_network(bundle.path(kind), options)
-            (name,) = engine.inputs
-            outputs = [tuple(engine(**{name: x}).values()) for x in inputs[kind]]
+            expected = [tuple(outputs.values()) for _, outputs in recorders[kind].calls]
+            received = [tuple(engine(**inputs).values()) for inputs, _ in recorders[kind].calls]
             engine.close()
             compare = compare_boxes if kind == "hardness" else compare_labels
-            rows.append(Parity(kind, library, len(frames), *compare(expected[kind], outputs)))
+            rows.append(Parity(kind, library, len(received), *compare(expected, received)))
     return rows
-
-
-def _in_torch(method: Callable[[Tensor], tuple[Tensor, Tensor]], x: np.ndarray) -> tuple[np.ndarray, ...]:
-    import torch  # here alone, so that the rest serves machines without it
-
-    with torch.inference_mode():
-        return tuple(t.numpy() for t in method(torch.from_numpy(x)))
 
 
 def compare_labels(
@@ -131,12 +105,10 @@ def read_frames(folder: Path, count: int) -> list[np.ndarray]:
 def print_parity(rows: Sequence[Parity]) -> bool:
     """Show the rows as a table; True if all passed."""
     table = Table(title=f"Engines against torch, float32, at least {MIN_AGREEMENT:.1%} equal")
-    for column in ("network", "library", "frames", "equal", "largest difference / 255", ""):
+    for column in ("network", "library", "calls", "equal", "largest difference / 255", ""):
         table.add_column(column)
     for row in rows:
         verdict = "ok" if row.passed else "FAILED"
-        table.add_row(
-            row.kind, row.library, str(row.frames), f"{row.agreement:.4%}", str(row.worst_confidence), verdict
-        )
+        table.add_row(row.kind, row.library, str(row.calls), f"{row.agreement:.4%}", str(row.worst_confidence), verdict)
     Console().print(table)
     return all(row.passed for row in rows)

@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from nightlab_core.export.parity import compare_labels, read_frames
+from nightlab_core.export.recording import RecordingEngine
 from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, BundleError, EngineKind, load_bundle
-from nightlab_core.runtime.engines.engine import Engine, TensorSpec
+from nightlab_core.runtime.engines.engine import TensorSpec
 from nightlab_core.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.engines.tensorrt.graphs import tensorrt_graph
@@ -121,22 +122,6 @@ def iou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     shared = (corner[1] - corner[0]).clip(0).prod(2)
     area_a, area_b = ((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (a, b))
     return shared / (area_a[:, None] + area_b - shared)
-
-
-class RecordingEngine:
-    """An engine that keeps what went in and what came out."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.name, self.inputs, self.outputs = engine.name, engine.inputs, engine.outputs
-        self.prepare, self.close = engine.prepare, engine.close
-        self.calls: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
-        self._engine = engine
-
-    def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
-        """See `Engine`."""
-        results = self._engine(**arrays)
-        self.calls.append((arrays, results))
-        return results
 
 
 class RoundedEngine:

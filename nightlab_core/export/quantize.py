@@ -27,7 +27,7 @@ from rich.table import Table
 from nightlab_core.config import replace
 from nightlab_core.data.frames import FrameSource, open_frames
 from nightlab_core.export.parity import read_frames
-from nightlab_core.export.precision import RecordingEngine
+from nightlab_core.export.recording import RecordingEngine
 from nightlab_core.labels import to_class_set
 from nightlab_core.metrics import confusion_matrix, mean_iou, paired_bootstrap
 from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, BundleError, EngineKind, load_bundle, write_manifest

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NightLab in torch: the two levels together, the readable reference for the engines and the pipeline.
+"""Define NightLab in torch: two segmentation levels and the detector between them.
 
-    frame -> image level ----------------------------> labels, confidence --+
-    frame -> hardness -> boxes -> crops -> region level -> labels, confidence + merge -> mask
-
-The three methods `image_level`, `hardness` and `region_level` are what `nightlab_core.export` writes to a bundle.
+The three methods `image_level`, `hardness` and `region_level` are the three networks of a bundle: export writes them to
+ONNX, and `nightlab_core.models.engine` runs them in torch. `nightlab_core.runtime.pipeline` combines them.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -27,8 +24,6 @@ from nightlab_core.models.output_labels import OutputLabels
 from nightlab_core.models.relam import ReLAM
 from nightlab_core.models.segmenter import DeepLabV3Plus, Segmenter
 from nightlab_core.models.uper import Place
-from nightlab_core.runtime import regions
-from nightlab_core.runtime.pipeline import PipelineSettings
 
 
 class ReLAMSettings(Settings):
@@ -91,6 +86,11 @@ class Level(nn.Module):
         return self.segmenter(self.relam(image))
 
 
+def read_labels(level: nn.Module, frames: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Run a level on camera bytes (B, H, W, 3) uint8 BGR. Return labels and confidence: see `to_labels`."""
+    return to_labels(level(to_image(frames)), (frames.shape[1], frames.shape[2]), ids)
+
+
 def to_image(frames: Tensor) -> Tensor:
     """Camera bytes (B, H, W, 3) uint8 BGR -> image (B, 3, H, W) RGB float32 in 0..1."""
     return frames.permute(0, 3, 1, 2).float().flip(1) / 255
@@ -139,7 +139,7 @@ class NightLab(nn.Module):
 
     def image_level(self, frame: Tensor) -> tuple[Tensor, Tensor]:
         """frame (1, H, W, 3) uint8 BGR -> labels, confidence uint8 (1, H, W)."""
-        return to_labels(self.image(to_image(frame)), (frame.shape[1], frame.shape[2]))
+        return read_labels(self.image, frame)
 
     def hardness(self, frame: Tensor) -> tuple[Tensor, Tensor]:
         """frame (1, H, W, 3) uint8 BGR -> boxes (1, N, 4) xyxy in 0..1 and scores (1, N), best first."""
@@ -147,31 +147,7 @@ class NightLab(nn.Module):
 
     def region_level(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """crops (K, h, w, 3) uint8 BGR -> labels, confidence uint8 (K, h, w); label 255 = leave the image level's."""
-        return to_labels(self.region(to_image(crops)), (crops.shape[1], crops.shape[2]), self.region_ids)
-
-    @torch.inference_mode()
-    def predict(
-        self,
-        frame_bgr: np.ndarray,
-        settings: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Segment one frame, uint8 (H, W, 3) BGR, whose sides are the network's multiples: labels and confidence,
-        uint8 (H, W) each, the region level's confident pixels over the image level's."""
-        device = next(self.parameters()).device
-        frame = torch.from_numpy(frame_bgr)[None].to(device)
-        labels, confidence = (t[0].cpu().numpy() for t in self.image_level(frame))
-
-        boxes, scores = (t[0].cpu().numpy() for t in self.hardness(frame))
-        height, width = frame_bgr.shape[:2]
-        boxes = boxes * np.asarray([width, height, width, height], np.float32)
-        keep = regions.non_maximum_suppression(boxes, scores, settings.nms_iou, settings.max_regions)
-        if not len(keep):
-            return labels, confidence
-        aspect = self.region_hw[1] / self.region_hw[0]
-        windows = regions.context_boxes(boxes[keep], (height, width), settings.region_margin, aspect)
-        crops = torch.from_numpy(regions.crop_and_enlarge(frame_bgr, windows, self.region_hw)).to(device)
-        found = (t.cpu().numpy() for t in self.region_level(crops))
-        return regions.paste_confident(labels, confidence, regions.Regions(boxes[keep], scores[keep], windows, *found))
+        return read_labels(self.region, crops, self.region_ids)
 
     def set_deform_form(self, form: DeformForm) -> None:
         """Put every deformable convolution into one of its two exact forms."""

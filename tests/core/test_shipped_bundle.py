@@ -46,11 +46,11 @@ def _parity_frames() -> list[np.ndarray]:
 def test_its_engines_agree_with_its_checkpoint() -> None:
     """On real frames where they are, on rendered ones elsewhere."""
     pytest.importorskip("torch")
-    from nightlab_core.export.export import load_checkpoint
     from nightlab_core.export.parity import check_parity
+    from nightlab_core.models.engine import open_checkpoint
 
-    model, _, _ = load_checkpoint(ROOT / "checkpoints" / "nightlab-lite.pt")
-    rows = check_parity(model, default_bundle(), _parity_frames())
+    engines = open_checkpoint(ROOT / "checkpoints" / "nightlab-lite.pt")
+    rows = check_parity(engines, default_bundle(), _parity_frames())
     assert len(rows) == 6 and all(r.passed for r in rows), rows
 
 

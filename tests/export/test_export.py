@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoint to bundle: the contract, parity with torch at several sizes, half-precision storage, the command."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -16,14 +14,12 @@ onnx = pytest.importorskip("onnx")
 from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data.rendered import night  # noqa: E402
 from nightlab_core.export import parity  # noqa: E402
-from nightlab_core.export.export import (  # noqa: E402
-    ModelCard,
-    export_bundle,
-    load_checkpoint,
-    save_checkpoint,
-)
+from nightlab_core.export.export import export_bundle, export_checkpoint  # noqa: E402
+from nightlab_core.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint  # noqa: E402
+from nightlab_core.models.engine import torch_engines  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLab, NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.runtime.bundle import load_bundle  # noqa: E402
+from nightlab_core.runtime.pipeline import Pipeline  # noqa: E402
 
 SETTINGS = NightLabSettings(
     segmenter=SegmenterSettings(channels=16), detector=DetectorSettings(channels=16, max_boxes=40), region_hw=(96, 96)
@@ -69,7 +65,7 @@ def test_engines_agree_with_torch_at_several_sizes(
     operators = {node.op_type for node in onnx.load(tmp_path / "image.onnx").graph.node}
     assert ("DeformConv" in operators) == (deform == "deform_conv")
     assert ("GridSample" in operators) == (deform == "grid_sample")
-    rows = parity.check_parity(model, tmp_path, frames)
+    rows = parity.check_parity(torch_engines(model, SETTINGS, CARD), tmp_path, frames)
     assert {(r.kind, r.library) for r in rows} == {
         (kind, library) for kind in ("image", "hardness", "region") for library in ("openvino", "onnxruntime")
     }
@@ -78,7 +74,7 @@ def test_engines_agree_with_torch_at_several_sizes(
 
 def test_parity_sees_a_wrong_network(model: NightLab, frames: list[np.ndarray], tmp_path: Path) -> None:
     export_bundle(model, SETTINGS, CARD, tmp_path)
-    other = SETTINGS.build().eval()
+    other = torch_engines(SETTINGS.build(), SETTINGS, CARD)
     assert not any(r.passed for r in parity.check_parity(other, tmp_path, frames[:1], ["onnxruntime"]))
 
 
@@ -123,11 +119,12 @@ def test_the_pipeline_agrees_with_the_torch_reference(model: NightLab, tmp_path:
     frame = night.render_scene(3, size_hw=(192, 256)).image_bgr
     with open_pipeline(tmp_path, precision="float32") as pipeline:
         result = pipeline(frame)
-    model.set_deform_form("deform_conv")
-    labels, confidence = model.predict(frame)
+    with Pipeline(torch_engines(model, SETTINGS, CARD)) as reference:
+        expected = reference(frame)
+    assert reference.engines.name == "torch" and reference.bundle.manifest.engines.region.input_hw == (96, 96)
     assert result.refined.any()
-    assert (result.labels == labels).mean() > 0.995
-    assert np.abs(result.confidence.astype(int) - confidence).mean() < 0.5
+    assert (result.labels == expected.labels).mean() > 0.995
+    assert np.abs(result.confidence.astype(int) - expected.confidence).mean() < 0.5
 
 
 def test_a_library_network_goes_the_whole_way(frames: list[np.ndarray], tmp_path: Path) -> None:
@@ -144,12 +141,13 @@ def test_a_library_network_goes_the_whole_way(frames: list[np.ndarray], tmp_path
     model, settings, card = load_checkpoint(tmp_path / "library.pt")
     assert settings.segmenter == network and len(settings.region_classes) == 3
     export_bundle(model, settings, card, tmp_path / "bundle")
-    rows = parity.check_parity(model, tmp_path / "bundle", frames[:2])
+    rows = parity.check_parity(torch_engines(model, settings, card), tmp_path / "bundle", frames[:2])
     assert all(r.passed for r in rows), rows
     with open_pipeline(tmp_path / "bundle", precision="float32") as pipeline:
         frame = night.render_scene(3, size_hw=(192, 256)).image_bgr
         result = pipeline(frame)
-    labels, _ = model.predict(frame)
+    with Pipeline(torch_engines(model, settings, card)) as reference:
+        labels = reference(frame).labels
     assert result.labels.shape == (192, 256) and result.refined.any()
     assert set(np.unique(result.labels[result.labels != result.image_labels])) <= {5, 11, 13}
     assert (result.labels == labels).mean() > 0.995
@@ -161,7 +159,7 @@ def test_a_region_level_with_other_agrees_with_torch(frames: list[np.ndarray], t
     model = settings.build()
     torch.nn.init.normal_(model.region.segmenter.head.classifier[-1].weight, std=1.0)
     export_bundle(model, settings, CARD, tmp_path)
-    rows = parity.check_parity(model, tmp_path, frames[:1])
+    rows = parity.check_parity(torch_engines(model, settings, CARD), tmp_path, frames[:1])
     assert all(r.passed for r in rows), rows
     crops = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), np.uint8)
     assert set(np.unique(model.region_level(torch.from_numpy(crops))[0])) == {5, 11, 255}
@@ -187,13 +185,15 @@ def test_frames_are_spread_over_the_folder_and_missing_ones_named(tmp_path: Path
     assert [int(f[0, 0, 0]) for f in parity.read_frames(tmp_path, 3)] == [0, 2, 4]
 
 
-@pytest.mark.slow
-def test_the_command_prints_the_parity_and_fails_below(checkpoint: Path, tmp_path: Path) -> None:
-    cv2.imwrite(str(tmp_path / "frame.png"), night.render_scene(0, size_hw=(192, 256)).image_bgr)
-    command = [sys.executable, "-m", "nightlab_core.export.export", str(checkpoint), str(tmp_path / "bundle")]
-    done = subprocess.run([*command, "--frames", str(tmp_path)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "openvino" in done.stdout and "onnxruntime" in done.stdout and "FAILED" not in done.stdout
+def test_exporting_a_checkpoint_compares_its_networks_with_torch(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = [night.render_scene(0, size_hw=(192, 256)).image_bgr]
+    rows = export_checkpoint(checkpoint, tmp_path, frames)
+    assert parity.print_parity(rows)
+    shown = capsys.readouterr().out
+    assert "openvino" in shown and "onnxruntime" in shown and "FAILED" not in shown
+    assert load_bundle(tmp_path).manifest.name == "random"
 
 
 def test_failure_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,8 @@ pytest.importorskip("tensorrt_rtx")
 
 import torch
 
-from nightlab_core.export.export import ModelCard, export_bundle
+from nightlab_core.export.export import export_bundle
+from nightlab_core.models.checkpoint import ModelCard
 from nightlab_core.models.nightlab import NightLabSettings, SegmenterSettings
 from nightlab_core.runtime.bundle import ENGINE_KINDS, load_bundle
 from nightlab_core.runtime.engines.tensorrt.build import build_plan, plan_key, plan_shapes

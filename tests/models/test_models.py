@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks: shapes, switches, costs, and errors that say what to do."""
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -22,7 +21,6 @@ from nightlab_core.models.nightlab import (  # noqa: E402
 )
 from nightlab_core.models.relam import ReLAM  # noqa: E402
 from nightlab_core.models.segmenter import DeepLabV3Plus, Segmenter  # noqa: E402
-from nightlab_core.runtime.pipeline import PipelineSettings  # noqa: E402
 
 SMALL = NightLabSettings(
     segmenter=SegmenterSettings(channels=16),
@@ -250,15 +248,6 @@ class TestNightLab:
         assert ((top * 255).round() - confidence).abs().max() <= 1
         assert labels.dtype == confidence.dtype == torch.uint8
 
-    def test_predict_covers_the_frame_and_changes_only_boxes(self, model: NightLab) -> None:
-        frame = np.random.default_rng(0).integers(0, 256, (128, 192, 3), np.uint8)
-        image_level, _ = model.predict(frame, PipelineSettings(max_regions=0))
-        labels, confidence = model.predict(frame)
-        assert labels.shape == confidence.shape == (128, 192) and labels.max() < 19
-        with torch.inference_mode():
-            expected, _ = model.image_level(torch.from_numpy(frame)[None])
-        assert np.array_equal(image_level, expected[0].numpy())
-
     def test_settings_without_light_adaptation(self) -> None:
         level = NightLabSettings(relam=None, segmenter=SegmenterSettings(channels=16)).build_level()
         assert isinstance(level.relam, torch.nn.Identity)
@@ -273,15 +262,6 @@ class TestNightLab:
         logits[0, [1, 0, 2, 2], [0, 0, 1, 1], [0, 1, 0, 1]] = 9.0
         labels, _ = to_labels(logits, (2, 2), model.region_ids)
         assert labels[0].tolist() == [[5, 11], [255, 255]]
-
-    def test_other_leaves_the_image_levels_labels(self) -> None:
-        torch.manual_seed(0)
-        settings = SMALL.model_copy(update={"region_classes": ("person", "pole")})
-        model = settings.build().eval()
-        torch.nn.init.constant_(model.region.segmenter.head.classifier[-1].bias[2:], 99.0)
-        frame = np.random.default_rng(0).integers(0, 256, (128, 192, 3), np.uint8)
-        image_level, _ = model.predict(frame, PipelineSettings(max_regions=0))
-        assert np.array_equal(model.predict(frame)[0], image_level)
 
     def test_unknown_region_classes_are_refused(self) -> None:
         with pytest.raises(ValueError, match="lamp post"):

@@ -13,8 +13,8 @@ import yaml
 from class_sets import CAMVID11, CITYSCAPES19
 
 from nightlab_core.data.rendered import night
-from nightlab_core.export.export import ModelCard, save_checkpoint
 from nightlab_core.labels import to_class_set
+from nightlab_core.models.checkpoint import ModelCard, save_checkpoint
 from nightlab_core.models.nightlab import NightLabSettings
 from training.recipes import read_recipe
 

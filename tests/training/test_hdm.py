@@ -20,7 +20,7 @@ from class_sets import CAMVID11, CITYSCAPES19  # noqa: E402
 
 from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data.rendered import night  # noqa: E402
-from nightlab_core.export.export import ModelCard, save_checkpoint  # noqa: E402
+from nightlab_core.models.checkpoint import ModelCard, save_checkpoint  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
 from training.data import SourceSettings  # noqa: E402
 from training.evaluation import levels  # noqa: E402

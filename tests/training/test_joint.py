@@ -15,7 +15,7 @@ import cv2  # noqa: E402
 
 from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data.rendered import night  # noqa: E402
-from nightlab_core.export.export import load_checkpoint  # noqa: E402
+from nightlab_core.models.checkpoint import load_checkpoint  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
 from training.combine_checkpoints import load_stages  # noqa: E402
 from training.data import SourceSettings  # noqa: E402

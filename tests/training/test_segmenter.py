@@ -13,9 +13,9 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from nightlab_core.config import replace  # noqa: E402
-from nightlab_core.export.export import load_checkpoint, save_checkpoint  # noqa: E402
 from nightlab_core.labels import ambiguous_groups  # noqa: E402
 from nightlab_core.models.backbone import Backbone  # noqa: E402
+from nightlab_core.models.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from nightlab_core.models.nightlab import NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.models.output_labels import OutputLabels  # noqa: E402
 from training.combine_checkpoints import CombineRecipe, combine_checkpoints, load_stages  # noqa: E402

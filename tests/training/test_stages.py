@@ -14,7 +14,8 @@ from class_sets import CITYSCAPES19  # noqa: E402
 
 from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data.rendered import night  # noqa: E402
-from nightlab_core.export.export import export_bundle, load_checkpoint, save_checkpoint  # noqa: E402
+from nightlab_core.export.export import export_bundle  # noqa: E402
+from nightlab_core.models.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.runtime.bundle import load_bundle  # noqa: E402
 from training import combine_checkpoints as combining  # noqa: E402
