@@ -21,7 +21,6 @@ NOT_REWRITTEN = {
     "README.md",
     "docs/datasets.md",
     "docs/gpu.md",
-    "docs/replay.md",
     "docs/results.md",
     "docs/results_test.md",
     "docs/tensorrt.md",
