@@ -145,3 +145,10 @@ def test_labels_in_a_wrong_encoding_and_corrupt_images_are_refused(tmp_path: Pat
     broken = STORE.types[COMPRESSED](header=header(5), format="jpeg", data=np.zeros(9, np.uint8))
     with pytest.raises(ValueError, match=r"format 'jpeg' beginning with 0000.*expected a JPEG or PNG"):
         list(open_frames(write_bag(tmp_path / "broken", [("/image", COMPRESSED, 5, broken)], StoragePlugin.MCAP)))
+
+
+def test_a_bag_without_a_message_is_refused(tmp_path: Path) -> None:
+    with Writer(tmp_path / "bag", version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        writer.add_connection("/image", IMAGE, typestore=STORE)
+    with pytest.raises(ValueError, match="holds no image message"):
+        open_frames(tmp_path / "bag")

@@ -6,14 +6,19 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from class_sets import CITYSCAPES19
-from mcap.writer import CompressionType, Writer
+from mcap.writer import CompressionType, IndexType, Writer
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
+from rosbags.rosbag2 import Reader as Rosbag2Reader
+from rosbags.rosbag2 import Writer as Rosbag2Writer
 from rosbags.typesys import Stores, get_typestore
 from tiny_bags import IMAGES, LABELS, START_NS, STEP_NS, make_frames, write_tiny_bag
 
+from nightlab_core.data.bags.messages import IMAGE_TYPE
 from nightlab_core.data.bags.protocol import BagError
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.write import BagWriter
@@ -26,6 +31,21 @@ def frames() -> list:
     return make_frames(COUNT, SIZE_HW)
 
 
+def rewrite_mcap(source: Path, target: Path, **options: Any) -> Path:
+    """Write the images of a bag into an MCAP file of another form."""
+    with Bag(source) as bag, target.open("wb") as file:
+        writer = Writer(file, **options)
+        writer.start("ros2")
+        schema = writer.register_schema("sensor_msgs/msg/Image", "ros2msg", b"")
+        channel = writer.register_channel(IMAGES, "cdr", schema)
+        for index in range(COUNT):
+            raw, time_ns = bag.raw(index), int(bag.times_ns[index])
+            assert isinstance(raw, bytes)
+            writer.add_message(channel, time_ns, raw, time_ns)
+        writer.finish()
+    return target
+
+
 @pytest.fixture(scope="module")
 def bags(tmp_path_factory: pytest.TempPathFactory, frames: list) -> dict[str, Path]:
     """One file of each format, with chunks of about 1 MB (8 frames)."""
@@ -35,17 +55,8 @@ def bags(tmp_path_factory: pytest.TempPathFactory, frames: list) -> dict[str, Pa
         path = write_tiny_bag(folder / storage, frames, storage=storage)
         (found[storage],) = (f for f in path.iterdir() if f.suffix in (".mcap", ".db3"))
     for kind in ("zstd", "lz4"):  # by another library, with checksums
-        found[kind] = folder / f"{kind}.mcap"
-        with Bag(found["mcap"]) as bag, found[kind].open("wb") as file:
-            writer = Writer(file, chunk_size=2**20, compression=CompressionType[kind.upper()])
-            writer.start("ros2")
-            schema = writer.register_schema("sensor_msgs/msg/Image", "ros2msg", b"")
-            channel = writer.register_channel(IMAGES, "cdr", schema)
-            for index in range(COUNT):
-                raw, time_ns = bag.raw(index), int(bag.times_ns[index])
-                assert isinstance(raw, bytes)
-                writer.add_message(channel, time_ns, raw, time_ns)
-            writer.finish()
+        options = {"chunk_size": 2**20, "compression": CompressionType[kind.upper()]}
+        found[kind] = rewrite_mcap(found["mcap"], folder / f"{kind}.mcap", **options)
     return found
 
 
@@ -109,6 +120,43 @@ def test_a_damaged_chunk_does_not_affect_other_chunks(
         unreadable = [frame for frame in bag.frames(0, COUNT) if frame.image_bgr is None]
     if kind != "mcap":  # rosbags writes no checksums
         assert 0 < len(unreadable) < COUNT and all("chunk" in frame.reason for frame in unreadable)
+
+
+@pytest.mark.parametrize("options", [{"use_chunking": False}, {"index_types": IndexType.NONE}])
+def test_mcap_files_without_chunks_or_index_are_read(
+    tmp_path: Path, bags: dict[str, Path], frames: list, options: dict[str, Any]
+) -> None:
+    path = rewrite_mcap(bags["mcap"], tmp_path / "other.mcap", **options)
+    found, reasons = readable(path, frames)
+    assert found == COUNT and len(reasons) == 1 and "without an index" in reasons[0]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert 0 < readable(path, frames)[0] < COUNT
+
+
+def test_a_damaged_compressed_bag_is_read_up_to_the_damage(tmp_path: Path, frames: list) -> None:
+    plain = write_tiny_bag(tmp_path / "plain", frames, storage="sqlite3", labelled=False)
+    writer = Rosbag2Writer(tmp_path / "packed", version=8, storage_plugin=StoragePlugin.SQLITE3)
+    writer.set_compression(CompressionMode.MESSAGE, CompressionFormat.ZSTD)
+    with Rosbag2Reader(plain) as reader, writer:
+        topic = writer.add_connection(IMAGES, IMAGE_TYPE, typestore=get_typestore(Stores.ROS2_HUMBLE))
+        for _, time_ns, raw in reader.messages():
+            writer.write(topic, time_ns, raw)
+    connection = sqlite3.connect(tmp_path / "packed" / "packed.db3")
+    connection.execute("UPDATE messages SET data = x'00' WHERE id = 5")
+    connection.commit()
+    connection.close()
+    found, reasons = readable(tmp_path / "packed", frames)
+    assert found == 4 and "reading ends after 4 messages" in reasons[0]
+
+
+def test_label_maps_whose_stamp_cannot_be_read_are_counted(tmp_path: Path, bags: dict[str, Path], frames: list) -> None:
+    path = tmp_path / "labels.db3"
+    shutil.copy(bags["sqlite3"], path)
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE messages SET data = x'0001' WHERE id = (SELECT max(id) FROM messages)")
+    connection.commit()
+    connection.close()
+    assert readable(path, frames) == (COUNT, [f"1 messages of {LABELS} cannot be read"])
 
 
 @pytest.mark.parametrize("kind", ["mcap", "zstd", "sqlite3"])

@@ -37,7 +37,8 @@ class _RosbagsFile:
         """Return int64 (N, 3): time in ns, number of the entry, 0."""
         times: list[int] = []
         try:
-            times += [time_ns for _, time_ns, _ in self._messages(topic)]
+            for _, recorded_ns, _ in self._messages(topic):
+                times.append(recorded_ns)  # one by one, to keep those before an error
         except Exception as error:  # from whichever library unpacks the file
             self.problems.append(f"{topic}: reading ends after {len(times)} messages: {one_line(error)}")
         time_ns = np.sort(np.asarray(times, np.int64))
