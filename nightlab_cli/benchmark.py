@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from nightlab_cli.engine import Library, choose_flavour
+from nightlab_cli.engine import Library, choose_library
 from nightlab_cli.errors import Verbose
 from nightlab_cli.options import Bundle as BundleOption
 from nightlab_cli.options import image_size_option
@@ -25,7 +25,7 @@ from nightlab_core.runtime.bundle import Bundle, EngineKind, default_bundle, loa
 from nightlab_core.runtime.engines.tensorrt.build import build_plan, plan_key, plan_shapes
 from nightlab_core.runtime.engines.tensorrt.cuda import Cuda
 from nightlab_core.runtime.engines.tensorrt.engine import TensorRtEngine
-from nightlab_core.runtime.engines.tensorrt.libraries import Flavour
+from nightlab_core.runtime.engines.tensorrt.libraries import TensorRtLibrary
 from nightlab_core.runtime.engines.tensorrt.plans import PlanHeader, Range, Shape, read_plan
 
 BATCHES = (1, 2, 4, 7, 10)
@@ -56,23 +56,23 @@ def measure(engine: TensorRtEngine, arrays: Mapping[str, np.ndarray], runs: int)
 class Bench:
     """Plans in a folder of their own, and engines on them, one after the other."""
 
-    def __init__(self, bundle: Bundle, flavour: Flavour, cuda: Cuda, folder: Path, runs: int) -> None:
-        self._bundle, self._flavour, self._cuda, self._folder, self._runs = bundle, flavour, cuda, folder, runs
-        self._target = flavour.target(cuda.device())
+    def __init__(self, bundle: Bundle, library: TensorRtLibrary, cuda: Cuda, folder: Path, runs: int) -> None:
+        self._bundle, self._library, self._cuda, self._folder, self._runs = bundle, library, cuda, folder, runs
+        self._target = library.target(cuda.device())
 
     def time(
         self, kind: EngineKind, planned: dict[str, Range], asked: Mapping[str, Shape], cuda_graphs: bool
     ) -> tuple[Timing, int]:
         """Timing of calls with the shapes asked, on a plan for the ranges planned, and the device memory it took."""
-        key = plan_key(self._bundle, kind, self._flavour, self._target, "float16", planned)
-        header, _ = build_plan(self._bundle, key, self._flavour, self._folder)
+        key = plan_key(self._bundle, kind, self._library, self._target, "float16", planned)
+        header, _ = build_plan(self._bundle, key, self._library, self._folder)
 
         def open_plan(shapes: Mapping[str, Shape]) -> tuple[PlanHeader, bytes]:
             return read_plan(self._folder / header.key.file_name)
 
         free = self._cuda.free_bytes()
         with closing(
-            TensorRtEngine(self._flavour, open_plan, asked, cuda=self._cuda, cuda_graphs=cuda_graphs)
+            TensorRtEngine(self._library, open_plan, asked, cuda=self._cuda, cuda_graphs=cuda_graphs)
         ) as engine:
             random = np.random.default_rng(0)
             arrays = {name: random.integers(0, 256, shape, np.uint8) for name, shape in asked.items()}
@@ -121,7 +121,7 @@ def benchmark(
     Compares CUDA graphs with plain calls, and one plan for 1 to 10 regions with one plan for each number.
     """
     console, cuda = Console(), Cuda()
-    opened, flavour = load_bundle(bundle or default_bundle()), choose_flavour(library)
-    console.print(f"{opened.manifest.name}, {flavour.name} {flavour.version}, {cuda.device()}")
+    opened, tensorrt = load_bundle(bundle or default_bundle()), choose_library(library)
+    console.print(f"{opened.manifest.name}, {tensorrt.name} {tensorrt.version}, {cuda.device()}")
     with tempfile.TemporaryDirectory() as folder:
-        report(console, Bench(opened, flavour, cuda, Path(folder), runs), opened, image_size or FRAME_HW)
+        report(console, Bench(opened, tensorrt, cuda, Path(folder), runs), opened, image_size or FRAME_HW)

@@ -32,11 +32,11 @@ from nightlab_core.runtime.engines.tensorrt.build import (
 from nightlab_core.runtime.engines.tensorrt.cuda import Device, find_device
 from nightlab_core.runtime.engines.tensorrt.libraries import (
     PACKAGES,
-    Flavour,
-    FlavourName,
     Target,
-    import_flavour,
-    installed_flavours,
+    TensorRtLibrary,
+    TensorRtName,
+    import_library,
+    installed_libraries,
     platform_name,
 )
 from nightlab_core.runtime.engines.tensorrt.plans import (
@@ -67,20 +67,20 @@ app = new_app(
 ImageSize = Annotated[Any, image_size_option("the bundle's own")]
 EnginePrecision = Annotated[Precision, typer.Option("--precision", help="Arithmetic of the engines.")]
 Library = Annotated[
-    FlavourName | None,
+    TensorRtName | None,
     typer.Option(
         "--library", help="Variant of TensorRT.", show_default="tensorrt where it is installed, else tensorrt_rtx"
     ),
 ]
 
 
-def choose_flavour(name: FlavourName | None = None) -> Flavour:
+def choose_library(name: TensorRtName | None = None) -> TensorRtLibrary:
     """Return the TensorRT variant of this name, or the first that is installed. Raises ImportError with a remedy."""
     if name:
-        return import_flavour(name)
-    if not (flavours := installed_flavours()):
+        return import_library(name)
+    if not (libraries := installed_libraries()):
         raise ImportError("TensorRT is not installed: " + ", or ".join(PACKAGES.values()))
-    return flavours[0]
+    return libraries[0]
 
 
 @app.command()
@@ -101,12 +101,12 @@ def build(
     verbose: Verbose = False,
 ) -> None:
     """Build the three engines of a bundle. Plans that exist are left as they are; Ctrl-C keeps the finished ones."""
-    opened, flavour, (device, _) = load_bundle(bundle or default_bundle()), choose_flavour(library), find_device()
-    target = flavour.target(device, tuple(capability or ()))
+    opened, tensorrt, (device, _) = load_bundle(bundle or default_bundle()), choose_library(library), find_device()
+    target = tensorrt.target(device, tuple(capability or ()))
     frame_hw = image_size or opened.manifest.engines.image.input_hw
     folder, console = cache_folder(), _console()
     console.print(f"bundle {opened.manifest.name}, images of {frame_hw[1]}x{frame_hw[0]}, {precision}")
-    console.print(f"{flavour.name} {flavour.version} for {target}")
+    console.print(f"{tensorrt.name} {tensorrt.version} for {target}")
     table = Table("network", "MB", "s", "float16 layers", "float32 layers", box=None)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
     display = Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[doing]}"), console=console)
@@ -118,9 +118,9 @@ def build(
     with _interruptible() as interrupted, display:
         for kind in ENGINE_KINDS:
             task = display.add_task(kind, total=1.0, doing="")
-            key = plan_key(opened, kind, flavour, target, precision, plan_shapes(opened, kind, frame_hw))
+            key = plan_key(opened, kind, tensorrt, target, precision, plan_shapes(opened, kind, frame_hw))
             try:
-                header, was_built = build_plan(opened, key, flavour, folder, partial(show, task))
+                header, was_built = build_plan(opened, key, tensorrt, folder, partial(show, task))
             except BuildStopped as stopped:
                 raise CommandError("interrupted; the plans that were finished are kept", INTERRUPTED) from stopped
             display.update(task, completed=1.0, doing="built" if was_built else "exists")
@@ -172,7 +172,7 @@ def list_plans(verbose: Verbose = False) -> None:
         console.print(f"{path.name} {header.plan_bytes / MEGABYTE:.1f} MB, built {header.built}", soft_wrap=True)
         held = f"inputs and outputs {header.io_bytes / MEGABYTE:.1f} MB"
         console.print(f"  {key.kind} {shape}, {held}, {key.precision}, ONNX {key.onnx_sha256[:12]}", soft_wrap=True)
-        console.print(f"  {key.flavour} {key.version}, {key.platform}, {key.target}: {usable}", soft_wrap=True)
+        console.print(f"  {key.library} {key.version}, {key.platform}, {key.target}: {usable}", soft_wrap=True)
 
 
 @app.command()
@@ -187,7 +187,7 @@ def verify(
 
     Exit status 1 if a plan is damaged or missing.
     """
-    opened, flavour, (device, reason) = load_bundle(bundle or default_bundle()), choose_flavour(library), find_device()
+    opened, tensorrt, (device, reason) = load_bundle(bundle or default_bundle()), choose_library(library), find_device()
     folder, console, damaged, missing = cache_folder(), _console(), 0, 0
     for path in plan_files(folder):
         try:
@@ -197,12 +197,12 @@ def verify(
             damaged += 1
             console.print(str(error), soft_wrap=True, style="red")
     frame_hw = image_size or opened.manifest.engines.image.input_hw
-    here = Target((device.capability,), device.name) if device else flavour.target(device)
+    here = Target((device.capability,), device.name) if device else tensorrt.target(device)
     console.print(f"bundle {opened.manifest.name}, images of {frame_hw[1]}x{frame_hw[0]}, {precision}, {here}")
     if device is None:
         console.print(f"no GPU here to load the plans: {reason}", soft_wrap=True)
     for kind in ENGINE_KINDS:
-        key = plan_key(opened, kind, flavour, here, precision, plan_shapes(opened, kind, frame_hw))
+        key = plan_key(opened, kind, tensorrt, here, precision, plan_shapes(opened, kind, frame_hw))
         try:
             header, _ = find_plan(folder, key)
             console.print(f"{kind}: {header.key.file_name}", soft_wrap=True)
@@ -234,7 +234,7 @@ def clean(
             return everything
         except PlanError:
             return True
-        if header.key.flavour not in versions:  # it may be installed in another environment
+        if header.key.library not in versions:  # it may be installed in another environment
             return everything
         return everything or bool(_useless(header.key, device, versions))
 
@@ -247,15 +247,15 @@ def clean(
 
 
 def _versions() -> dict[str, str]:
-    return {flavour.name: flavour.version for flavour in installed_flavours()}
+    return {library.name: library.version for library in installed_libraries()}
 
 
 def _useless(key: PlanKey, device: Device | None, versions: dict[str, str]) -> str:
     """Return why this machine can never load a plan, or "". Without a GPU, plans for any GPU count as loadable."""
     if key.platform != platform_name():
         return f"made for {key.platform}, this is {platform_name()}"
-    if versions.get(key.flavour) != key.version:
-        return f"made by {key.flavour} {key.version}, installed is {versions.get(key.flavour, 'none')}"
+    if versions.get(key.library) != key.version:
+        return f"made by {key.library} {key.version}, installed is {versions.get(key.library, 'none')}"
     if key.graph_version != GRAPH_VERSION:
         return f"made from graphs of version {key.graph_version}, this is {GRAPH_VERSION}"
     if device is not None and not key.target.serves(Target((device.capability,), device.name)):

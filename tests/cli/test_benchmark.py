@@ -20,7 +20,7 @@ from nightlab_cli import benchmark as benchmark_command
 from nightlab_cli.benchmark import BATCHES, Bench, report
 from nightlab_core.runtime.bundle import load_bundle
 from nightlab_core.runtime.engines.tensorrt.cuda import CudaError, Device
-from nightlab_core.runtime.engines.tensorrt.libraries import import_flavour
+from nightlab_core.runtime.engines.tensorrt.libraries import import_library
 
 RUNS = 20
 
@@ -41,7 +41,7 @@ class CountingEngine:
     made: list[CountingEngine] = []  # noqa: RUF012 - emptied by the test
 
     def __init__(
-        self, flavour: Any, open_plan: Any, shapes: Mapping[str, Any], *, cuda: Gpu, cuda_graphs: bool
+        self, library: Any, open_plan: Any, shapes: Mapping[str, Any], *, cuda: Gpu, cuda_graphs: bool
     ) -> None:
         header, _ = open_plan(shapes)
         self.kind, self.cuda_graphs, self.cuda = header.key.kind, cuda_graphs, cuda
@@ -65,7 +65,7 @@ def test_it_measures_every_network_with_and_without_cuda_graphs(
     monkeypatch.setattr(benchmark_command, "TensorRtEngine", CountingEngine)
     CountingEngine.made.clear()
     bundle, gpu, console = load_bundle(tiny_bundle), Gpu(), Console(record=True, width=120)
-    bench = Bench(bundle, import_flavour("tensorrt_rtx"), gpu, tmp_path, RUNS)  # type: ignore[arg-type]
+    bench = Bench(bundle, import_library("tensorrt_rtx"), gpu, tmp_path, RUNS)  # type: ignore[arg-type]
     report(console, bench, bundle, (64, 96))
     made = CountingEngine.made
     assert {engine.calls for engine in made} == {RUNS + RUNS // 10} and gpu.taken == 0

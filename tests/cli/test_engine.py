@@ -19,7 +19,7 @@ pytest.importorskip("onnx")
 from command import Result, nightlab
 
 from nightlab_cli import engine as engine_command
-from nightlab_core.runtime.engines.tensorrt import libraries as flavours
+from nightlab_core.runtime.engines.tensorrt import libraries as libraries
 from nightlab_core.runtime.engines.tensorrt import plans
 from nightlab_core.runtime.engines.tensorrt.cuda import Device
 from nightlab_core.runtime.engines.tensorrt.plans import plan_files, read_header, read_plan
@@ -94,7 +94,7 @@ def test_plans_are_built_checked_and_removed(tiny_bundle: Path, folder: Path, mo
     monkeypatch.setattr(engine_command, "find_device", lambda: (Device("Orin", "8.7", 0), ""))
     assert "the GPU here is Orin (compute capability 8.7)" in engine("list").out
     monkeypatch.setattr(engine_command, "find_device", lambda: (None, "cudaErrorNoDevice"))
-    monkeypatch.setattr(flavours.Flavour, "version", "9.9.9")
+    monkeypatch.setattr(libraries.TensorRtLibrary, "version", "9.9.9")
     assert "installed is 9.9.9" in engine("list").out
     assert "2 plans removed" in engine("clean").out and plan_files(folder) == []
 
@@ -103,7 +103,7 @@ def test_clean_keeps_the_plans_of_a_tensorrt_that_is_not_installed_here(
     folder: Path, built: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A virtual environment may hide JetPack's TensorRT, whose plans took long to build."""
-    monkeypatch.setattr(engine_command, "installed_flavours", list)
+    monkeypatch.setattr(engine_command, "installed_libraries", list)
     assert engine("list").out.count("installed is none") == 3
     assert engine("clean").status == 0 and len(plan_files(folder)) == 3
     assert engine("clean", "--all").status == 0 and plan_files(folder) == []

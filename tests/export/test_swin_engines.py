@@ -18,7 +18,7 @@ from nightlab_core.models.checkpoint import ModelCard
 from nightlab_core.models.nightlab import NightLabSettings, SegmenterSettings
 from nightlab_core.runtime.bundle import ENGINE_KINDS, load_bundle
 from nightlab_core.runtime.engines.tensorrt.build import build_plan, plan_key, plan_shapes
-from nightlab_core.runtime.engines.tensorrt.libraries import import_flavour
+from nightlab_core.runtime.engines.tensorrt.libraries import import_library
 
 SETTINGS = NightLabSettings(
     segmenter=SegmenterSettings(
@@ -33,11 +33,11 @@ CARD = ModelCard(name="swin", hard_classes=("pole",), trained_on=("nothing",), l
 def test_all_three_engines_build_with_attention_s_sums_in_float32(tmp_path: Path) -> None:
     torch.manual_seed(0)
     export_bundle(SETTINGS.build().eval(), SETTINGS, CARD, tmp_path)
-    bundle, flavour = load_bundle(tmp_path), import_flavour("tensorrt_rtx")
+    bundle, library = load_bundle(tmp_path), import_library("tensorrt_rtx")
     for kind in ENGINE_KINDS:
         shapes = plan_shapes(bundle, kind, (96, 128))
-        key = plan_key(bundle, kind, flavour, flavour.target(None), "float16", shapes)
-        header, was_built = build_plan(bundle, key, flavour, tmp_path / "plans")
+        key = plan_key(bundle, kind, library, library.target(None), "float16", shapes)
+        header, was_built = build_plan(bundle, key, library, tmp_path / "plans")
         assert was_built
         half, full = header.layers["float16"], header.layers["float32"]
         assert not {"SOFTMAX", "NORMALIZATION", "GRID_SAMPLE", "REDUCE"} & set(half), kind

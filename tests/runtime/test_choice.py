@@ -22,7 +22,7 @@ from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.engines.tensorrt import engine as tensorrt
 from nightlab_core.runtime.engines.tensorrt.build import build_command
 from nightlab_core.runtime.engines.tensorrt.cuda import CudaError, Device
-from nightlab_core.runtime.engines.tensorrt.libraries import TensorRtError, import_flavour
+from nightlab_core.runtime.engines.tensorrt.libraries import TensorRtError, import_library
 from nightlab_core.runtime.engines.tensorrt.plans import PlanError, Shape, plan_files
 
 RTX = Device("NVIDIA RTX A2000", "8.6", 6 << 30)
@@ -35,9 +35,9 @@ class LoadedPlan(tensorrt.TensorRtEngine):
     opened: list[LoadedPlan] = []  # noqa: RUF012 - emptied for every test
     fail_on: str = ""
 
-    def __init__(self, flavour: Any, open_plan: Any, shapes: Mapping[str, Shape]) -> None:
+    def __init__(self, library: Any, open_plan: Any, shapes: Mapping[str, Shape]) -> None:
         self.header, self.plan = open_plan(shapes)
-        self.name, self._open_plan, self.closed = flavour.name, open_plan, False
+        self.name, self._open_plan, self.closed = library.name, open_plan, False
         if self.header.key.kind == type(self).fail_on:
             raise TensorRtError("the plan is refused on this GPU")
         self.inputs = {n: TensorSpec(np.dtype(i.dtype), i.shape) for n, i in self.header.inputs.items()}
@@ -65,7 +65,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine with a GPU, TensorRT for RTX and no plans; returns the cache's folder."""
     monkeypatch.setenv("NIGHTLAB_PLANS", str(tmp_path / "plans"))
     monkeypatch.setattr(tensorrt, "find_device", lambda: (RTX, ""))
-    monkeypatch.setattr(tensorrt, "installed_flavours", lambda: [import_flavour("tensorrt_rtx")])
+    monkeypatch.setattr(tensorrt, "installed_libraries", lambda: [import_library("tensorrt_rtx")])
     monkeypatch.setattr(tensorrt, "TensorRtEngine", LoadedPlan)
     LoadedPlan.opened.clear()
     monkeypatch.setattr(LoadedPlan, "fail_on", "")
@@ -148,7 +148,7 @@ def test_a_driver_without_a_usable_gpu_is_told(bundle: Bundle, monkeypatch: pyte
 
 
 def test_a_gpu_without_tensorrt_says_what_to_install(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt, "installed_flavours", list)
+    monkeypatch.setattr(tensorrt, "installed_libraries", list)
     assert "TensorRT is not installed: JetPack" in open_engines(bundle, frame_hw=FRAME_HW).note
     with pytest.raises(ImportError, match="pip install tensorrt-rtx-cu13"):
         open_engines(bundle, engine="tensorrt", frame_hw=FRAME_HW)

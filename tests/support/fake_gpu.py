@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nightlab_core.runtime.engines.tensorrt.cuda import Cuda, CudaError
-from nightlab_core.runtime.engines.tensorrt.libraries import Flavour
+from nightlab_core.runtime.engines.tensorrt.libraries import TensorRtLibrary
 from nightlab_core.runtime.engines.tensorrt.plans import PlanHeader, PlanKey, Range, TensorInfo
 
 Network = Callable[..., Mapping[str, np.ndarray]]
@@ -254,9 +254,9 @@ class _Context(_Object):
         return self._network(**arrays)
 
 
-def fake_flavour(cuda: FakeCuda, networks: Mapping[bytes, tuple[Network, PlanHeader]]) -> Flavour:
-    """A flavour that runs these networks, by the bytes of their plans."""
-    return Flavour("tensorrt", FakeTensorRt(cuda, networks))
+def fake_library(cuda: FakeCuda, networks: Mapping[bytes, tuple[Network, PlanHeader]]) -> TensorRtLibrary:
+    """A library that runs these networks, by the bytes of their plans."""
+    return TensorRtLibrary("tensorrt", FakeTensorRt(cuda, networks))
 
 
 def fake_header(
@@ -267,7 +267,7 @@ def fake_header(
         kind=kind,  # type: ignore[arg-type]
         onnx_sha256="0" * 64,
         graph_version=1,
-        flavour="tensorrt",
+        library="tensorrt",
         version="99.1",
         platform="linux-x86_64",
         capabilities=("8.7",),

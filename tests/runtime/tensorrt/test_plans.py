@@ -21,7 +21,7 @@ pytest.importorskip("onnx")
 from nightlab_core.runtime.bundle import Bundle, load_bundle
 from nightlab_core.runtime.engines.tensorrt import plans
 from nightlab_core.runtime.engines.tensorrt.build import build_plan, plan_key, plan_shapes
-from nightlab_core.runtime.engines.tensorrt.libraries import Flavour, Target, import_flavour
+from nightlab_core.runtime.engines.tensorrt.libraries import Target, TensorRtLibrary, import_library
 from nightlab_core.runtime.engines.tensorrt.plans import (
     PlanError,
     PlanHeader,
@@ -42,8 +42,8 @@ FRAME_HW = (64, 96)
 
 
 @pytest.fixture(scope="module")
-def flavour() -> Flavour:
-    return import_flavour("tensorrt_rtx")
+def library() -> TensorRtLibrary:
+    return import_library("tensorrt_rtx")
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +52,10 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def built(bundle: Bundle, flavour: Flavour, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(bundle: Bundle, library: TensorRtLibrary, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one real plan, of the region network."""
     folder = tmp_path_factory.mktemp("plans")
-    build_plan(bundle, key_of(bundle, flavour), flavour, folder)
+    build_plan(bundle, key_of(bundle, library), library, folder)
     return folder
 
 
@@ -66,20 +66,20 @@ def plan(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy2(source, tmp_path))
 
 
-def key_of(bundle: Bundle, flavour: Flavour, /, **changes: Any) -> PlanKey:
-    key = plan_key(bundle, "region", flavour, flavour.target(None), "float16", plan_shapes(bundle, "region", FRAME_HW))
+def key_of(bundle: Bundle, library: TensorRtLibrary, /, **changes: Any) -> PlanKey:
+    key = plan_key(bundle, "region", library, library.target(None), "float16", plan_shapes(bundle, "region", FRAME_HW))
     return key.model_copy(update=changes)
 
 
-def test_a_real_plan_is_found_whole(bundle: Bundle, flavour: Flavour, built: Path) -> None:
-    header, plan = find_plan(built, key_of(bundle, flavour))
-    assert header.key == key_of(bundle, flavour)
+def test_a_real_plan_is_found_whole(bundle: Bundle, library: TensorRtLibrary, built: Path) -> None:
+    header, plan = find_plan(built, key_of(bundle, library))
+    assert header.key == key_of(bundle, library)
     assert len(plan) == header.plan_bytes > 10_000
     assert header.outputs["labels"].dtype == "uint8"
     assert header.io_bytes == 10 * 32 * 48 * (3 + 1 + 1)
     (path,) = plan_files(built)
     assert path.name == header.key.file_name and path.stat().st_mode & 0o777 == 0o644
-    assert json.loads(path.read_bytes().split(b"\n")[1])["key"]["flavour"] == "tensorrt_rtx"  # to be read by people too
+    assert json.loads(path.read_bytes().split(b"\n")[1])["key"]["library"] == "tensorrt_rtx"  # to be read by people too
 
 
 OTHER_SHAPES = {"crops": ((1, 32, 64, 3), (10, 32, 64, 3), (10, 32, 64, 3))}
@@ -90,7 +90,7 @@ OTHER_SHAPES = {"crops": ((1, 32, 64, 3), (10, 32, 64, 3), (10, 32, 64, 3))}
     [
         ({"onnx_sha256": "f" * 64}, "onnx sha256: built with .*, here it is ffff"),
         ({"graph_version": 99}, "graph version: built with 1, here it is 99"),
-        ({"flavour": "tensorrt"}, "flavour: built with tensorrt_rtx, here it is tensorrt"),
+        ({"library": "tensorrt"}, "library: built with tensorrt_rtx, here it is tensorrt"),
         ({"version": "1.7.1.117"}, r"version: built with 1\..*, here it is 1\.7\.1\.117"),
         ({"platform": "linux-aarch64"}, "platform: built with .*, here it is linux-aarch64"),
         (
@@ -105,9 +105,9 @@ OTHER_SHAPES = {"crops": ((1, 32, 64, 3), (10, 32, 64, 3), (10, 32, 64, 3))}
     ],
 )
 def test_a_plan_that_differs_in_anything_is_not_loaded_and_the_message_says_in_what(
-    bundle: Bundle, flavour: Flavour, plan: Path, changes: dict[str, Any], message: str
+    bundle: Bundle, library: TensorRtLibrary, plan: Path, changes: dict[str, Any], message: str
 ) -> None:
-    wanted = key_of(bundle, flavour, **changes)
+    wanted = key_of(bundle, library, **changes)
     with pytest.raises(PlanError, match=message):
         read_plan(plan, wanted)
     with pytest.raises(PlanError, match=f"(?s)no plan of the region network fits:.*{message}"):
@@ -115,11 +115,11 @@ def test_a_plan_that_differs_in_anything_is_not_loaded_and_the_message_says_in_w
     assert len(differences(read_header(plan).key, wanted)) == 1
 
 
-def test_every_field_of_the_key_is_in_the_test_above(bundle: Bundle, flavour: Flavour) -> None:
-    tested = {"onnx_sha256", "graph_version", "flavour", "version", "platform", "capabilities", "gpu_name"}
+def test_every_field_of_the_key_is_in_the_test_above(bundle: Bundle, library: TensorRtLibrary) -> None:
+    tested = {"onnx_sha256", "graph_version", "library", "version", "platform", "capabilities", "gpu_name"}
     assert tested | {"precision", "shapes", "kind"} == set(PlanKey.model_fields)
-    other = key_of(bundle, flavour, kind="image")
-    assert differences(key_of(bundle, flavour), other) == ["kind: built with region, here it is image"]
+    other = key_of(bundle, library, kind="image")
+    assert differences(key_of(bundle, library), other) == ["kind: built with region, here it is image"]
 
 
 @pytest.mark.parametrize(
@@ -187,22 +187,22 @@ def flip(at: Callable[[int], int]) -> Callable[[bytes], bytes]:
         (flip(lambda n: n // 2), "the plan's SHA-256 is .*: it was changed"),
         (swap(b'"float16"', b'"float32"'), "header was changed"),
         (swap(b'"linux-', b'"Linux-'), "header was changed"),
-        (swap(b"nightlab-plan 1 ", b"nightlab-plan 2 "), "received format 2, expected 1"),
+        (swap(b"nightlab-plan 2 ", b"nightlab-plan 1 "), "received format 1, expected 2"),
         (lambda data: b"\x7fELF" + data, "does not begin as a plan"),
     ],
 )
 def test_a_plan_that_was_cut_short_or_changed_is_never_loaded(
-    bundle: Bundle, flavour: Flavour, plan: Path, spoil: Callable[[bytes], bytes], message: str
+    bundle: Bundle, library: TensorRtLibrary, plan: Path, spoil: Callable[[bytes], bytes], message: str
 ) -> None:
     plan.write_bytes(spoil(plan.read_bytes()))
     with pytest.raises(PlanError, match=message):
         read_plan(plan)
     with pytest.raises(PlanError, match=message):
-        find_plan(plan.parent, key_of(bundle, flavour))
+        find_plan(plan.parent, key_of(bundle, library))
 
 
-def test_a_plan_under_another_s_name_is_not_loaded(bundle: Bundle, flavour: Flavour, plan: Path) -> None:
-    name = key_of(bundle, flavour, precision="float32").file_name
+def test_a_plan_under_another_s_name_is_not_loaded(bundle: Bundle, library: TensorRtLibrary, plan: Path) -> None:
+    name = key_of(bundle, library, precision="float32").file_name
     plan = plan.rename(plan.parent / name)
     with pytest.raises(PlanError, match=f"{name}: does not match its key, by which it would be called region-"):
         read_plan(plan)
@@ -213,7 +213,7 @@ def test_a_header_of_another_version_is_refused(plan: Path) -> None:
     content = json.loads(line)
     del content["key"]["graph_version"]
     line = json.dumps(content).encode()
-    plan.write_bytes(b"nightlab-plan 1 " + hashlib.sha256(line).hexdigest().encode() + b"\n" + line + b"\n" + rest)
+    plan.write_bytes(b"nightlab-plan 2 " + hashlib.sha256(line).hexdigest().encode() + b"\n" + line + b"\n" + rest)
     with pytest.raises(PlanError, match="the header is not one of this version: Field required"):
         read_plan(plan)
 
@@ -250,26 +250,26 @@ def test_what_is_checked_is_what_is_loaded(plan: Path, monkeypatch: pytest.Monke
 
 
 def test_a_plan_that_is_removed_while_the_folder_is_read_is_no_crash(
-    bundle: Bundle, flavour: Flavour, plan: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, library: TensorRtLibrary, plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = plan.with_name("region-0000000000000000.plan")
     monkeypatch.setattr(Path, "glob", lambda folder, pattern: iter([gone, plan]))
     assert plan_files(plan.parent) == [plan]
     monkeypatch.setattr(plans, "plan_files", lambda folder: [gone])
     with pytest.raises(PlanError, match=f"{gone}: No such file or directory"):
-        find_plan(plan.parent, key_of(bundle, flavour))
+        find_plan(plan.parent, key_of(bundle, library))
 
 
-def test_an_empty_cache_says_so(bundle: Bundle, flavour: Flavour, tmp_path: Path) -> None:
+def test_an_empty_cache_says_so(bundle: Bundle, library: TensorRtLibrary, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(PlanError, match=f"there is no plan of the region network in {folder}"):
-            find_plan(folder, key_of(bundle, flavour))
+            find_plan(folder, key_of(bundle, library))
 
 
-def test_a_whole_plan_is_found_beside_spoilt_ones(bundle: Bundle, flavour: Flavour, plan: Path) -> None:
+def test_a_whole_plan_is_found_beside_spoilt_ones(bundle: Bundle, library: TensorRtLibrary, plan: Path) -> None:
     (plan.parent / "region-0000000000000000.plan").write_bytes(b"nothing")
     (plan.parent / "notes.txt").write_text("not a plan")
-    header, _ = find_plan(plan.parent, key_of(bundle, flavour))
+    header, _ = find_plan(plan.parent, key_of(bundle, library))
     assert header.key.file_name == plan.name
 
 

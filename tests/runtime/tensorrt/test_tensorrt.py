@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_gpu import FakeCuda, FakeTensorRt, Ledger, fake_flavour, fake_header
+from fake_gpu import FakeCuda, FakeTensorRt, Ledger, fake_header, fake_library
 from tiny_bundle import image_level, region_level
 
 from nightlab_core.runtime.engines.engine import TensorSpec
@@ -57,8 +57,8 @@ class Machine:
         networks: dict[bytes, Any] = {b"regio": (region_network, REGION_HEADER)}
         for height, width in SIZES_HW:
             networks[f"{height}x{width}".encode()] = (image_network, image_header(height, width))
-        self.flavour = fake_flavour(self.cuda, networks)
-        self.trt: FakeTensorRt = self.flavour.trt
+        self.library = fake_library(self.cuda, networks)
+        self.trt: FakeTensorRt = self.library.trt
 
     def open_plan(self, shapes: Mapping[str, Shape]) -> tuple[PlanHeader, bytes]:
         self.opened.append(dict(shapes))
@@ -70,10 +70,10 @@ class Machine:
         return image_header(height, width), f"{height}x{width}".encode()
 
     def image(self, **options: Any) -> TensorRtEngine:
-        return TensorRtEngine(self.flavour, self.open_plan, {"frame": (1, 4, 6, 3)}, cuda=self.cuda, **options)
+        return TensorRtEngine(self.library, self.open_plan, {"frame": (1, 4, 6, 3)}, cuda=self.cuda, **options)
 
     def region(self, **options: Any) -> TensorRtEngine:
-        return TensorRtEngine(self.flavour, self.open_plan, {"crops": (10, *CROP)}, cuda=self.cuda, **options)
+        return TensorRtEngine(self.library, self.open_plan, {"crops": (10, *CROP)}, cuda=self.cuda, **options)
 
     def assert_nothing_is_left(self) -> None:
         if self.ledger.alive:  # perhaps an exception holds the last reference

@@ -26,14 +26,14 @@ from nightlab_core.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.engines.tensorrt.cuda import Cuda, find_device
 from nightlab_core.runtime.engines.tensorrt.engine import TensorRtEngine
-from nightlab_core.runtime.engines.tensorrt.libraries import installed_flavours
+from nightlab_core.runtime.engines.tensorrt.libraries import installed_libraries
 from nightlab_core.runtime.engines.tensorrt.plans import plan_files, read_plan
 
 DEVICE, REASON = find_device()
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(DEVICE is None, reason=f"no GPU can be used: {REASON}"),
-    pytest.mark.skipif(not installed_flavours(), reason="no TensorRT is installed"),
+    pytest.mark.skipif(not installed_libraries(), reason="no TensorRT is installed"),
 ]
 FRAME_HW = (480, 640)
 ROOT = Path(__file__).parents[2]
@@ -91,11 +91,11 @@ def test_labels_are_onnx_runtime_s(engines: Engines) -> None:
 
 
 def test_the_inspector_finds_half_precision(engines: Engines, folder: Path) -> None:
-    flavour = next(f for f in installed_flavours() if f.name == engines.image.name)
+    library = next(f for f in installed_libraries() if f.name == engines.image.name)
     image = next(path for path in plan_files(folder) if path.name.startswith("image"))
-    runtime = flavour.trt.Runtime(flavour.logger())
+    runtime = library.trt.Runtime(library.logger())
     engine = runtime.deserialize_cuda_engine(read_plan(image)[1])
-    layers = engine.create_engine_inspector().get_engine_information(flavour.trt.LayerInformationFormat.JSON)
+    layers = engine.create_engine_inspector().get_engine_information(library.trt.LayerInformationFormat.JSON)
     assert re.search("Half|FP16", layers), layers[:2000]
 
 
@@ -160,9 +160,9 @@ def test_closing_gives_the_memory_back_again_and_again(engines: Engines, folder:
 
 
 def test_a_cuda_graph_gives_the_same_answers(engines: Engines, folder: Path) -> None:
-    flavour = next(f for f in installed_flavours() if f.name == engines.image.name)
+    library = next(f for f in installed_libraries() if f.name == engines.image.name)
     image = next(path for path in plan_files(folder) if path.name.startswith("image"))
-    graphs = TensorRtEngine(flavour, lambda shapes: read_plan(image), {"frame": (1, *FRAME_HW, 3)}, cuda_graphs=True)
+    graphs = TensorRtEngine(library, lambda shapes: read_plan(image), {"frame": (1, *FRAME_HW, 3)}, cuda_graphs=True)
     for frame in frames(3):
         expected = engines.image(frame=frame)
         received = graphs(frame=frame)

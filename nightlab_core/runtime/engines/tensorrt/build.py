@@ -17,7 +17,7 @@ from typing import Any, Literal
 from nightlab_core.runtime.bundle import Bundle, EngineKind
 from nightlab_core.runtime.engines.engine import BuildProgress, BuildStopped, OnProgress
 from nightlab_core.runtime.engines.tensorrt.compiler import serialize
-from nightlab_core.runtime.engines.tensorrt.libraries import Flavour, Target, TensorRtError, platform_name
+from nightlab_core.runtime.engines.tensorrt.libraries import Target, TensorRtError, TensorRtLibrary, platform_name
 from nightlab_core.runtime.engines.tensorrt.plans import (
     PlanError,
     PlanHeader,
@@ -51,15 +51,20 @@ def plan_shapes(bundle: Bundle, kind: EngineKind, frame_hw: tuple[int, int]) -> 
 
 
 def plan_key(
-    bundle: Bundle, kind: EngineKind, flavour: Flavour, target: Target, precision: Precision, shapes: dict[str, Range]
+    bundle: Bundle,
+    kind: EngineKind,
+    library: TensorRtLibrary,
+    target: Target,
+    precision: Precision,
+    shapes: dict[str, Range],
 ) -> PlanKey:
     """The key of a plan that this machine would build, or load."""
     return PlanKey(
         kind=kind,
         onnx_sha256=getattr(bundle.manifest.engines, kind).sha256,
         graph_version=GRAPH_VERSION,
-        flavour=flavour.name,
-        version=flavour.version,
+        library=library.name,
+        version=library.version,
         platform=platform_name(),
         capabilities=target.capabilities,
         gpu_name=target.gpu_name,
@@ -79,7 +84,11 @@ def build_command(bundle: Bundle, frame_hw: tuple[int, int] | None, precision: P
 
 
 def build_plan(
-    bundle: Bundle, key: PlanKey, flavour: Flavour, folder: Path, on_progress: OnProgress = lambda progress: True
+    bundle: Bundle,
+    key: PlanKey,
+    library: TensorRtLibrary,
+    folder: Path,
+    on_progress: OnProgress = lambda progress: True,
 ) -> tuple[PlanHeader, bool]:
     """Build the plan with this key into the cache, unless a whole one is there; its header, and whether it was built.
 
@@ -100,7 +109,7 @@ def build_plan(
         started = time.monotonic()
         on_progress(BuildProgress(key.kind, 0.0, "rewriting the graph"))
         model, inputs, outputs = _rewritten(bundle.path(key.kind), key)
-        plan, layers, io_bytes = serialize(flavour, model, key, on_progress)
+        plan, layers, io_bytes = serialize(library, model, key, on_progress)
         header = PlanHeader(
             key=key,
             inputs=inputs,

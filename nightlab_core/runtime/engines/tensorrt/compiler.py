@@ -11,21 +11,21 @@ from typing import Any
 
 from nightlab_core.runtime.bundle import EngineKind
 from nightlab_core.runtime.engines.engine import BuildProgress, BuildStopped, OnProgress
-from nightlab_core.runtime.engines.tensorrt.libraries import Flavour, Target, TensorRtError
+from nightlab_core.runtime.engines.tensorrt.libraries import Target, TensorRtError, TensorRtLibrary
 from nightlab_core.runtime.engines.tensorrt.plans import PlanKey, Range, Shape
 
 POLL_S = 0.02
 
 
 def serialize(
-    flavour: Flavour, model: bytes, key: PlanKey, on_progress: OnProgress
+    library: TensorRtLibrary, model: bytes, key: PlanKey, on_progress: OnProgress
 ) -> tuple[bytes, dict[str, dict[str, int]], int]:
     """Parse a serialised ONNX model and build its plan: the plan, layers by type, and bytes of inputs and outputs."""
-    trt = flavour.trt
-    flavour.messages.clear()
-    builder = trt.Builder(logger := flavour.logger())
+    trt = library.trt
+    library.messages.clear()
+    builder = trt.Builder(logger := library.logger())
     if builder is None:
-        raise flavour.error("TensorRT made no builder")
+        raise library.error("TensorRT made no builder")
     # TensorRT 10 types a network strongly when told to, 11 always.
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
@@ -38,11 +38,11 @@ def serialize(
     for name, (low, usual, high) in key.shapes.items():
         profile.set_shape(name, low, usual, high)
     config.add_optimization_profile(profile)
-    if not flavour.needs_gpu_to_build:
-        _aim(flavour, config, key.target)
+    if not library.needs_gpu_to_build:
+        _aim(library, config, key.target)
     plan = _run_build(trt, builder, network, config, key.kind, on_progress)
     if plan is None:
-        raise flavour.error(f"TensorRT {flavour.version} cannot build the {key.kind} network")
+        raise library.error(f"TensorRT {library.version} cannot build the {key.kind} network")
     return bytes(memoryview(plan)), _layers(trt, network), _io_bytes(trt, network, key.shapes)
 
 
@@ -57,8 +57,8 @@ def _refusal(parser: Any, kind: str) -> str:
     return f"TensorRT's parser refuses the {kind} network: " + ("; ".join(lines) or "it gave no reason")
 
 
-def _aim(flavour: Flavour, config: Any, target: Target) -> None:
-    capability = flavour.trt.ComputeCapability
+def _aim(library: TensorRtLibrary, config: Any, target: Target) -> None:
+    capability = library.trt.ComputeCapability
     if target.gpu_name:
         chosen = [capability.CURRENT]
     else:
@@ -66,7 +66,7 @@ def _aim(flavour: Flavour, config: Any, target: Target) -> None:
     config.num_compute_capabilities = len(chosen)
     for index, one in enumerate(chosen):
         if not config.set_compute_capability(one, index):
-            raise flavour.error(f"tensorrt_rtx cannot build for {target}")
+            raise library.error(f"tensorrt_rtx cannot build for {target}")
 
 
 def _run_build(trt: Any, builder: Any, network: Any, config: Any, kind: EngineKind, on_progress: OnProgress) -> Any:

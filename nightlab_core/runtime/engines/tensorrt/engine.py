@@ -30,10 +30,10 @@ from nightlab_core.runtime.engines.tensorrt.cuda import Cuda, CudaError, Device,
 from nightlab_core.runtime.engines.tensorrt.execution import PlanExecution
 from nightlab_core.runtime.engines.tensorrt.libraries import (
     PACKAGES,
-    Flavour,
     Target,
     TensorRtError,
-    installed_flavours,
+    TensorRtLibrary,
+    installed_libraries,
 )
 from nightlab_core.runtime.engines.tensorrt.plans import (
     PlanError,
@@ -64,7 +64,7 @@ class TensorRtEngine:
 
     def __init__(
         self,
-        flavour: Flavour,
+        library: TensorRtLibrary,
         open_plan: OpenPlan,
         shapes: Mapping[str, Shape],
         *,
@@ -76,8 +76,8 @@ class TensorRtEngine:
         Raises PlanError where there is none that fits, TensorRtError where TensorRT refuses it, CudaError, and
         ImportError where the CUDA bindings are missing.
         """
-        self.name: str = flavour.name
-        self._flavour, self._open_plan, self._cuda_graphs = flavour, open_plan, cuda_graphs
+        self.name: str = library.name
+        self._library, self._open_plan, self._cuda_graphs = library, open_plan, cuda_graphs
         self._cuda = Cuda() if cuda is None else cuda
         self._lock = threading.Lock()
         self._closed = False
@@ -135,7 +135,7 @@ class TensorRtEngine:
             header, plan = self._open_plan(shapes)
             while len(self._loaded) >= LOADED_PLANS:  # first, so that there is room on the GPU
                 self._loaded.pop(0).close()
-            execution = PlanExecution(self._flavour, self._cuda, header, plan, self._cuda_graphs)
+            execution = PlanExecution(self._library, self._cuda, header, plan, self._cuda_graphs)
         self._loaded.append(execution)
         return execution
 
@@ -147,33 +147,33 @@ def _specs(infos: Mapping[str, TensorInfo]) -> dict[str, TensorSpec]:
 def _open_on_gpu(
     bundle: Bundle, options: EngineOptions, device: Device, on_progress: OnProgress
 ) -> dict[EngineKind, Engine]:
-    flavours = installed_flavours()
-    if not flavours:
+    libraries = installed_libraries()
+    if not libraries:
         raise ImportError("TensorRT is not installed: " + ", or ".join(PACKAGES.values()))
     if options.frame_hw is None:
         raise PlanError("the camera's size is not known yet, and a plan is made for one: set image_size")
     precision: Precision = "float32" if options.precision == "float32" else "float16"
     folder = cache_folder()
     refusals = []
-    for flavour in flavours:
+    for library in libraries:
         try:
-            return _load_plans(bundle, flavour, device, precision, options.frame_hw, folder)
+            return _load_plans(bundle, library, device, precision, options.frame_hw, folder)
         except (PlanError, TensorRtError) as error:
             refusals.append(str(error))
     if not options.build:
         raise PlanError("\n".join(refusals))
-    flavour = flavours[0]
+    library = libraries[0]
     log.info("building TensorRT engines into %s", folder)
     for kind in ENGINE_KINDS:
         shapes = plan_shapes(bundle, kind, options.frame_hw)
-        key = plan_key(bundle, kind, flavour, flavour.target(device), precision, shapes)
-        build_plan(bundle, key, flavour, folder, on_progress)
-    return _load_plans(bundle, flavour, device, precision, options.frame_hw, folder)
+        key = plan_key(bundle, kind, library, library.target(device), precision, shapes)
+        build_plan(bundle, key, library, folder, on_progress)
+    return _load_plans(bundle, library, device, precision, options.frame_hw, folder)
 
 
 def _load_plans(
     bundle: Bundle,
-    flavour: Flavour,
+    library: TensorRtLibrary,
     device: Device,
     precision: Precision,
     frame_hw: tuple[int, int],
@@ -187,7 +187,7 @@ def _load_plans(
         if kind == "region":  # the number of regions changes from frame to frame: one plan for all
             ranges = planned
         try:
-            return find_plan(folder, plan_key(bundle, kind, flavour, here, precision, ranges))
+            return find_plan(folder, plan_key(bundle, kind, library, here, precision, ranges))
         except PlanError as error:
             if ranges == planned:
                 raise PlanError(f"{error}\nBuild it with: {build_command(bundle, frame_hw, precision)}") from error
@@ -199,7 +199,7 @@ def _load_plans(
     def open_one(kind: EngineKind) -> Engine:
         largest = {name: high for name, (_, _, high) in plan_shapes(bundle, kind, frame_hw).items()}
         try:
-            return TensorRtEngine(flavour, partial(open_plan, kind), largest)
+            return TensorRtEngine(library, partial(open_plan, kind), largest)
         except TensorRtError as error:  # of a plan that is whole and fits
             raise TensorRtError(
                 f"{error}\nUpdate NVIDIA's driver if it is older than TensorRT; else build the plans anew: "

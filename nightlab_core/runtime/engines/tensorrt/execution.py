@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nightlab_core.runtime.engines.tensorrt.cuda import Cuda, CudaError
-from nightlab_core.runtime.engines.tensorrt.libraries import Flavour, TensorRtError
+from nightlab_core.runtime.engines.tensorrt.libraries import TensorRtError, TensorRtLibrary
 from nightlab_core.runtime.engines.tensorrt.plans import PlanHeader, Shape
 
 
@@ -32,20 +32,22 @@ class _Buffer:
 class PlanExecution:
     """One plan on the GPU. All memory is allocated once, here, for the largest shapes that the plan takes."""
 
-    def __init__(self, flavour: Flavour, cuda: Cuda, header: PlanHeader, plan: bytes, cuda_graphs: bool) -> None:
+    def __init__(
+        self, library: TensorRtLibrary, cuda: Cuda, header: PlanHeader, plan: bytes, cuda_graphs: bool
+    ) -> None:
         self.header = header
-        self._flavour, self._cuda = flavour, cuda
+        self._library, self._cuda = library, cuda
         largest = {name: high for name, (_, _, high) in header.key.shapes.items()}
         fixed = all(low == high for low, _, high in header.key.shapes.values())
         with ExitStack() as stack:  # undoes all in reverse order, should a step fail
             self._objects: list[Any] = []  # runtime, engine, perhaps configuration, context; no other reference is kept
             stack.callback(_release, self._objects)
-            flavour.messages.clear()
-            self._keep(flavour.trt.Runtime(flavour.logger()), "cannot start")
+            library.messages.clear()
+            self._keep(library.trt.Runtime(library.logger()), "cannot start")
             self._keep(self._objects[-1].deserialize_cuda_engine(plan), "cannot load the plan")
-            self._objects += _runtime_config(flavour.trt, self._objects[1])
+            self._objects += _runtime_config(library.trt, self._objects[1])
             self._keep(self._objects[1].create_execution_context(*self._objects[2:]), "has no memory to run the plan")
-            _check_tensors(flavour, self._objects[1], header)
+            _check_tensors(library, self._objects[1], header)
             self._stream = cuda.create_stream()
             stack.callback(cuda.destroy_stream, self._stream)
             self._set_shapes(largest)
@@ -59,7 +61,7 @@ class PlanExecution:
                 stack.callback(cuda.free_pinned, pinned)
                 self._buffers[name] = _Buffer(dtype, address, pinned)
                 if not self._context.set_tensor_address(name, address):
-                    raise flavour.error(f"{flavour.name} refuses the buffer of {name!r}")
+                    raise library.error(f"{library.name} refuses the buffer of {name!r}")
             stack.callback(_release, self._objects)  # again: from here on the context goes before what it points to
             stack.callback(cuda.synchronize, self._stream)
             self._graph: int | None = None
@@ -95,7 +97,7 @@ class PlanExecution:
         self._shapes: Mapping[str, Shape] = {}  # until all went well
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
-                raise self._flavour.error(f"{self._flavour.name} refuses {name!r} of shape {shape}")
+                raise self._library.error(f"{self._library.name} refuses {name!r} of shape {shape}")
         self._output_shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in self.header.outputs}
         self._shapes = dict(shapes)
 
@@ -104,7 +106,7 @@ class PlanExecution:
             buffer = self._buffers[name]
             self._cuda.copy_to_device(buffer.address, buffer.view(shape), self._stream)
         if not self._context.execute_async_v3(self._stream):
-            raise self._flavour.error(f"{self._flavour.name} cannot run the {self.header.key.kind} network")
+            raise self._library.error(f"{self._library.name} cannot run the {self.header.key.kind} network")
         for name, shape in self._output_shapes.items():
             buffer = self._buffers[name]
             self._cuda.copy_to_host(buffer.view(shape), buffer.address, self._stream)
@@ -124,7 +126,7 @@ class PlanExecution:
 
     def _keep(self, made: Any, failure: str) -> None:
         if made is None:
-            raise self._flavour.error(f"{self._flavour.name} {self._flavour.version} {failure}")
+            raise self._library.error(f"{self._library.name} {self._library.version} {failure}")
         self._objects.append(made)
 
 
@@ -147,9 +149,9 @@ def _release(objects: list[Any]) -> None:
         objects.pop()
 
 
-def _check_tensors(flavour: Flavour, engine: Any, header: PlanHeader) -> None:
+def _check_tensors(library: TensorRtLibrary, engine: Any, header: PlanHeader) -> None:
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    received = {name: str(np.dtype(flavour.trt.nptype(engine.get_tensor_dtype(name)))) for name in names}
+    received = {name: str(np.dtype(library.trt.nptype(engine.get_tensor_dtype(name)))) for name in names}
     expected = {name: info.dtype for name, info in {**header.inputs, **header.outputs}.items()}
     if received != expected:
         raise TensorRtError(f"the plan's inputs and outputs are {received}, its header says {expected}; build it anew")

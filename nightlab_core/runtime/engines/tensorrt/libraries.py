@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two flavours of TensorRT, which share one API: ``tensorrt`` and ``tensorrt_rtx``.
+"""The two libraries of TensorRT, which share one API: ``tensorrt`` and ``tensorrt_rtx``.
 
 ``tensorrt`` comes with JetPack and for data-centre GPUs, and builds only on the GPU that will run the plan.
 ``tensorrt_rtx`` is TensorRT for RTX: it builds without a GPU, for several generations of GPUs at once, and compiles
@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from nightlab_core.runtime.engines.tensorrt.cuda import Device
 
-FlavourName = Literal["tensorrt", "tensorrt_rtx"]
+TensorRtName = Literal["tensorrt", "tensorrt_rtx"]
 #: Packages to name when one is missing.
 PACKAGES = {
     "tensorrt": "JetPack's python3-libnvinfer, or pip's tensorrt",
@@ -53,10 +53,10 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Flavour:
+class TensorRtLibrary:
     """One installed TensorRT."""
 
-    name: FlavourName
+    name: TensorRtName
     trt: Any  #: the module
 
     @property
@@ -91,12 +91,12 @@ class Flavour:
             if device is None:
                 raise TensorRtError(
                     "tensorrt builds only on the GPU that will run the plan, and there is none here: build on the "
-                    "vehicle, or with tensorrt_rtx (--flavour tensorrt_rtx), which needs no GPU"
+                    "vehicle, or with tensorrt_rtx (--library tensorrt_rtx), which needs no GPU"
                 )
             if capabilities not in ((), (device.capability,)):
                 raise TensorRtError(
                     f"tensorrt builds for the GPU at hand, {device}: received compute capabilities "
-                    f"{', '.join(capabilities)}; leave them out, or use --flavour tensorrt_rtx"
+                    f"{', '.join(capabilities)}; leave them out, or use --library tensorrt_rtx"
                 )
             return Target((device.capability,), device.name)
         if capabilities:
@@ -144,23 +144,23 @@ def platform_name() -> str:
     return f"{sys.platform}-{platform.machine()}"
 
 
-def import_flavour(name: FlavourName) -> Flavour:
-    """One flavour. Raises ImportError that says what to install, or what its libraries lack."""
+def import_library(name: TensorRtName) -> TensorRtLibrary:
+    """One library. Raises ImportError that says what to install, or what its libraries lack."""
     try:
         module: ModuleType = importlib.import_module(name)
         if not hasattr(module, "Builder"):  # left-over folder of an uninstalled package
             raise ImportError(f"{name} holds no TensorRT")
     except (ImportError, OSError) as error:
         raise ImportError(f"{name} cannot be used ({error}); it comes with {PACKAGES[name]}") from error
-    return Flavour(name, module)
+    return TensorRtLibrary(name, module)
 
 
-def installed_flavours() -> list[Flavour]:
-    """The flavours that can be imported, `tensorrt` first: it tunes for the very GPU."""
+def installed_libraries() -> list[TensorRtLibrary]:
+    """The libraries that can be imported, `tensorrt` first: it tunes for the very GPU."""
     found = []
-    for name in get_args(FlavourName):
+    for name in get_args(TensorRtName):
         try:
-            found.append(import_flavour(name))
+            found.append(import_library(name))
         except ImportError as error:
             log.debug("%s", error)
     return found

@@ -3,7 +3,7 @@
 
 A file is two lines of text and the plan::
 
-    nightlab-plan 1 SHA-256-of-the-next-line
+    nightlab-plan 2 SHA-256-of-the-next-line
     {"key": {...}, "plan_bytes": ..., "plan_sha256": ..., ...}
     the plan as TensorRT serialised it
 
@@ -28,9 +28,9 @@ from pydantic import ValidationError
 from nightlab_core.config import Settings
 from nightlab_core.files import atomic_path
 from nightlab_core.runtime.bundle import EngineKind
-from nightlab_core.runtime.engines.tensorrt.libraries import FlavourName, Target
+from nightlab_core.runtime.engines.tensorrt.libraries import Target, TensorRtName
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".plan"
 MAGIC = "nightlab-plan"
 Shape = tuple[int, ...]
@@ -51,7 +51,7 @@ class PlanKey(Settings):
     kind: EngineKind
     onnx_sha256: str
     graph_version: int  #: of the rewriting from the bundle's ONNX to what TensorRT takes
-    flavour: FlavourName
+    library: TensorRtName
     version: str  #: TensorRT's
     platform: str
     capabilities: tuple[str, ...]
