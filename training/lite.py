@@ -158,8 +158,7 @@ def _export_and_measure(checkpoint: Path, bundle: Path, data: Path) -> None:
     from nightlab_core.export.parity import print_parity, read_frames
     from training.evaluation.evaluate import evaluate_model
 
-    frames = read_frames(data / "camvid" / "val" / "images", 8)
-    if not print_parity(export_checkpoint(checkpoint, bundle, frames)):
+    if not print_parity(export_checkpoint(checkpoint, bundle, read_frames(data / "camvid" / "val" / "images", 8))):
         raise ValueError(f"{bundle}: the engines differ from torch more than they may; see the table above")
     evaluate_model(bundle, data, VAL_SETS, record_figures=True)
 

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
-from tiny_bundle import image_level, write_tiny_bundle
+from tiny_bundle import write_tiny_bundle
 from trees import write_image, write_label
 
 torch = pytest.importorskip("torch")
@@ -21,23 +19,18 @@ from class_sets import BDD18, CAMVID11, CITYSCAPES19  # noqa: E402
 from pipelines import open_pipeline  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from nightlab_core.data.datasets.paired import Sample  # noqa: E402
+from nightlab_core.data.datasets.paired import DatasetError, Sample  # noqa: E402
 from nightlab_core.labels import ClassSet, to_class_set  # noqa: E402
-from nightlab_core.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint  # noqa: E402
+from nightlab_core.models.checkpoint import load_checkpoint  # noqa: E402
 from nightlab_core.models.engine import torch_engines  # noqa: E402
-from nightlab_core.models.nightlab import DetectorSettings, Level, NightLabSettings, SegmenterSettings  # noqa: E402
+from nightlab_core.runtime.bundle import EngineFile, load_bundle  # noqa: E402
+from nightlab_core.runtime.light import light_level  # noqa: E402
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings  # noqa: E402
-from training.evaluation import evaluate, levels  # noqa: E402
+from nightlab_core.runtime.regions import network_size_hw  # noqa: E402
+from training.evaluation import evaluate, models  # noqa: E402
 from training.evaluation.figures import difference, parts  # noqa: E402
-from training.evaluation.predictor import open_checkpoint  # noqa: E402
+from training.evaluation.models import open_model  # noqa: E402
 from training.evaluation.sliding import TestTime, probabilities, slide  # noqa: E402
-
-PLAIN = NightLabSettings(
-    segmenter=SegmenterSettings(stages=5, channels=8, strides=(8, 16), deformable=()),
-    relam=None,
-    detector=DetectorSettings(channels=16, max_boxes=20),
-    region_hw=(64, 64),
-)
 
 
 class _Colours(nn.Module):
@@ -94,72 +87,84 @@ def test_scales_and_mirror_images_are_averaged() -> None:
         TestTime(scales=(1.0, 1.0))
 
 
-def test_a_checkpoint_reads_as_its_stages_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(1)
-    model = PLAIN.build()
-    card = ModelCard(name="tiny", hard_classes=("pole",), trained_on=(), licence="none", input_hw=(96, 128))
-    save_checkpoint(tmp_path / "all.pt", model, PLAIN, card)
-    frame = _frame(96, 128)
-    settings = PipelineSettings(max_regions=4)
-    found = open_checkpoint(tmp_path / "all.pt", settings, TestTime())(frame)
-    model = load_checkpoint(tmp_path / "all.pt")[0]
-    with Pipeline(torch_engines(model, PLAIN, card), settings) as pipeline:
-        labels = pipeline(frame).labels
-    assert found.labels is not None and (found.labels == labels).mean() > 0.999
+def test_a_checkpoint_is_segmented_by_the_pipeline(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model, settings, card = load_checkpoint(tiny_checkpoint)
+    frame = _frame(64, 96)
+    with open_model(tiny_checkpoint, PipelineSettings(max_regions=4)) as opened:
+        assert opened.both_levels
+        found = opened(frame)
+    with Pipeline(torch_engines(model, settings, card), PipelineSettings(max_regions=4)) as pipeline:
+        expected = pipeline(frame)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    np.testing.assert_array_equal(found.image_labels, expected.image_labels)
     assert (found.labels != found.image_labels).any()
 
-    crops = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)
-    region_level, sizes = levels.open_region_level(tmp_path / "all.pt"), []
-    forward = Level.forward
-
-    def counted(self: Level, image: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(image))
-        return forward(self, image)
-
-    monkeypatch.setattr(Level, "forward", counted)
-    in_parts, in_one = region_level.read(crops), model.region_level(torch.from_numpy(crops))
-    assert sizes == [4, 4, 1, 9]
-    for part, one in zip(in_parts, in_one, strict=True):
-        assert (part == one.numpy()).mean() > 0.999
-    assert [len(part) for part in region_level.read(crops[:0])] == [0, 0]
-
-    recipe = {"level": "image", "model": PLAIN.model_dump(mode="json"), "input_hw": [96, 128]}
-    torch.save({"model": model.image.state_dict(), "recipe": recipe, "step": 1}, tmp_path / "image.pt")
-    alone = open_checkpoint(tmp_path / "image.pt", settings, TestTime())(frame)
-    assert alone.labels is None
-    np.testing.assert_array_equal(alone.image_labels, found.image_labels)
-    with pytest.raises(ValueError, match="of another stage \\(image\\); expected the region level"):
-        levels.open_region_level(tmp_path / "image.pt")
+    recipe = {"level": "image", "model": settings.model_dump(mode="json"), "input_hw": [64, 96]}
+    stage = tmp_path / "image.pt"
+    torch.save({"model": model.image.state_dict(), "recipe": recipe, "step": 1}, stage)
+    with open_model(stage) as alone:
+        assert not alone.both_levels
+        result = alone(frame)
+    np.testing.assert_array_equal(result.image_labels, found.image_labels)
+    np.testing.assert_array_equal(result.labels, result.image_labels)
+    with pytest.raises(ValueError, match=r"of another stage \(image\); expected the region level"):
+        models.open_region(stage)
     with pytest.raises(ValueError, match="holds no region detector"):
-        levels.open_detector(tmp_path / "image.pt")
+        models.open_hardness(stage)
     with pytest.raises(FileNotFoundError, match="no such checkpoint or bundle"):
-        levels.open_image_level(tmp_path / "none.pt")
+        models.open_image(tmp_path / "none.pt")
 
 
-def test_a_bundle_part_by_part_is_the_pipeline(tmp_path: Path) -> None:
+def test_logits_of_a_checkpoint_are_enlarged_to_the_frame(tiny_checkpoint: Path) -> None:
+    """The frame is larger than the network's input: labels would have coarse borders."""
+    model, settings, _ = load_checkpoint(tiny_checkpoint)
+    frame = _frame(128, 192)
+    with open_model(tiny_checkpoint) as opened:
+        found = opened(frame).image_labels
+    expected = probabilities(model.image, frame, (64, 96), settings.build_level().segmenter.multiple, TestTime())
+    np.testing.assert_array_equal(found, expected.argmax(0).numpy())
+
+
+def test_the_networks_of_a_bundle_give_what_its_pipeline_gives(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path)
-    frame = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
-    labels, confidence = levels.open_image_level(bundle)(frame)
-    np.testing.assert_array_equal(labels, image_level(frame)[0])
-    boxes, scores = levels.open_detector(bundle)(frame)
-    region_level = levels.open_region_level(bundle)
-    regions = levels.read_regions(frame, boxes, scores, region_level, PipelineSettings().region_margin)
-    with open_pipeline(bundle, precision="float32", settings=PipelineSettings(nms_iou=1.0)) as pipeline:
-        result = pipeline(frame)
-    np.testing.assert_allclose(result.boxes_xyxy, boxes, atol=1e-3)
-    from training.evaluation.gains import PASTES
-
-    np.testing.assert_array_equal(PASTES["confident"](labels, confidence, regions)[0], result.labels)
-    assert region_level.read(np.zeros((0, 32, 48, 3), np.uint8))[0].shape == (0, 32, 48)
-    assert region_level.read(np.zeros((23, 32, 48, 3), np.uint8))[0].shape == (23, 32, 48)  # more than a batch
+    with open_pipeline(bundle, precision="float32") as pipeline:
+        opened = models.open_image(bundle), models.open_hardness(bundle), models.open_region(bundle)
+        with models.Model(*opened) as model:
+            for size_hw in ((64, 96), (50, 120)):
+                frame = np.random.default_rng(0).integers(0, 256, (*size_hw, 3), np.uint8)
+                expected, found = pipeline(frame), model(frame)
+                for name in ("labels", "confidence", "image_labels", "boxes_xyxy", "scores", "refined"):
+                    np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
     with pytest.raises(ValueError, match="is a bundle, which reads a frame once and whole"):
-        levels.open_image_level(bundle, TestTime(flip=True))
+        models.open_image(bundle, TestTime(flip=True))
 
 
-def _constant(first: int, second: int | None) -> object:
+def test_a_cached_engine_runs_each_crop_once(tmp_path: Path) -> None:
+    network = models.open_region(write_tiny_bundle(tmp_path)).engine
+    cached, read = models.CachedEngine(network), []
+    cached.engine = lambda crops: (read.append(len(crops)), network(crops=crops))[1]  # type: ignore[assignment]
+    crops = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), np.uint8)
+    first = cached(crops=crops[:2])
+    again = cached(crops=crops[[2, 0]])
+    np.testing.assert_array_equal(again["labels"][1], first["labels"][0])
+    np.testing.assert_array_equal(again["labels"], network(crops=crops[[2, 0]])["labels"])
+    assert cached.last_output is again
+    cached.clear()
+    cached(crops=crops[:1])
+    assert read == [2, 1, 1]
+
+
+def test_a_working_size_that_is_no_multiple_keeps_its_area() -> None:
+    network = models.Network(models.GivenBoxes(), (720, 1280), 32)
+    file = EngineFile(file="x", **network.size_for((720, 1280)))
+    assert file.input_hw[0] * file.input_hw[1] == 720 * 1280
+    assert file.network_hw((720, 1280)) == network_size_hw((720, 1280), (720, 1280), 32)
+
+
+def _constant(first: int, second: int) -> object:
     def predict(frame: np.ndarray) -> object:
-        maps = [None if i is None else np.full(frame.shape[:2], i, np.uint8) for i in (first, second)]
-        return SimpleNamespace(image_labels=maps[0], labels=maps[1])
+        maps = [np.full(frame.shape[:2], i, np.uint8) for i in (first, second)]
+        return SimpleNamespace(image_labels=maps[0], labels=maps[1], light_level=light_level(frame))
 
     return predict
 
@@ -193,7 +198,7 @@ def test_figures_by_hand() -> None:
         ("in the dark", "light below 0.06"): 1,
     }
     json.dumps(report, allow_nan=False)
-    alone = evaluate.evaluate(_constant(2, None), _samples(CAMVID11), CAMVID11, "camvid/test", CITYSCAPES19)  # type: ignore[arg-type]
+    alone = evaluate.evaluate(_constant(2, 2), _samples(CAMVID11), CAMVID11, "camvid/test", CITYSCAPES19, False)  # type: ignore[arg-type]
     assert set(alone.figures()) == {"image_level_miou"} and alone.both_levels is None
 
 
@@ -214,11 +219,11 @@ def test_parts_hold_every_frame_once() -> None:
 
 
 def test_tables_say_what_is_absent(capsys: pytest.CaptureFixture[str]) -> None:
-    for second in (0, None):
-        found = evaluate.evaluate(_constant(2, second), _samples(CITYSCAPES19), CITYSCAPES19, "mine", CITYSCAPES19)  # type: ignore[arg-type]
+    for both in (True, False):
+        found = evaluate.evaluate(_constant(2, 0), _samples(), CITYSCAPES19, "mine", CITYSCAPES19, both)  # type: ignore[arg-type]
         evaluate.print_evaluation(found)
         shown = capsys.readouterr().out
-        assert "absent" in shown and "mine, 2 frames" in shown and ("both levels" in shown) == (second == 0)
+        assert "absent" in shown and "mine, 2 frames" in shown and ("both levels" in shown) == both
 
 
 def test_bdd18_is_judged_without_trains() -> None:
@@ -226,34 +231,23 @@ def test_bdd18_is_judged_without_trains() -> None:
     assert found.image_level.shape == (2, 18, 19) and found.image_level[:, :, 18].sum() == 2 * 199
 
 
-def test_user_errors_are_one_line(tmp_path: Path) -> None:
+def test_options_that_do_not_fit_the_model_are_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle")
-    command = [
-        sys.executable,
-        "-m",
-        "training.evaluation.evaluate",
-        str(bundle),
-        "--data",
-        str(tmp_path),
-        "--set",
-        "mine",
-        "--flip",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
-    assert done.returncode == 1 and "reads a frame once and whole" in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(ValueError, match="reads a frame once and whole"):
+        evaluate.evaluate_model(bundle, tmp_path, ["mine"], test_time=TestTime(flip=True))
+    with pytest.raises(ValueError, match=r"nightlab\.pt is not a bundle; expected the folder of a bundle"):
+        evaluate.evaluate_model(tiny_checkpoint, tmp_path, ["mine"], record_figures=True)
 
 
-def test_a_part_of_a_data_set_is_measured_where_it_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_part_of_a_data_set_is_measured_where_it_is_asked_for(tmp_path: Path) -> None:
     write_image(tmp_path / "nightcity/images/val/Rome_1.png", (64, 96))
     write_label(tmp_path / "nightcity/label/val/Rome_1_labelIds.png", [7, 11], (64, 96))
-    command = ["evaluate", str(write_tiny_bundle(tmp_path / "bundle"))]
-    command += ["--data", str(tmp_path), "--set", "nightcity/val", "--json", str(tmp_path / "figures.json")]
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit):
-        evaluate.main()
-    assert "expected 1299" in (said := capsys.readouterr().err) and "--partial to a command" in said
-    monkeypatch.setattr(sys, "argv", [*command, "--partial"])
-    evaluate.main()
-    assert json.loads((tmp_path / "figures.json").read_text())["nightcity/val"]["frames"] == 1
+    bundle, figures = write_tiny_bundle(tmp_path / "bundle"), tmp_path / "figures.json"
+    with pytest.raises(DatasetError, match=r"expected 1299.*--partial"):
+        evaluate.evaluate_model(bundle, tmp_path, ["nightcity/val"], json_path=figures)
+    found = evaluate.evaluate_model(
+        bundle, tmp_path, ["nightcity/val"], partial=True, json_path=figures, record_figures=True
+    )
+    assert json.loads(figures.read_text())["nightcity/val"]["frames"] == 1
+    measured = round(found["nightcity/val"].figures()["both_levels_miou"], 2)
+    assert load_bundle(bundle).manifest.accuracy["nightcity_val_both_levels_miou"] == measured

@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -44,7 +45,8 @@ def test_a_class_of_camvid_stands_for_all_that_is_judged_as_it() -> None:
     seen = labels.copy()
     seen[0] = [6, 2, 2, 2]  # of four sign pixels one is called a light, which CamVid takes for a sign; three a building
     sample = Sample(np.zeros((2, 4, 3), np.uint8), to_class_set(labels, CITYSCAPES19, CAMVID11), "a")
-    found = hc.class_iou(lambda image: (seen, seen), [sample], CAMVID11, "x", CITYSCAPES19)
+    segment = lambda image: SimpleNamespace(image_labels=seen)  # noqa: E731
+    found = hc.class_iou(segment, [sample], CAMVID11, "x", CITYSCAPES19)  # type: ignore[arg-type]
     assert found[6] == found[7] == 0.25 and found[0] == 1 and np.isnan(found[10])
 
 

@@ -23,7 +23,7 @@ from nightlab_core.data.rendered import night  # noqa: E402
 from nightlab_core.models.checkpoint import ModelCard, save_checkpoint  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
 from training.data import SourceSettings  # noqa: E402
-from training.evaluation import levels  # noqa: E402
+from training.evaluation import models  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
 from training.stages import hdm, proposals  # noqa: E402
 
@@ -84,8 +84,8 @@ def test_the_shipped_recipes_differ_in_their_target_alone() -> None:
 def test_only_the_scores_learn(root: Path, tmp_path: Path) -> None:
     recipe = _recipe(root)
     hdm.train(recipe, root, tmp_path)
-    before, _ = levels.load_detector(root / "nightlab.pt")
-    after, input_hw = levels.load_detector(tmp_path / "checkpoint.pt")
+    before, _ = models.load_detector(root / "nightlab.pt")
+    after, input_hw = models.load_detector(tmp_path / "checkpoint.pt")
     assert input_hw == (96, 128) and after.hdm is not None
     own = after.state_dict()
     assert all(torch.equal(value, own[key]) for key, value in before.state_dict().items())
@@ -110,13 +110,13 @@ def test_only_the_scores_learn(root: Path, tmp_path: Path) -> None:
     assert not torch.equal(old[1], new[1])  # in another order
     assert (new[1][:, :-1] >= new[1][:, 1:]).all() and new[1].min() >= 0 and new[1].max() <= 1
 
-    frame = night.render_scene(0, size_hw=(120, 160)).image_bgr  # without regard to its HDM it is the RDN that it was
+    frame = night.render_scene(0, size_hw=(96, 128)).image_bgr  # without regard to its HDM it is the RDN that it was
     plain, aside = (
-        levels.open_detector(p, q)(frame)
+        models.open_hardness(p, q).engine(frame=frame[None])
         for p, q in ((root / "nightlab.pt", False), (tmp_path / "checkpoint.pt", True))
     )
-    np.testing.assert_array_equal(plain[0], aside[0])
-    np.testing.assert_array_equal(plain[1], aside[1])
+    np.testing.assert_array_equal(plain["boxes"], aside["boxes"])
+    np.testing.assert_array_equal(plain["scores"], aside["scores"])
 
 
 def test_measuring_goes_on_where_it_stopped_and_refuses_what_else_made_it(
@@ -158,8 +158,8 @@ def test_a_finished_run_of_another_detector_is_no_result(
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     command = ["hdm", str(tmp_path / "recipe.yaml"), "--data", str(root), "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", command)
-    hdm.main()
-    hdm.main()
+    hdm.STAGE.main("")
+    hdm.STAGE.main("")
     assert "is finished" in capsys.readouterr().out
     state = torch.load(tmp_path / "rdn.pt", weights_only=True)
     state["weights"] = {key: value * 1.01 for key, value in state["weights"].items()}
@@ -169,7 +169,7 @@ def test_a_finished_run_of_another_detector_is_no_result(
         for path in leave_out:
             path.unlink()
         with pytest.raises(SystemExit):
-            hdm.main()
+            hdm.STAGE.main("")
         assert "out/checkpoint.pt was trained from another detector" in capsys.readouterr().err
 
 
@@ -216,7 +216,7 @@ def test_what_cannot_be_used_is_said(root: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"missing.pt: no such checkpoint"):
         hdm.build(_recipe(root, detector=str(tmp_path / "missing.pt")))
     with pytest.raises(ValueError, match="no hardness detection module"):
-        levels.load_detector(root / "nightlab.pt")[0].hardness_logits([], torch.tensor([[0]]))
+        models.load_detector(root / "nightlab.pt")[0].hardness_logits([], torch.tensor([[0]]))
 
 
 def test_several_processes_are_refused(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from training.command import exit_on_error
 from training.evaluation.evaluate import open_set
 from training.evaluation.figures import Difference, by_class, by_part, difference, percent
 from training.evaluation.gains import MERGES
-from training.evaluation.ladder import Ablation, Counts, FrameLadder, Networks, Row, missing_paths
+from training.evaluation.ladder import Ablation, Counts, Ladder, Networks, Row, missing_paths
 from training.evaluation.results import KEPT, commands_to_train, write_page
 from training.recipes import load_recipe
 
@@ -51,11 +51,11 @@ def ablate(
     rows = [row for row in ablation.rows if not missing_paths(row)]
     counts: list[list[Counts]] = []
     frames, light = [], []
-    for sample in track(samples, name, total=len(samples)):
-        ladder = FrameLadder(networks, ablation, sample, classes)
-        counts.append([ladder.count(row) for row in rows])
-        frames.append(sample.name)
-        light.append(light_level(sample.image_bgr))
+    with Ladder(networks, ablation, classes) as ladder:
+        for sample in track(samples, name, total=len(samples)):
+            counts.append(ladder.count(sample, rows))
+            frames.append(sample.name)
+            light.append(light_level(sample.image_bgr))
     stacked = {row.name: _stacked([of_frame[i] for of_frame in counts]) for i, row in enumerate(rows)}
     finals = {row.name: final(ablation, row, stacked[row.name]) for row in rows}
 
@@ -170,7 +170,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with exit_on_error():
         ablation = load_recipe(arguments.recipe, Ablation)
-        networks = Networks.open([row for row in ablation.rows if not missing_paths(row)])
+        networks = Networks([row for row in ablation.rows if not missing_paths(row)], ablation.hard_classes)
         results = []
         for name in arguments.set:
             samples, classes = open_set(arguments.data, name, arguments.pattern, not arguments.partial)

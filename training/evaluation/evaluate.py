@@ -1,17 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure a bundle or a checkpoint on labelled images, image level beside both levels.
-
-python -m training.evaluation.evaluate BUNDLE --data DATA --set camvid/val
-python -m training.evaluation.evaluate runs/lite_image/checkpoint.pt --data DATA --set camvid/val --flip
-
-A bundle runs as in the vehicle, a checkpoint (of a whole NightLab or of an image-level stage) in torch.
-"""
+"""Measure a bundle or a checkpoint on labelled images: the image level beside both levels (`nightlab evaluate`)."""
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +24,9 @@ from nightlab_core.metrics import confusion_matrix, iou
 from nightlab_core.runtime.bundle import load_bundle, write_manifest
 from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions
 from nightlab_core.runtime.engines.open import Engines
-from nightlab_core.runtime.light import light_level
-from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
-from training.command import exit_on_error
-from training.evaluation import levels
+from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings, Result
+from training.evaluation import models
 from training.evaluation.figures import Difference, by_class, by_part, difference, percent
-from training.evaluation.predictor import Predictor, open_checkpoint
 from training.evaluation.sliding import TestTime
 
 
@@ -88,24 +78,34 @@ def open_set(
 
 
 def evaluate(
-    predict: Predictor, samples: Sequence[Sample], classes: ClassSet, name: str, predicted: ClassSet
+    segment: Callable[[np.ndarray], Result],
+    samples: Sequence[Sample],
+    classes: ClassSet,
+    name: str,
+    predicted: ClassSet,
+    both_levels: bool = True,
 ) -> Evaluation:
-    """Run a model on every sample, at the sample's own size.
+    """Segment every sample at its own size, and count pixels by true and predicted class.
 
-    classes: of the samples' labels, in which results are judged. predicted: of the model's labels.
+    Args:
+        segment: a pipeline or a `Model`.
+        samples: images with labels.
+        classes: class set of the labels, in which results are judged.
+        name: of the data set.
+        predicted: class set of the model's labels.
+        both_levels: false for a model that has an image level alone.
     """
     frames, light = [], []
     image_level: list[np.ndarray] = []
-    both_levels: list[np.ndarray] = []
+    merged: list[np.ndarray] = []
     for sample in track(samples, name, total=len(samples)):
-        found = predict(sample.image_bgr)
+        result = segment(sample.image_bgr)
         frames.append(sample.name)
-        light.append(light_level(sample.image_bgr))
-        for labels, matrices in ((found.image_labels, image_level), (found.labels, both_levels)):
-            if labels is not None:
-                mapped = to_class_set(labels, predicted, classes)
-                matrices.append(confusion_matrix(sample.labels, mapped, len(classes)))
-    both = np.stack(both_levels) if both_levels else None
+        light.append(result.light_level)
+        for labels, matrices in ((result.image_labels, image_level), (result.labels, merged)):
+            mapped = to_class_set(labels, predicted, classes)
+            matrices.append(confusion_matrix(sample.labels, mapped, len(classes)))
+    both = np.stack(merged) if both_levels else None
     return Evaluation(name, classes, tuple(frames), np.array(light), np.stack(image_level), both)
 
 
@@ -199,13 +199,13 @@ def evaluate_model(
     if model.is_dir() and test_time != TestTime():
         raise ValueError(f"{model} is a bundle, which reads a frame once and whole; evaluate its checkpoint instead")
     evaluations: dict[str, Evaluation] = {}
-    predicted = levels.class_set_of(model)
+    predicted = models.class_set_of(model)
     folder_classes = load_class_set(classes) if classes else predicted
-    with _opened(model, engine, precision, settings, test_time) as predict:
+    with _opened(model, engine, precision, settings, test_time) as (segment, both_levels):
         for name in sets:
             samples, judged = open_set(data, name, pattern, not partial, folder_classes)
             name = name if pattern == "*" else f"{name}/{pattern}"
-            evaluations[name] = evaluate(predict, samples, judged, name, predicted)
+            evaluations[name] = evaluate(segment, samples, judged, name, predicted, both_levels)
             print_evaluation(evaluations[name])
     if record_figures:
         record(model, {name: evaluation.figures() for name, evaluation in evaluations.items()})
@@ -222,50 +222,12 @@ def _opened(
     precision: Literal["auto", "float32"],
     settings: PipelineSettings,
     test_time: TestTime,
-) -> Iterator[Predictor]:
-    """Open a bundle or a checkpoint, and close it afterwards."""
+) -> Iterator[tuple[Callable[[np.ndarray], Result], bool]]:
+    """Open a bundle or a checkpoint, and close it afterwards. Yields it and whether it has both levels."""
     if not model.is_dir():
-        yield open_checkpoint(model, settings, test_time)
+        with models.open_model(model, settings, test_time) as opened:
+            yield opened, opened.both_levels
         return
     options = EngineOptions(engine=engine, precision=precision)
     with Engines.open(model, options) as engines, Pipeline(engines, settings) as pipeline:
-        yield pipeline
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="bundle (a folder) or checkpoint")
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
-    parser.add_argument("--set", action="append", required=True, help="for example camvid/val; may be given again")
-    parser.add_argument("--pattern", default="*", help="glob of image names (default: all)")
-    parser.add_argument("--partial", action="store_true", help="the data set may lack frames")
-    parser.add_argument("--engine", choices=("auto", "openvino", "onnxruntime", "tensorrt"), default="auto")
-    parser.add_argument("--precision", choices=("auto", "float32"), default="float32")
-    parser.add_argument("--merge", choices=("replace", "confident"), default=PipelineSettings().merge)
-    parser.add_argument("--max-regions", type=int, default=PipelineSettings().max_regions)
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="of a checkpoint's image level")
-    parser.add_argument("--flip", action="store_true", help="read the mirror image too, of a checkpoint")
-    parser.add_argument("--window", type=int, nargs=2, metavar=("H", "W"), help="slide a window, of a checkpoint")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
-    parser.add_argument("--record", action="store_true", help="write the figures into the bundle's manifest")
-    arguments = parser.parse_args()
-    window = tuple(arguments.window) if arguments.window else None
-    with exit_on_error():
-        evaluate_model(
-            arguments.model,
-            arguments.data,
-            arguments.set,
-            pattern=arguments.pattern,
-            partial=arguments.partial,
-            engine=arguments.engine,
-            precision=arguments.precision,
-            settings=PipelineSettings(merge=arguments.merge, max_regions=arguments.max_regions),
-            test_time=TestTime(scales=tuple(arguments.scales), flip=arguments.flip, window_hw=window),
-            record_figures=arguments.record,
-            json_path=arguments.json,
-        )
-
-
-if __name__ == "__main__":
-    main()
+        yield pipeline, True

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -30,11 +30,12 @@ from nightlab_core.data.images import read_image
 from nightlab_core.files import write_atomic
 from nightlab_core.labels import ClassSet, to_class_set
 from nightlab_core.metrics import confusion_matrix, iou
+from nightlab_core.runtime.pipeline import Result
 from training import checkpoint as checkpoints
 from training.command import exit_on_error
 from training.data import SourceSettings, open_source
-from training.evaluation import levels
 from training.evaluation.evaluate import open_set
+from training.evaluation.models import open_model
 from training.stages.segmenter import SegmenterRecipe
 
 THRESHOLD = 0.5  #: the paper's
@@ -75,7 +76,11 @@ def _same_picture(path: Path, other: Path) -> bool:
 
 
 def class_iou(
-    image_level: levels.ImageLevel, samples: Sequence[Sample], classes: ClassSet, name: str, predicted: ClassSet
+    segment: Callable[[np.ndarray], Result],
+    samples: Sequence[Sample],
+    classes: ClassSet,
+    name: str,
+    predicted: ClassSet,
 ) -> np.ndarray:
     """Return the IoU of each class of `predicted`, the model's set, float64 (C,); NaN if the data set cannot tell.
 
@@ -84,7 +89,7 @@ def class_iou(
     """
     matrix = np.zeros((len(classes), len(classes) + 1), np.int64)
     for sample in track(samples, name, total=len(samples)):
-        found = image_level(sample.image_bgr)[0]
+        found = segment(sample.image_bgr).image_labels
         matrix += confusion_matrix(sample.labels, to_class_set(found, predicted, classes), len(classes))
     judged_as = to_class_set(np.arange(len(predicted), dtype=np.uint8)[None], predicted, classes)[0]
     return np.append(iou(matrix), np.full(256 - len(classes), np.nan))[judged_as]
@@ -121,7 +126,6 @@ def write_hard_classes(
     Returns their names. Raises ValueError for a test set, for a set that the checkpoint was trained on, and for a
     checkpoint that does not say what it was trained on.
     """
-    image_level = levels.open_image_level(checkpoint)
     state = checkpoints.read(checkpoint)
     if "recipe" not in state:
         raise ValueError(f"{checkpoint} does not say what it was trained on; expected the checkpoint of a stage")
@@ -129,11 +133,12 @@ def write_hard_classes(
     predicted = recipe.model.classes
     trained_on = training_images(recipe.sources, data, predicted)
     found = {}
-    for name in sets:
-        refuse_test(name)
-        samples, classes = open_set(data, name, complete=not partial)
-        refuse_trained_on(name, samples.images, trained_on)
-        found[name] = class_iou(image_level, samples, classes, name, predicted)
+    with open_model(checkpoint) as model:
+        for name in sets:
+            refuse_test(name)
+            samples, classes = open_set(data, name, complete=not partial)
+            refuse_trained_on(name, samples.images, trained_on)
+            found[name] = class_iou(model, samples, classes, name, predicted)
     hard, mean = hard_classes(found, predicted.names, threshold)
     report(found, predicted.names, hard, mean)
     measured = {n: round(float(v), 4) for n, v in zip(predicted.names, mean, strict=True) if not np.isnan(v)}

@@ -3,23 +3,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from nightlab_core.config import Settings, replace
+from nightlab_core.config import Settings
+from nightlab_core.config import replace as settings_with
 from nightlab_core.data.datasets.paired import Sample
-from nightlab_core.data.hard_regions import predicted_regions
 from nightlab_core.labels import ClassSet, to_class_set
 from nightlab_core.metrics import confusion_matrix
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.pipeline import MAX_REGIONS, PipelineSettings
-from training.evaluation import levels
+from training.evaluation import models
 from training.evaluation.gains import MERGES, PASTES, changed_counts, either_level, paste_oracle
-from training.evaluation.predictor import best_boxes
 
 
 class Row(Settings):
@@ -85,107 +87,126 @@ class Counts:
     bound: np.ndarray | None  #: with the recipe's merge and number, right where regions land wherever either level is
 
 
-@dataclass
 class Networks:
-    """The networks of all rows, each opened once."""
+    """The networks of all rows, each opened once, and each run once for a frame, whatever number of rows uses it."""
 
-    image: dict[str, levels.ImageLevel] = field(default_factory=dict)
-    region: dict[str, levels.RegionLevel] = field(default_factory=dict)
-    #: By the path and what ranks: a row's `boxes`.
-    detector: dict[tuple[str, str], levels.Detector] = field(default_factory=dict)
-    classes: dict[str, ClassSet] = field(default_factory=dict)  #: of each level's labels, by its path
-
-    @classmethod
-    def open(cls, rows: list[Row]) -> Networks:
-        """Open what the rows name."""
-        networks = cls()
+    def __init__(self, rows: Sequence[Row], hard_classes: Sequence[str]) -> None:
+        """Open what the rows name. Raises as `models.open_image`."""
+        self._hard_classes = hard_classes
+        self.classes: dict[str, ClassSet] = {}  #: class set of each level's labels, by its path
+        self.cached: dict[tuple[str, ...], models.Network] = {}  #: by kind, path and, for hardness, a row's `boxes`
         for row in rows:
             for path in filter(None, (row.image, row.region)):
-                networks.classes.setdefault(path, levels.class_set_of(Path(path)))
-            if row.image not in networks.image:
-                networks.image[row.image] = levels.open_image_level(Path(row.image))
-            if row.region and row.region not in networks.region:
-                networks.region[row.region] = levels.open_region_level(Path(row.region))
-            if row.detector and (key := (row.detector, row.boxes)) not in networks.detector:
-                networks.detector[key] = levels.open_detector(Path(row.detector), row.boxes == "objectness")
-        return networks
+                self.classes.setdefault(path, models.class_set_of(Path(path)))
+            self._once(("image", row.image), partial(models.open_image, Path(row.image)))
+            if row.region:
+                self._once(("region", row.region), partial(models.open_region, Path(row.region)))
+                self._once(self._hardness_key(row), partial(self._open_hardness, row))
+
+    def model(self, row: Row, settings: PipelineSettings) -> models.Model:
+        """Return the model of a row. `settings` decide which boxes it reads."""
+        image = self.cached["image", row.image]
+        if not row.region:
+            return models.Model(image)
+        return models.Model(image, self.cached[self._hardness_key(row)], self.cached["region", row.region], settings)
+
+    def clear(self) -> None:
+        """Forget the outputs for a frame."""
+        for network in self.cached.values():
+            self._engine(network).clear()
+
+    def region_output(self, row: Row) -> dict[str, np.ndarray]:
+        """Return the last output of a row's region network."""
+        return self._engine(self.cached["region", row.region]).last_output
+
+    def region_hw(self, row: Row) -> tuple[int, int]:
+        """Return the size of the crops of a row's region network."""
+        size_hw = self.cached["region", row.region].input_hw
+        assert size_hw is not None
+        return size_hw
+
+    @staticmethod
+    def _engine(network: models.Network) -> models.CachedEngine:
+        assert isinstance(network.engine, models.CachedEngine)
+        return network.engine
+
+    @staticmethod
+    def _hardness_key(row: Row) -> tuple[str, ...]:
+        return ("hardness", row.detector or row.image, row.boxes)
+
+    def _open_hardness(self, row: Row) -> models.Network:
+        if row.detector:
+            return models.open_hardness(Path(row.detector), row.boxes == "objectness")
+        hard_ids = self.classes[row.image].ids_of(self._hard_classes)
+        return models.Network(models.PredictedBoxes(self.cached["image", row.image], hard_ids))
+
+    def _once(self, key: tuple[str, ...], open_network: Callable[[], models.Network]) -> None:
+        if key not in self.cached:
+            network = open_network()
+            self.cached[key] = replace(network, engine=models.CachedEngine(network.engine))
 
 
-class FrameLadder:
-    """All rows on one frame. Answers are kept, so that rows which share a network, or a crop, share its work."""
+class Ladder:
+    """All rows of an ablation on one frame after another. Use it as a context manager."""
 
-    def __init__(self, networks: Networks, ablation: Ablation, sample: Sample, classes: ClassSet) -> None:
+    def __init__(self, networks: Networks, ablation: Ablation, classes: ClassSet) -> None:
         self.networks, self.ablation, self.classes = networks, ablation, classes
-        self.frame_bgr, self.truth = sample.image_bgr, sample.labels
-        self.images: dict[str, tuple[np.ndarray, np.ndarray]] = {}  #: labels and confidence
-        self.boxes: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
-        self.crops: dict[tuple[str, tuple[int, ...]], tuple[np.ndarray, np.ndarray]] = {}
-        self.counts: dict[tuple[object, ...], Counts] = {}
+        self._models: dict[tuple[object, ...], models.Model] = {}
 
-    def count(self, row: Row) -> Counts:
-        """The confusion matrices of a row."""
-        key = (row.image, row.region, row.boxes, row.detector, row.score_threshold, row.max_regions)
-        if key not in self.counts:
-            self.counts[key] = self._count(row)
-        return self.counts[key]
+    def __enter__(self) -> Ladder:
+        return self
 
-    def _count(self, row: Row) -> Counts:
-        labels, confidence = self._image_level(row.image)
-        labels = to_class_set(labels, self.networks.classes[row.image], self.classes)
+    def __exit__(self, *_: object) -> None:
+        for model in self._models.values():
+            model.close()
+
+    def count(self, sample: Sample, rows: Sequence[Row]) -> list[Counts]:
+        """Compute the confusion matrices of each row on a frame."""
+        self.networks.clear()
+        counts: dict[tuple[object, ...], Counts] = {}
+        found = []
+        for row in rows:
+            key = (row.image, row.region, row.boxes, row.detector, row.score_threshold, row.max_regions)
+            if key not in counts:
+                counts[key] = self._count(row, sample.image_bgr, sample.labels)
+            found.append(counts[key])
+        return found
+
+    def _count(self, row: Row, frame_bgr: np.ndarray, truth: np.ndarray) -> Counts:
+        result = self._model(row)(frame_bgr)
         num_classes = len(self.classes)
-        image = confusion_matrix(self.truth, labels, num_classes)
+        labels = to_class_set(result.image_labels, self.networks.classes[row.image], self.classes)
+        confidence = result.image_confidence
+        image = confusion_matrix(truth, labels, num_classes)
         if not row.boxes:
             return Counts(image, None, None, None)
-        settings = self.ablation.pipeline
-        regions = self._regions(row)
+        settings, region_hw = self.ablation.pipeline, self.networks.region_hw(row)
+        read = models.regions_of(result, self.networks.region_output(row), region_hw, settings.region_margin)
+        regions = dataclasses.replace(
+            read, labels=to_class_set(read.labels, self.networks.classes[row.region], self.classes)
+        )
         sweep = np.empty((len(MERGES), MAX_REGIONS + 1, *image.shape), np.int64)
         for m, merge in enumerate(MERGES):
             for number in range(MAX_REGIONS + 1):
                 merged = PASTES[merge](labels, confidence, _first(regions, number))[0]
-                sweep[m, number] = image + changed_counts(self.truth, labels, merged, num_classes)
+                sweep[m, number] = image + changed_counts(truth, labels, merged, num_classes)
         chosen = _first(regions, self.ablation.regions_of(row))
-        best, _ = paste_oracle(labels, confidence, chosen, self.truth, settings.merge)
-        oracle = image + changed_counts(self.truth, labels, best, num_classes)
-        right = either_level(labels, chosen, self.truth, settings.merge)
-        return Counts(image, sweep, oracle, image + changed_counts(self.truth, labels, right, num_classes))
+        best, _ = paste_oracle(labels, confidence, chosen, truth, settings.merge)
+        oracle = image + changed_counts(truth, labels, best, num_classes)
+        right = either_level(labels, chosen, truth, settings.merge)
+        return Counts(image, sweep, oracle, image + changed_counts(truth, labels, right, num_classes))
 
-    def _image_level(self, path: str) -> tuple[np.ndarray, np.ndarray]:
-        if path not in self.images:
-            self.images[path] = self.networks.image[path](self.frame_bgr)
-        return self.images[path]
-
-    def _boxes(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        """The ten best boxes; the number that is used is another matter."""
-        key = (row.boxes, row.detector or row.image)
-        if key not in self.boxes:
-            if row.detector:
-                found = self.networks.detector[row.detector, row.boxes](self.frame_bgr)
-            else:
-                hard = self.networks.classes[row.image].ids_of(self.ablation.hard_classes)
-                found = predicted_regions(*self._image_level(row.image), hard)
-            ten = replace(self.ablation.pipeline, max_regions=MAX_REGIONS)
-            self.boxes[key] = best_boxes(*found, ten)
-        boxes, scores = self.boxes[key]
-        kept = scores >= row.score_threshold
-        return boxes[kept], scores[kept]
-
-    def _regions(self, row: Row) -> rg.Regions:
-        boxes, scores = self._boxes(row)
-        level = self.networks.region[row.region]
-        height, width = level.region_hw
-        windows = rg.context_boxes(boxes, self.truth.shape, self.ablation.pipeline.region_margin, width / height)
-        keys = [(row.region, tuple(window.tolist())) for window in windows]
-        if missing := [k for k, key in enumerate(keys) if key not in self.crops]:
-            labels, confidence = level.read(rg.crop_and_enlarge(self.frame_bgr, windows[missing], level.region_hw))
-            labels = to_class_set(labels, self.networks.classes[row.region], self.classes)
-            self.crops |= {keys[k]: (labels[i], confidence[i]) for i, k in enumerate(missing)}
-        read = [self.crops[key] for key in keys]
-        stacks = [np.stack(maps) for maps in zip(*read, strict=True)] or [np.zeros((0, height, width), np.uint8)] * 2
-        return rg.Regions(boxes, scores, windows, *stacks)
+    def _model(self, row: Row) -> models.Model:
+        """Return the model of a row, which reads the ten best boxes; the sweep over their number needs them all."""
+        key = (row.image, row.region, row.boxes, row.detector, row.score_threshold)
+        if key not in self._models:
+            changes = {"max_regions": MAX_REGIONS, "score_threshold": row.score_threshold, "mode": "dual_level"}
+            self._models[key] = self.networks.model(row, settings_with(self.ablation.pipeline, **changes))
+        return self._models[key]
 
 
 def missing_paths(row: Row) -> list[str]:
-    """Paths of a row that do not exist."""
+    """List the paths of a row that do not exist."""
     return [path for path in row.paths() if not Path(path).exists()]
 
 

@@ -26,7 +26,7 @@ from nightlab_core.models.nightlab import NightLabSettings
 from nightlab_core.runtime.pipeline import PipelineSettings
 from training.command import TrainingStage
 from training.data import SourceSettings
-from training.evaluation import levels
+from training.evaluation import models
 from training.evaluation.gains import Merge
 from training.loop import LoopSettings, Losses, Mean, fit
 from training.stages import proposals
@@ -80,7 +80,7 @@ class ProposalSet(Dataset[Sample]):
         if frame in self.kept:
             return self.kept[frame]
         _, image, _ = self.reader.frame(frame)
-        ready = levels.detector_input(image, self.input_hw, self.detector.multiple)
+        ready = models.detector_input(image, self.input_hw, self.detector)
         device = next(self.detector.parameters()).device
         # In half precision whether they are kept or not, so that a frame is the same every time.
         features = [f.half().cpu() for f in self.detector.features(ready.to(device))]
@@ -118,7 +118,7 @@ def hardness_loss(model: nn.Module, batch: tuple[list[list[Tensor]], list[Tensor
 
 def build(recipe: HdmRecipe) -> RegionDetector:
     """The trained detector with a fresh second head; everything else is fixed."""
-    rdn, _ = levels.load_detector(Path(recipe.detector))
+    rdn, _ = models.load_detector(Path(recipe.detector))
     detector = recipe.model.build_detector()
     if detector.hdm is None:
         raise ValueError("model.detector.hdm_channels is 0; expected the width of the module that is to be trained")
@@ -129,7 +129,7 @@ def build(recipe: HdmRecipe) -> RegionDetector:
     if misfits:
         raise ValueError(f"{recipe.detector} does not fit the recipe's model: {misfits[0]} and {len(misfits) - 1} more")
     detector.load_state_dict({k: own[k] if k.startswith("hdm.") else trained[k] for k in own})
-    detector.requires_grad_(False).eval().to(levels.device())
+    detector.requires_grad_(False).eval().to(models.device())
     detector.hdm.requires_grad_(True).train()
     detector.hdm.classifies.fill_(recipe.target != "gain")
     return detector
@@ -170,12 +170,12 @@ def measure(recipe: HdmRecipe, detector: RegionDetector, reader: proposals.Frame
     source = Path(recipe.levels)
     made_by = recipe.model_dump(mode="json", include={"sources", "per_frame", "nms_iou", "region_margin", "input_hw"})
     made_by |= {"seed": recipe.loop.seed, "frames": recipe.frames, **made_from(recipe)}
-    measurer = proposals.Measurer(
-        detector, levels.open_image_level(source), levels.open_region_level(source),
+    with proposals.Measurer(
+        detector, models.open_image(source), models.open_region(source),
         recipe.input_hw, recipe.per_frame, recipe.nms_iou, recipe.region_margin,
-        levels.class_set_of(source), reader.num_classes,
-    )  # fmt: skip
-    return proposals.measure(measurer, reader, recipe.frames, Path(recipe.proposals), made_by)
+        models.class_set_of(source), reader.num_classes,
+    ) as measurer:  # fmt: skip
+        return proposals.measure(measurer, reader, recipe.frames, Path(recipe.proposals), made_by)
 
 
 STAGE = TrainingStage(HdmRecipe, train, made_from=made_from)

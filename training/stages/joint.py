@@ -33,6 +33,7 @@ from nightlab_core.config import Settings
 from nightlab_core.data.hard_regions import hard_regions
 from nightlab_core.labels import IGNORE_ID, first_ids, to_class_set
 from nightlab_core.models.deform import set_deform_form
+from nightlab_core.models.engine import TorchEngine
 from nightlab_core.models.nightlab import NightLab
 from nightlab_core.runtime.pipeline import PipelineSettings
 from training.checkpoint import load_weights
@@ -40,7 +41,7 @@ from training.combine_checkpoints import CombineRecipe, load_stages, write_check
 from training.command import TrainingStage
 from training.data import FrameStream, RegionStream, SourceSettings, label_groups, source_classes, to_tensors
 from training.distributed import is_first_process
-from training.evaluation import levels
+from training.evaluation import models
 from training.loop import LoopSettings, Losses, Mean, fit
 from training.stages.detector import detection_loss
 from training.stages.proposals import Measurer
@@ -209,23 +210,16 @@ class Joint(nn.Module):
     def _read(self, image: Tensor, labels: Tensor, source: int) -> dict[str, np.ndarray]:
         """What both levels make of a frame's proposals, see `proposals.Measurer`."""
         recipe, nightlab = self.recipe, self.nightlab
-
-        def image_level(frame_bgr: np.ndarray) -> levels.Labels:
-            found = nightlab.image_level(torch.from_numpy(frame_bgr)[None].to(image.device))
-            return found[0][0].cpu().numpy(), found[1][0].cpu().numpy()
-
-        def region_level(crops: np.ndarray) -> levels.Labels:
-            found = nightlab.region_level(torch.from_numpy(crops).to(image.device))
-            return found[0].cpu().numpy(), found[1].cpu().numpy()
-
-        measurer = Measurer(
-            nightlab.detector, image_level, levels.RegionLevel(region_level, nightlab.region_hw),
-            recipe.crop_hw, recipe.per_frame, recipe.nms_iou, recipe.region_margin, self.classes, len(self.classes),
-        )  # fmt: skip
         frame_bgr = (image * 255).round().to(torch.uint8).flip(0).permute(1, 2, 0).contiguous().cpu().numpy()
         class_ids = self.first_ids[labels.to(torch.uint8).cpu().numpy()]
         judged = self.judged[source]
-        return measurer(frame_bgr, to_class_set(class_ids, self.classes, judged), judged)
+        image_network = models.Network(TorchEngine("image", nightlab.image_level, device=image.device))
+        region_engine = TorchEngine("region", nightlab.region_level, device=image.device, crop_hw=nightlab.region_hw)
+        with Measurer(
+            nightlab.detector, image_network, models.Network(region_engine, nightlab.region_hw),
+            recipe.crop_hw, recipe.per_frame, recipe.nms_iou, recipe.region_margin, self.classes, len(self.classes),
+        ) as measurer:  # fmt: skip
+            return measurer(frame_bgr, to_class_set(class_ids, self.classes, judged), judged)
 
 
 def _scaled(loss: Tensor | Mean, weight: float) -> Tensor | Mean:
@@ -234,10 +228,11 @@ def _scaled(loss: Tensor | Mean, weight: float) -> Tensor | Mean:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, and back to the mode that each module was in."""
+    """Enter evaluation mode, without gradients and in full precision; then give each module its mode back."""
     learning = [module for module in model.modules() if module.training]
     model.eval()
-    with torch.no_grad():
+    # The pipeline runs one level on another thread, which knows nothing of this thread's autocast.
+    with torch.no_grad(), torch.autocast(next(model.parameters()).device.type, enabled=False):
         yield
     for module in learning:
         module.training = True

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,9 @@ from nightlab_core.metrics import confusion_matrix
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import ENGINE_KINDS, load_bundle, sha256_of
+from nightlab_core.runtime.pipeline import MAX_REGIONS, PipelineSettings, Result
 from training.data import Samples, SourceSettings, source_classes
-from training.evaluation import levels
+from training.evaluation import models
 from training.evaluation.gains import Merge, RegionGains, equation6, miou_gain, region_gains
 
 CHUNK = 50  #: frames between two savings
@@ -69,19 +70,57 @@ class FrameReader(Samples):
         return max(len(self.classes), *(len(self.judged(i)) for i in range(len(self.sources))))
 
 
-@dataclass(frozen=True)
 class Measurer:
-    """Measures the proposals of single frames."""
+    """Measure the proposals of single frames. Use it as a context manager."""
 
-    detector: RegionDetector
-    image_level: levels.ImageLevel
-    region_level: levels.RegionLevel
-    input_hw: tuple[int, int]
-    per_frame: int
-    nms_iou: float
-    margin: float
-    predicted: ClassSet  #: of both levels
-    num_classes: int  #: counts in smaller class sets are padded to it
+    def __init__(
+        self,
+        detector: RegionDetector,
+        image: models.Network,
+        region: models.Network,
+        input_hw: tuple[int, int],
+        per_frame: int,
+        nms_iou: float,
+        margin: float,
+        predicted: ClassSet,
+        num_classes: int,
+    ) -> None:
+        """Use a detector's `per_frame` best proposals after suppression with `nms_iou`.
+
+        input_hw: working size of the detector. margin: the pipeline's `region_margin`. predicted: class set of both
+        levels. num_classes: counts in smaller class sets are padded to it.
+        """
+        self.detector, self.input_hw, self.per_frame, self.nms_iou = detector, input_hw, per_frame, nms_iou
+        self.predicted, self.num_classes = predicted, num_classes
+        assert region.input_hw is not None
+        self._region_hw, self._boxes = region.input_hw, models.GivenBoxes()
+        self._image, self._region = models.CachedEngine(image.engine), models.CachedEngine(region.engine)
+        # The boxes are suppressed already, and those of equal place are kept.
+        self._settings = PipelineSettings(region_margin=margin, nms_iou=1.0)
+        self._model = models.Model(
+            replace(image, engine=self._image),
+            models.Network(self._boxes),
+            replace(region, engine=self._region),
+            self._settings,
+        )
+
+    def __enter__(self) -> Measurer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._model.close()
+
+    def _read(self, image_bgr: np.ndarray, boxes: np.ndarray, scores: np.ndarray) -> tuple[Result, rg.Regions]:
+        """Read boxes, relative (K, 4), with the pipeline, which reads ten at a time."""
+        self._image.clear()
+        self._region.clear()
+        found = []
+        for first in range(0, max(1, len(boxes)), MAX_REGIONS):
+            self._boxes.boxes, self._boxes.scores = (a[first : first + MAX_REGIONS] for a in (boxes, scores))
+            result = self._model(image_bgr)
+            output = self._region.last_output
+            found.append(models.regions_of(result, output, self._region_hw, self._settings.region_margin))
+        return result, rg.Regions(*(np.concatenate([getattr(r, f.name) for r in found]) for f in fields(rg.Regions)))
 
     def __call__(self, image_bgr: np.ndarray, labels: np.ndarray, classes: ClassSet) -> dict[str, np.ndarray]:
         """Columns of `Proposals` for one frame, without `frame` and `source`. Boxes without any truth are left out.
@@ -90,15 +129,15 @@ class Measurer:
         """
         with torch.inference_mode():
             device = next(self.detector.parameters()).device
-            image = levels.detector_input(image_bgr, self.input_hw, self.detector.multiple).to(device)
-            found = [t[0].cpu().numpy() for t in self.detector.propose(image)[:3]]
-        boxes, scores, anchors = levels.in_pixels(found[0], image_bgr), found[1], found[2]
-        kept = rg.non_maximum_suppression(boxes, scores, self.nms_iou, self.per_frame)
-        regions = levels.read_regions(image_bgr, boxes[kept], scores[kept], self.region_level, self.margin)
-        image_labels, confidence = self.image_level(image_bgr)
-        image_labels, region_labels = (to_class_set(m, self.predicted, classes) for m in (image_labels, regions.labels))
-        regions = rg.Regions(regions.boxes_xyxy, regions.scores, regions.windows, region_labels, regions.confidence)
-        gains = region_gains(labels, image_labels, confidence, regions, len(classes))
+            image = models.detector_input(image_bgr, self.input_hw, self.detector).to(device)
+            boxes, scores, anchors = (t[0].cpu().numpy() for t in self.detector.propose(image)[:3])
+        height, width = image_bgr.shape[:2]
+        pixels = boxes.clip(0, 1) * np.array([width, height, width, height], np.float32)
+        kept = rg.non_maximum_suppression(pixels, scores, self.nms_iou, self.per_frame)
+        result, regions = self._read(image_bgr, boxes[kept], scores[kept])
+        image_labels = to_class_set(result.image_labels, self.predicted, classes)
+        regions = replace(regions, labels=to_class_set(regions.labels, self.predicted, classes))
+        gains = region_gains(labels, image_labels, result.image_confidence, regions, len(classes))
         known = ~np.isnan(gains.iou[:, 0])
         padding = self.num_classes - len(classes)
         counted = confusion_matrix(labels, image_labels, len(classes))
