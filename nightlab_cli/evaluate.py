@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from nightlab_cli.errors import Verbose
-from nightlab_cli.options import Engine, Glob, PipelineSetting, Precision, pipeline_settings
+from nightlab_cli.options import Engine, Glob, PipelineSetting, Precision, known_classes, pipeline_settings
 from nightlab_cli.style import new_app
 
 app = new_app()
@@ -23,6 +23,16 @@ def evaluate(
         list[str], typer.Option("--dataset", metavar="NAME", help="Such as camvid/val; can be repeated.")
     ],
     glob: Glob = "*",
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            "--classes",
+            metavar="SET",
+            callback=known_classes,
+            help="Class set of the labels in plain folders: a key or a YAML file.",
+            show_default="the model's",
+        ),
+    ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Accept a data set that lacks frames.")] = False,
     engine: Engine = "auto",
     precision: Precision = "float32",
@@ -65,6 +75,7 @@ def evaluate(
         dataset,
         pattern=glob,
         partial=partial,
+        classes=classes,
         engine=engine,
         precision=precision,
         settings=pipeline_settings(settings),
