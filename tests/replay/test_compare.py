@@ -25,7 +25,7 @@ FOLDERS = ("a", "b")
 
 @lru_cache
 def drive(seed: int = 0, skill: float = 0.0, dark: float = 0.0, frames: int = 240, slower: float = 1.0) -> RunData:
-    """Make up a drive at 2 Hz, slow enough that every light level has several blocks."""
+    """Invent a drive at 2 Hz, slow enough that every light level has several blocks."""
     return sample_run(
         frames, seed=seed, name=f"night-{seed}", skill=skill, skill_in_the_dark=dark, hz=2, slower=slower, lost=False
     )

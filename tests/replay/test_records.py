@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,17 @@ def test_counts_must_fit_the_labelled_frames(tmp_path: Path) -> None:
     record, _ = make_frame("a", 0, 1)
     with pytest.raises(ValueError, match="0 rows of counts for 1 labelled"):
         rec.write_chunk(tmp_path, [record], rec.FrameCounts.empty(19))
+
+
+def test_a_run_json_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    run = make_run()
+    values = json.loads(run.model_dump_json())
+    for bag in values["bags"]:
+        for later in ("mtimes_ns", "label_classes", "frame_hw"):
+            del bag[later]
+    del values["settings"]["own_classes"]
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    assert rec.read_run(tmp_path) == run
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 7}'])

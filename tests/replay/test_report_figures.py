@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Figures of a run, intervals, and charts."""
+
 from __future__ import annotations
 
 import re
@@ -46,23 +48,23 @@ def test_blocks_hold_five_seconds_of_one_bag() -> None:
     assert blocks[999] != blocks[1000]
 
 
-def test_blocks_of_a_short_recording_are_shorter_and_of_rare_labels_single() -> None:
+def test_short_recordings_have_shorter_blocks_and_rare_labels_single_frames() -> None:
     assert np.bincount(blocks_of([record(i) for i in range(250)])).tolist() == [25] * 10
-    assert np.bincount(blocks_of([record(i) for i in range(60)])).tolist() == [10] * 6  # no shorter than a second
+    assert np.bincount(blocks_of([record(i) for i in range(60)])).tolist() == [10] * 6  # at least one second long
     assert blocks_of([record(i, seconds=30) for i in range(25)]).tolist() == list(range(25))
     assert blocks_of([record(i) for i in range(4)]).tolist() == [0, 0, 0, 0]
     assert blocks_of([]).tolist() == []
 
 
-def test_blocks_do_not_mind_times_that_stand_still_or_run_back() -> None:
+def test_blocks_of_repeated_or_decreasing_times() -> None:
     still = [replace(record(i), time_ns=7) for i in range(40)]
     assert np.bincount(blocks_of(still)).tolist() == [4] * 10
     back = [replace(record(i), time_ns=10**9 - i) for i in range(40)]
     assert len(blocks_of(back)) == 40
 
 
-def test_alike_neighbours_widen_the_interval_of_blocks() -> None:
-    """Gains that hold for ten frames on end say as much as a tenth of the frames."""
+def test_blocks_widen_the_interval_of_similar_neighbours() -> None:
+    """Gains that are equal for ten frames in a row count as a tenth of the frames."""
     rng = np.random.default_rng(0)
     gain = np.repeat(rng.normal(0.5, 5, 40), 10).round().astype(int)
     first = np.array([[[50, 50, 0], [0, 10, 0]]] * 400)
@@ -71,7 +73,7 @@ def test_alike_neighbours_widen_the_interval_of_blocks() -> None:
     assert by_frame is not None and by_block is not None
     assert by_frame.difference == by_block.difference
     widths = [i.high_95 - i.low_95 for i in (by_frame, by_block)]
-    assert widths[1] > 2.5 * widths[0]  # the square root of ten, less what chance takes away
+    assert widths[1] > 2.5 * widths[0]  # about the square root of ten
     assert (by_block.frames, by_block.blocks) == (400, 40)
 
 
@@ -83,7 +85,7 @@ def test_blocks_of_one_frame_give_the_paired_bootstrap() -> None:
     assert (found.difference, found.low_95, found.high_95) == expected
 
 
-def test_sum_by_block_leaves_out_blocks_that_do_not_occur() -> None:
+def test_sum_by_block_skips_missing_blocks() -> None:
     values = np.array([[1, 2], [3, 4], [5, 6]])
     assert sum_by_block(values, np.array([4, 9, 4])).tolist() == [[6, 8], [3, 4]]
 
@@ -117,7 +119,7 @@ def test_light_bins_cover_everything_once() -> None:
     assert not any(part.holds(None) for part in LIGHT_BINS)
 
 
-def test_accuracy_in_parts_adds_up_to_the_whole() -> None:
+def test_the_parts_of_the_accuracy_add_up() -> None:
     data = sample_run(80)
     report = summarize(data)
     accuracy = report.accuracy
@@ -138,7 +140,7 @@ def test_accuracy_in_parts_adds_up_to_the_whole() -> None:
         np.testing.assert_array_equal(values, expected)
 
 
-def test_absent_classes_and_lights_are_none_and_never_zero() -> None:
+def test_absent_classes_and_light_levels_are_none_not_zero() -> None:
     accuracy = summarize(sample_run(40, skill=-0.9)).accuracy
     assert accuracy is not None
     by_name = {c.name: c for c in accuracy.by_class}
@@ -152,12 +154,12 @@ def test_absent_classes_and_lights_are_none_and_never_zero() -> None:
     assert paired_accuracy(("a", "b"), "x", CITYSCAPES19.names, [], counts[:0, 0], counts[:0, 1]) is None
 
 
-def test_reliability_of_a_table_worked_by_hand() -> None:
+def test_reliability_of_a_table_computed_by_hand() -> None:
     empty = FrameCounts.empty(1)
     reliability = np.zeros((2, 2, NUM_BINS, 2), np.int64)
     sums = np.zeros((2, 2, NUM_BINS), np.int64)
-    reliability[0, 1, 10], sums[0, 1, 10] = (30, 12), 30 * 128  # says 128/255 = 0.502, keeps 0.4
-    reliability[1, 1, 19], sums[1, 1, 19] = (70, 70), 70 * 255  # says 1, keeps 1
+    reliability[0, 1, 10], sums[0, 1, 10] = (30, 12), 30 * 128  # confidence 128/255 = 0.502, correct 0.4
+    reliability[1, 1, 19], sums[1, 1, 19] = (70, 70), 70 * 255  # confidence 1, correct 1
     figures = reliability_of(FrameCounts(np.repeat(empty.confusion[:0], 0, 0), reliability, sums), 1)
     assert figures.pixels[10] == 30 and figures.correct[10] == 0.4 and figures.correct[19] == 1
     assert figures.confidence[10] == pytest.approx(128 / 255) and figures.confidence[0] is None
@@ -172,7 +174,7 @@ def test_percentiles_and_their_histogram() -> None:
     figures = percentiles(values)
     assert figures is not None
     assert (figures.p50, figures.max, figures.mean, figures.frames) == (50.5, 100, 50.5, 100)
-    assert sum(figures.counts) == 100  # also what is beyond the last edge
+    assert sum(figures.counts) == 100  # including those beyond the last edge
     assert percentiles([]) is None
 
 
@@ -224,7 +226,7 @@ def test_partial_and_lost_frames_are_counted() -> None:
     assert numbers.reasons["a newer frame was there"] == numbers.dropped
 
 
-def test_findings_say_what_the_figures_bear_out() -> None:
+def test_findings_follow_the_figures() -> None:
     said = " ".join(findings(summarize(sample_run(160, hz=2))))
     assert "Effect of the second level: better, +" in said
     assert "frames were dropped" in said and "expected calibration error" in said
@@ -234,20 +236,20 @@ def test_findings_say_what_the_figures_bear_out() -> None:
     assert "No frame has labels" in unlabelled and "mIoU" not in unlabelled
 
 
-def test_bands_are_as_many_as_recorded() -> None:
+def test_there_is_one_figure_per_band() -> None:
     accuracy = summarize(sample_run(12)).accuracy
     assert accuracy is not None and len(accuracy.by_band) == NUM_BANDS
     assert accuracy.by_band[0].name == "top, far" and accuracy.by_band[-1].span == "rows 75 to 100 %"
 
 
-def test_lines_break_between_bags_and_where_nothing_is_known() -> None:
+def test_a_line_is_interrupted_between_bags_and_at_unknown_values() -> None:
     seconds, light = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0), (0.1, 0.2, None, 0.1, 0.1, 0.2)
     drawn = charts.timeline(seconds, light, light, (0,) * 6, (0.0, 3.5), "two bags")
     lines = re.findall(r'<path d="([^"]*)" class="line-a"', drawn)
     assert len(lines) == 1 and lines[0].count("M") == 3 and lines[0].count("L") == 2
 
 
-def test_a_chart_escapes_names_and_keeps_to_its_axes() -> None:
+def test_a_chart_escapes_names_and_stays_within_its_axes() -> None:
     drawn = charts.dumbbells([("<b>", 10.0, 120.0), ("none", None, None)], "%", '"quoted"')
     assert "&lt;b&gt;" in drawn and "<b>" not in drawn and "&#34;quoted&#34;" in drawn
     assert max(float(x) for x in re.findall(r'cx="([\d.]+)"', drawn)) <= svg.WIDTH

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""report.json, frames.csv and the page, which a real browser opens offline."""
+"""report.json, frames.csv and the page, also in a browser that is offline."""
 
 from __future__ import annotations
 
@@ -93,6 +93,7 @@ def test_names_from_bags_cannot_break_the_page(tmp_path: Path) -> None:
     assert "<script" not in page and "<img" not in page and "&lt;script&gt;" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_a_browser_shows_the_report(browser: Browser, labelled: Path, width: int, colours: str) -> None:
@@ -115,6 +116,7 @@ def test_a_browser_shows_the_report(browser: Browser, labelled: Path, width: int
         assert figure in text
 
 
+@pytest.mark.slow
 def test_a_browser_shows_a_run_without_labels(browser: Browser, tmp_path: Path) -> None:
     folder = write_sample(tmp_path, sample_run(40, labelled=False))
     report = write_report(folder, pictures=False)
@@ -126,6 +128,7 @@ def test_a_browser_shows_a_run_without_labels(browser: Browser, tmp_path: Path) 
     assert "No frame has labels" in text and "mIoU, both" not in text and "Confusion" not in text
 
 
+@pytest.mark.slow
 def test_a_browser_shows_a_partial_and_an_empty_run(browser: Browser, tmp_path: Path) -> None:
     partial = write_sample(tmp_path / "partial", sample_run(40, missing=13))
     write_report(partial, pictures=False)
@@ -138,6 +141,7 @@ def test_a_browser_shows_a_partial_and_an_empty_run(browser: Browser, tmp_path: 
     assert seen.errors == [] and seen.page_width == 390
 
 
+@pytest.mark.slow
 def test_the_report_can_be_printed(browser: Browser, labelled: Path, tmp_path: Path) -> None:
     browser.print(labelled / "report.html", tmp_path / "report.pdf")
     pdf = (tmp_path / "report.pdf").read_bytes()
@@ -155,7 +159,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
-def test_worst_frames_lie_apart() -> None:
+def test_the_worst_frames_are_at_least_five_seconds_apart() -> None:
     data = sample_run(300, lost=False)
     scores = np.arange(300.0)
     chosen = lowest_apart(data.records, scores)

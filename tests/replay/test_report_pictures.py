@@ -20,7 +20,7 @@ from nightlab_replay.report.pictures import PicturesError, Resegmenter, worst_fr
 
 @pytest.fixture(scope="module")
 def runs(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folders of two replays, the second without its region level."""
+    """The folders of two replays, the second without regions."""
     folder = tmp_path_factory.mktemp("pictures")
     bag = write_tiny_bag(folder / "bag", make_frames(10), step_ns=2_000_000_000)
     shutil.copytree(tiny_bundle, folder / "bundle")

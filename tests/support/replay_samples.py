@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs of a replay made up in memory: a drive into the night, with frames lost, regions and labels."""
+"""Invented runs of a replay: a drive into the night with lost frames, regions and labels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nightlab_replay.records import (
     write_run,
 )
 
-#: Classes that the made-up truth holds; the others are absent.
+#: Classes that the labels contain; the others are absent.
 PRESENT = ("road", "sidewalk", "building", "pole", "traffic light", "vegetation", "sky", "person", "car")
 SHARES = np.array([0.34, 0.07, 0.22, 0.02, 0.01, 0.1, 0.14, 0.02, 0.08])
 PIXELS = 20_000
@@ -46,9 +46,12 @@ def sample_run(
     lost: bool = True,
     hz: float = 10.0,
 ) -> RunData:
-    """A drive of `frames` frames a bag from day into night. `skill` moves the share of right pixels of both levels,
-    in all frames or in the dark ones; `missing` frames at the end are not replayed. The truth and what makes frames
-    hard follow from the bag's name and the index alone, so that two runs are of the same frames."""
+    """Return a drive of `frames` frames per bag from day into night.
+
+    `skill` changes the share of correct pixels of both levels in all frames, `skill_in_the_dark` in the dark ones. The
+    last `missing` frames are not replayed. The labels and the difficulty of a frame depend only on bag and index, so
+    all runs are of the same frames; `seed` determines the rest.
+    """
     records, confusion, reliability, confidence_sum = [], [], [], []
     for place, bag in enumerate(bags):
         for index in range(frames - (missing if place == len(bags) - 1 else 0)):
@@ -84,7 +87,7 @@ def sample_run(
 
 
 def write_sample(folder: Path, data: RunData) -> Path:
-    """Store a run as a replay does, one chunk a bag."""
+    """Store a run as a replay does, with one chunk per bag."""
     write_run(folder, data.run)
     row = 0
     for bag in data.run.bags:
@@ -128,24 +131,24 @@ def _segmented(
 def _counts(
     rng: np.random.Generator, own: np.random.Generator, light: float, bonus: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matrices whose truth comes from `rng` and whose errors are, for the rest, the bundle's own."""
+    """Return the counts of a frame: its labels are drawn from `rng`, its errors from `own`."""
     ids = [CITYSCAPES19.id_of(n) for n in PRESENT]
     confusion = np.zeros((len(METHODS), NUM_BANDS, 19, 20), np.int64)
     reliability = np.zeros((len(METHODS), NUM_BINS, 2), np.int64)
     sums = np.zeros((len(METHODS), NUM_BINS), np.int64)
     ease = 0.93 + 0.08 * np.log10(light) + rng.normal(0, 0.03)
     for band in range(NUM_BANDS):
-        truth = rng.multinomial(PIXELS // NUM_BANDS, SHARES / SHARES.sum())
+        labels = rng.multinomial(PIXELS // NUM_BANDS, SHARES / SHARES.sum())
         for method, extra in enumerate((0.0, 0.03)):
-            for place, (c, pixels) in enumerate(zip(ids, truth, strict=True)):
+            for place, (c, pixels) in enumerate(zip(ids, labels, strict=True)):
                 chance = np.clip(ease + extra + bonus - (0.25 if SHARES[place] < 0.05 else 0.0), 0.02, 0.995)
-                right = int(own.binomial(pixels, chance))
-                others = own.multinomial(pixels - right, SHARES / SHARES.sum())
+                correct_pixels = int(own.binomial(pixels, chance))
+                others = own.multinomial(pixels - correct_pixels, SHARES / SHARES.sum())
                 confusion[method, band, c, ids] += others
-                confusion[method, band, c, c] += right
+                confusion[method, band, c, c] += correct_pixels
     for method in range(len(METHODS)):
-        right = int(np.trace(confusion[method].sum(axis=0)[:, :19]))
-        for correct, pixels in ((1, right), (0, PIXELS - right)):
+        correct_pixels = int(np.trace(confusion[method].sum(axis=0)[:, :19]))
+        for correct, pixels in ((1, correct_pixels), (0, PIXELS - correct_pixels)):
             codes = (255 * own.beta(9 if correct else 4, 1.2, 400)).astype(np.int64)
             weights = np.full(400, pixels // 400)
             weights[: pixels % 400] += 1
