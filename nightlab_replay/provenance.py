@@ -22,7 +22,7 @@ from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.bundle import MANIFEST_NAME, Bundle, sha256_of
 from nightlab_replay.records import BagInfo, BundleInfo, TopicInfo
 
-_PACKAGES = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "rosbags", "mcap", "distributed", "rclpy")
+_PACKAGES = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "rosbags", "distributed", "rclpy")
 
 
 def describe_bags(

@@ -133,20 +133,37 @@ def test_mcap_files_without_chunks_or_index_are_read(
     assert 0 < readable(path, frames)[0] < COUNT
 
 
-def test_a_damaged_compressed_bag_is_read_up_to_the_damage(tmp_path: Path, frames: list) -> None:
-    plain = write_tiny_bag(tmp_path / "plain", frames, storage="sqlite3", labelled=False)
-    writer = Rosbag2Writer(tmp_path / "packed", version=8, storage_plugin=StoragePlugin.SQLITE3)
-    writer.set_compression(CompressionMode.MESSAGE, CompressionFormat.ZSTD)
+def compress(frames: list, path: Path, mode: CompressionMode) -> Path:
+    """Write the images into a compressed bag."""
+    plain = write_tiny_bag(path.with_name("plain"), frames, storage="sqlite3", labelled=False)
+    writer = Rosbag2Writer(path, version=8, storage_plugin=StoragePlugin.SQLITE3)
+    writer.set_compression(mode, CompressionFormat.ZSTD)
     with Rosbag2Reader(plain) as reader, writer:
         topic = writer.add_connection(IMAGES, IMAGE_TYPE, typestore=get_typestore(Stores.ROS2_HUMBLE))
         for _, time_ns, raw in reader.messages():
             writer.write(topic, time_ns, raw)
-    connection = sqlite3.connect(tmp_path / "packed" / "packed.db3")
+    return path
+
+
+def test_a_damaged_compressed_message_does_not_affect_others(tmp_path: Path, frames: list) -> None:
+    path = compress(frames, tmp_path / "packed", CompressionMode.MESSAGE)
+    connection = sqlite3.connect(path / "packed.db3")
     connection.execute("UPDATE messages SET data = x'00' WHERE id = 5")
     connection.commit()
     connection.close()
-    found, reasons = readable(tmp_path / "packed", frames)
-    assert found == 4 and "reading ends after 4 messages" in reasons[0]
+    found, reasons = readable(path, frames)
+    assert found == COUNT - 1 and len(reasons) == 1 and "cannot be decompressed" in reasons[0]
+
+
+def test_a_compressed_file_that_is_cut_off_gives_its_first_part(tmp_path: Path, frames: list) -> None:
+    path = compress(frames, tmp_path / "packed", CompressionMode.FILE) / "packed.db3.zstd"
+    assert readable(path, frames) == (COUNT, [])  # also without metadata.yaml
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    found, reasons = readable(path, frames)
+    assert 0 < found < COUNT and "decompressing ends after" in reasons[0]
+    path.write_bytes(b"nothing of use")
+    with pytest.raises(BagError, match=r"packed\.db3\.zstd: nothing can be read"):
+        Bag(path)
 
 
 def test_label_maps_whose_stamp_cannot_be_read_are_counted(tmp_path: Path, bags: dict[str, Path], frames: list) -> None:

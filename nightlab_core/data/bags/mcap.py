@@ -1,41 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read rosbag2's MCAP files, including files that were cut off before their index was written.
 
-Needs mcap, lz4 and zstandard (requirements/replay.txt). Format: https://mcap.dev/spec
+The few records that this needs are parsed here, as no library reads a damaged file. Format: https://mcap.dev/spec
 """
 
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
-from io import BytesIO
+from dataclasses import dataclass
 from pathlib import Path
 
 import lz4.frame
 import numpy as np
-import zstandard
-from mcap.data_stream import ReadDataStream
-from mcap.exceptions import McapError
-from mcap.opcode import Opcode
-from mcap.records import Channel, ChunkIndex, Footer, MessageIndex, Schema, Statistics
-from mcap.stream_reader import MAGIC_SIZE, StreamReader
 
 from nightlab_core.data.bags.protocol import BagError, Topic
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 _MAGIC = b"\x89MCAP0\r\n"
+_FOOTER_CODE, _SCHEMA_CODE, _CHANNEL_CODE, _MESSAGE_CODE, _CHUNK_CODE, _CHUNK_INDEX_CODE = 2, 3, 4, 5, 6, 8
+_STATISTICS_CODE, _DATA_END_CODE = 11, 15
 _RECORD = struct.Struct("<BQ")  # opcode, length
 _CHUNK = struct.Struct("<QQQII")  # start and end time, size and CRC when unpacked, length of the compression's name
+_CHUNK_INDEX = struct.Struct("<QQQQ")  # start and end time, offset and length of the chunk
 _MESSAGE = struct.Struct("<HIQQ")  # channel, sequence number, time of recording, time of publishing
-_FOOTER_BYTES = _RECORD.size + 20
+_FOOTER = struct.Struct("<QQI")  # start of the summary, start of its index, CRC
+_STATISTICS = struct.Struct("<QHIIIIQQ")  # messages, schemas, channels, attachments, metadata, chunks, first, last time
+_PER_CHANNEL = np.dtype([("channel", "<u2"), ("value", "<u8")])
+_INDEX_ENTRY = np.dtype([("time_ns", "<u8"), ("offset", "<u8")])
 #: Second number of the index entry of a message outside any chunk.
 _NO_CHUNK = -1
-_DAMAGED = (McapError, BagError, struct.error, ValueError, KeyError, EOFError, OSError)
+_DAMAGED = (BagError, struct.error, ValueError, KeyError, IndexError, EOFError, OSError)
 
 
 class MissingIndexError(Exception):
     """The file has no usable index; the text says why."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Offset of a chunk, and the offsets of its message indexes by channel."""
+
+    offset: int
+    index_offsets: dict[int, int]
 
 
 class McapFile:
@@ -46,14 +60,14 @@ class McapFile:
     def __init__(self, path: Path) -> None:
         """Raises BagError if it is no MCAP file."""
         self.problems: list[str] = []
-        self._channels: dict[int, Channel] = {}
+        self._channels: dict[int, tuple[str, int]] = {}  # topic and schema
         self._schemas: dict[int, str] = {}
-        self._chunk_indexes: list[ChunkIndex] | None = None
+        self._chunks: list[_Chunk] = []
         self._entries: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # time, offset in chunk, chunk
         self._chunk = (_NO_CHUNK, b"")  # offset and content of the chunk that was read last
         self._size = path.stat().st_size
         self._file = path.open("rb")
-        if self._file.read(MAGIC_SIZE) != _MAGIC:
+        if self._file.read(len(_MAGIC)) != _MAGIC:
             self._file.close()
             raise BagError(f"{path}: nothing can be read: its {self._size} bytes do not begin as an MCAP file does")
         try:
@@ -65,29 +79,30 @@ class McapFile:
             counts = self._scan()
             self.problems.append(f"its index is damaged ({error}): {sum(counts.values())} messages were found without")
         self.topics: dict[str, Topic] = {}
-        for number, channel in self._channels.items():
-            known = self.topics.get(channel.topic, Topic(self._schemas.get(channel.schema_id, ""), 0))
-            self.topics[channel.topic] = Topic(known.type, known.count + counts.get(number, 0))
+        for number, (topic, schema) in self._channels.items():
+            known = self.topics.get(topic, Topic(self._schemas.get(schema, ""), 0))
+            self.topics[topic] = Topic(known.type, known.count + counts.get(number, 0))
 
     def index(self, topic: str) -> np.ndarray:
         """Return int64 (N, 3): time in ns, offset in the unpacked chunk, offset of the chunk."""
-        wanted = [number for number, channel in self._channels.items() if channel.topic == topic]
-        entries = [entry for number in wanted for entry in self._entries[number]]
-        for chunk in self._chunk_indexes or []:
-            for number in wanted:
-                if offset := chunk.message_index_offsets.get(number):
-                    entries += [(time_ns, at, chunk.chunk_start_offset) for time_ns, at in self._message_index(offset)]
-        entries.sort(key=lambda entry: (entry[2], entry[1]))  # in file order
-        return np.asarray(entries, np.int64).reshape(-1, 3)
+        parts = [np.zeros((0, 3), np.int64)]
+        for number in (number for number, (name, _) in self._channels.items() if name == topic):
+            parts.append(np.asarray(self._entries[number], np.int64).reshape(-1, 3))
+            parts += [self._message_index(chunk, number) for chunk in self._chunks]
+        entries = np.concatenate(parts)
+        return entries[np.lexsort((entries[:, 1], entries[:, 2]))]  # in file order
 
     def read(self, first: int, second: int) -> bytes:
         """Return a message by offset in its chunk and offset of the chunk. Raises BagError."""
         if second == _NO_CHUNK:
             return self._read_at(first + _RECORD.size, self._length_at(first))[_MESSAGE.size :]
         chunk = self._unpacked(second)
-        opcode, length = _RECORD.unpack_from(chunk, first)
+        try:
+            opcode, length = _RECORD.unpack_from(chunk, first)
+        except struct.error as error:
+            raise BagError("the chunk ends before the message") from error
         body = chunk[first + _RECORD.size + _MESSAGE.size : first + _RECORD.size + length]
-        if opcode != Opcode.MESSAGE or len(body) != length - _MESSAGE.size:
+        if opcode != _MESSAGE_CODE or len(body) != length - _MESSAGE.size:
             raise BagError("the message is cut off, or the index points elsewhere")
         return body
 
@@ -109,72 +124,78 @@ class McapFile:
 
     def _read_summary(self) -> dict[int, int]:
         """Read channels and the index of chunks at the end of the file; return the number of messages by channel."""
-        self._file.seek(max(MAGIC_SIZE, self._size - _FOOTER_BYTES - MAGIC_SIZE))
+        footer_bytes = _RECORD.size + _FOOTER.size
+        self._file.seek(max(len(_MAGIC), self._size - footer_bytes - len(_MAGIC)))
         end = self._file.read()
-        if len(end) != _FOOTER_BYTES + MAGIC_SIZE or not end.endswith(_MAGIC) or end[0] != Opcode.FOOTER:
+        if len(end) != footer_bytes + len(_MAGIC) or not end.endswith(_MAGIC) or end[0] != _FOOTER_CODE:
             raise MissingIndexError("the file is cut off")
-        footer = Footer.read(ReadDataStream(BytesIO(end[_RECORD.size :])))
-        if not footer.summary_start:
+        summary_start, _, _ = _FOOTER.unpack_from(end, _RECORD.size)
+        if not summary_start:
             raise MissingIndexError("the file was written without an index")
-        self._file.seek(footer.summary_start)
-        statistics, chunks = None, []
-        for record in StreamReader(self._file, skip_magic=True, record_size_limit=self._size).records:
-            if isinstance(record, Schema):
-                self._schemas[record.id] = record.name
-            elif isinstance(record, Channel):
-                self._channels[record.id] = record
-            elif isinstance(record, ChunkIndex):
-                chunks.append(record)
-            elif isinstance(record, Statistics):
-                statistics = record
-        if statistics is None or not chunks or not all(c.message_index_offsets for c in chunks):
-            if statistics is not None and statistics.message_count == 0:
-                return {}
+        summary = self._read_at(summary_start, self._size - footer_bytes - len(_MAGIC) - summary_start)
+        counts: dict[int, int] | None = None
+        num_messages = 0
+        for _, opcode, body in _records(summary):
+            if opcode in (_SCHEMA_CODE, _CHANNEL_CODE):
+                self._note(opcode, body, 0, _NO_CHUNK)
+            elif opcode == _CHUNK_INDEX_CODE:
+                _, _, offset, _ = _CHUNK_INDEX.unpack_from(body)
+                self._chunks.append(_Chunk(offset, _per_channel(body, _CHUNK_INDEX.size)))
+            elif opcode == _STATISTICS_CODE:
+                num_messages = _STATISTICS.unpack_from(body)[0]
+                counts = _per_channel(body, _STATISTICS.size)
+        if counts is not None and num_messages == 0:
+            return {}
+        if counts is None or not self._chunks or not all(chunk.index_offsets for chunk in self._chunks):
             raise MissingIndexError("the file was written without an index")
-        self._chunk_indexes = chunks
-        return dict(statistics.channel_message_counts)
+        return counts
 
-    def _message_index(self, offset: int) -> list[tuple[int, int]]:
+    def _message_index(self, chunk: _Chunk, channel: int) -> np.ndarray:
+        """Return int64 (N, 3) as `index`, for the messages of one channel in one chunk."""
+        if (offset := chunk.index_offsets.get(channel)) is None:
+            return np.zeros((0, 3), np.int64)
         try:
-            return MessageIndex.read(
-                ReadDataStream(BytesIO(self._read_at(offset + 9, self._length_at(offset))))
-            ).records
+            body = self._read_at(offset + _RECORD.size, self._length_at(offset))
+            (num_bytes,) = struct.unpack_from("<I", body, 2)
+            entries = np.frombuffer(body, _INDEX_ENTRY, num_bytes // _INDEX_ENTRY.itemsize, 6)
         except _DAMAGED as error:
             self.problems.append(f"the index of one chunk is damaged: {error}")
-            return []
+            return np.zeros((0, 3), np.int64)
+        columns = [entries["time_ns"], entries["offset"], np.full(len(entries), chunk.offset)]
+        return np.stack([column.astype(np.int64) for column in columns], axis=1)
 
     def _scan(self) -> dict[int, int]:
         """Find every complete message by reading the file from the start; return the number of messages by channel."""
         self._channels.clear()
         self._schemas.clear()
-        self._chunk_indexes = None
-        at = MAGIC_SIZE
+        self._chunks.clear()
+        at = len(_MAGIC)
         while at + _RECORD.size <= self._size:
             self._file.seek(at)
             opcode, length = _RECORD.unpack(self._file.read(_RECORD.size))
-            if opcode == Opcode.CHUNK:
+            if opcode == _CHUNK_CODE:
                 try:
                     for inside, code, body in _records(self._unpacked(at)):
                         self._note(code, body, inside, at)
                 except _DAMAGED as error:
                     self.problems.append(f"the chunk at byte {at} cannot be read: {error}")
             elif at + _RECORD.size + length <= self._size:
-                if opcode in (Opcode.SCHEMA, Opcode.CHANNEL, Opcode.MESSAGE):
+                if opcode in (_SCHEMA_CODE, _CHANNEL_CODE, _MESSAGE_CODE):
                     self._note(opcode, self._file.read(length), at, _NO_CHUNK)
-                elif opcode in (Opcode.DATA_END, Opcode.FOOTER):
+                elif opcode in (_DATA_END_CODE, _FOOTER_CODE):
                     break
             at += _RECORD.size + length
         return {number: len(entries) for number, entries in self._entries.items()}
 
     def _note(self, opcode: int, body: bytes, at: int, chunk: int) -> None:
-        stream = ReadDataStream(BytesIO(body))
-        if opcode == Opcode.SCHEMA:
-            schema = Schema.read(stream)
-            self._schemas[schema.id] = schema.name
-        elif opcode == Opcode.CHANNEL:
-            channel = Channel.read(stream)
-            self._channels[channel.id] = channel
-        elif opcode == Opcode.MESSAGE:
+        """Keep a schema, a channel, or the place of a message."""
+        if opcode == _SCHEMA_CODE:
+            (number,) = struct.unpack_from("<H", body)
+            self._schemas[number] = _text(body, 2)
+        elif opcode == _CHANNEL_CODE:
+            number, schema = struct.unpack_from("<HH", body)
+            self._channels[number] = (_text(body, 4), schema)
+        elif opcode == _MESSAGE_CODE:
             number, _, time_ns, _ = _MESSAGE.unpack_from(body)
             self._entries[number].append((time_ns, at, chunk))
 
@@ -194,7 +215,7 @@ class McapFile:
                 complete = data_at + packed_bytes <= self._size
                 packed = self._read_at(data_at, min(packed_bytes, self._size - data_at))
                 data = _unpack(packed, compression)
-            except (zstandard.ZstdError, RuntimeError, *_DAMAGED) as error:
+            except (zstd.ZstdError, RuntimeError, *_DAMAGED) as error:
                 raise BagError(f"the chunk cannot be unpacked: {error}") from error
             if complete and (len(data) != size or (crc and zlib.crc32(data) != crc)):
                 raise BagError("the chunk's checksum is wrong: bytes of it have changed")
@@ -205,6 +226,8 @@ class McapFile:
         return int(_RECORD.unpack(self._read_at(at, _RECORD.size))[1])
 
     def _read_at(self, at: int, size: int) -> bytes:
+        if not 0 <= at <= self._size or size < 0:
+            raise BagError(f"the index points to byte {at} of {self._size}")
         self._file.seek(at)
         data = self._file.read(min(size, self._size))
         if len(data) != size:
@@ -213,7 +236,7 @@ class McapFile:
 
 
 def _records(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Yield offset, opcode and body of every complete record."""
+    """Yield offset, opcode and body of every complete record; of a message its head alone."""
     at = 0
     while at + _RECORD.size <= len(data):
         opcode, length = _RECORD.unpack_from(data, at)
@@ -221,9 +244,24 @@ def _records(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         if end > len(data):
             return
         # the head of a message is enough here: the image is read when it is needed
-        stop = at + _RECORD.size + _MESSAGE.size if opcode == Opcode.MESSAGE else end
+        stop = at + _RECORD.size + _MESSAGE.size if opcode == _MESSAGE_CODE else end
         yield at, opcode, data[at + _RECORD.size : stop]
         at = end
+
+
+def _text(body: bytes, at: int) -> str:
+    """Return the text whose length, 4 bytes, stands at an offset."""
+    (num_bytes,) = struct.unpack_from("<I", body, at)
+    if at + 4 + num_bytes > len(body):
+        raise BagError("a record ends within a text")
+    return body[at + 4 : at + 4 + num_bytes].decode()
+
+
+def _per_channel(body: bytes, at: int) -> dict[int, int]:
+    """Return the map from channel to number whose size in bytes, 4 bytes, stands at an offset."""
+    (num_bytes,) = struct.unpack_from("<I", body, at)
+    entries = np.frombuffer(body, _PER_CHANNEL, num_bytes // _PER_CHANNEL.itemsize, at + 4)
+    return dict(zip(entries["channel"].tolist(), entries["value"].tolist(), strict=True))
 
 
 def _unpack(packed: bytes, compression: str) -> bytes:
@@ -231,7 +269,7 @@ def _unpack(packed: bytes, compression: str) -> bytes:
     if compression == "":
         return packed
     if compression == "zstd":
-        return zstandard.ZstdDecompressor().decompressobj().decompress(packed)
+        return zstd.ZstdDecompressor().decompress(packed)
     if compression == "lz4":
         return bytes(lz4.frame.LZ4FrameDecompressor().decompress(packed))
     raise BagError(f"compression {compression!r} is not known; expected zstd or lz4")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from nightlab_core.data.bags.compressed import CompressedFile, CompressedMessages
 from nightlab_core.data.bags.metadata import METADATA_NAME, bag_information, custom_data, custom_data_of_file
 from nightlab_core.data.bags.protocol import BagError, StorageFile, Topic, one_line
 
@@ -30,7 +31,7 @@ class Backend:
     class_name: str
 
     def open(self, path: Path) -> StorageFile:
-        """Open a file. Raises BagError, and ModuleNotFoundError if a library of the format is not installed."""
+        """Open a file. Raises BagError."""
         module = import_module(f"nightlab_core.data.bags.{self.module}")
         opened: StorageFile = getattr(module, self.class_name)(path)
         return opened
@@ -40,13 +41,11 @@ class Backend:
 BACKENDS = {
     ".mcap": Backend("mcap", "McapFile"),
     ".db3": Backend("sqlite", "SqliteFile"),
-    ".bag": Backend("rosbags_files", "Rosbag1File"),
+    ".bag": Backend("rosbag1", "Rosbag1File"),
 }
-#: Reads a bag folder whose files or messages are compressed.
-COMPRESSED = Backend("rosbags_files", "CompressedBag")
-#: Reads undamaged MCAP files where the libraries that `mcap` needs are not installed.
-WHOLE_MCAP = Backend("rosbags_files", "WholeMcapFile")
 SUFFIXES = tuple(BACKENDS)
+#: Suffix of a file of rosbag2 that is compressed as a whole, as in drive_0.mcap.zstd.
+_COMPRESSED = ".zstd"
 _ROSBAG2_SUFFIXES = (".mcap", ".db3")
 
 
@@ -54,7 +53,7 @@ def is_bag(path: Path) -> bool:
     """Return whether a path is a bag: a file of a known suffix, or a folder with metadata.yaml or with such files."""
     if path.is_dir():
         return (path / METADATA_NAME).is_file() or bool(_rosbag2_files(path))
-    return path.suffix.lower() in SUFFIXES
+    return _format_of(path) in SUFFIXES
 
 
 def bag_files(path: Path) -> list[Path]:
@@ -74,7 +73,7 @@ def open_storage(path: Path) -> BagStorage:
         raise FileNotFoundError(f"{path} does not exist; {expected}")
     if path.is_dir():
         return _open_folder(path)
-    if path.suffix.lower() not in SUFFIXES:
+    if _format_of(path) not in SUFFIXES:
         raise BagError(f"{path} is no rosbag; {expected}")
     return BagStorage({path.name: _open_file(path)}, [], custom_data_of_file(path))
 
@@ -131,36 +130,37 @@ def _open_folder(path: Path) -> BagStorage:
         problems.append("metadata.yaml is missing: topics and times come from the storage files themselves")
     except (OSError, ValueError) as error:
         problems.append(f"metadata.yaml cannot be used ({one_line(error)}): the storage files themselves were read")
-    mode = str(information.get("compression_mode") or "").lower()
-    if mode not in ("", "none"):
-        return BagStorage({path.name: COMPRESSED.open(path)}, problems, custom_data(information))
     found = _rosbag2_files(path)
     listed = [path / Path(str(name)).name for name in _listed_names(information)]
     if missing := [f.name for f in listed if not f.is_file()]:
         problems.append(f"{', '.join(missing)} is missing, although metadata.yaml lists it")
-    paths = [f for f in listed if f.is_file() and f.suffix in _ROSBAG2_SUFFIXES] or found
+    paths = [f for f in listed if f.is_file() and _format_of(f) in _ROSBAG2_SUFFIXES] or found
     if not paths:
         content = ", ".join(sorted(f.name for f in path.iterdir())) or "nothing"
         raise BagError(f"{path} is no rosbag: it holds {content}; expected .mcap or .db3 files with metadata.yaml")
-    files, failures = {}, []
+    files: dict[str, StorageFile] = {}
+    failures = []
     for file in paths:
         try:
             files[file.name] = _open_file(file)
         except BagError as error:
             failures.append(str(error))
+    if str(information.get("compression_mode")).lower() == "message":
+        files = {name: CompressedMessages(file) for name, file in files.items()}
     if not files:
         raise BagError("; ".join(failures))
     return BagStorage(files, [*problems, *failures], custom_data(information))
 
 
 def _open_file(path: Path) -> StorageFile:
-    suffix = path.suffix.lower()
-    try:
-        return BACKENDS[suffix].open(path)
-    except ModuleNotFoundError:
-        if suffix != ".mcap":
-            raise
-    return WHOLE_MCAP.open(path)
+    if path.suffix == _COMPRESSED:
+        return CompressedFile(path, _open_file)
+    return BACKENDS[path.suffix.lower()].open(path)
+
+
+def _format_of(path: Path) -> str:
+    """Return the suffix of a file's format, in lower case, without that of the compression."""
+    return (Path(path.stem) if path.suffix == _COMPRESSED else path).suffix.lower()
 
 
 def _listed_names(information: dict[str, Any]) -> list[Any]:
@@ -170,15 +170,15 @@ def _listed_names(information: dict[str, Any]) -> list[Any]:
 
 def _rosbag2_files(folder: Path) -> list[Path]:
     """Return the .mcap and .db3 files of a folder in the order of their numbers, without hidden files."""
-    files = [f for f in folder.iterdir() if f.suffix in _ROSBAG2_SUFFIXES and not f.name.startswith(".")]
+    files = [f for f in folder.iterdir() if _format_of(f) in _ROSBAG2_SUFFIXES and not f.name.startswith(".")]
     return sorted(files, key=_number)
 
 
 def _is_storage(file: Path) -> bool:
-    return any(suffix in SUFFIXES for suffix in file.suffixes)
+    return _format_of(file) in SUFFIXES
 
 
 def _number(file: Path) -> tuple[int, str]:
     """rosbag2 numbers the files of a split bag: drive_2.mcap comes before drive_10.mcap."""
-    digits = re.search(r"_(\d+)$", file.stem)
+    digits = re.search(r"_(\d+)$", file.name.partition(".")[0])
     return (int(digits[1]) if digits else 0, file.name)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read ROS 1's .bag files through rosbags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rosbags.rosbag1 import Reader
+from rosbags.typesys import Stores, get_typestore
+
+from nightlab_core.data.bags.messages import to_cdr
+from nightlab_core.data.bags.protocol import BagError, Topic, one_line
+
+
+class Rosbag1File:
+    """One indexed .bag file; see `protocol.StorageFile`. Image messages are converted to ROS 2's serialisation."""
+
+    kind = "rosbag1"
+
+    def __init__(self, path: Path) -> None:
+        """Raises BagError if the file is damaged."""
+        self.problems: list[str] = []
+        self._reader = Reader(path)
+        self._types = get_typestore(Stores.ROS1_NOETIC)
+        try:
+            self._reader.open()
+        except Exception as error:  # rosbags raises errors of many types for damaged files
+            raise BagError(f"{path} cannot be opened: {one_line(error)}; try `rosbag reindex`") from error
+        self._indexes = self._reader.indexes
+        self.topics = {name: Topic(topic.msgtype or "", topic.msgcount) for name, topic in self._reader.topics.items()}
+
+    def index(self, topic: str) -> np.ndarray:
+        """Return int64 (N, 3): time in ns, number of the connection, number of its message."""
+        rows = [
+            (entry.time, number, place)
+            for number, connection in enumerate(self._reader.connections)
+            if connection.topic == topic
+            for place, entry in enumerate(self._indexes[connection.id])
+        ]
+        return np.asarray(rows, np.int64).reshape(-1, 3)
+
+    def read(self, first: int, second: int) -> bytes:
+        """Return the message of a connection. Raises BagError."""
+        connection = self._reader.connections[first]
+        # rosbags walks through the index for every call: show it the one entry
+        self._reader.indexes = {connection.id: [self._indexes[connection.id][second]]}
+        try:
+            ((_, _, raw),) = self._reader.messages([connection])
+            return to_cdr(self._types.deserialize_ros1(raw, connection.msgtype), connection.msgtype)
+        except Exception as error:  # the bytes may be anything
+            raise BagError(f"the message cannot be read: {one_line(error)}") from error
+
+    def head(self, first: int, second: int, size: int) -> bytes:
+        """Return the first bytes of a message, which is read completely. Raises BagError."""
+        return self.read(first, second)[:size]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.close()
