@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start the node, configure it and activate it: ros2 launch nightlab_ros nightlab.launch.py image:=/camera/image_raw"""
+"""Start, configure and activate the node: ros2 launch nightlab_ros nightlab.launch.py image:=/camera/image_raw"""
 
 from launch.actions import DeclareLaunchArgument, EmitEvent, RegisterEventHandler, SetEnvironmentVariable
 from launch.conditions import IfCondition
@@ -14,12 +14,12 @@ from lifecycle_msgs.msg import Transition
 
 from launch import LaunchDescription
 
-# The name up to Jazzy, and from Kilted on.
+# Fast DDS's variable up to Jazzy, and from Kilted on.
 FASTDDS_PROFILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Arguments only; what they do is the node's."""
+    """Return the node with its arguments."""
     default_params = PathJoinSubstitution([FindPackageShare("nightlab_ros"), "config", "nightlab.yaml"])
     large_images = PathJoinSubstitution([FindPackageShare("nightlab_ros"), "config", "fastdds.xml"])
     image = LaunchConfiguration("image")
@@ -40,7 +40,7 @@ def generate_launch_description() -> LaunchDescription:
         event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=Transition.TRANSITION_CONFIGURE),
         condition=activate,
     )
-    # Only after configuring: from any start state it would activate again a node that someone deactivated.
+    # Only after configuring: with any start state, a node deactivated by hand would be activated again.
     activate_when_configured = RegisterEventHandler(
         OnStateTransition(
             target_lifecycle_node=node,
@@ -64,10 +64,12 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "use_sim_time",
                 default_value="false",
-                description="Follow /clock, as with a bag; goes before params_file.",
+                description="Use the time of /clock, for example of a bag; overrides params_file.",
             ),
-            DeclareLaunchArgument("activate", default_value="true", description="Configure and activate at start."),
-            # Fast DDS's default transport loses most images of 640x480 or more. A value that is set already is kept.
+            DeclareLaunchArgument(
+                "activate", default_value="true", description="Configure and activate the node at start."
+            ),
+            # Fast DDS's default transport loses most images of 640x480 or more. A value set by the user is kept.
             *(SetEnvironmentVariable(p, EnvironmentVariable(p, default_value=large_images)) for p in FASTDDS_PROFILES),
             activate_when_configured,
             node,

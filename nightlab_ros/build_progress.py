@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node says while TensorRT engines are built in its configure transition."""
+"""Progress of a build of TensorRT engines in the configure transition: to the log and to /diagnostics."""
 
 from __future__ import annotations
 
@@ -9,28 +9,36 @@ import time
 from collections.abc import Callable
 
 from nightlab_core.runtime.engines.engine import BuildProgress
-from nightlab_ros.health import OK, Report
+from nightlab_ros.health import OK, HealthReport
 
+#: Seconds between two reports.
 PERIOD_S = 0.5
 
 
-class BuildReporter:
-    """Is told of every step of a build and publishes one in half a second: the transition keeps the executor, so no
-    timer could. Answers whether to go on, which ``stop`` ends."""
+class BuildProgressReporter:
+    """Receive each step of a build, and publish a report at most every `PERIOD_S`.
 
-    def __init__(self, publish: Callable[[Report], None], log: Callable[[str], None], stop: threading.Event) -> None:
+    The transition blocks the executor, so a timer could not do this.
+    """
+
+    def __init__(
+        self, publish: Callable[[HealthReport], None], log: Callable[[str], None], stop: threading.Event
+    ) -> None:
+        """Once `stop` is set, the next step ends the build."""
         self._publish, self._log, self._stop = publish, log, stop
-        self._said_s = -math.inf
+        self._published_s = -math.inf
         self._kind = ""
 
     def __call__(self, progress: BuildProgress) -> bool:
+        """Report a step; returns False to end the build."""
         now_s = time.monotonic()
         if progress.kind != self._kind:
             self._kind = progress.kind
             self._log(f"building the TensorRT engine of the {progress.kind} network")
-        if now_s - self._said_s >= PERIOD_S:
-            self._said_s = now_s
+        if now_s - self._published_s >= PERIOD_S:
+            self._published_s = now_s
             percent = f"{100 * progress.fraction:.0f}"
             values = {"build_network": progress.kind, "build_percent": percent, "build_phase": progress.step}
-            self._publish(Report(OK, f"configuring: building TensorRT engines: {progress.kind} {percent} %", values))
+            message = f"configuring: building TensorRT engines: {progress.kind} {percent} %"
+            self._publish(HealthReport(OK, message, values))
         return not self._stop.is_set()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts, rate, frame age and percentiles of every stage: what /diagnostics says. No ROS, so that it is tested without.
+"""Counts, rate, frame age and percentiles of every stage, for /diagnostics. Imports no ROS.
 
-Times come in from outside: stamps and ``now_s`` in seconds of the node's clock, which may be simulated; stage times in
-milliseconds of the wall clock, by which alone it is judged whether masks still come out. One lock, as the
-subscription's thread counts while the worker's thread records.
+Times are passed in: stamps and `now_s` in seconds of the node's clock, which may be simulated; stage times in
+milliseconds of the wall clock, and only the wall clock decides whether masks still come out. A lock protects the state,
+because the subscription's thread counts while the worker's thread records.
 """
 
 from __future__ import annotations
@@ -22,15 +22,13 @@ LOSS_ADVICE = (
     "images are lost in the transport: with Fast DDS, start camera and node with FASTRTPS_DEFAULT_PROFILES_FILE "
     "(from Kilted on FASTDDS_DEFAULT_PROFILES_FILE) set to share/nightlab_ros/config/fastdds.xml"
 )
-
-
-#: Without a mask or a failure for so long, or for five times what a frame takes, the pipeline is called stuck.
+#: Least number of seconds without a mask or a failure, although images arrive, before that is reported.
 STUCK_S = 2.0
 
 
 @dataclass(frozen=True)
-class Report:
-    """One diagnostic status: level (0 ok, 1 warning, 2 error), a sentence, and values in the order to show them."""
+class HealthReport:
+    """One diagnostic status: level (0 OK, 1 warning, 2 error), a sentence, and values in the order of display."""
 
     level: int
     message: str
@@ -38,16 +36,14 @@ class Report:
 
 
 class Health:
-    """Statistics over the last ``window`` processed frames, and counts since the node was configured.
-
-    ``steady_s`` is a clock that no simulation stops.
-    """
+    """Keep statistics over the last `window` processed frames, and counts since the node was configured."""
 
     def __init__(self, window: int = 100, steady_s: Callable[[], float] = time.monotonic) -> None:
+        """Use `steady_s` as the wall clock in seconds, which no simulation stops."""
         self._lock = threading.Lock()
         self._steady_s = steady_s
-        self._unanswered_s: float | None = None  # since when images came without an outcome
-        self._preparing = ""
+        self._unanswered_s: float | None = None  # arrival of the first image without a mask or a failure since
+        self._delay_reason = ""
         self._counts = dict.fromkeys(("received", "processed", "failed", "overwritten", "skipped", "lost"), 0)
         self._sequence: tuple[object, int] | None = None
         self._published_s: deque[float] = deque(maxlen=window)
@@ -58,11 +54,11 @@ class Health:
         self._failure: tuple[float, str] = (-math.inf, "")
         self._last_received_s = self._last_lost_s = -math.inf
 
-    def received(self, now_s: float, publisher: object = None, number: int | None = None) -> None:
-        """A message reached the node: the ``number``-th of its publisher, if the middleware tells.
+    def record_received(self, now_s: float, publisher: object = None, number: int | None = None) -> None:
+        """Count an image that reached the node: the `number`-th of its publisher, if the middleware tells.
 
-        A gap in the numbers is what never reached the callback: lost in the transport, or overwritten in the reader's
-        history of one. A lower number is a publisher that started anew.
+        A gap in the numbers counts images that were lost in the transport or overwritten in the reader's queue. A lower
+        number means that the publisher was restarted.
         """
         with self._lock:
             self._counts["received"] += 1
@@ -73,111 +69,116 @@ class Health:
                 self._counts["skipped"] += max(0, number - self._sequence[1] - 1)
             self._sequence = None if number is None else (publisher, number)
 
-    def resubscribed(self) -> None:
-        """What was published while the node did not listen is no gap."""
+    def reset_sequence(self) -> None:
+        """Forget the publisher's last number: images published while the node did not subscribe are no gap."""
         with self._lock:
             self._sequence = None
             self._unanswered_s = None
 
-    def preparing(self, what: str) -> None:
-        """The next outcome takes its time, for ``what`` is done before it; empty: no longer."""
+    def set_delay_reason(self, reason: str) -> None:
+        """Tell why the next mask takes longer; "" when that is over."""
         with self._lock:
-            self._preparing = what
+            self._delay_reason = reason
 
-    def overwritten(self) -> None:
-        """A newer message came before the worker began this one."""
+    def record_overwritten(self) -> None:
+        """Count an image that a newer one replaced before it was processed."""
         with self._lock:
             self._counts["overwritten"] += 1
 
-    def lost(self, now_s: float, number: int) -> None:
-        """The middleware says that so many messages were lost on the way."""
+    def record_lost(self, now_s: float, number: int) -> None:
+        """Count `number` images that the middleware reports as lost in the transport."""
         with self._lock:
             self._counts["lost"] += number
             self._last_lost_s = now_s
 
-    def failed(self, now_s: float, reason: str) -> None:
-        """A frame gave no mask."""
+    def record_failed(self, now_s: float, reason: str) -> None:
+        """Count an image without a mask, with the reason for /diagnostics."""
         with self._lock:
             self._counts["failed"] += 1
             self._failure = (now_s, reason)
-            self._unanswered_s, self._preparing = None, ""
+            self._unanswered_s, self._delay_reason = None, ""
 
-    def processed(self, now_s: float, stamp_s: float, stages_ms: Mapping[str, float], light_level: float) -> None:
-        """A mask was published at ``now_s`` for a frame stamped ``stamp_s``; ``light_level`` is 0..1."""
+    def record_processed(
+        self, now_s: float, stamp_s: float, stages_ms: Mapping[str, float], light_level: float
+    ) -> None:
+        """Count a mask published at `now_s` for an image with the stamp `stamp_s`; `light_level` is 0 to 1."""
         with self._lock:
             self._counts["processed"] += 1
             self._published_s.append(now_s)
             self._ages_ms.append(1e3 * (now_s - stamp_s))
             self._light_level = light_level
-            self._unanswered_s, self._preparing = None, ""
-        self.stages(stages_ms)
+            self._unanswered_s, self._delay_reason = None, ""
+        self.record_stages(stages_ms)
 
-    def stages(self, stages_ms: Mapping[str, float]) -> None:
-        """Milliseconds of what was done for a frame."""
+    def record_stages(self, stages_ms: Mapping[str, float]) -> None:
+        """Record the milliseconds of stages of one frame."""
         with self._lock:
             for stage, milliseconds in stages_ms.items():
                 self._stages.setdefault(stage, deque(maxlen=self._window)).append(milliseconds)
 
     def counts(self) -> dict[str, int]:
-        """received, processed, failed; dropped: published, but never begun; and of these lost, in the transport.
+        """Return received, processed, failed, dropped, and lost, which is part of dropped.
 
-        Where the middleware numbers its messages, processed + failed + dropped is the number that was published.
+        processed + failed + dropped is the number of images published, if the middleware numbers its messages.
         """
         with self._lock:
             counts = dict(self._counts)
-        # The reader knows of a loss before the next message shows the gap, and not every middleware numbers messages.
+        # A loss is reported before the next message shows the gap, and not every middleware numbers messages.
         counts["dropped"] = counts.pop("overwritten") + max(counts.pop("skipped"), counts["lost"])
         return counts
 
     def rate_hz(self, now_s: float, over_s: float = 5.0) -> float:
-        """Masks per second of the node's clock, over the last ``over_s`` seconds; 0 when there was none."""
+        """Return masks per second of the node's clock over the last `over_s` seconds; 0 for fewer than two."""
         with self._lock:
             times = [t for t in self._published_s if now_s - over_s <= t <= now_s]
         if len(times) < 2 or times[-1] <= times[0]:
             return 0.0
-        # To the last frame only, unless the next one is overdue: then the rate falls as the silence lasts.
+        # Count up to the last frame only, unless the next one is overdue: then the rate falls with time.
         period_s = (times[-1] - times[0]) / (len(times) - 1)
         end_s = times[-1] if now_s - times[-1] <= 2 * period_s else now_s
         return (len(times) - 1) / (end_s - times[0])
 
-    def report(self, now_s: float, active: bool) -> Report:
-        """What to publish now. Silence and failures count when they are less than 2 s old, by the node's clock.
+    def report(self, now_s: float, active: bool) -> HealthReport:
+        """Return the report for /diagnostics. Failures and losses are reported for 2 s of the node's clock.
 
-        Images without an outcome are a warning after ``STUCK_S`` or more, and an error after five times as long.
+        Images without a mask are a warning after `STUCK_S` or five times the median latency, whichever is longer, and
+        an error after five times as long.
         """
         values = {name: str(number) for name, number in self.counts().items()}
         values["rate_hz"] = f"{self.rate_hz(now_s):.2f}"
         with self._lock:
-            ages = list(self._ages_ms)
             values["light_level"] = "" if math.isnan(self._light_level) else f"{self._light_level:.4f}"
-            values.update(_percentiles("frame_age", ages))
+            values.update(_percentiles("frame_age", self._ages_ms))
             for stage, times in self._stages.items():
                 values.update(_percentiles(stage, times))
-            silence_s, (failure_s, reason) = now_s - self._last_received_s, self._failure
-            loss_age_s = now_s - self._last_lost_s
-            waited_s = 0.0 if self._unanswered_s is None else self._steady_s() - self._unanswered_s
-            preparing, latencies = self._preparing, self._stages.get("latency")
-        if not active:
-            return Report(OK, "inactive", values)
+            level, message = self._state(now_s) if active else (OK, "inactive")
+        return HealthReport(level, message, values)
+
+    def _state(self, now_s: float) -> tuple[int, str]:
+        """Return level and message of an active node."""
+        failure_s, reason = self._failure
         if 0.0 <= now_s - failure_s < 2.0:  # simulated time may jump back
-            return Report(ERROR, f"a frame failed: {reason}", values)
+            return ERROR, f"a frame failed: {reason}"
+        latencies = self._stages.get("latency")
         patience_s = max(STUCK_S, 5e-3 * float(np.median(latencies))) if latencies else STUCK_S
+        waited_s = 0.0 if self._unanswered_s is None else self._steady_s() - self._unanswered_s
         if waited_s >= patience_s:
-            if preparing:
-                return Report(WARN, f"{preparing}: no mask for {waited_s:.0f} s", values)
+            if self._delay_reason:
+                return WARN, f"{self._delay_reason}: no mask for {waited_s:.0f} s"
             level = ERROR if waited_s >= 5 * patience_s else WARN
-            return Report(level, f"images arrive, but no mask came out for {waited_s:.0f} s", values)
-        if 0.0 <= loss_age_s < 2.0:
-            return Report(WARN, LOSS_ADVICE, values)
+            return level, f"images arrive, but no mask came out for {waited_s:.0f} s"
+        if 0.0 <= now_s - self._last_lost_s < 2.0:
+            return WARN, LOSS_ADVICE
+        silence_s = now_s - self._last_received_s
         if silence_s >= 2.0:
             since = f"for {silence_s:.1f} s" if math.isfinite(silence_s) else "yet"
-            return Report(WARN, f"no images {since}", values)
-        if ages and ages[-1] < 0:
-            return Report(WARN, "images are stamped in the future: check the camera's clock and use_sim_time", values)
-        return Report(OK, "running", values)
+            return WARN, f"no images {since}"
+        if self._ages_ms and self._ages_ms[-1] < 0:
+            return WARN, "images are stamped in the future: check the camera's clock and use_sim_time"
+        return OK, "running"
 
 
-def _percentiles(name: str, milliseconds: list[float] | deque[float]) -> dict[str, str]:
+def _percentiles(name: str, milliseconds: deque[float]) -> dict[str, str]:
     if not milliseconds:
         return {}
     marks = np.percentile(np.fromiter(milliseconds, float), (50, 95, 99))

@@ -21,10 +21,13 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
+from nightlab_ros import topics
+
 #: Full name of the node whose topics are recorded.
 NODE = "/nightlab"
-#: Topics below NODE.
-MASK, IMAGE_LEVEL_MASK, CONFIDENCE = "mask", "debug/image_level_mask", "confidence"
+MASK, IMAGE_LEVEL_MASK, CONFIDENCE = (
+    topic.name.replace("~", NODE) for topic in (topics.MASK, topics.IMAGE_LEVEL_MASK, topics.CONFIDENCE)
+)
 #: The node publishes diagnostics once a second; without any for so many seconds, it is not waited for.
 DIAGNOSTICS_TIMEOUT_S = 5.0
 
@@ -101,23 +104,23 @@ class MaskRecorder:
     The arrival time is taken first in the callback.
     """
 
-    def __init__(self, spool: MaskSpool, topics: tuple[str, ...] = (MASK, IMAGE_LEVEL_MASK)) -> None:
-        """Record `topics`, each below NODE, into `spool`."""
+    def __init__(self, spool: MaskSpool, mask_topics: tuple[str, ...] = (MASK, IMAGE_LEVEL_MASK)) -> None:
+        """Record the messages of `mask_topics` into `spool`."""
         #: by topic, then by stamp in nanoseconds: the messages in order of arrival
-        self.received: dict[str, dict[int, list[ReceivedMask]]] = {topic: defaultdict(list) for topic in topics}
+        self.received: dict[str, dict[int, list[ReceivedMask]]] = {topic: defaultdict(list) for topic in mask_topics}
         self.arrivals: list[int] = []  #: stamps of the merged masks in order of arrival
         self.diagnostics: dict[str, str] = {}  #: the node's latest values
         self._num_diagnostics = 0
-        self._spool, self._topics = spool, topics
+        self._spool = spool
 
     def __enter__(self) -> MaskRecorder:
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         self._node = rclpy.create_node("mask_recorder")
         # Deeper than the node's own depth of 1, so that a burst waits here while a mask is compressed.
         qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
-        for topic in self._topics:
-            self._node.create_subscription(Image, f"{NODE}/{topic}", lambda m, t=topic: self._on_mask(m, t), qos)
-        self._node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, qos)
+        for topic in self.received:
+            self._node.create_subscription(Image, topic, lambda m, t=topic: self._on_mask(m, t), qos)
+        self._node.create_subscription(DiagnosticArray, topics.DIAGNOSTICS.name, self._on_diagnostics, qos)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)
         self._stop = threading.Event()

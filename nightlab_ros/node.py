@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lifecycle node ``nightlab``: camera images in, semantic masks out.
-
-The callback only keeps the newest image; a worker thread converts it, runs the pipeline and publishes. Configure loads
-the bundle, activate starts, deactivate stops, cleanup frees; each says in the log why it failed.
-"""
+"""The lifecycle node `nightlab`: camera images in, semantic masks out. Read `NightLabNode.segment` first."""
 
 from __future__ import annotations
 
@@ -11,59 +7,41 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
-from rclpy.subscription import Subscription
-from sensor_msgs.msg import CompressedImage, Image
-
-try:
-    from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
-except ImportError:  # its name in ROS 2 Humble
-    from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
 
 from nightlab_core.data.images import ImageError, message_to_bgr
 from nightlab_core.runtime.bundle import default_bundle
 from nightlab_core.runtime.engines.open import Engines
-from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_ros.build_progress import BuildReporter
-from nightlab_ros.health import LOSS_ADVICE, Health, Report
+from nightlab_ros.build_progress import BuildProgressReporter
+from nightlab_ros.camera_stream import CameraImage, CameraStream, clock_s
+from nightlab_ros.health import Health
+from nightlab_ros.lifecycle import LoggedLifecycleNode
 from nightlab_ros.messages import choose_converter, to_bgr
-from nightlab_ros.parameters import ParameterError, changed, declare, unknown_parameters
-from nightlab_ros.publishers import RELIABLE, Publishers, diagnostics
-
-BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+from nightlab_ros.parameters import ParameterError, change, declare, unknown_parameters
+from nightlab_ros.publishers import DiagnosticsPublisher, Publishers
 
 
-def image_callback(on_image: Callable[[Any, Any], None], subscription: type = Subscription) -> Callable[..., None]:
-    """What to subscribe with, for `on_image` of a message and of what the middleware knows of its way.
+class NightLabNode(LoggedLifecycleNode):
+    """Subscribe to a camera, segment its newest image, and publish the mask. topics.py lists all topics.
 
-    ROS 2 Humble calls with the message alone, and then nothing is known; later ones go by the number of arguments.
+    configure opens the bundle and the publishers, activate subscribes, deactivate waits for the current image, and
+    cleanup frees everything.
     """
-    if hasattr(subscription, "CallbackType"):
-        return on_image
-    return lambda msg: on_image(msg, {})
-
-
-class NightLabNode(LifecycleNode):
-    """Subscribes to ``image`` or ``image/compressed``; publishes what publishers.py lists, and /diagnostics."""
 
     def __init__(self, stop: threading.Event | None = None, **kwargs: Any) -> None:
-        """`stop`, once set, ends a build of engines that is under way."""
+        """Declare the parameters. Setting `stop` ends a build of engines that runs in configure."""
         super().__init__("nightlab", **kwargs)
-        self._stop_asked = threading.Event() if stop is None else stop
+        self._stop_requested = threading.Event() if stop is None else stop
         self.settings = declare(self)
         for sentence in unknown_parameters(self._parameter_overrides, self._parameters):
             self.get_logger().warning(sentence)
@@ -72,224 +50,122 @@ class NightLabNode(LifecycleNode):
         self._engines: Engines | None = None
         self._pipeline: Pipeline | None = None
         self._outputs: Publishers | None = None
-        self._worker: LatestWorker[tuple[Any, float]] | None = None
-        self._subscription: Any = None
-        self._diagnostics: Any = None
+        self._stream: CameraStream | None = None
+        self._diagnostics: DiagnosticsPublisher | None = None
         self._timer: Any = None
         self._prepared_hw: tuple[int, int] | None = None
-        self._tried_hw: tuple[int, int] | None = None
+        self._logged_hw: tuple[int, int] | None = None
 
-    # Lifecycle. rclpy swallows what these raise, hence _attempt.
+    def segment(self, image: CameraImage) -> None:
+        """Convert an image, run the pipeline, publish. Runs on the stream's thread."""
+        assert self._pipeline is not None and self._outputs is not None
+        settings, header = self.settings, image.message.header
+        start_s = time.perf_counter()
+        frame_bgr = message_to_bgr(image.message, to_bgr)
+        stages_ms = {"wait": 1e3 * (start_s - image.received_s), "convert": 1e3 * (time.perf_counter() - start_s)}
+        if frame_bgr.shape[:2] != self._prepared_hw:
+            self._prepare(self._pipeline, frame_bgr.shape[:2])
+        result = self._pipeline(frame_bgr)
+        self._outputs.publish_result(result, header)
+        published_s = clock_s(self)
+        stages_ms |= {stage: ms for stage, ms in result.stages_ms.items() if ms > 0.0}  # 0: the stage did not run
+        stages_ms["latency"] = 1e3 * (time.perf_counter() - image.received_s)
+        if settings.overlay:
+            self._outputs.publish_overlay(frame_bgr, result.labels, settings.overlay_opacity, header)
+        stamp_s = header.stamp.sec + 1e-9 * header.stamp.nanosec
+        self._health.record_processed(published_s, stamp_s, stages_ms, result.light_level)
+        self._outputs.publish_stages(stages_ms)
 
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load the bundle and create every publisher."""
-        return self._attempt("configure", self._configure, undo=self._free)
-
-    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Start to listen and to work."""
-        super().on_activate(state)
-        return self._attempt("activate", self._start, undo=partial(self._stop, state))
-
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop listening, and wait for the frame at hand."""
-        return self._attempt("deactivate", partial(self._stop, state))
-
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free engines and publishers."""
-        return self._attempt("cleanup", self._free)
-
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop and free everything, from any state."""
-        return self._attempt("shutdown", self._free)
-
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free everything, so that the node can be configured anew."""
-        return self._attempt("error processing", self._free)
-
-    def _attempt(
-        self, name: str, action: Callable[[], None], undo: Callable[[], None] | None = None
-    ) -> TransitionCallbackReturn:
-        try:
-            action()
-        except Exception as error:
-            self.get_logger().error(f"{name} failed: {type(error).__name__}: {error}")
-            if undo is None:  # half stopped is no state to stay in: error processing frees the rest
-                return TransitionCallbackReturn.ERROR
-            return TransitionCallbackReturn.FAILURE if self._undone(name, undo) else TransitionCallbackReturn.ERROR
-        return TransitionCallbackReturn.SUCCESS
-
-    def _undone(self, name: str, undo: Callable[[], None]) -> bool:
-        try:
-            undo()
-        except Exception as error:
-            self.get_logger().error(f"undoing {name} failed: {type(error).__name__}: {error}")
-            return False
-        return True
-
-    def _configure(self) -> None:
+    def configure(self) -> None:
+        """Open the engines, which may build them, and create the publishers."""
         settings = self.settings
-        size_hw = settings.image_size[::-1] if settings.image_size != (0, 0) else None
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE)
+        self._diagnostics = DiagnosticsPublisher(self)
+        progress = BuildProgressReporter(self._diagnostics.publish, self.get_logger().info, self._stop_requested)
         self._engines = engines = Engines.open(
-            settings.bundle or default_bundle(),
-            settings.engines(),
-            on_progress=BuildReporter(self._publish, self.get_logger().info, self._stop_asked),
+            settings.bundle or default_bundle(), settings.engine_options(), on_progress=progress
         )
-        self._pipeline = pipeline = Pipeline(engines, settings.pipeline())
+        self._pipeline = Pipeline(engines, settings.pipeline_settings())
         if engines.note:
             self.get_logger().warning(engines.note)
         converter = "cv2.imdecode" if settings.transport == "compressed" else choose_converter().name
         manifest = engines.bundle.manifest
-        self.get_logger().info(f"bundle {manifest.name}, engine {engines.name}, images by {converter}")
+        self.get_logger().info(f"bundle {manifest.name}, engine {engines.name}, images converted by {converter}")
         self._health = Health()
-        self._outputs = Publishers(self, engines.bundle.class_set, self._health.stages)
-        # By a clock that goes on when a bag is paused, or when nobody publishes /clock: that has to be told too.
+        self._outputs = Publishers(self, engines.bundle.class_set, self._health.record_stages)
+        # The steady clock runs on when a bag is paused or nobody publishes /clock, which has to be reported, too.
         self._timer = self.create_timer(1.0, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
-        if size_hw is not None:
-            self._prepare(pipeline, size_hw)
+        if settings.image_hw is not None:
+            self._prepare(self._pipeline, settings.image_hw)
 
-    def _start(self) -> None:
+    def activate(self) -> None:
+        """Subscribe to the camera."""
         assert self._outputs is not None
         self._outputs.start()
-        self._worker = LatestWorker("pipeline", self._process, self._process_failed)
-        self._health.resubscribed()
-        compressed = self.settings.transport == "compressed"
-        subscribe = partial(
-            self.create_subscription,
-            CompressedImage if compressed else Image,
-            "image/compressed" if compressed else "image",
-            image_callback(self._on_image),
-            BEST_EFFORT,
-        )
-        try:
-            self._subscription = subscribe(event_callbacks=SubscriptionEventCallbacks(message_lost=self._on_lost))
-        except UnsupportedEventTypeError:
-            self.get_logger().info("this middleware does not tell which images it lost: 'lost' stays 0")
-            self._subscription = subscribe()
+        self._stream = CameraStream(self, self.settings.transport, self._health, self.segment, self._on_error)
 
-    def _stop(self, state: LifecycleState) -> None:
-        if self._subscription is not None:
-            self.destroy_subscription(self._subscription)
-            self._subscription = None
-        if self._worker is not None:
-            if self._worker.stop():
-                self._health.overwritten()
-            self._worker = None
+    def deactivate(self) -> None:
+        """Unsubscribe, and wait for the current image."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
         if self._outputs is not None:
             self._outputs.stop()
-        super().on_deactivate(state)
 
-    def _free(self) -> None:
-        self._stop(LifecycleState("", 0))
+    def free(self) -> None:
+        """Free publishers and engines."""
         if self._timer is not None:
             self.destroy_timer(self._timer)
-            self._timer = None
-        if self._diagnostics is not None:
-            self.destroy_publisher(self._diagnostics)
-            self._diagnostics = None
-        if self._outputs is not None:
-            self._outputs.destroy()
-            self._outputs = None
-        if self._pipeline is not None:
-            self._pipeline.close()
-            self._pipeline = None
-        if self._engines is not None:
-            self._engines.close()
-            self._engines = None
-        self._prepared_hw = self._tried_hw = None
+        for publishers in (self._diagnostics, self._outputs):
+            if publishers is not None:
+                publishers.destroy()
+        for part in (self._pipeline, self._engines):
+            if part is not None:
+                part.close()
+        self._timer = self._diagnostics = self._outputs = self._pipeline = self._engines = None
+        self._prepared_hw = self._logged_hw = None
 
-    def close(self) -> None:
-        """Stop and free everything, whatever the state; for the end of the process."""
-        self._free()
+    def _prepare(self, pipeline: Pipeline, frame_hw: tuple[int, int]) -> None:
+        """Compile for images of this size and warm up. A size that fails is tried at each image, but logged once."""
+        size = f"{frame_hw[1]}x{frame_hw[0]}"
+        if frame_hw != self._logged_hw:
+            self.get_logger().info(f"preparing the engines for images of {size}")
+        self._logged_hw = frame_hw
+        self._health.set_delay_reason(f"preparing the engines for images of {size}")
+        seconds = pipeline.prepare(frame_hw)
+        self._prepared_hw = frame_hw
+        self._health.set_delay_reason("")
+        self.get_logger().info(f"prepared for {size} in {seconds:.1f} s")
 
-    # The executor's thread.
-
-    def _on_image(self, msg: Any, info: Any) -> None:
-        if self._worker is None:
-            return
-        overwrote = self._worker.submit((msg, time.perf_counter()))
-        # Not every distribution names the publisher; without the name, the numbers of several would be mixed up.
-        alone = "publisher_gid" in info or self.count_publishers(self._subscription.topic_name) == 1
-        number = info.get("publication_sequence_number") if alone else None
-        self._health.received(self._now_s(), str(info.get("publisher_gid")), number)
-        if overwrote:
-            self._health.overwritten()
-
-    def _on_lost(self, event: Any) -> None:
-        self._health.lost(self._now_s(), event.total_count_change)
-        self.get_logger().warning(LOSS_ADVICE, throttle_duration_sec=60.0)
+    def _on_error(self, error: Exception) -> None:
+        reason = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
+        self._health.record_failed(clock_s(self), reason)
+        self.get_logger().error(f"no mask for this image: {reason}", throttle_duration_sec=5.0)
 
     def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
         try:
             values = {parameter.name: parameter.value for parameter in parameters}
-            self.settings = changed(self.settings, values, configured=self._pipeline is not None)
+            self.settings = change(self.settings, values, configured=self._pipeline is not None)
         except ParameterError as error:
             return SetParametersResult(successful=False, reason=str(error))
         if self._pipeline is not None:
-            self._pipeline.settings = self.settings.pipeline()
+            self._pipeline.settings = self.settings.pipeline_settings()
         return SetParametersResult(successful=True)
 
     def _report(self) -> None:
-        assert self._engines is not None
-        report = self._health.report(self._now_s(), active=self._worker is not None)
+        assert self._engines is not None and self._diagnostics is not None
+        report = self._health.report(clock_s(self), active=self._stream is not None)
         report.values["mode"] = self.settings.mode
         report.values["engine"] = self._engines.name
         if self._engines.note:
             report.values["engine_note"] = self._engines.note
         report.values["bundle"] = self._engines.bundle.manifest.name
-        self._publish(report)
-
-    def _publish(self, report: Report) -> None:
-        stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(diagnostics(report, self.get_fully_qualified_name(), stamp))
-
-    # The worker's thread.
-
-    def _process(self, item: tuple[Any, float]) -> None:
-        assert self._pipeline is not None and self._outputs is not None
-        msg, received = item
-        settings = self.settings
-        begun = time.perf_counter()
-        frame_bgr = message_to_bgr(msg, to_bgr)
-        converted = time.perf_counter()
-        if frame_bgr.shape[:2] != self._prepared_hw:
-            self._prepare(self._pipeline, frame_bgr.shape[:2])
-        result = self._pipeline(frame_bgr)
-        self._outputs.result(result, msg.header)
-        now_s = self._now_s()
-        stages_ms = {"wait": 1e3 * (begun - received), "convert": 1e3 * (converted - begun)}
-        stages_ms |= {stage: ms for stage, ms in result.stages_ms.items() if ms > 0.0}  # 0: it did not run
-        stages_ms["latency"] = 1e3 * (time.perf_counter() - received)
-        if settings.overlay:
-            self._outputs.overlay(frame_bgr, result.labels, settings.overlay_opacity, msg.header)
-        stamp_s = msg.header.stamp.sec + 1e-9 * msg.header.stamp.nanosec
-        self._health.processed(now_s, stamp_s, stages_ms, result.light_level)
-        self._outputs.stages(stages_ms)
-
-    def _process_failed(self, error: Exception) -> None:
-        reason = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
-        self._health.failed(self._now_s(), reason)
-        self.get_logger().error(f"no mask for this image: {reason}", throttle_duration_sec=5.0)
-
-    def _prepare(self, pipeline: Pipeline, frame_hw: tuple[int, int]) -> None:
-        size = f"{frame_hw[1]}x{frame_hw[0]}"
-        if frame_hw != self._tried_hw:  # a size that cannot be prepared for is tried at every frame, and told once
-            self.get_logger().info(f"preparing the engines for images of {size}")
-        self._tried_hw = frame_hw
-        self._health.preparing(f"preparing the engines for images of {size}")
-        seconds = pipeline.prepare(frame_hw)
-        self._prepared_hw = frame_hw
-        self._health.preparing("")
-        self.get_logger().info(f"prepared for {size} in {seconds:.1f} s")
-
-    def _now_s(self) -> float:
-        return 1e-9 * self.get_clock().now().nanoseconds
+        self._diagnostics.publish(report)
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM; 0, or 1 if it could not start."""
+    """Run the node until SIGINT or SIGTERM; returns 0, or 1 if it could not start."""
     stop = threading.Event()
-    # rclpy's own handlers would invalidate the context at once, under whatever callback or worker is using it.
+    # rclpy's own handlers would invalidate the context at once, while a callback or the worker uses it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
@@ -301,7 +177,7 @@ def main(args: list[str] | None = None) -> int:
             return 1
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        while not stop.is_set():  # signals are seen between two waits
+        while not stop.is_set():  # signals are handled between two waits
             executor.spin_once(timeout_sec=0.2)
     except (ParameterError, ParameterException) as error:
         rclpy.logging.get_logger("nightlab").fatal(str(error))

@@ -1,48 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that the node publishes, each with the stamp and frame_id of the image it was made from."""
+"""Publishers of the node. Each message has the stamp and frame_id of the image that it was made from."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.lifecycle import LifecycleNode
+from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import Image
-from std_msgs.msg import Float64
+from std_msgs.msg import Float64, Header
 
 from nightlab_core.labels import ClassSet, overlay
 from nightlab_core.runtime.latest import LatestWorker
-from nightlab_core.runtime.pipeline import STAGES as PIPELINE_STAGES
 from nightlab_core.runtime.pipeline import Result
-from nightlab_ros.health import Report
+from nightlab_ros import topics
+from nightlab_ros.health import HealthReport
 from nightlab_ros.messages import image_message
+from nightlab_ros.topics import NodeTopic
 
-#: The node's own stages beside the pipeline's; each has a topic ``~/debug/<stage>_ms``.
-#: wait: from the callback until the worker took the image; convert: message to array; latency: from the callback until
-#: all of the frame but its overlay was published; overlay: drawn on its own thread, after the mask.
-STAGES = ("wait", "convert", *PIPELINE_STAGES, "latency", "overlay")
 
-RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+class _Overlay(NamedTuple):
+    """An overlay to draw: frame uint8 (H, W, 3) BGR, labels uint8 (H, W), opacity 0 to 1, and the image's header."""
+
+    frame_bgr: np.ndarray
+    labels: np.ndarray
+    opacity: float
+    header: Header
 
 
 class Publishers:
-    """Lifecycle publishers: silent until the node is active."""
+    """The node's lifecycle publishers, silent until the node is active."""
 
-    def __init__(self, node: LifecycleNode, classes: ClassSet, painted: Callable[[dict[str, float]], None]) -> None:
-        """``painted`` gets the milliseconds that an overlay took, as ``stages`` does."""
-        self._node, self._classes, self._painted = node, classes, painted
-        self._all: list[Any] = []
-        self._mask = self._create(Image, "~/mask")
-        self._confidence = self._create(Image, "~/confidence")
-        self._overlay = self._create(Image, "~/overlay")
-        self._image_level = self._create(Image, "~/debug/image_level_mask")
-        self._stages = {stage: self._create(Float64, f"~/debug/{stage}_ms") for stage in STAGES}
+    def __init__(
+        self, node: LifecycleNode, classes: ClassSet, on_stages: Callable[[Mapping[str, float]], None]
+    ) -> None:
+        """Create the publishers. `classes` is the masks' class set; `on_stages` gets the milliseconds of an overlay."""
+        self._node, self._classes, self._on_stages = node, classes, on_stages
+        self._publishers: list[Any] = []
+        self._mask = self._create(topics.MASK)
+        self._confidence = self._create(topics.CONFIDENCE)
+        self._overlay = self._create(topics.OVERLAY)
+        self._image_level = self._create(topics.IMAGE_LEVEL_MASK)
+        self._stages = {stage: self._create(topic) for stage, topic in topics.STAGE_TOPICS.items()}
         self._vision_msgs = _vision_msgs()
         if self._vision_msgs is None:
             node.get_logger().warning(
@@ -50,32 +55,32 @@ class Publishers:
                 "Install it with ROS, as ros-$ROS_DISTRO-vision-msgs"
             )
         else:
-            self._regions = self._create(self._vision_msgs.Detection2DArray, "~/regions")
-            self._label_info = self._create(self._vision_msgs.LabelInfo, "~/label_info", LATCHED)
-        self._painter: LatestWorker[tuple[np.ndarray, np.ndarray, float, Any]] | None = None
+            self._regions = self._create(topics.REGIONS)
+            self._label_info = self._create(topics.LABEL_INFO)
+        self._overlay_worker: LatestWorker[_Overlay] | None = None
 
     def start(self) -> None:
-        """Start the overlay's thread and latch the label info; call when the publishers are active."""
-        self._painter = LatestWorker("overlay", self._paint, self._paint_failed)
+        """Start the overlay's thread and publish the label info; call this when the publishers are active."""
+        self._overlay_worker = LatestWorker("overlay", self._draw_overlay, self._overlay_failed)
         if self._vision_msgs is not None:
             stamp = self._node.get_clock().now().to_msg()
             self._label_info.publish(label_info(self._vision_msgs, self._classes, stamp))
 
     def stop(self) -> None:
         """Stop the overlay's thread."""
-        if self._painter is not None:
-            self._painter.stop()
-            self._painter = None
+        if self._overlay_worker is not None:
+            self._overlay_worker.stop()
+            self._overlay_worker = None
 
     def destroy(self) -> None:
         """Stop, and free every publisher."""
         self.stop()
-        for publisher in self._all:
+        for publisher in self._publishers:
             self._node.destroy_lifecycle_publisher(publisher)
-        self._all.clear()
+        self._publishers.clear()
 
-    def result(self, result: Result, header: Any) -> None:
-        """Publish mask and confidence first, as others wait for them; then regions and the image level's own mask."""
+    def publish_result(self, result: Result, header: Header) -> None:
+        """Publish mask and confidence first, because others wait for them; then regions and the image level's mask."""
         self._mask.publish(image_message(result.labels, "mono8", header))
         self._confidence.publish(image_message(result.confidence, "mono8", header))
         if self._vision_msgs is not None:
@@ -83,35 +88,69 @@ class Publishers:
         if self._image_level.get_subscription_count() > 0:
             self._image_level.publish(image_message(result.image_labels, "mono8", header))
 
-    def overlay(self, frame_bgr: np.ndarray, labels: np.ndarray, opacity: float, header: Any) -> None:
-        """Draw and publish the overlay on its own thread, if someone listens; while that is busy, the newest waits."""
-        if self._painter is not None and self._overlay.get_subscription_count() > 0:
-            self._painter.submit((frame_bgr, labels, opacity, header))
+    def publish_overlay(self, frame_bgr: np.ndarray, labels: np.ndarray, opacity: float, header: Header) -> None:
+        """Draw and publish the overlay on its own thread, if there is a subscription. The newest one waits there."""
+        if self._overlay_worker is not None and self._overlay.get_subscription_count() > 0:
+            self._overlay_worker.submit(_Overlay(frame_bgr, labels, opacity, header))
 
-    def stages(self, stages_ms: Mapping[str, float]) -> None:
-        """Publish the milliseconds of every stage that ran."""
+    def publish_stages(self, stages_ms: Mapping[str, float]) -> None:
+        """Publish the milliseconds of each stage that ran."""
         for stage, milliseconds in stages_ms.items():
             self._stages[stage].publish(Float64(data=float(milliseconds)))
 
-    def _create(self, message_type: Any, topic: str, qos: QoSProfile = RELIABLE) -> Any:
-        publisher = self._node.create_lifecycle_publisher(message_type, topic, qos)
-        self._all.append(publisher)
+    def _create(self, topic: NodeTopic) -> Any:
+        publisher = self._node.create_lifecycle_publisher(message_class(topic), topic.name, qos_profile(topic))
+        self._publishers.append(publisher)
         return publisher
 
-    def _paint(self, item: tuple[np.ndarray, np.ndarray, float, Any]) -> None:
-        frame_bgr, labels, opacity, header = item
-        start = time.perf_counter()
-        self._overlay.publish(image_message(overlay(frame_bgr, labels, self._classes, opacity), "bgr8", header))
-        stages_ms = {"overlay": 1e3 * (time.perf_counter() - start)}
-        self._painted(stages_ms)
-        self.stages(stages_ms)
+    def _draw_overlay(self, item: _Overlay) -> None:
+        start_s = time.perf_counter()
+        drawn = overlay(item.frame_bgr, item.labels, self._classes, item.opacity)
+        self._overlay.publish(image_message(drawn, "bgr8", item.header))
+        stages_ms = {"overlay": 1e3 * (time.perf_counter() - start_s)}
+        self._on_stages(stages_ms)
+        self.publish_stages(stages_ms)
 
-    def _paint_failed(self, error: Exception) -> None:
-        self._node.get_logger().error(f"overlay failed: {error!r}", throttle_duration_sec=5.0)
+    def _overlay_failed(self, error: Exception) -> None:
+        self._node.get_logger().error(f"no overlay for this image: {error!r}", throttle_duration_sec=5.0)
 
 
-def diagnostics(report: Report, name: str, stamp: Any) -> DiagnosticArray:
-    """A report as diagnostic_msgs. The hardware id is the node's full name, as several cameras have a node each."""
+class DiagnosticsPublisher:
+    """Publisher of the node's reports. It is no lifecycle publisher, because an inactive node reports, too."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        topic = topics.DIAGNOSTICS
+        self._publisher = node.create_publisher(message_class(topic), topic.name, qos_profile(topic))
+
+    def publish(self, report: HealthReport) -> None:
+        """Publish a report, with the current time."""
+        stamp = self._node.get_clock().now().to_msg()
+        self._publisher.publish(diagnostics(report, self._node.get_fully_qualified_name(), stamp))
+
+    def destroy(self) -> None:
+        """Free the publisher."""
+        self._node.destroy_publisher(self._publisher)
+
+
+def message_class(topic: NodeTopic) -> type:
+    """Return the class of a topic's messages. Raises ImportError if its package is not installed."""
+    module, _, name = topic.message_type.replace("/", ".").rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def qos_profile(topic: NodeTopic) -> QoSProfile:
+    """Return a topic's quality of service."""
+    reliable, latched = topic.reliability == "reliable", topic.latched
+    return QoSProfile(
+        depth=1,
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+    )
+
+
+def diagnostics(report: HealthReport, name: str, stamp: Any) -> DiagnosticArray:
+    """Return a report as a message. The hardware id is the node's full name, since each camera has its own node."""
     level = (DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR)[report.level]
     status = DiagnosticStatus(level=level, name=f"{name}: segmentation", message=report.message, hardware_id=name)
     status.values = [KeyValue(key=key, value=value) for key, value in report.values.items()]
@@ -120,8 +159,8 @@ def diagnostics(report: Report, name: str, stamp: Any) -> DiagnosticArray:
     return array
 
 
-def detections(vision_msgs: Any, result: Result, header: Any) -> Any:
-    """The hard regions as vision_msgs/Detection2DArray; the class id says whether the region was refined."""
+def detections(vision_msgs: Any, result: Result, header: Header) -> Any:
+    """Return the hard regions as vision_msgs/Detection2DArray, with the class id "refined" or "hard"."""
     array = vision_msgs.Detection2DArray()
     array.header = header
     regions = zip(result.boxes_xyxy, result.scores, result.refined, strict=True)
@@ -141,7 +180,7 @@ def detections(vision_msgs: Any, result: Result, header: Any) -> Any:
 
 
 def label_info(vision_msgs: Any, classes: ClassSet, stamp: Any) -> Any:
-    """What the ids of the mask mean, as vision_msgs/LabelInfo. 255 is not among them: unlabelled is no class."""
+    """Return the class names as vision_msgs/LabelInfo; 255, unlabelled, is no class."""
     info = vision_msgs.LabelInfo()
     info.header.stamp = stamp
     info.class_map = [vision_msgs.VisionClass(class_id=i, class_name=name) for i, name in enumerate(classes.names)]
@@ -149,7 +188,7 @@ def label_info(vision_msgs: Any, classes: ClassSet, stamp: Any) -> Any:
 
 
 def _vision_msgs() -> ModuleType | None:
-    """vision_msgs comes with ROS on a vehicle, but is not among the pip wheels."""
+    """Return the module vision_msgs.msg, which comes with ROS on a vehicle but not from pip, or None."""
     try:
         import vision_msgs.msg
     except ImportError:

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import cv2
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -21,10 +22,9 @@ from nightlab_core.data.frames import FrameSource, open_frames
 from nightlab_core.runtime.bundle import default_bundle, load_bundle
 from nightlab_replay.progress import ProgressLine
 from nightlab_replay.report.page import write_jpeg
-from nightlab_ros.demo.progress import playback_state
 from nightlab_ros.demo.report import Recording, write_report
-from nightlab_ros.mask_recorder import MaskRecorder, MaskSpool
-from nightlab_ros.playback import PlayerProcess, record_playback, wait_for_warm_up
+from nightlab_ros.mask_recorder import MASK, MaskRecorder, MaskSpool
+from nightlab_ros.playback import PlayerProcess, SentFrame, record_playback, wait_for_warm_up
 from nightlab_ros.player import FRAME_ID, PlayerSettings
 from nightlab_ros.processes import ProcessError, isolated_ros, node_process
 
@@ -94,6 +94,19 @@ def write_clip(source: FrameSource, folder: Path, fps: float, console: Console) 
                 raise OSError(f"cannot write into {folder / 'labels'}; is the disk full?")
             progress.update(index + 1)
     return replace(open_frames(folder, classes=source.classes.key, fps=fps), name=source.name)
+
+
+def playback_state(sent: Sequence[SentFrame], recorder: MaskRecorder) -> str:
+    """Return masks, drops, rate and latency so far. A frame counts as dropped once a later frame's mask is here."""
+    masks = recorder.received[MASK]
+    answered = [frame for frame in sent if frame.stamp_ns in masks]
+    if not answered:
+        return "no mask yet"
+    dropped = sum(frame.index < answered[-1].index for frame in sent) - (len(answered) - 1)
+    recent = [frame.stamp_ns for frame in answered[-20:]]
+    rate = (len(recent) - 1) / max(1e-9, (recent[-1] - recent[0]) / 1e9) if len(recent) > 1 else 0.0
+    latency_ms = np.median([masks[frame.stamp_ns][0].latency_ms for frame in answered])
+    return f"masks {len(answered)}  dropped {dropped}  {rate:.1f} Hz  p50 {latency_ms:.0f} ms"
 
 
 def report_table(report: Mapping[str, Any]) -> Table:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node and TensorRT: it builds in the configure transition if told, says so, and can be interrupted."""
+"""The node and TensorRT: it builds engines in the configure transition, reports progress, and can be interrupted."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ pytest.importorskip("rclpy")
 pytest.importorskip("onnxruntime")
 
 from lifecycle_msgs.msg import Transition
-from ros_harness import Client, NodeProcess
+from rclpy.lifecycle import TransitionCallbackReturn
+from ros_harness import Client, NodeProcess, node_in_process
 
 from nightlab_core.runtime.engines.engine import BuildProgress
 from nightlab_ros import build_progress
-from nightlab_ros.build_progress import BuildReporter
-from nightlab_ros.health import Report
+from nightlab_ros.build_progress import BuildProgressReporter
+from nightlab_ros.health import HealthReport
 
 pytestmark = pytest.mark.ros
 
-#: The node on a machine that claims to have a GPU, and that builds slowly enough to be watched. TensorRT for RTX really
-#: builds there; it cannot load what it built.
+#: The node with a GPU that does not exist, and with builds slow enough to be watched. TensorRT for RTX builds plans
+#: without a GPU, but cannot load them.
 WITH_GPU = """
 import sys, time
 from nightlab_core.runtime.engines.tensorrt import engine
@@ -86,7 +87,7 @@ def test_it_builds_while_configuring_and_diagnostics_show_it(
     assert shown["build_network"] in ("image", "hardness", "region") and shown["build_phase"]
     assert plans(tmp_path) == ["hardness", "image", "region"]
 
-    # There is no GPU after all: TensorRT says so, the node says so, and another engine runs.
+    # Without a GPU TensorRT cannot load the plans: the node reports that and runs another engine.
     assert process.wait_for_log(
         "there is a GPU, NVIDIA RTX A2000 .*, but TensorRT does not run: .*cannot load the plan"
     )
@@ -125,20 +126,20 @@ def test_a_signal_ends_a_build(start: Callable[..., Any], tiny_bundle: Path, tmp
     assert plans(tmp_path) == [] and not process.logged("Traceback|terminate called")
 
 
-def test_tensorrt_without_a_gpu_fails_with_the_reason(start: Callable[..., Any], tiny_bundle: Path) -> None:
-    process, client = start(NodeProcess, bundle=str(tiny_bundle), engine="tensorrt", build_engines=True)
-    assert not client.change_state(Transition.TRANSITION_CONFIGURE)
-    assert client.state() == "unconfigured"
-    process.wait_for_log("configure failed: CudaError: engine 'tensorrt' needs an NVIDIA GPU and its driver")
+def test_tensorrt_without_a_gpu_fails_with_the_reason(tiny_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with node_in_process(bundle=str(tiny_bundle), engine="tensorrt", build_engines=True, image_size=[96, 64]) as node:
+        assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    expected = "configure failed: CudaError: engine 'tensorrt' needs an NVIDIA GPU and its driver"
+    assert expected in capfd.readouterr().err
 
 
 def test_progress_is_published_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    published: list[Report] = []
+    published: list[HealthReport] = []
     logged: list[str] = []
     now_s = [0.0]
     monkeypatch.setattr(build_progress.time, "monotonic", lambda: now_s[0])
     stop = threading.Event()
-    report = BuildReporter(published.append, logged.append, stop)
+    report = BuildProgressReporter(published.append, logged.append, stop)
     for step in range(101):
         now_s[0] = step / 50  # two seconds
         assert report(BuildProgress("image" if step < 50 else "region", step / 100, "Timing tactics"))

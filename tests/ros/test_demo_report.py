@@ -18,8 +18,7 @@ from class_sets import CAMVID11, CITYSCAPES19
 pytest.importorskip("rclpy")
 
 from nightlab_core.data.frames import open_frames
-from nightlab_ros.demo.demo import report_table
-from nightlab_ros.demo.progress import playback_state
+from nightlab_ros.demo.demo import playback_state, report_table
 from nightlab_ros.demo.report import Recording, find_problems, write_report
 from nightlab_ros.mask_recorder import MASK, MaskSpool, ReceivedMask
 from nightlab_ros.playback import SentFrame

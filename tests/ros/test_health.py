@@ -10,14 +10,14 @@ from nightlab_ros.health import ERROR, OK, WARN, Health
 
 def run(health: Health, times_s: list[float], age_s: float = 0.05, **stages_ms: float) -> None:
     for now_s in times_s:
-        health.received(now_s)
-        health.processed(now_s, now_s - age_s, stages_ms, light_level=0.25)
+        health.record_received(now_s)
+        health.record_processed(now_s, now_s - age_s, stages_ms, light_level=0.25)
 
 
 def test_percentiles_are_those_of_the_window() -> None:
     health = Health(window=100)
     for milliseconds in [1e6, *range(1, 101)]:  # the first falls out of the window
-        health.processed(0.0, 0.0, {"image": float(milliseconds)}, 0.5)
+        health.record_processed(0.0, 0.0, {"image": float(milliseconds)}, 0.5)
     values = health.report(0.0, active=True).values
     assert (values["image_ms_p50"], values["image_ms_p95"], values["image_ms_p99"]) == ("50.50", "95.05", "99.01")
     assert values["processed"] == "101" and values["light_level"] == "0.5000"
@@ -61,33 +61,33 @@ def test_rate_after_simulated_time_jumped_back() -> None:
 def test_counts() -> None:
     health = Health()
     run(health, [0.0, 0.1])
-    health.received(0.2)
-    health.failed(0.2, "cut short")
-    health.received(0.3)
-    health.overwritten()
+    health.record_received(0.2)
+    health.record_failed(0.2, "cut short")
+    health.record_received(0.3)
+    health.record_overwritten()
     assert health.counts() == {"received": 4, "processed": 2, "failed": 1, "dropped": 1, "lost": 0}
 
 
 def test_gaps_in_the_publisher_s_numbers_are_drops() -> None:
     health = Health()
     for number in (7, 8, 12):  # what came before the node listened is none
-        health.received(0.0, "camera", number)
+        health.record_received(0.0, "camera", number)
     assert health.counts()["dropped"] == 3
-    health.received(0.0, "camera", 1)  # it started anew
-    health.received(0.0, "another camera", 90)
-    health.received(0.0, "another camera", 91)
+    health.record_received(0.0, "camera", 1)  # it started anew
+    health.record_received(0.0, "another camera", 90)
+    health.record_received(0.0, "another camera", 91)
     assert health.counts()["dropped"] == 3
-    health.resubscribed()
-    health.received(0.0, "another camera", 200)
+    health.reset_sequence()
+    health.record_received(0.0, "another camera", 200)
     assert (health.counts()["dropped"], health.counts()["received"]) == (3, 7)
 
 
 def test_losses_are_drops_once_only() -> None:
     health = Health()
-    health.received(0.0, "camera", 1)
-    health.lost(0.1, 2)  # told before the gap is seen
+    health.record_received(0.0, "camera", 1)
+    health.record_lost(0.1, 2)  # told before the gap is seen
     assert (health.counts()["dropped"], health.counts()["lost"]) == (2, 2)
-    health.received(0.2, "camera", 5)  # one more was overwritten in the reader
+    health.record_received(0.2, "camera", 5)  # one more was overwritten in the reader
     assert (health.counts()["dropped"], health.counts()["lost"]) == (3, 2)
 
 
@@ -98,8 +98,8 @@ def test_levels() -> None:
     run(health, [10.0])
     assert health.report(10.5, active=True).message == "running"
     assert health.report(13.0, active=True).message == "no images for 3.0 s"
-    health.received(13.5)
-    health.failed(13.5, "71 bytes")
+    health.record_received(13.5)
+    health.record_failed(13.5, "71 bytes")
     report = health.report(14.0, active=True)
     assert (report.level, report.message, report.values["failed"]) == (ERROR, "a frame failed: 71 bytes", "1")
     run(health, [16.0])
@@ -116,7 +116,7 @@ def test_images_from_the_future_are_told() -> None:
 
 def test_a_failure_does_not_last_when_simulated_time_jumps_back() -> None:
     health = Health()
-    health.failed(100.0, "cut short")
+    health.record_failed(100.0, "cut short")
     run(health, [1.0])
     assert health.report(1.0, active=True).level == OK
 
@@ -124,7 +124,7 @@ def test_a_failure_does_not_last_when_simulated_time_jumps_back() -> None:
 def test_losses_are_told_with_a_remedy() -> None:
     health = Health()
     run(health, [10.0])
-    health.lost(10.1, 1)
+    health.record_lost(10.1, 1)
     report = health.report(10.5, active=True)
     assert report.level == WARN and "config/fastdds.xml" in report.message
     assert health.report(12.2, active=True).message == "no images for 2.2 s"
@@ -137,7 +137,7 @@ def test_images_without_a_mask_are_told() -> None:
     def camera(seconds: float) -> None:
         for _ in range(round(10 * seconds)):
             steady[0] += 0.1
-            health.received(50.0)  # a simulated clock that stands still
+            health.record_received(50.0)  # a simulated clock that stands still
 
     def told() -> tuple[int, str]:
         report = health.report(50.0, active=True)
@@ -147,22 +147,22 @@ def test_images_without_a_mask_are_told() -> None:
     assert told() == (OK, "running")
     camera(1.0)
     assert told() == (WARN, "images arrive, but no mask came out for 3 s")
-    health.preparing("preparing the engines for images of 64x48")
+    health.set_delay_reason("preparing the engines for images of 64x48")
     camera(20.0)
     assert told() == (WARN, "preparing the engines for images of 64x48: no mask for 23 s")
-    health.preparing("")
+    health.set_delay_reason("")
     assert told() == (ERROR, "images arrive, but no mask came out for 23 s")
     assert health.report(50.0, active=False).level == OK
-    health.processed(50.0, 49.9, {"latency": 3000.0}, 0.5)
+    health.record_processed(50.0, 49.9, {"latency": 3000.0}, 0.5)
     assert told() == (OK, "running")
     camera(14.9)  # five times what a frame takes
     assert told() == (OK, "running")
     camera(0.5)
     assert told()[0] == WARN
-    health.resubscribed()
+    health.reset_sequence()
     assert told() == (OK, "running")
     steady[0] += 100.0  # nothing is asked for
     assert told() == (OK, "running")
     camera(20.0)
-    health.failed(10.0, "cut short")  # a failure is an outcome
+    health.record_failed(10.0, "cut short")  # a failure is an outcome
     assert told() == (OK, "running")

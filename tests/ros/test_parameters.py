@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parameters' model, their descriptors, the shipped file and the README's table."""
+"""The parameters' settings class, their descriptors, and the shipped file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,7 @@ import pytest
 import yaml
 
 from nightlab_core.runtime.pipeline import PipelineSettings
-from nightlab_ros.parameters import (
-    NodeSettings,
-    ParameterError,
-    _descriptor,
-    changed,
-    markdown_table,
-    unknown_parameters,
-)
+from nightlab_ros.parameters import NodeSettings, ParameterError, _descriptor, change, unknown_parameters
 
 ROOT = Path(__file__).parents[2]
 FIELDS = NodeSettings.model_fields
@@ -34,15 +27,15 @@ def test_every_parameter_is_described() -> None:
 
 
 def test_the_pipeline_gets_its_part() -> None:
-    settings = changed(NodeSettings(), {"max_regions": 3, "overlay": False, "mode": "image_level"}, configured=True)
-    assert settings.pipeline() == PipelineSettings(max_regions=3, mode="image_level")
+    settings = change(NodeSettings(), {"max_regions": 3, "overlay": False, "mode": "image_level"}, configured=True)
+    assert settings.pipeline_settings() == PipelineSettings(max_regions=3, mode="image_level")
     assert not settings.overlay
 
 
 @pytest.mark.parametrize("name", AT_ANY_TIME)
 def test_what_changes_at_any_time(name: str) -> None:
     value = AT_ANY_TIME[name]
-    assert getattr(changed(NodeSettings(), {name: value}, configured=True), name) == value != FIELDS[name].default
+    assert getattr(change(NodeSettings(), {name: value}, configured=True), name) == value != FIELDS[name].default
 
 
 @pytest.mark.parametrize("name", AT_CONFIGURE)
@@ -51,10 +44,10 @@ def test_what_changes_at_configure_only(name: str) -> None:
     with pytest.raises(
         ParameterError, match=f"{name} takes effect at the next configure: deactivate and cleanup first"
     ):
-        changed(NodeSettings(), values, configured=True)
-    settings = changed(NodeSettings(), values, configured=False)
+        change(NodeSettings(), values, configured=True)
+    settings = change(NodeSettings(), values, configured=False)
     assert getattr(settings, name) != FIELDS[name].default
-    assert changed(settings, values, configured=True) == settings  # setting what it is already changes nothing
+    assert change(settings, values, configured=True) == settings  # setting what it is already changes nothing
 
 
 def test_no_parameter_is_left_out_above() -> None:
@@ -77,20 +70,20 @@ def test_no_parameter_is_left_out_above() -> None:
 )
 def test_bad_values_are_refused_with_a_reason(name: str, value: Any, reason: str) -> None:
     with pytest.raises(ParameterError, match=re.escape(reason)):
-        changed(NodeSettings(), {name: value}, configured=False)
+        change(NodeSettings(), {name: value}, configured=False)
 
 
 def test_a_refused_set_names_every_bad_value() -> None:
     with pytest.raises(ParameterError, match=r"mode: .*; max_regions: "):
-        changed(NodeSettings(), {"mode": "x", "max_regions": -1, "overlay": False}, configured=False)
+        change(NodeSettings(), {"mode": "x", "max_regions": -1, "overlay": False}, configured=False)
 
 
 def test_arrays_come_as_ros_gives_them() -> None:
-    assert changed(NodeSettings(), {"image_size": array("q", [640, 480])}, configured=False).image_size == (640, 480)
+    assert change(NodeSettings(), {"image_size": array("q", [640, 480])}, configured=False).image_size == (640, 480)
 
 
 def test_the_node_s_other_parameters_are_passed_over() -> None:
-    assert changed(NodeSettings(), {"use_sim_time": True}, configured=True) == NodeSettings()
+    assert change(NodeSettings(), {"use_sim_time": True}, configured=True) == NodeSettings()
 
 
 def test_misspelt_parameters_are_named() -> None:
@@ -120,22 +113,7 @@ def test_the_shipped_file_is_valid() -> None:
     assert list(content) == ["/**"] and list(content["/**"]) == ["ros__parameters"]
     values = content["/**"]["ros__parameters"]
     assert unknown_parameters(values, FIELDS) == []
-    settings = changed(NodeSettings(), values, configured=False)
+    settings = change(NodeSettings(), values, configured=False)
     for name, value in values.items():
         assert type(value) is type(FIELDS[name].default) or isinstance(value, list), f"{name}: rclpy refuses this type"
         assert getattr(settings, name) == (tuple(value) if isinstance(value, list) else value)
-
-
-def test_the_table_has_every_parameter() -> None:
-    rows = markdown_table().splitlines()[2:]
-    assert [row.split("`")[1] for row in rows] == list(FIELDS)
-    assert "| `overlay` | bool | `true` |  | at any time | draw `~/overlay` while someone listens |" in rows
-
-
-def test_the_readme_s_table_is_the_code_s() -> None:
-    readme = ROOT / "README.md"
-    if not readme.exists():
-        pytest.skip("there is no README.md")
-    table = re.search(r"<!-- parameters -->\n(.*?)<!-- /parameters -->", readme.read_text(encoding="utf-8"), re.DOTALL)
-    assert table, "README.md needs the lines <!-- parameters --> and <!-- /parameters --> with the table between them"
-    assert table[1].strip() == markdown_table(), "put the output of python -m nightlab_ros.parameters there"

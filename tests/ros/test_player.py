@@ -17,7 +17,7 @@ from ros_harness import Client, wait_until
 from sensor_msgs.msg import Image
 from tiny_bags import IMAGES, make_frames, write_tiny_bag
 
-from nightlab_ros.node import BEST_EFFORT
+from nightlab_ros.camera_stream import BEST_EFFORT
 from nightlab_ros.playback import PlayerProcess
 from nightlab_ros.processes import ProcessError
 

@@ -14,7 +14,7 @@ import threading
 import time
 from array import array
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ from nightlab_ros.messages import image_message
 
 ROOT = Path(__file__).parents[2]
 PROFILE = str(ROOT / "config/fastdds.xml")
-#: A domain that no other test session on this machine is likely to use, nor a robot, which has 0; and the transport
-#: that carries large images.
+#: A domain of this process, so that tests can run in parallel, above those of robots (0) and of demos (1 to 101); and
+#: the transport that carries large images.
 ENVIRONMENT = {
-    "ROS_DOMAIN_ID": str(1 + os.getpid() % 101),
+    "ROS_DOMAIN_ID": str(102 + os.getpid() % 60),
     "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
     "FASTRTPS_DEFAULT_PROFILES_FILE": PROFILE,
     "FASTDDS_DEFAULT_PROFILES_FILE": PROFILE,
@@ -62,8 +62,7 @@ class NodeProcess:
 
     def __init__(self, namespace: str = "", **parameters: Any) -> None:
         command = [sys.executable, *self.program, "--ros-args", "-r", f"__ns:=/{namespace}"]
-        for name, value in parameters.items():
-            command += ["-p", f"{name}:={json.dumps(value)}"]
+        command += parameter_arguments(parameters)
         environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         self._process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -106,6 +105,32 @@ class NodeProcess:
             self._process.kill()
             self._process.wait()
             raise
+
+
+@contextlib.contextmanager
+def node_in_process(**parameters: Any) -> Iterator[Any]:
+    """A node in this process, which nobody spins: for its start and for transitions that are triggered by hand."""
+    from nightlab_ros.node import NightLabNode
+
+    os.environ.update(ENVIRONMENT)
+    context = Context()
+    # In another domain than the other tests: nobody answers its services, which outlive it until garbage collection.
+    domain_id = 162 + os.getpid() % 60
+    rclpy.init(args=["--ros-args", *parameter_arguments(parameters)], context=context, domain_id=domain_id)
+    try:
+        node = NightLabNode(context=context)
+        try:
+            yield node
+        finally:
+            node.close()
+            node.destroy_node()
+    finally:
+        rclpy.shutdown(context=context)
+
+
+def parameter_arguments(parameters: dict[str, Any]) -> list[str]:
+    """Parameters as on ROS's command line."""
+    return [word for name, value in parameters.items() for word in ("-p", f"{name}:={json.dumps(value)}")]
 
 
 class Client:

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lifecycle node that logs why a transition failed. rclpy swallows the exceptions of its transition callbacks."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+
+
+class LoggedLifecycleNode(LifecycleNode):
+    """Base of a lifecycle node. A subclass says what to do in four steps, which may raise any exception."""
+
+    @abstractmethod
+    def configure(self) -> None:
+        """Load everything that frames need, and create the publishers."""
+
+    @abstractmethod
+    def activate(self) -> None:
+        """Start working; the publishers are active."""
+
+    @abstractmethod
+    def deactivate(self) -> None:
+        """Stop working and wait for the current frame. Harmless if the node does not work."""
+
+    @abstractmethod
+    def free(self) -> None:
+        """Free everything that `configure` made. Harmless if there is nothing."""
+
+    def close(self) -> None:
+        """Stop and free everything, in any state, at the end of the process."""
+        self._stop()
+        self.free()
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Configure; after an error the node is unconfigured and can be configured again."""
+        return self._attempt("configure", self.configure, undo=self.close)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Activate; after an error the node is inactive."""
+        return self._attempt("activate", self._start, undo=self._stop)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Deactivate."""
+        return self._attempt("deactivate", self._stop)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free everything, so that the node can be configured with other parameters."""
+        return self._attempt("cleanup", self.close)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop and free everything, from any state."""
+        return self._attempt("shutdown", self.close)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free everything, so that the node can be configured again."""
+        return self._attempt("error processing", self.close)
+
+    def _start(self) -> None:
+        super().on_activate(LifecycleState("", 0))
+        self.activate()
+
+    def _stop(self) -> None:
+        self.deactivate()
+        super().on_deactivate(LifecycleState("", 0))
+
+    def _attempt(
+        self, name: str, action: Callable[[], None], undo: Callable[[], None] | None = None
+    ) -> TransitionCallbackReturn:
+        """Run the action of a transition. FAILURE leads back to the state before, ERROR to error processing."""
+        if self._log_error(name, action):
+            return TransitionCallbackReturn.SUCCESS
+        if undo is not None and self._log_error(f"undoing {name}", undo):
+            return TransitionCallbackReturn.FAILURE
+        return TransitionCallbackReturn.ERROR
+
+    def _log_error(self, name: str, action: Callable[[], None]) -> bool:
+        """Run an action; returns False if it raised, which is logged."""
+        try:
+            action()
+        except Exception as error:
+            self.get_logger().error(f"{name} failed: {type(error).__name__}: {error}")
+            return False
+        return True

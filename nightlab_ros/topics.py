@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's topics: publishers, subscriptions and docs/topics.md derive from these tables. Imports no ROS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nightlab_core.runtime.pipeline import STAGES as PIPELINE_STAGES
+
+
+@dataclass(frozen=True)
+class NodeTopic:
+    """A topic of the node. Queues have a depth of 1."""
+
+    name: str  #: relative to the namespace; ~ is the node's own name
+    message_type: str  #: for example "sensor_msgs/msg/Image"
+    description: str
+    reliability: str = "reliable"  #: "reliable" or "best effort"
+    latched: bool = False  #: True if a later subscription receives the last message ("transient local")
+
+
+IMAGE = NodeTopic(
+    "image",
+    "sensor_msgs/msg/Image",
+    "Camera images, if `transport` is raw. A reliable publisher suits, too, and loses fewer large images.",
+    "best effort",
+)
+COMPRESSED_IMAGE = NodeTopic(
+    "image/compressed",
+    "sensor_msgs/msg/CompressedImage",
+    "Camera images as JPEG or PNG, if `transport` is compressed.",
+    "best effort",
+)
+CLOCK = NodeTopic("/clock", "rosgraph_msgs/msg/Clock", "Simulated time, if `use_sim_time` is set.", "best effort")
+SUBSCRIPTIONS = (IMAGE, COMPRESSED_IMAGE, CLOCK)
+
+MASK = NodeTopic(
+    "~/mask", "sensor_msgs/msg/Image", "Class id of each pixel, mono8; 255 is unlabelled. Size, stamp: the image's."
+)
+CONFIDENCE = NodeTopic("~/confidence", "sensor_msgs/msg/Image", "Probability of each label, mono8, 0 to 255.")
+REGIONS = NodeTopic(
+    "~/regions",
+    "vision_msgs/msg/Detection2DArray",
+    "Hard regions in pixels with their score, 0 to 1. Class id: refined, or hard if the region was not refined.",
+)
+LABEL_INFO = NodeTopic(
+    "~/label_info", "vision_msgs/msg/LabelInfo", "Names of the class ids, published at activation.", latched=True
+)
+OVERLAY = NodeTopic(
+    "~/overlay",
+    "sensor_msgs/msg/Image",
+    "The image with the mask in class colours, bgr8. Drawn while there is a subscription and `overlay` is true.",
+)
+IMAGE_LEVEL_MASK = NodeTopic(
+    "~/debug/image_level_mask",
+    "sensor_msgs/msg/Image",
+    "Mask of the image level alone, mono8. Published while there is a subscription.",
+)
+DIAGNOSTICS = NodeTopic(
+    "/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", "State, counts, rate and times, once a second."
+)
+#: Time of each stage of a frame, in milliseconds of the wall clock.
+STAGE_DESCRIPTIONS = {
+    "wait": "from the arrival of the image until the worker takes it",
+    "convert": "message to array",
+    "resize": "frame to the networks' input size",
+    "image": "image network, and labels to the frame's size",
+    "hardness": "hardness network and suppression",
+    "crop": "crop and enlarge the regions",
+    "region": "region network",
+    "merge": "merge both levels' labels",
+    "total": "pipeline; less than the sum, since both levels overlap",
+    "latency": "from the arrival of the image until everything but the overlay is published",
+    "overlay": "draw and publish the overlay, on its own thread",
+}
+#: Names in the order of a frame: the pipeline's stages and the node's own.
+STAGES = ("wait", "convert", *PIPELINE_STAGES, "latency", "overlay")
+STAGE_TOPICS = {
+    stage: NodeTopic(f"~/debug/{stage}_ms", "std_msgs/msg/Float64", f"Milliseconds: {STAGE_DESCRIPTIONS[stage]}.")
+    for stage in STAGES
+}
+PUBLICATIONS = (
+    *(MASK, CONFIDENCE, REGIONS, LABEL_INFO, OVERLAY, IMAGE_LEVEL_MASK),
+    *STAGE_TOPICS.values(),
+    DIAGNOSTICS,
+)
+#: Keys of the values in DIAGNOSTICS.
+DIAGNOSTIC_KEYS = {
+    "received": "images that reached the node, since configure",
+    "processed": "masks published",
+    "failed": "images without a mask because of an error",
+    "dropped": "images never processed: overwritten by a newer one, or lost in the transport",
+    "lost": "images lost in the transport, if the middleware reports it; part of dropped",
+    "rate_hz": "masks per second of the node's clock, over the last 5 s",
+    "light_level": "mean linear luminance of the last frame, 0 to 1",
+    "frame_age_ms_p50, _p95, _p99": "percentiles from the image's stamp until its mask, over the last 100 frames",
+    "STAGE_ms_p50, _p95, _p99": "percentiles of each stage above, over the last 100 frames in which it ran",
+    "mode, engine, bundle": "what runs",
+    "engine_note": "why a faster engine was skipped, and what to do about it",
+    "build_network, build_percent, build_phase": "progress of a build of TensorRT plans, while configuring",
+}
