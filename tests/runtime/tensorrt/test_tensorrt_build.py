@@ -38,7 +38,7 @@ from nightlab_core.runtime.engines.tensorrt.plans import (
     read_plan,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FRAME_HW = (64, 96)
 
 

@@ -36,7 +36,7 @@ pytestmark = [
     pytest.mark.skipif(not installed_libraries(), reason="no TensorRT is installed"),
 ]
 FRAME_HW = (480, 640)
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
