@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bundle: a folder with three ONNX networks and bundle.yaml, all that the vehicle knows of the training.
+"""Read and write bundles: a folder with three ONNX networks and bundle.yaml. The format is described in docs/bundle.md.
 
-A bundle is data: it holds no pickle and runs no code when it is loaded, and every file is checked against its SHA-256.
+A bundle is data: it holds no pickle and runs no code when it is loaded, and every file is checked by its SHA-256.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Side = Annotated[int, Field(ge=1)]
 
 
 class BundleError(Exception):
-    """A bundle that cannot be used; the message names the file, what was received, what is expected and the remedy."""
+    """A bundle cannot be used. The message names the file, the value received, the value expected and the remedy."""
 
 
 class EngineFile(Settings):
@@ -40,7 +40,7 @@ class EngineFile(Settings):
 
     file: str  #: name inside the folder
     sha256: str = ""  #: hexadecimal; `write_manifest` fills it in
-    input_hw: tuple[Side, Side]  #: the size it was trained for: its area is what the runtime spends on a frame
+    input_hw: tuple[Side, Side]  #: working size; the runtime reads frames at about this area
     multiple: Side  #: both sides of an input must be multiples of this
 
     @field_validator("file")
@@ -64,7 +64,7 @@ class EngineFile(Settings):
 
 
 class RegionFile(EngineFile):
-    """The region network, which takes several crops in one batch."""
+    """The region network, which reads several crops in one batch."""
 
     max_batch: Annotated[int, Field(ge=1, le=10)]
 
@@ -78,7 +78,7 @@ class EngineFiles(Settings):
 
 
 class Classes(Settings):
-    """What the ids 0..C-1 mean."""
+    """Names and colours of the class ids 0..C-1."""
 
     names: tuple[str, ...]
     colors_rgb: tuple[tuple[Byte, Byte, Byte], ...]
@@ -96,15 +96,15 @@ class Classes(Settings):
 
 
 class Manifest(Settings):
-    """bundle.yaml. See the fields' comments; every key is required unless it has a default."""
+    """Content of bundle.yaml. Every key is required unless it has a default."""
 
     format: Literal[1] = 1
     name: str
     created: str  #: ISO date
     classes: Classes
-    hard_classes: tuple[str, ...]  #: names of the classes that the hardness network was taught to find
+    hard_classes: tuple[str, ...]  #: names of the classes that the hardness network was trained to find
     engines: EngineFiles
-    preprocessing: str  #: in words; it is inside the graphs
+    preprocessing: str  #: for people: preprocessing is inside the graphs
     deform: Literal["deform_conv", "grid_sample"]  #: ONNX form of the deformable convolutions
     weights: Literal["float16", "float32", "int8"]  #: how they are stored
     trained_on: tuple[str, ...]
@@ -121,7 +121,7 @@ class Manifest(Settings):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files were checked."""
+    """A manifest and the folder of its files, which were checked. A model in torch has no files and an empty folder."""
 
     dir: Path
     manifest: Manifest
@@ -143,17 +143,17 @@ class Bundle:
         return tuple(self.class_set.id_of(name) for name in self.manifest.hard_classes)
 
     def path(self, kind: EngineKind) -> Path:
-        """The ONNX file of one network."""
+        """Return the path of one network's ONNX file."""
         return self.dir / getattr(self.manifest.engines, kind).file
 
 
 def default_bundle() -> Path:
-    """The folder of the bundle that is shipped inside this package."""
+    """Return the folder of the bundle that this package ships."""
     return Path(str(resources.files("nightlab_core") / "bundles" / "nightlab-lite"))
 
 
 def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """Return the SHA-256 of a file, hexadecimal."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
@@ -162,11 +162,11 @@ def sha256_of(path: str | Path) -> str:
 
 
 def load_bundle(directory: str | Path) -> Bundle:
-    """Read and check a bundle: every file there, every key known, every SHA-256 right. Raises BundleError."""
+    """Read a bundle and check its files, keys and SHA-256. Raises BundleError."""
     folder = Path(directory)
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        raise BundleError(f"{path}: no such file; expected a bundle's folder, as the export command writes it")
+        raise BundleError(f"{path}: no such file; expected the folder of a bundle, as nightlab export writes it")
     try:
         version = read_yaml(path).get("format")
         if version != FORMAT:

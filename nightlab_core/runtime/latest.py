@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A thread that always works on the newest item and never builds a queue: old frames are worth nothing to a vehicle."""
+"""Process the newest item on a thread and drop older ones, since a vehicle has no use for old frames."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LatestWorker(Generic[T]):
         self._thread.start()
 
     def submit(self, item: T) -> bool:
-        """Hand over an item; never waits. True if that overwrote one which nobody had begun."""
+        """Hand over an item without waiting. Return True if it replaced an item whose processing had not started."""
         with self._changed:
             overwrote = bool(self._slot)
             self._slot = [item]
@@ -33,7 +33,7 @@ class LatestWorker(Generic[T]):
         return overwrote
 
     def stop(self) -> bool:
-        """Let the item at hand finish, then join the thread. True if that left one which nobody had begun."""
+        """Finish the current item and join the thread. Return True if an item was left unprocessed."""
         with self._changed:
             left = bool(self._slot)
             self._slot = []

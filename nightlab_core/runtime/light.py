@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much light a frame holds: the number by which accuracy curves and day/night gates are drawn."""
+"""Measure the light in a frame, by which reports sort frames into night and day."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ SRGB_TO_LINEAR = np.where(_codes <= 0.04045, _codes / 12.92, ((_codes + 0.055) /
 #: Rec. 709 luminance weights in BGR order.
 LUMINANCE_BGR = np.array([0.0722, 0.7152, 0.2126])
 
-_SAMPLES = 64  #: rows and columns of the grid that is looked at
+_SAMPLES = 64  #: rows and columns of the sampling grid
 
 
 def light_level(frame_bgr: np.ndarray) -> float:
-    """Mean linear-light luminance, 0 (black) to 1 (white), of a frame uint8 (H, W, 3) BGR.
+    """Return the mean linear-light luminance, 0 (black) to 1 (white), of a frame uint8 (H, W, 3) BGR.
 
-    It looks at a grid of at most 64 x 64 pixels at their cells' centres, which takes 0.1 ms at any size of frame.
+    It samples a grid of at most 64 x 64 pixels, which takes 0.1 ms at any frame size.
     """
     rows, columns = (_grid(side) for side in frame_bgr.shape[:2])
     sample = frame_bgr[rows[:, None], columns]
@@ -40,19 +40,19 @@ class LightBin:
     high: float
 
     def holds(self, light_level: float | None) -> bool:
-        """False for a frame whose light is not known."""
+        """Return True if the light level is in the bin; None, an unknown level, is in no bin."""
         return light_level is not None and self.low <= light_level < self.high
 
     @property
     def span(self) -> str:
-        """In words, with the limits that matter."""
+        """Return the limits as text."""
         if self.low <= 0:
             return f"below {self.high:g}"
         return f"{self.low:g} and above" if self.high > 1 else f"{self.low:g} to {self.high:g}"
 
 
-#: Of the dash-camera frames that these limits were chosen on, 95 % by night lie below 0.06 and all by day above 0.1.
-#: The same in every report, so that two can be laid side by side.
+#: Of the dash-camera frames on which the limits were chosen, 95 % of night frames are below 0.06 and all day frames
+#: above 0.1. The bins are the same in every report, so that reports can be compared.
 LIGHT_BINS = (
     LightBin("very dark", 0.0, 0.015),
     LightBin("dark", 0.015, 0.03),
@@ -60,5 +60,5 @@ LIGHT_BINS = (
     LightBin("dusk", 0.06, 0.12),
     LightBin("daylight", 0.12, 1.01),
 )
-#: The first three together.
+#: The first three bins together.
 DARK = LightBin("in the dark", 0.0, 0.06)

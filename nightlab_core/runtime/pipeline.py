@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A frame goes in, a mask comes out. Read `Pipeline.__call__` first: it is the whole method.
+"""Turn a frame into a mask. Read `Pipeline.__call__` first: it is the whole method.
 
     frame -+- image engine ------------------------------------ labels, confidence -+
            |                                                                        +- merge - mask
            +- hardness engine - suppress - crop, enlarge - region engine -----------+
 
-Both paths start with the frame and run at the same time: latency is the longer of the two, and the merge.
+Both paths start with the frame and run at the same time. The latency is that of the slower path plus the merge.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class PipelineSettings(Settings):
-    """What may change between two frames."""
+    """Settings that may change between two frames."""
 
     mode: Annotated[
         Literal["image_level", "dual_level"],
@@ -45,37 +45,39 @@ class PipelineSettings(Settings):
     ] = "dual_level"
     merge: Annotated[
         Literal["replace", "confident"],
-        Field(description="replace pastes the regions, confident takes the surer level wherever both have read"),
+        Field(
+            description="replace pastes the regions; confident keeps, per pixel, the label of the more confident level"
+        ),
     ] = "confident"
     max_regions: Annotated[
-        int, Field(ge=0, le=MAX_REGIONS, description="at most so many regions of a frame are refined")
+        int, Field(ge=0, le=MAX_REGIONS, description="largest number of regions of a frame that are refined")
     ] = MAX_REGIONS
     score_threshold: Annotated[Fraction, Field(description="regions with a lower hardness score are not refined")] = 0.0
     confidence_threshold: Annotated[
-        Fraction, Field(description="pixels whose class is less probable are published as 255, unlabelled")
+        Fraction, Field(description="pixels with a lower class probability are published as 255, unlabelled")
     ] = 0.0
     nms_iou: Annotated[
-        Fraction, Field(description="of boxes that overlap by more than this IoU only the best is kept")
+        Fraction, Field(description="of boxes that overlap by more than this IoU, only the best is kept")
     ] = 0.3
     region_margin: Annotated[
-        Fraction, Field(description="context cropped round a box on each side, as a part of the box's own side")
+        Fraction, Field(description="context around a box on each side, as a fraction of the box's side")
     ] = 0.2
 
 
 @dataclass(frozen=True)
 class Result:
-    """What is known of one frame of H x W pixels. Read the arrays, do not write: two of them may be one."""
+    """The result of one frame of H x W pixels. Do not write into the arrays: two of them may share their memory."""
 
-    labels: np.ndarray  #: uint8 (H, W): class ids after the merge, 255 = unlabelled or below the confidence threshold
-    confidence: np.ndarray  #: uint8 (H, W): 255 x probability of the label, also where the threshold hid it
-    image_labels: np.ndarray  #: uint8 (H, W): what `labels` would be in image_level mode
-    image_confidence: np.ndarray  #: uint8 (H, W): what `confidence` would be in image_level mode
+    labels: np.ndarray  #: uint8 (H, W): class ids after the merge; 255: unlabelled or below the confidence threshold
+    confidence: np.ndarray  #: uint8 (H, W): 255 x probability of the label, also where the threshold removed it
+    image_labels: np.ndarray  #: uint8 (H, W): `labels` of the image level alone
+    image_confidence: np.ndarray  #: uint8 (H, W): `confidence` of the image level alone
     boxes_xyxy: np.ndarray  #: float32 (N, 4), N <= 10: hard regions in frame pixels, in descending score
     scores: np.ndarray  #: float32 (N,): hardness, 0..1
-    refined: np.ndarray  #: bool (N,): whether the region engine read the box
-    stages_ms: dict[str, float]  #: milliseconds by name in STAGES, 0 for one that did not run. The paths overlap, so
-    #: that `total` is less than the sum. `image` includes bringing the labels to the frame's size, `hardness` the
-    #: suppression.
+    refined: np.ndarray  #: bool (N,): True if the region engine read the box
+    #: Milliseconds of each stage in STAGES, 0 if it did not run. The paths overlap, so that `total` is less than the
+    #: sum. `image` includes resizing the labels to the frame, `hardness` the suppression.
+    stages_ms: dict[str, float]
     light_level: float  #: mean linear-light luminance of the frame, 0..1
 
 
@@ -106,26 +108,26 @@ class Pipeline:
                 image_hw, hardness_hw = files.image.network_hw(frame_hw), files.hardness.network_hw(frame_hw)
                 image_input = rg.resize_image(frame_bgr, image_hw)[None]
 
-            finding = None
+            future = None
             if settings.mode == "dual_level":
                 hardness_input = (
                     image_input if hardness_hw == image_hw else rg.resize_image(frame_bgr, hardness_hw)[None]
                 )
-                finding = self._worker.submit(self._refine, frame_bgr, hardness_input, settings, stages_ms)
+                future = self._worker.submit(self._refine, frame_bgr, hardness_input, settings, stages_ms)
 
             with _timed(stages_ms, "image"):
                 output = self.engines.image(frame=image_input)
                 image_labels = rg.resize_labels(output["labels"][0], frame_hw)
                 image_confidence = rg.resize_image(output["confidence"][0], frame_hw)
             light = light_level(frame_bgr)
-            found = finding.result() if finding else _NOTHING_FOUND  # an error on the worker is raised here
+            found = future.result() if future else _NOTHING_FOUND  # raises an error of the worker
 
             with _timed(stages_ms, "merge"):
                 labels, confidence = image_labels, image_confidence
                 if found.regions is not None:
                     labels, confidence = _MERGES[settings.merge](labels, confidence, found.regions)
-                labels = _hide_unsure(labels, confidence, settings.confidence_threshold)
-                image_labels = _hide_unsure(image_labels, image_confidence, settings.confidence_threshold)
+                labels = _apply_threshold(labels, confidence, settings.confidence_threshold)
+                image_labels = _apply_threshold(image_labels, image_confidence, settings.confidence_threshold)
         return Result(
             labels=labels,
             confidence=confidence,
@@ -141,7 +143,7 @@ class Pipeline:
     def _refine(
         self, frame_bgr: np.ndarray, hardness_input: np.ndarray, settings: PipelineSettings, stages_ms: dict[str, float]
     ) -> _Found:
-        """The lower path: find the hard regions, and read the best of them enlarged."""
+        """Run the lower path: find the hard regions, crop and enlarge the best of them, and segment these."""
         height, width = frame_bgr.shape[:2]
         region_file = self.bundle.manifest.engines.region
         with _timed(stages_ms, "hardness"):
@@ -203,12 +205,12 @@ def _checked_size_hw(frame: np.ndarray) -> tuple[int, int]:
         received = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
         raise ValueError(f"frame: received {received}, expected uint8 (H, W, 3) in BGR order; convert it first")
     if 0 in frame.shape:
-        raise ValueError(f"frame: received an empty picture {frame.shape}, expected at least one pixel")
+        raise ValueError(f"frame: received an empty image {frame.shape}, expected at least one pixel")
     return frame.shape[0], frame.shape[1]
 
 
-def _hide_unsure(labels: np.ndarray, confidence: np.ndarray, threshold: float) -> np.ndarray:
-    """Labels with 255 where confidence / 255 is below the threshold."""
+def _apply_threshold(labels: np.ndarray, confidence: np.ndarray, threshold: float) -> np.ndarray:
+    """Return the labels with 255 where confidence / 255 is below the threshold."""
     lowest = math.ceil(threshold * 255)
     return np.where(confidence < lowest, np.uint8(IGNORE_ID), labels) if lowest else labels
 

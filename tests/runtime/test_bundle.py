@@ -82,7 +82,7 @@ def test_a_manifest_is_not_written_without_its_files(copy: Path) -> None:
 
 
 def test_no_bundle_there(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"bundle\.yaml: no such file; expected a bundle's folder"):
+    with pytest.raises(BundleError, match=r"bundle\.yaml: no such file; expected the folder of a bundle"):
         load_bundle(tmp_path / "nowhere")
 
 

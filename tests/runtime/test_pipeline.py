@@ -292,7 +292,7 @@ def test_an_engines_error_reaches_the_caller_and_the_next_frame_works(make: Call
 def test_other_frames_are_refused(make: Callable[..., Pipeline], frame: Any, received: str) -> None:
     with pytest.raises(ValueError, match=rf"received {received}, expected uint8 \(H, W, 3\) in BGR order"):
         make()(frame)
-    with pytest.raises(ValueError, match="empty picture"):
+    with pytest.raises(ValueError, match="empty image"):
         make()(np.zeros((0, 96, 3), np.uint8))
 
 

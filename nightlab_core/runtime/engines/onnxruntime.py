@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX Runtime engine: runs everywhere, and is the reference that the other engines are held against."""
+"""Run a bundle's networks on ONNX Runtime, which runs everywhere and is the reference for the other libraries."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class OnnxRuntimeEngine(OnnxEngine):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.use_deterministic_compute = True
-        # Threads that spin while idle would starve the other engines, which run at the same time.
+        # Idle threads that spin would take time from the other engines, which run at the same time.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
             str(self._path), options, providers=["CPUExecutionProvider"]
@@ -38,7 +38,7 @@ class OnnxRuntimeEngine(OnnxEngine):
         self._lock = threading.Lock()
 
     def prepare(self, **shapes: tuple[int, ...]) -> None:
-        """Nothing to do: one session serves every shape."""
+        """Do nothing: one session serves every shape."""
 
     def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
         """See `Engine`."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenVINO engine: the default on a CPU."""
+"""Run a bundle's networks on OpenVINO, the default on a CPU."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ CACHED_SHAPES = 4
 
 
 class OpenVinoEngine(OnnxEngine):
-    """An ONNX network on OpenVINO's CPU device.
+    """Run an ONNX network on OpenVINO's CPU device.
 
-    It is compiled for each distinct size of input, because static sizes run faster than free ones, and the last few
-    compiled forms are kept. Only a free batch stays free: it costs next to nothing (padding to a few fixed batches cost
-    more), and the number of regions changes with every frame. `precision` "auto" is the CPU's own choice (bfloat16
-    on tile units, float16 on ARM), but float32 where bfloat16 is slower; "float32" is exact; `threads` 0 is one a core.
+    The network is compiled for each size of its input, since fixed sizes run faster, and the last few compiled forms
+    are kept. A free batch stays free: that costs little, and the number of regions changes with every frame.
+
+    `precision` "auto" is the CPU's choice (bfloat16 with tile units, float16 on ARM), or float32 where bfloat16 is
+    slower; "float32" is exact. `threads` 0 uses one thread per core.
     """
 
     name = "openvino"
@@ -41,8 +42,8 @@ class OpenVinoEngine(OnnxEngine):
         self._options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
-            # Engines run at the same time. Pinned, their threads fight for the same cores: on two of them both paths
-            # of the lite bundle took 508 ms together and 301 ms in turn; not pinned, 294 ms together.
+            # Engines run at the same time, and pinned threads would share cores: on two cores both paths of the lite
+            # bundle take 508 ms with pinning and 294 ms without.
             "ENABLE_CPU_PINNING": False,
         }
         if precision == "float32" or _bfloat16_is_slow():
@@ -51,11 +52,11 @@ class OpenVinoEngine(OnnxEngine):
         self._lock = threading.Lock()
 
     def prepare(self, **shapes: tuple[int, ...]) -> None:
-        """Compile for these input shapes, unless that was done, and run once: the first run of a batch is slower."""
+        """Compile for these input shapes if necessary, and run once: the first run of a batch is slower."""
         self(**{name: np.zeros(shape, self.inputs[name].dtype) for name, shape in shapes.items()})
 
     def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
-        """See `Engine`. The inputs are read where they lie; the outputs are copied out of OpenVINO's memory."""
+        """See `Engine`. Inputs are not copied; outputs are copied out of OpenVINO's memory."""
         arrays = check_inputs(self._path, self.inputs, arrays)
         with self._lock:
             request = self._request({name: array.shape for name, array in arrays.items()})
@@ -84,8 +85,11 @@ class OpenVinoEngine(OnnxEngine):
 
 
 def _bfloat16_is_slow() -> bool:
-    """On vector units without tiles OpenVINO takes bfloat16 of itself, though it is slower there than float32: 180 and
-    155 ms for ten regions of the lite bundle on two cores."""
+    """Return True on a CPU with bfloat16 in its vector units and no tile units.
+
+    OpenVINO chooses bfloat16 there, though it is slower than float32: 180 against 155 ms for ten regions of the lite
+    bundle on two cores.
+    """
     cpu = Path("/proc/cpuinfo")
     flags = set(cpu.read_text(encoding="utf-8", errors="replace").split()) if cpu.is_file() else set()
     return "avx512_bf16" in flags and "amx_bf16" not in flags
@@ -104,10 +108,10 @@ def _spec(port: Any) -> TensorSpec:
 
 
 def _convert_deform_conv(node: Any) -> list[openvino.Output]:
-    """ONNX DeformConv (opset 19 on), for which OpenVINO has no rule, as opset8's DeformableConvolution.
+    """Convert ONNX DeformConv (opset 19 and later), which OpenVINO lacks, to DeformableConvolution of its opset 8.
 
-    Both take offsets as (y, x) pairs by kernel place. `bilinear_interpolation_pad` makes samples that fall between the
-    border and one pixel outside blend with zero, as ONNX and torchvision do.
+    Both take offsets as (y, x) pairs per kernel position. `bilinear_interpolation_pad` blends samples between the
+    border and one pixel outside with zero, as ONNX and torchvision do.
     """
     data, weights, offsets, *optional = (node.get_input(i) for i in range(node.get_input_size()))
     pads = node.get_attribute("pads", [0, 0, 0, 0])

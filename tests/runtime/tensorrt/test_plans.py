@@ -177,8 +177,8 @@ def flip(at: Callable[[int], int]) -> Callable[[bytes], bytes]:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (cut(lambda n: 0), "does not begin as a plan"),
-        (cut(lambda n: 40), "does not begin as a plan|header was changed or cut short"),
+        (cut(lambda n: 0), "is not a plan"),
+        (cut(lambda n: 40), "is not a plan|header was changed or cut short"),
         (cut(lambda n: 200), "header was changed or cut short"),
         (cut(lambda n: n // 2), r"received \d+ bytes of plan, expected \d+: it was cut short"),
         (cut(lambda n: n - 1), "it was cut short"),
@@ -188,7 +188,7 @@ def flip(at: Callable[[int], int]) -> Callable[[bytes], bytes]:
         (swap(b'"float16"', b'"float32"'), "header was changed"),
         (swap(b'"linux-', b'"Linux-'), "header was changed"),
         (swap(b"nightlab-plan 2 ", b"nightlab-plan 1 "), "received format 1, expected 2"),
-        (lambda data: b"\x7fELF" + data, "does not begin as a plan"),
+        (lambda data: b"\x7fELF" + data, "is not a plan"),
     ],
 )
 def test_a_plan_that_was_cut_short_or_changed_is_never_loaded(
@@ -204,7 +204,7 @@ def test_a_plan_that_was_cut_short_or_changed_is_never_loaded(
 def test_a_plan_under_another_s_name_is_not_loaded(bundle: Bundle, library: TensorRtLibrary, plan: Path) -> None:
     name = key_of(bundle, library, precision="float32").file_name
     plan = plan.rename(plan.parent / name)
-    with pytest.raises(PlanError, match=f"{name}: does not match its key, by which it would be called region-"):
+    with pytest.raises(PlanError, match=f"{name}: does not match its key; expected the name region-"):
         read_plan(plan)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds TensorRT plans of a bundle's networks. Nothing here runs while the node is active.
+"""Build the TensorRT plans of a bundle's networks, and name the plan that a network needs.
 
-Building needs the package ``onnx``, by which the bundle's graphs become what TensorRT takes. Loading does not.
+Building needs the package `onnx`, which rewrites the graphs. Loading does not. An active node never builds.
 """
 
 from __future__ import annotations
@@ -30,16 +30,15 @@ from nightlab_core.runtime.engines.tensorrt.plans import (
 )
 
 Precision = Literal["float16", "float32"]
-#: Raised with every change of graphs.py, half.py or the building, so that older plans are not taken.
+#: Increase with every change of graphs.py, half.py or compiler.py, so that older plans are not loaded.
 GRAPH_VERSION = 1
 
 
 def plan_shapes(bundle: Bundle, kind: EngineKind, frame_hw: tuple[int, int]) -> dict[str, Range]:
-    """The shapes that a network's plan takes for frames of this size.
+    """Return the shapes that a network's plan accepts for frames of this size (height, width).
 
-    The frame's size is fixed, since it never changes while a camera runs. The number of regions does, from 1 to 10,
-    so that one plan takes them all and is tuned for the largest batch, which is where the time goes: a few plans of
-    fixed batches would hold the weights once each.
+    The frame's size is fixed, since it never changes while a camera runs. The number of regions changes: one plan takes
+    1 to `max_batch` and is tuned for the largest batch. Plans of fixed batches would each hold the weights.
     """
     files = bundle.manifest.engines
     if kind == "region":
@@ -58,7 +57,7 @@ def plan_key(
     precision: Precision,
     shapes: dict[str, Range],
 ) -> PlanKey:
-    """The key of a plan that this machine would build, or load."""
+    """Return the key of the plan that this machine would build or load."""
     return PlanKey(
         kind=kind,
         onnx_sha256=getattr(bundle.manifest.engines, kind).sha256,
@@ -90,15 +89,15 @@ def build_plan(
     folder: Path,
     on_progress: OnProgress = lambda progress: True,
 ) -> tuple[PlanHeader, bool]:
-    """Build the plan with this key into the cache, unless a whole one is there; its header, and whether it was built.
+    """Build the plan with this key into the cache unless a valid one is there. Return its header, and True if built.
 
-    Raises TensorRtError naming the layer that TensorRT refuses, PlanError where the folder cannot be written or the
-    bundle was changed, ImportError naming a missing package, and BuildStopped.
+    Raises TensorRtError that names the layer which TensorRT refuses, PlanError if the folder cannot be written or the
+    bundle was changed, ImportError that names a missing package, and BuildStopped.
     """
 
     def wait() -> None:
         if not on_progress(BuildProgress(key.kind, 0.0, "waiting for another process that builds")):
-            raise BuildStopped("the wait for another process that builds was ended")
+            raise BuildStopped("the wait for another process that builds was stopped")
 
     with locked(folder, wait):
         try:
@@ -127,7 +126,7 @@ def build_plan(
 
 
 def _rewritten(path: Path, key: PlanKey) -> tuple[bytes, dict[str, TensorInfo], dict[str, TensorInfo]]:
-    """The graph that TensorRT takes, and the original's inputs and outputs."""
+    """Return the graph rewritten for TensorRT, and the inputs and outputs of the original."""
     try:
         import onnx
 
@@ -136,12 +135,12 @@ def _rewritten(path: Path, key: PlanKey) -> tuple[bytes, dict[str, TensorInfo], 
         raise ImportError(
             f"building TensorRT engines needs packages of which one is missing ({error}): pip install onnx onnxruntime"
         ) from error
-    data = path.read_bytes()  # now, as it may have been exported anew while another process built
+    data = path.read_bytes()  # read now: it may have been exported again while another process was building
     received = hashlib.sha256(data).hexdigest()
     if received != key.onnx_sha256:
         raise PlanError(
             f"{path}: received SHA-256 {received}, expected {key.onnx_sha256}: the file was changed since the bundle "
-            "was opened; give the command again, or configure the node again"
+            "was opened; run the command again, or configure the node again"
         )
     model = onnx.load_model_from_string(data)
     fixed = {name: low for name, (low, _, high) in key.shapes.items() if low == high}

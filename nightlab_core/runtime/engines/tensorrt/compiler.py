@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From an ONNX model to TensorRT's plan: parse, aim, build with progress, and tell which type every layer has."""
+"""Compile a rewritten ONNX model to a TensorRT plan: parse, set the target GPUs, build with progress, count layers."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ POLL_S = 0.02
 def serialize(
     library: TensorRtLibrary, model: bytes, key: PlanKey, on_progress: OnProgress
 ) -> tuple[bytes, dict[str, dict[str, int]], int]:
-    """Parse a serialised ONNX model and build its plan: the plan, layers by type, and bytes of inputs and outputs."""
+    """Build the plan of a serialised ONNX model. Return it, its layers by type, and the bytes of inputs and outputs."""
     trt = library.trt
     library.messages.clear()
     builder = trt.Builder(logger := library.logger())
     if builder is None:
         raise library.error("TensorRT made no builder")
-    # TensorRT 10 types a network strongly when told to, 11 always.
+    # TensorRT 10 makes a strongly typed network on request, TensorRT 11 always.
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
         raise TensorRtError(_refusal(parser, key.kind))
     config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector can tell every layer's types
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the inspector shows every layer's types
     profile = builder.create_optimization_profile()
     for name, (low, usual, high) in key.shapes.items():
         profile.set_shape(name, low, usual, high)
     config.add_optimization_profile(profile)
     if not library.needs_gpu_to_build:
-        _aim(library, config, key.target)
+        _set_target(library, config, key.target)
     plan = _run_build(trt, builder, network, config, key.kind, on_progress)
     if plan is None:
         raise library.error(f"TensorRT {library.version} cannot build the {key.kind} network")
@@ -47,7 +47,7 @@ def serialize(
 
 
 def _refusal(parser: Any, kind: str) -> str:
-    """What the parser refuses: the layer first, then TensorRT's reason."""
+    """Return the layers that the parser refuses, with TensorRT's reasons."""
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     lines = []
     for error in errors:
@@ -57,7 +57,7 @@ def _refusal(parser: Any, kind: str) -> str:
     return f"TensorRT's parser refuses the {kind} network: " + ("; ".join(lines) or "it gave no reason")
 
 
-def _aim(library: TensorRtLibrary, config: Any, target: Target) -> None:
+def _set_target(library: TensorRtLibrary, config: Any, target: Target) -> None:
     capability = library.trt.ComputeCapability
     if target.gpu_name:
         chosen = [capability.CURRENT]
@@ -70,30 +70,30 @@ def _aim(library: TensorRtLibrary, config: Any, target: Target) -> None:
 
 
 def _run_build(trt: Any, builder: Any, network: Any, config: Any, kind: EngineKind, on_progress: OnProgress) -> Any:
-    """Build in a thread, so that here progress is told steadily, however long one step takes, and signals are seen."""
+    """Build in a thread, so that progress is reported and signals are handled however long one step takes."""
     config.progress_monitor = monitor = _monitor(trt)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(builder.build_serialized_network, network, config)
         try:
             done = False
-            while not done:  # asked once at least, so that a quick build can be stopped too
+            while not done:  # at least once, so that a short build can be stopped too
                 if not on_progress(BuildProgress(kind, monitor.fraction, monitor.doing)):
                     raise BuildStopped(f"the build of the {kind} network was stopped")
                 done = bool(wait([future], POLL_S).done)
         except BaseException:
-            monitor.stopped = True  # TensorRT gives up at its next step, for which the pool waits
+            monitor.stopped = True  # TensorRT stops at its next step; the pool waits for it
             raise
         return future.result()
 
 
 def _monitor(trt: Any) -> Any:
-    class Monitor(trt.IProgressMonitor):
-        """Phases nest: a phase's own steps, and within the step at hand the phase below it."""
+    class BuildMonitor(trt.IProgressMonitor):
+        """Compute the fraction that is done from nested phases: the current step of a phase may be a phase itself."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.fraction, self.doing, self.stopped = 0.0, "starting", False
-            self._phases: dict[str, list[int]] = {}  # name: steps done, steps in all; outermost first
+            self._phases: dict[str, list[int]] = {}  # name: steps done, number of steps; outermost first
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             self._phases[phase] = [0, max(1, steps)]
@@ -112,11 +112,11 @@ def _monitor(trt: Any) -> Any:
             self.fraction = max(self.fraction, min(1.0, fraction))
             return not self.stopped
 
-    return Monitor()
+    return BuildMonitor()
 
 
 def _layers(trt: Any, network: Any) -> dict[str, dict[str, int]]:
-    """How many layers of each kind give each type. The network is strongly typed: what it says is what is built."""
+    """Count the layers by type of result and by kind. In a strongly typed network these are the types that run."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for index in range(network.num_layers):
         layer = network.get_layer(index)
@@ -127,7 +127,7 @@ def _layers(trt: Any, network: Any) -> dict[str, dict[str, int]]:
 
 
 def _io_bytes(trt: Any, network: Any, shapes: Mapping[str, Range]) -> int:
-    """Inputs and outputs at their largest. An output's free sides are its input's, in the same order."""
+    """Return the bytes of inputs and outputs at their largest. An output's free sides are the input's, in order."""
     free = [side for _, _, high in shapes.values() for side in high]
     total = sum(math.prod(high) for _, _, high in shapes.values())  # bytes
     for index in range(network.num_outputs):

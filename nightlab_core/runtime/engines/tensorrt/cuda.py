@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The few CUDA calls that an engine makes, behind one thin class, so that the logic above it is tested without a GPU.
+"""Wrap the CUDA calls that an engine makes in one thin class, so that the engine is tested without a GPU.
 
-NVIDIA's own bindings (``cuda-bindings``, which ``cuda-python`` installs) do the work. Addresses and handles are plain
-integers. Every call raises CudaError, which names the call and CUDA's reason.
+NVIDIA's package `cuda-bindings` makes the calls. Addresses and handles are plain integers. Every call raises CudaError,
+which names the call and CUDA's reason.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 
 
 class CudaError(RuntimeError):
-    """A CUDA call that failed."""
+    """A CUDA call failed."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """The GPU that engines run on: the first that CUDA shows (CUDA_VISIBLE_DEVICES chooses)."""
+    """The GPU that engines run on: the first one that CUDA shows. CUDA_VISIBLE_DEVICES selects another."""
 
-    name: str  #: the driver's, which several of a family share, and the size: "Orin with 16 multiprocessors"
+    name: str  #: the driver's name, which several models share, and the size: "Orin with 16 multiprocessors"
     capability: str  #: compute capability, e.g. "8.7"
     memory_bytes: int  #: of the whole device
 
@@ -31,7 +31,7 @@ class Device:
 
 
 class Cuda:
-    """CUDA's runtime on the first device. Raises ImportError where ``cuda-bindings`` is missing."""
+    """CUDA's runtime on the first device. Raises ImportError if `cuda-bindings` is missing."""
 
     def __init__(self) -> None:
         try:
@@ -43,36 +43,36 @@ class Cuda:
         self._runtime: Any = runtime
 
     def device(self) -> Device:
-        """What the GPU is. Raises CudaError where there is none, or no driver that fits."""
+        """Return the GPU. Raises CudaError if there is none, or no driver that fits."""
         properties = self._call("cudaGetDeviceProperties", 0)
         name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
         name = f"{name.strip(chr(0) + ' ')} with {properties.multiProcessorCount} multiprocessors"
         return Device(name, f"{properties.major}.{properties.minor}", int(properties.totalGlobalMem))
 
     def free_bytes(self) -> int:
-        """Device memory that nothing uses."""
+        """Return the free device memory in bytes."""
         return int(self._call("cudaMemGetInfo")[0])
 
     def create_stream(self) -> int:
-        """A stream of its own, which does not wait for the default stream."""
+        """Create a stream that does not wait for the default stream."""
         return int(self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking))
 
     def destroy_stream(self, stream: int) -> None:
         self._call("cudaStreamDestroy", stream)
 
     def synchronize(self, stream: int) -> None:
-        """Wait until all that was queued on the stream is done. Other Python threads run meanwhile."""
+        """Wait until everything that was queued on the stream is done. Other Python threads run meanwhile."""
         self._call("cudaStreamSynchronize", stream)
 
     def allocate(self, nbytes: int) -> int:
-        """Device memory; returns its address."""
+        """Allocate device memory and return its address."""
         return int(self._call("cudaMalloc", nbytes))
 
     def free(self, address: int) -> None:
         self._call("cudaFree", address)
 
     def allocate_pinned(self, nbytes: int) -> np.ndarray:
-        """Host memory that is never paged out, which copies to and from the device need to be asynchronous: uint8 (N,).
+        """Allocate pinned host memory, uint8 (N,), which asynchronous copies need.
 
         Free it with `free_pinned`, and use no view of it afterwards.
         """
@@ -93,12 +93,12 @@ class Cuda:
         self._call("cudaMemcpyAsync", target.ctypes.data, address, target.nbytes, kind, stream)
 
     def begin_capture(self, stream: int) -> None:
-        """Record what is queued on the stream instead of running it. Other threads may go on using CUDA."""
+        """Start to record the calls on the stream instead of running them. Other threads may use CUDA meanwhile."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
 
     def end_capture(self, stream: int) -> int:
-        """End the recording and make a graph of it that can be launched."""
+        """End the recording and return it as a graph for `launch`."""
         graph = self._call("cudaStreamEndCapture", stream)
         try:
             return int(self._call("cudaGraphInstantiate", graph, 0))
@@ -124,7 +124,7 @@ class Cuda:
 
 
 def find_device() -> tuple[Device | None, str]:
-    """The GPU, or None and the reason why none can be used."""
+    """Return the GPU and "", or None and the reason why no GPU can be used."""
     try:
         return Cuda().device(), ""
     except (CudaError, ImportError) as error:
@@ -132,7 +132,7 @@ def find_device() -> tuple[Device | None, str]:
 
 
 def has_driver() -> bool:
-    """Whether NVIDIA's driver is installed, so that a GPU that cannot be used is a fault and no lack."""
+    """Return True if NVIDIA's driver is installed: then a GPU that cannot be used is a fault to report."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -50,16 +50,16 @@ log = logging.getLogger(__name__)
 
 LOADED_PLANS = 2
 
-#: Finds the checked plan for inputs of these shapes. Raises PlanError saying which command builds it.
+#: Finds the checked plan for inputs of these shapes. Raises PlanError that names the command which builds it.
 OpenPlan = Callable[[Mapping[str, Shape]], tuple[PlanHeader, bytes]]
 
 
 class TensorRtEngine:
-    """A network on the GPU, with a stream of its own, so that engines called from several threads overlap.
+    """A network on the GPU. It has its own stream, so that engines called from several threads overlap.
 
-    A plan takes one range of shapes. For a shape that no loaded plan takes, another is looked for in the cache; the
-    last few stay loaded. `cuda_graphs` launches a plan of fixed shapes as one recorded graph instead of layer by layer;
-    a plan of several shapes is always launched layer by layer, as a recording holds for one state of the context only.
+    A plan accepts one range of shapes. For a shape that no loaded plan accepts, another plan is looked up in the cache;
+    the last few stay loaded. `cuda_graphs` launches a plan of fixed shapes as one recorded graph instead of layer by
+    layer. A plan of several shapes is always launched layer by layer, since a recording is valid for one shape only.
     """
 
     def __init__(
@@ -73,15 +73,15 @@ class TensorRtEngine:
     ) -> None:
         """Load the plan for inputs of these shapes.
 
-        Raises PlanError where there is none that fits, TensorRtError where TensorRT refuses it, CudaError, and
-        ImportError where the CUDA bindings are missing.
+        Raises PlanError if no plan fits, TensorRtError if TensorRT refuses it, CudaError, and ImportError if the CUDA
+        bindings are missing.
         """
         self.name: str = library.name
         self._library, self._open_plan, self._cuda_graphs = library, open_plan, cuda_graphs
         self._cuda = Cuda() if cuda is None else cuda
         self._lock = threading.Lock()
         self._closed = False
-        self._loaded: list[PlanExecution] = []  # the last used comes last
+        self._loaded: list[PlanExecution] = []  # the most recently used is last
         header = self._execution(shapes).header
         self.inputs: Mapping[str, TensorSpec] = _specs(header.inputs)
         self.outputs: Mapping[str, TensorSpec] = _specs(header.outputs)
@@ -107,11 +107,11 @@ class TensorRtEngine:
             raise EngineUnavailable(error, note) from error
 
     def prepare(self, **shapes: Shape) -> None:
-        """Load the plan for these shapes, unless that was done, and run once: the first run is slower."""
+        """Load the plan for these shapes if necessary, and run once: the first run is slower."""
         self(**{name: np.zeros(shape, self.inputs[name].dtype) for name, shape in shapes.items()})
 
     def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
-        """See `Engine`. Raises PlanError for a shape that no plan takes, and CudaError."""
+        """See `Engine`. Also raises PlanError for a shape that no plan accepts, and CudaError."""
         arrays = check_inputs(f"{self.name} engine", self.inputs, arrays)
         with self._lock:
             if self._closed:
@@ -119,7 +119,7 @@ class TensorRtEngine:
             return self._execution({name: array.shape for name, array in arrays.items()}).run(arrays)
 
     def close(self) -> None:
-        """See `Engine`. Everything is freed, also when freeing one part fails; then CudaError is raised."""
+        """See `Engine`. Everything is freed, even if freeing one part fails; then CudaError is raised."""
         with self._lock, ExitStack() as stack:
             self._closed = True
             while self._loaded:
@@ -133,7 +133,7 @@ class TensorRtEngine:
                 break
         else:
             header, plan = self._open_plan(shapes)
-            while len(self._loaded) >= LOADED_PLANS:  # first, so that there is room on the GPU
+            while len(self._loaded) >= LOADED_PLANS:  # before loading, so that there is room on the GPU
                 self._loaded.pop(0).close()
             execution = PlanExecution(self._library, self._cuda, header, plan, self._cuda_graphs)
         self._loaded.append(execution)
@@ -151,7 +151,7 @@ def _open_on_gpu(
     if not libraries:
         raise ImportError("TensorRT is not installed: " + ", or ".join(PACKAGES.values()))
     if options.frame_hw is None:
-        raise PlanError("the camera's size is not known yet, and a plan is made for one: set image_size")
+        raise PlanError("the camera's size is unknown, and a plan fits one size only: set image_size")
     precision: Precision = "float32" if options.precision == "float32" else "float16"
     folder = cache_folder()
     refusals = []
@@ -200,9 +200,9 @@ def _load_plans(
         largest = {name: high for name, (_, _, high) in plan_shapes(bundle, kind, frame_hw).items()}
         try:
             return TensorRtEngine(library, partial(open_plan, kind), largest)
-        except TensorRtError as error:  # of a plan that is whole and fits
+        except TensorRtError as error:  # although the plan is valid and fits
             raise TensorRtError(
-                f"{error}\nUpdate NVIDIA's driver if it is older than TensorRT; else build the plans anew: "
+                f"{error}\nUpdate NVIDIA's driver if it is older than TensorRT; else build the plans again: "
                 f"nightlab engine clean --all, then {build_command(bundle, frame_hw, precision)}"
             ) from error
 

@@ -18,19 +18,19 @@ from nightlab_core.runtime.engines.tensorrt.plans import PlanHeader, Shape
 
 @dataclass(frozen=True)
 class _Buffer:
-    """One input or output, at its largest, on both sides."""
+    """Memory of one input or output at its largest shape, on host and device."""
 
     dtype: np.dtype
     address: int  #: on the device
     pinned: np.ndarray  #: uint8 (N,), on the host
 
     def view(self, shape: Shape) -> np.ndarray:
-        """The beginning of the host's side, as an array of this shape."""
+        """Return the start of the host memory as an array of this shape."""
         return self.pinned[: math.prod(shape) * self.dtype.itemsize].view(self.dtype).reshape(shape)
 
 
 class PlanExecution:
-    """One plan on the GPU. All memory is allocated once, here, for the largest shapes that the plan takes."""
+    """A plan on the GPU. All memory is allocated when it is made, for the largest shapes that the plan takes."""
 
     def __init__(
         self, library: TensorRtLibrary, cuda: Cuda, header: PlanHeader, plan: bytes, cuda_graphs: bool
@@ -39,8 +39,8 @@ class PlanExecution:
         self._library, self._cuda = library, cuda
         largest = {name: high for name, (_, _, high) in header.key.shapes.items()}
         fixed = all(low == high for low, _, high in header.key.shapes.values())
-        with ExitStack() as stack:  # undoes all in reverse order, should a step fail
-            self._objects: list[Any] = []  # runtime, engine, perhaps configuration, context; no other reference is kept
+        with ExitStack() as stack:  # frees everything in reverse order if a step fails
+            self._objects: list[Any] = []  # runtime, engine, configuration if any, context
             stack.callback(_release, self._objects)
             library.messages.clear()
             self._keep(library.trt.Runtime(library.logger()), "cannot start")
@@ -62,7 +62,7 @@ class PlanExecution:
                 self._buffers[name] = _Buffer(dtype, address, pinned)
                 if not self._context.set_tensor_address(name, address):
                     raise library.error(f"{library.name} refuses the buffer of {name!r}")
-            stack.callback(_release, self._objects)  # again: from here on the context goes before what it points to
+            stack.callback(_release, self._objects)  # again: the context must be freed before its buffers
             stack.callback(cuda.synchronize, self._stream)
             self._graph: int | None = None
             if cuda_graphs and fixed:
@@ -72,7 +72,7 @@ class PlanExecution:
             self._resources = stack.pop_all()
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Copy in, run, copy out, and wait. The results are copies."""
+        """Copy the inputs in, run, copy the outputs out, and wait. The results are copies."""
         shapes = {name: array.shape for name, array in arrays.items()}
         if shapes != self._shapes:
             self._set_shapes(shapes)
@@ -94,7 +94,7 @@ class PlanExecution:
         return self._objects[-1]
 
     def _set_shapes(self, shapes: Mapping[str, Shape]) -> None:
-        self._shapes: Mapping[str, Shape] = {}  # until all went well
+        self._shapes: Mapping[str, Shape] = {}  # until everything succeeded
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
                 raise self._library.error(f"{self._library.name} refuses {name!r} of shape {shape}")
@@ -112,14 +112,14 @@ class PlanExecution:
             self._cuda.copy_to_host(buffer.view(shape), buffer.address, self._stream)
 
     def _record(self) -> int:
-        """The whole run as a CUDA graph. TensorRT asks for one run before, in which it does what cannot be recorded."""
+        """Return the whole run as a CUDA graph. TensorRT needs one run before, which does what cannot be recorded."""
         self._enqueue()
         self._cuda.synchronize(self._stream)
         self._cuda.begin_capture(self._stream)
         try:
             self._enqueue()
         except Exception:
-            with suppress(CudaError):  # the recording is no good, and the first error is the one to tell
+            with suppress(CudaError):  # the first error is the one to report
                 self._cuda.destroy_graph(self._cuda.end_capture(self._stream))
             raise
         return self._cuda.end_capture(self._stream)
@@ -131,10 +131,10 @@ class PlanExecution:
 
 
 def _runtime_config(trt: Any, engine: Any) -> list[Any]:
-    """What a context is created with: one configuration for TensorRT for RTX, none for TensorRT.
+    """Return the arguments that create a context: one configuration for TensorRT for RTX, none for TensorRT.
 
-    Unless told otherwise TensorRT for RTX compiles kernels for a new number of regions in the background. At once means
-    in `prepare`, and so before the node is active.
+    By default TensorRT for RTX compiles kernels for a new number of regions in the background. "Eager" compiles them in
+    `prepare`, before the node is active.
     """
     if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
         return []
@@ -144,7 +144,7 @@ def _runtime_config(trt: Any, engine: Any) -> list[Any]:
 
 
 def _release(objects: list[Any]) -> None:
-    """Let go of the context first and the runtime last."""
+    """Free the context first and the runtime last."""
     while objects:
         objects.pop()
 
@@ -154,4 +154,4 @@ def _check_tensors(library: TensorRtLibrary, engine: Any, header: PlanHeader) ->
     received = {name: str(np.dtype(library.trt.nptype(engine.get_tensor_dtype(name)))) for name in names}
     expected = {name: info.dtype for name, info in {**header.inputs, **header.outputs}.items()}
     if received != expected:
-        raise TensorRtError(f"the plan's inputs and outputs are {received}, its header says {expected}; build it anew")
+        raise TensorRtError(f"the plan's inputs and outputs are {received}, its header says {expected}; build it again")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two libraries of TensorRT, which share one API: ``tensorrt`` and ``tensorrt_rtx``.
+"""Find the installed TensorRT libraries, `tensorrt` and `tensorrt_rtx`, which share one API.
 
-``tensorrt`` comes with JetPack and for data-centre GPUs, and builds only on the GPU that will run the plan.
-``tensorrt_rtx`` is TensorRT for RTX: it builds without a GPU, for several generations of GPUs at once, and compiles
-the last step on the GPU when a plan is loaded.
+`tensorrt` is for Jetson (part of JetPack) and data-centre GPUs, and builds only on the GPU that will run the plan.
+`tensorrt_rtx` is TensorRT for RTX: it builds without a GPU for several generations of GPUs, and compiles the last step
+on the GPU when a plan is loaded.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from typing import Any, Literal, get_args
 from nightlab_core.runtime.engines.tensorrt.cuda import Device
 
 TensorRtName = Literal["tensorrt", "tensorrt_rtx"]
-#: Packages to name when one is missing.
+#: Remedy for a missing library.
 PACKAGES = {
     "tensorrt": "JetPack's python3-libnvinfer, or pip's tensorrt",
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13 (tensorrt-rtx-cu12 for a driver of CUDA 12)",
 }
-#: What a plan of TensorRT for RTX is built for unless told otherwise. Turing (7.5) is left out, as NVIDIA's own default
-#: leaves it out: with it the image network's plan of the lite bundle grew from 17 to 208 MB.
+#: Default compute capabilities of a plan of TensorRT for RTX. Turing (7.5) is left out, as in NVIDIA's own default:
+#: with it the plan of the shipped image network grows from 17 to 208 MB.
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
 
 log = logging.getLogger(__name__)
 
 
 class TensorRtError(RuntimeError):
-    """What TensorRT refused, with its own words."""
+    """TensorRT refused a network, a plan or a call; the message has its reason."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,20 @@ class Target:
     """The GPUs that a plan runs on."""
 
     capabilities: tuple[str, ...]  #: compute capabilities, e.g. ("8.7",)
-    gpu_name: str = ""  #: the one model of GPU that it was tuned on; empty: every GPU of these capabilities
+    gpu_name: str = ""  #: the model of GPU that the plan was tuned on; empty: every GPU of these capabilities
 
     def __str__(self) -> str:
         return f"{self.gpu_name or 'any GPU'} of compute capability {', '.join(self.capabilities)}"
 
     def serves(self, wanted: Target) -> bool:
-        """Whether a plan for this target may run where `wanted` says."""
+        """Return True if a plan for this target may run on the target `wanted`."""
         same_gpu = self.gpu_name in ("", wanted.gpu_name)
         return same_gpu and set(wanted.capabilities) <= set(self.capabilities)
 
 
 @dataclass(frozen=True)
 class TensorRtLibrary:
-    """One installed TensorRT."""
+    """An installed TensorRT library."""
 
     name: TensorRtName
     trt: Any  #: the module
@@ -68,24 +68,24 @@ class TensorRtLibrary:
         return self.name == "tensorrt"
 
     def logger(self) -> Any:
-        """TensorRT's logger: warnings go on to Python's logging, errors are kept for the exception that follows."""
+        """Return TensorRT's logger. Warnings go to Python's logging; errors are kept for the exception that follows."""
         return _logger(self.trt)[0]
 
     @property
     def messages(self) -> list[str]:
-        """Errors that TensorRT logged since the list was cleared."""
+        """The errors that TensorRT logged since the list was cleared."""
         return _logger(self.trt)[1]
 
-    def error(self, what: str) -> TensorRtError:
-        """An error with the first reason that TensorRT logged: what follows it is its echo."""
+    def error(self, problem: str) -> TensorRtError:
+        """Return an error with the first reason that TensorRT logged; later ones follow from it."""
         reason = self.messages[0] if self.messages else "TensorRT gave no reason"
         self.messages.clear()
-        return TensorRtError(f"{what}: {reason}")
+        return TensorRtError(f"{problem}: {reason}")
 
     def target(self, device: Device | None, capabilities: tuple[str, ...] = ()) -> Target:
-        """What to build for: these capabilities, or else what suits the GPU.
+        """Return the target to build for: these capabilities, or the default for this GPU.
 
-        Raises TensorRtError where that cannot be.
+        Raises TensorRtError if the library cannot build for it.
         """
         if self.needs_gpu_to_build:
             if device is None:
@@ -113,18 +113,18 @@ class TensorRtLibrary:
         return Target(RTX_CAPABILITIES)
 
     def known_capabilities(self) -> tuple[str, ...]:
-        """The compute capabilities that TensorRT for RTX can be told to build for, e.g. ("7.5", "8.0")."""
+        """Return the compute capabilities that TensorRT for RTX can build for, for example ("7.5", "8.0")."""
         numbers = [n[2:] for n in self.trt.ComputeCapability.__members__ if n.startswith("SM")]
         return tuple(f"{n[:-1]}.{n[-1]}" for n in sorted(numbers, key=int))
 
 
 @cache
 def _logger(trt: Any) -> tuple[Any, list[str]]:
-    """The process's one logger and its errors: TensorRT holds on to the first that it gets, and warns of another."""
+    """Return the logger of this process and its errors. TensorRT keeps the first logger that it gets."""
     messages: list[str] = []
     severity = trt.ILogger.Severity
 
-    class Logger(trt.ILogger):
+    class TensorRtLogger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
@@ -136,27 +136,27 @@ def _logger(trt: Any) -> tuple[Any, list[str]]:
             else:
                 log.debug("TensorRT: %s", message)
 
-    return Logger(), messages
+    return TensorRtLogger(), messages
 
 
 def platform_name() -> str:
-    """Operating system and processor, for both of which plans are made, e.g. "linux-x86_64"."""
+    """Return operating system and processor, to which a plan is bound, for example "linux-x86_64"."""
     return f"{sys.platform}-{platform.machine()}"
 
 
 def import_library(name: TensorRtName) -> TensorRtLibrary:
-    """One library. Raises ImportError that says what to install, or what its libraries lack."""
+    """Import one library. Raises ImportError that says what to install or what is missing."""
     try:
         module: ModuleType = importlib.import_module(name)
-        if not hasattr(module, "Builder"):  # left-over folder of an uninstalled package
-            raise ImportError(f"{name} holds no TensorRT")
+        if not hasattr(module, "Builder"):  # an uninstalled package left its folder
+            raise ImportError(f"{name} contains no TensorRT")
     except (ImportError, OSError) as error:
         raise ImportError(f"{name} cannot be used ({error}); it comes with {PACKAGES[name]}") from error
     return TensorRtLibrary(name, module)
 
 
 def installed_libraries() -> list[TensorRtLibrary]:
-    """The libraries that can be imported, `tensorrt` first: it tunes for the very GPU."""
+    """Return the libraries that can be imported, `tensorrt` first, since it tunes plans for one GPU."""
     found = []
     for name in get_args(TensorRtName):
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache of TensorRT plans: each in one file that says what it was built from, and that is whole or not there.
+"""Keep TensorRT plans in a cache: one file for each plan, with a header that says what it was built from.
 
 A file is two lines of text and the plan::
 
@@ -7,8 +7,8 @@ A file is two lines of text and the plan::
     {"key": {...}, "plan_bytes": ..., "plan_sha256": ..., ...}
     the plan as TensorRT serialised it
 
-TensorRT is handed a plan only after its key, its length and its SHA-256 were checked. The sums find damage and
-mix-ups. Whoever may write the file could also write new sums, hence a file that others may write is refused as well.
+A plan is loaded only after its key, length and SHA-256 were checked. The SHA-256 finds damaged and mixed-up files, not
+attacks: whoever may write a file can write a new SHA-256 too. So a file that other users may write is refused as well.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ FORMAT = 2
 SUFFIX = ".plan"
 MAGIC = "nightlab-plan"
 Shape = tuple[int, ...]
-Range = tuple[Shape, Shape, Shape]  #: smallest, most usual and largest shape of an input
+Range = tuple[Shape, Shape, Shape]  #: smallest, most frequent and largest shape of an input
 
 
 class PlanError(RuntimeError):
-    """There is no plan that may be loaded; the message says what differs and which command builds a new one."""
+    """No plan can be loaded. The message says what differs and which command builds a new one."""
 
 
 class PlanOwnerError(PlanError):
-    """A plan that somebody else may have written, which says nothing of whether it is whole."""
+    """Another user may have written the plan. It may be valid."""
 
 
 class PlanKey(Settings):
-    """All that a plan depends on. A plan is loaded only where every field agrees."""
+    """Everything that a plan depends on. A plan is loaded only if every field agrees."""
 
     kind: EngineKind
     onnx_sha256: str
@@ -73,11 +73,11 @@ class TensorInfo(Settings):
     """One input or output of the network."""
 
     dtype: str
-    shape: tuple[int | None, ...]  #: None: free in the network, though the plan may fix it
+    shape: tuple[int | None, ...]  #: None: free in the network; the plan may fix it
 
 
 class PlanHeader(Settings):
-    """What stands in front of a plan."""
+    """The header of a plan's file."""
 
     key: PlanKey
     inputs: dict[str, TensorInfo]
@@ -91,22 +91,22 @@ class PlanHeader(Settings):
 
 
 def cache_folder() -> Path:
-    """NIGHTLAB_PLANS, or nightlab/plans in the user's cache folder. Raises PlanError where the user has none."""
+    """Return NIGHTLAB_PLANS, or nightlab/plans in the user's cache folder. Raises PlanError if the user has no home."""
     if folder := os.environ.get("NIGHTLAB_PLANS"):
         return Path(folder)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nightlab" / "plans"
-    except RuntimeError as error:  # as in a container, run as a user that it does not know
+    except RuntimeError as error:  # for example in a container, as an unknown user
         raise PlanError("this user has no home folder: set NIGHTLAB_PLANS to the folder of the plans") from error
 
 
 def differences(key: PlanKey, wanted: PlanKey) -> list[str]:
-    """What keeps a plan with this key from being loaded where `wanted` is: a phrase for each field that disagrees."""
+    """Return a phrase for each field in which the key of a plan does not fit the key `wanted`."""
     phrases = []
     for name in PlanKey.model_fields:
         received, expected = getattr(key, name), getattr(wanted, name)
         if name == "gpu_name":
-            continue  # with the capabilities
+            continue  # compared with the capabilities
         if name == "capabilities":
             if not key.target.serves(wanted.target):
                 phrases.append(f"GPU: built for {key.target}, here it is {wanted.target}")
@@ -119,7 +119,7 @@ def differences(key: PlanKey, wanted: PlanKey) -> list[str]:
 
 
 def covers(built: Mapping[str, Range], wanted: Mapping[str, Range]) -> bool:
-    """Whether a plan built for these ranges of shapes takes every shape wanted."""
+    """Return True if a plan built for these ranges of shapes accepts every shape wanted."""
     return built.keys() == wanted.keys() and all(
         len(built[name][0]) == len(low)
         and all(a <= b for a, b in zip(built[name][0], low, strict=True))
@@ -129,7 +129,7 @@ def covers(built: Mapping[str, Range], wanted: Mapping[str, Range]) -> bool:
 
 
 def plan_files(folder: Path) -> list[Path]:
-    """The plans in a folder, oldest first; none where there is no folder."""
+    """Return the plans in a folder, oldest first. The folder may be missing."""
     ages = []
     for path in folder.glob(f"*{SUFFIX}"):
         with contextlib.suppress(FileNotFoundError):  # removed by another process since it was listed
@@ -138,21 +138,21 @@ def plan_files(folder: Path) -> list[Path]:
 
 
 def read_header(path: Path) -> PlanHeader:
-    """The checked header of a plan's file. Raises PlanError saying what is wrong with it."""
+    """Return the checked header of a plan's file. Raises PlanError that says what is wrong."""
     with _open(path) as file:
         return _read_head(path, file)
 
 
 def read_plan(path: Path, wanted: PlanKey | None = None) -> tuple[PlanHeader, bytes]:
-    """Header and plan, after everything was checked. Raises PlanError saying what differs.
+    """Return header and plan after all checks. Raises PlanError that says what differs.
 
-    Without `wanted`, whether the plan suits this machine is not asked.
+    Without `wanted`, the key is not compared with this machine.
     """
-    with _open(path) as file:  # once, so that what is checked is what is loaded, whoever renames files meanwhile
+    with _open(path) as file:  # once, so that the checked file is the loaded one even if another is renamed over it
         _check_owner(path, os.fstat(file.fileno()))
         header = _read_head(path, file)
         if header.key.file_name != path.name:
-            raise PlanError(f"{path}: does not match its key, by which it would be called {header.key.file_name}")
+            raise PlanError(f"{path}: does not match its key; expected the name {header.key.file_name}")
         if wanted is not None and (phrases := differences(header.key, wanted)):
             raise PlanError(f"{path}: " + "; ".join(phrases))
         plan = file.read()
@@ -165,14 +165,14 @@ def read_plan(path: Path, wanted: PlanKey | None = None) -> tuple[PlanHeader, by
 
 
 def find_plan(folder: Path, wanted: PlanKey) -> tuple[PlanHeader, bytes]:
-    """The newest whole plan that fits. Raises PlanError saying why each of the nearest ones does not."""
+    """Return the newest valid plan that fits. Raises PlanError that says why the nearest ones do not."""
     refusals: list[tuple[int, str]] = []
     for path in reversed(plan_files(folder)):
         try:
             return read_plan(path, wanted)
         except PlanError as error:
             rank = 1
-            with contextlib.suppress(PlanError):  # a damaged header ranks among the nearest
+            with contextlib.suppress(PlanError):  # a damaged header keeps rank 1
                 key = read_header(path).key
                 rank = 1 + len(differences(key, wanted)) if key.kind == wanted.kind else 100
             if rank < 100:
@@ -184,9 +184,9 @@ def find_plan(folder: Path, wanted: PlanKey) -> tuple[PlanHeader, bytes]:
 
 
 def write_plan(folder: Path, header: PlanHeader, plan: bytes) -> Path:
-    """Store a plan under its key's name, so that at every moment the file is whole or not there.
+    """Store a plan under its key's name. The file is complete or does not exist, even after a loss of power.
 
-    The data reaches the disk before the name does, and the folder entry before this returns. Raises PlanError.
+    Raises PlanError if it cannot be written.
     """
     line = header.model_dump_json().encode()
     path = folder / header.key.file_name
@@ -203,10 +203,10 @@ def write_plan(folder: Path, header: PlanHeader, plan: bytes) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Be the only one that builds into a folder, which is made if need be; the lock ends with the process that holds
-    it, however that ends. `waiting` is called again and again while another holds it; what it raises ends the wait.
+    """Hold the lock of a folder, which is created if necessary. One process at a time builds into it.
 
-    Raises PlanError if the folder cannot be written.
+    The lock ends with its process. `waiting` is called about ten times a second while another process holds the lock;
+    an exception from it ends the wait. Raises PlanError if the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -221,7 +221,7 @@ def locked(folder: Path, waiting: Callable[[], None] = lambda: None) -> Iterator
             except BlockingIOError:
                 waiting()
                 time.sleep(0.1)
-        for left in folder.glob(f".*{SUFFIX}.*"):  # of a process that was killed: nobody else writes now
+        for left in folder.glob(f".*{SUFFIX}.*"):  # of a killed process: nobody else writes now
             left.unlink(missing_ok=True)
         yield
 
@@ -229,8 +229,10 @@ def locked(folder: Path, waiting: Callable[[], None] = lambda: None) -> Iterator
 def remove_plans(
     folder: Path, unwanted: Callable[[Path], bool], waiting: Callable[[], None] = lambda: None
 ) -> Iterable[tuple[Path, int]]:
-    """Delete plans and yield each with its size in bytes. A process that has one loaded keeps it. `waiting`: see
-    `locked`."""
+    """Delete plans and yield each with its size in bytes. A process that loaded one keeps it.
+
+    `waiting`: see `locked`.
+    """
     with locked(folder, waiting):
         for path in plan_files(folder):
             if unwanted(path):
@@ -249,11 +251,11 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 
 
 def _read_head(path: Path, file: BinaryIO) -> PlanHeader:
-    """The checked header; the plan is what the file holds after it."""
+    """Return the checked header. The file is then at the start of the plan."""
     first, line = file.readline(200), file.readline(1 << 20)
     words = first.decode(errors="replace").split()
     if len(words) != 3 or words[0] != MAGIC:
-        raise PlanError(f"{path}: does not begin as a plan of nightlab's does")
+        raise PlanError(f"{path}: is not a plan of nightlab")
     if words[1] != str(FORMAT):
         raise PlanError(f"{path}: received format {words[1]}, expected {FORMAT}")
     if hashlib.sha256(line.rstrip(b"\n")).hexdigest() != words[2] or not line.endswith(b"\n"):
@@ -269,7 +271,7 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
         raise PlanOwnerError(
             f"{path}: users other than root and this one may write it, and a plan can hold code: "
             f"received owner {status.st_uid}, mode {stat.filemode(status.st_mode)}; expected owner 0 or "
-            f"{os.geteuid()} and no write permission for others (chmod go-w), or build it anew"
+            f"{os.geteuid()} and no write permission for others (chmod go-w), or build it again"
         )
 
 
