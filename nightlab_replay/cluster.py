@@ -56,19 +56,7 @@ def replay_distributed(
     except ImportError as error:
         raise ImportError("several workers need dask: pip install 'dask' 'distributed'") from error
     with _connect(workers, scheduler) as client:
-        if scheduler is None:
-            threads = run.settings.threads or max(1, (os.cpu_count() or 1) // workers)
-        else:
-            threads = run.settings.threads
-        arguments = (
-            run.bundle.path,
-            run.bundle.sha256[MANIFEST_NAME],
-            run.bundle.engine,
-            run.settings,
-            threads,
-            first_frame_hw(run.bags),
-            keep_masks,
-        )
+        arguments = _span_arguments(run, 0 if scheduler else workers, keep_masks)
         waiting = list(reversed(spans))
         pending = as_completed()
         submitted: dict[str, Span] = {}
@@ -136,6 +124,15 @@ def _silence_dask() -> None:
     dask.config.set({"distributed.scheduler.allowed-failures": _MOST_LOSSES})
     for name in ("distributed", "distributed.nanny", "distributed.worker", "distributed.scheduler"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _span_arguments(run: Run, local_workers: int, keep_masks: bool) -> tuple[Any, ...]:
+    """Return the arguments of `_replay_span` behind the span. Local workers share the cores of this machine."""
+    threads = run.settings.threads
+    if local_workers and not threads:
+        threads = max(1, (os.cpu_count() or 1) // local_workers)
+    bundle, frame_hw = run.bundle, first_frame_hw(run.bags)
+    return bundle.path, bundle.sha256[MANIFEST_NAME], bundle.engine, run.settings, threads, frame_hw, keep_masks
 
 
 def _result_of(future: Any, span: Span) -> SpanResult:

@@ -84,42 +84,51 @@ def replay_spans(
     prepared = set() if prepared is None else prepared
     frames = Prefetcher(_read(spans, judged), max_items=_QUEUE_FRAMES)
     items = Prefetcher(_infer(frames, pipeline, prepared), max_items=_QUEUE_FRAMES)
-    predicted = pipeline.bundle.class_set
     judge: Judge | None = None
-    records: list[FrameRecord] = []
-    counts: list[FrameCounts] = []
-    masks: dict[int, bytes] = {}
-
-    def take_result() -> SpanResult:
-        done = SpanResult(list(records), FrameCounts.concatenate(counts, len(judged)), dict(masks))
-        records.clear()
-        counts.clear()
-        masks.clear()
-        return done
-
+    results = _Results(len(judged), keep_masks)
     with frames, items:
         for span, frame, result, recorded in items:
             if judge is None or not recorded or frame.index == 0:
-                judge = Judge(span.source.name, predicted, judged)
+                judge = Judge(span.source.name, pipeline.bundle.class_set, judged)
             if not recorded:
                 if result is not None:
                     judge.set_previous(frame, result.labels)
                 continue
-            if result is None:
-                records.append(judge.missing(frame))
-            else:
-                record, frame_counts = judge.result(frame, result)
-                records.append(record)
-                counts.append(frame_counts)
-                if keep_masks:
-                    masks[frame.index] = pack_masks(result)
-            on_frames(records[-1:])
+            results.add(judge, frame, result)
+            on_frames(results.records[-1:])
             if frame.index == span.stop - 1:
-                yield take_result()
+                yield results.take()
             if stopped():
                 break
-        if records:
-            yield take_result()
+        if results.records:
+            yield results.take()
+
+
+class _Results:
+    """Records, counts and masks of the current span."""
+
+    def __init__(self, num_classes: int, keep_masks: bool) -> None:
+        self._num_classes, self._keep_masks = num_classes, keep_masks
+        self.records: list[FrameRecord] = []
+        self._counts: list[FrameCounts] = []
+        self._masks: dict[int, bytes] = {}
+
+    def add(self, judge: Judge, frame: BagFrame, result: Result | None) -> None:
+        """Evaluate and add a frame, without a result if it is unreadable."""
+        if result is None:
+            self.records.append(judge.missing(frame))
+            return
+        record, counts = judge.result(frame, result)
+        self.records.append(record)
+        self._counts.append(counts)
+        if self._keep_masks:
+            self._masks[frame.index] = pack_masks(result)
+
+    def take(self) -> SpanResult:
+        """Remove and return everything that was added."""
+        done = SpanResult(self.records, FrameCounts.concatenate(self._counts, self._num_classes), self._masks)
+        self.records, self._counts, self._masks = [], [], {}
+        return done
 
 
 def _read(spans: Iterable[Span], judged: ClassSet) -> Iterator[_Item]:
