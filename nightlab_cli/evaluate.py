@@ -22,16 +22,6 @@ def evaluate(
     dataset: Annotated[
         list[str], typer.Option("--dataset", metavar="NAME", help="Such as camvid/val; can be repeated.")
     ],
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            "--classes",
-            metavar="SET",
-            callback=known_classes,
-            help="Class set of data sets that are plain folders.",
-            show_default="the model's",
-        ),
-    ] = None,
     glob: Glob = "*",
     classes: Annotated[
         str | None,

@@ -13,12 +13,11 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 import cv2
+import numpy as np
 import torch
 from trees import write_image, write_label
 
-from nightlab_core.data.rendered import night
-from nightlab_core.export.export import ModelCard, save_checkpoint
-from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings
+from nightlab_core.export import export, parity
 
 
 def test_a_part_of_a_data_set_is_measured_with_partial(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -45,32 +44,26 @@ def test_wrong_options_are_one_sentence(tiny_bundle: Path, tmp_path: Path, words
     assert done.status == 1 and said in done.err and len(done.err.splitlines()) == 1
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small NightLab without training."""
-    torch.manual_seed(0)
-    settings = NightLabSettings(
-        segmenter=SegmenterSettings(stages=5, channels=8, strides=(8, 16), deformable=()),
-        relam=None,
-        detector=DetectorSettings(channels=16, max_boxes=20),
-        region_hw=(64, 64),
-    )
-    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
-    card = ModelCard(name="tiny", hard_classes=("pole",), trained_on=(), licence="none", input_hw=(96, 128))
-    save_checkpoint(path, settings.build(), settings, card)
-    return path
+@pytest.mark.parametrize("passed", [True, False])
+def test_export_fails_if_an_engine_differs_from_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, passed: bool
+) -> None:
+    def export_checkpoint(path: Path, out: Path, frames: list[np.ndarray], **options: str) -> list[parity.Parity]:
+        assert (path, out, len(frames)) == (tmp_path / "all.pt", tmp_path / "bundle", 2)
+        assert options == {"deform": "grid_sample", "weights": "float16"}
+        return [parity.Parity("image", "openvino", 2, 1.0 if passed else 0.9, 3)]
 
-
-def test_export_writes_a_bundle_and_prints_its_parity(checkpoint: Path, tmp_path: Path) -> None:
-    cv2.imwrite(str(tmp_path / "frame.png"), night.render_scene(0, size_hw=(96, 128)).image_bgr)
-    done = nightlab("export", checkpoint, "--out", tmp_path / "bundle", "--input", tmp_path, "--frames", 1)
-    assert "openvino" in done.out and "onnxruntime" in done.out and (tmp_path / "bundle" / "bundle.yaml").is_file()
-    # Without training, confidences are so close that a few labels may differ from torch's.
-    assert (done.status, done.err) == (0, "") or (done.status == 1 and "differ from torch" in done.err)
+    monkeypatch.setattr(export, "export_checkpoint", export_checkpoint)
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.zeros((8, 8, 3), np.uint8))
+    words = ["--out", tmp_path / "bundle", "--input", tmp_path, "--frames", 2, "--deform", "grid_sample"]
+    done = nightlab("export", tmp_path / "all.pt", *words)
+    assert done.status == (0 if passed else 1) and "openvino" in done.out
+    assert ("differ from torch" in done.err) != passed
 
 
 def test_export_names_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
-    cv2.imwrite(str(tmp_path / "frame.png"), night.render_scene(0, size_hw=(96, 128)).image_bgr)
+    cv2.imwrite(str(tmp_path / "frame.png"), np.zeros((8, 8, 3), np.uint8))
     torch.save({"weights": {}}, tmp_path / "other.pt")
     done = nightlab("export", tmp_path / "other.pt", "--out", tmp_path / "bundle", "--input", tmp_path)
     assert done.status == 1 and "other.pt is not a NightLab checkpoint" in done.err
