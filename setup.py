@@ -48,7 +48,7 @@ setup(
             "nightlab = nightlab_cli.main:main",
             "nightlab_node = nightlab_ros.node:main",
             "nightlab_demo = nightlab_cli.main:demo",
-            "nightlab_player = nightlab_ros.player:main",
+            "nightlab_player = nightlab_ros.playback.player:main",
         ],
     },
 )

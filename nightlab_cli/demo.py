@@ -52,7 +52,7 @@ def demo(
     nightlab demo --input drive.mcap --rate 10 --param mode:=image_level
     """
     from nightlab_ros.demo.demo import DemoSettings, parse_parameters, run_demo
-    from nightlab_ros.player import PlayerSettings
+    from nightlab_ros.playback.player import PlayerSettings
 
     player = PlayerSettings(input, labels, classes, glob, topic, frames, rate, label_topic)
     if run_demo(DemoSettings(player, out, parse_parameters(param or [])), new_console()):

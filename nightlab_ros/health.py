@@ -55,7 +55,7 @@ class Health:
         self._last_received_s = self._last_lost_s = -math.inf
 
     def record_received(self, now_s: float, publisher: object = None, number: int | None = None) -> None:
-        """Count an image that reached the node: the `number`-th of its publisher, if the middleware tells.
+        """Count an image that reached the node: the `number`-th of its publisher, if the middleware numbers them.
 
         A gap in the numbers counts images that were lost in the transport or overwritten in the reader's queue. A lower
         number means that the publisher was restarted.

@@ -16,9 +16,16 @@ from nightlab_core.runtime.bundle import Bundle
 from nightlab_replay.execute import Span, SpanResult, pack_arrays
 from nightlab_replay.judging import FramePrediction, Judge
 from nightlab_replay.records import FrameCounts, FrameRecord, Run
-from nightlab_ros.mask_recorder import CONFIDENCE, IMAGE_LEVEL_MASK, MASK, MaskRecorder, MaskSpool, ReceivedMask
-from nightlab_ros.playback import PlayerProcess, SentFrame, record_playback, wait_for_warm_up
-from nightlab_ros.processes import isolated_ros, node_process
+from nightlab_ros.playback.mask_recorder import (
+    CONFIDENCE,
+    IMAGE_LEVEL_MASK,
+    MASK,
+    MaskRecorder,
+    MaskSpool,
+    ReceivedMask,
+)
+from nightlab_ros.playback.processes import isolated_ros, node_process
+from nightlab_ros.playback.protocol import PlayerProcess, SentFrame, record_playback, wait_for_warm_up
 
 LOST = "no mask came back: the node took a newer frame, or the transport lost it"
 
@@ -83,7 +90,7 @@ class _LiveSpan:
             isolated_ros(out),
             recorder,
             node_process(self._node_parameters(), out / "node.log") as node_child,
-            PlayerProcess("nightlab_ros.bag_player", arguments, out / "player.log") as player,
+            PlayerProcess("nightlab_ros.playback.bag_player", arguments, out / "player.log") as player,
         ):
 
             def show_progress() -> None:

@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from nightlab_core.runtime.bundle import BundleError
 from nightlab_ros.demo.demo import DemoSettings, parse_parameters, run_demo
-from nightlab_ros.player import add_arguments, settings_from
+from nightlab_ros.playback.player import add_arguments, settings_from
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,10 +23,10 @@ from nightlab_core.runtime.bundle import default_bundle, load_bundle
 from nightlab_replay.progress import ProgressLine
 from nightlab_replay.report.page import write_jpeg
 from nightlab_ros.demo.report import Recording, write_report
-from nightlab_ros.mask_recorder import MASK, MaskRecorder, MaskSpool
-from nightlab_ros.playback import PlayerProcess, SentFrame, record_playback, wait_for_warm_up
-from nightlab_ros.player import FRAME_ID, PlayerSettings
-from nightlab_ros.processes import ProcessError, isolated_ros, node_process
+from nightlab_ros.playback.mask_recorder import MASK, MaskRecorder, MaskSpool
+from nightlab_ros.playback.player import FRAME_ID, PlayerSettings
+from nightlab_ros.playback.processes import ProcessError, isolated_ros, node_process
+from nightlab_ros.playback.protocol import PlayerProcess, SentFrame, record_playback, wait_for_warm_up
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _record(
         isolated_ros(out),
         MaskRecorder(spool) as recorder,
         node_process(parameters, out / "node.log") as node,
-        PlayerProcess("nightlab_ros.player", arguments, out / "player.log") as player,
+        PlayerProcess("nightlab_ros.playback.player", arguments, out / "player.log") as player,
     ):
         start_s = time.monotonic()
         with console.status("Starting the node: it loads its bundle, compiles the engines and takes a first frame ..."):

@@ -16,8 +16,8 @@ from nightlab_core.data.frames import Frame, FrameSource
 from nightlab_core.labels import ClassSet, overlay, to_class_set
 from nightlab_core.metrics import confusion_matrix, iou, mean_iou, paired_bootstrap
 from nightlab_replay.report.page import jpeg_uri, write_jpeg, write_page
-from nightlab_ros.mask_recorder import IMAGE_LEVEL_MASK, MASK, MaskRecorder, ReceivedMask
-from nightlab_ros.playback import PlayerProcess, SentFrame
+from nightlab_ros.playback.mask_recorder import IMAGE_LEVEL_MASK, MASK, MaskRecorder, ReceivedMask
+from nightlab_ros.playback.protocol import PlayerProcess, SentFrame
 
 #: Frames that are drawn, evenly spread over those with a mask.
 NUM_SHEETS = 12

@@ -22,11 +22,11 @@ from rich.console import Console
 from ros_harness import wait_until
 from tiny_bundle import image_level
 
-from nightlab_ros import playback
 from nightlab_ros.demo.__main__ import main
 from nightlab_ros.demo.demo import DemoSettings, run_demo
-from nightlab_ros.player import PlayerSettings
-from nightlab_ros.processes import ProcessError
+from nightlab_ros.playback import protocol
+from nightlab_ros.playback.player import PlayerSettings
+from nightlab_ros.playback.processes import ProcessError
 
 pytestmark = pytest.mark.ros
 
@@ -135,7 +135,7 @@ def test_the_first_mask_is_waited_for_while_engines_are_built(monkeypatch: pytes
         def has_masks(self, stamp_ns: int) -> bool:
             return clock[0] >= self._answers_s
 
-    monkeypatch.setattr(playback, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    monkeypatch.setattr(protocol, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
     child: Any = SimpleNamespace(
         check=lambda: None,
         has_played=lambda: False,
@@ -143,11 +143,11 @@ def test_the_first_mask_is_waited_for_while_engines_are_built(monkeypatch: pytes
         warm_up_frames=[SimpleNamespace(stamp_ns=1)],
     )
     building: Any = BuildingRecorder(stops_s=900, answers_s=1000)
-    assert playback.wait_for_warm_up(building, child, child)
+    assert protocol.wait_for_warm_up(building, child, child)
     clock[0] = 0.0
     stuck: Any = BuildingRecorder(stops_s=500, answers_s=1000)
     with pytest.raises(ProcessError, match="no mask came back within 240 s"):
-        playback.wait_for_warm_up(stuck, child, child)
+        protocol.wait_for_warm_up(stuck, child, child)
     assert 740 < clock[0] < 760
 
 

@@ -20,8 +20,8 @@ pytest.importorskip("rclpy")
 from nightlab_core.data.frames import open_frames
 from nightlab_ros.demo.demo import playback_state, report_table
 from nightlab_ros.demo.report import Recording, find_problems, write_report
-from nightlab_ros.mask_recorder import MASK, MaskSpool, ReceivedMask
-from nightlab_ros.playback import SentFrame
+from nightlab_ros.playback.mask_recorder import MASK, MaskSpool, ReceivedMask
+from nightlab_ros.playback.protocol import SentFrame
 
 pytestmark = pytest.mark.ros
 SIZE_HW = (4, 6)

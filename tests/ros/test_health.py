@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts, rate, age and percentiles, by a clock that the test moves."""
+"""Counts, rate, frame age and percentiles, with a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_percentiles_are_those_of_the_window() -> None:
     assert values["processed"] == "101" and values["light_level"] == "0.5000"
 
 
-def test_a_stage_that_seldom_runs_keeps_its_own_percentiles() -> None:
+def test_a_stage_that_rarely_runs_keeps_its_own_percentiles() -> None:
     health = Health()
     run(health, [0.0, 0.1], image=10.0)
     run(health, [0.2], image=10.0, region=30.0)
@@ -70,10 +70,10 @@ def test_counts() -> None:
 
 def test_gaps_in_the_publisher_s_numbers_are_drops() -> None:
     health = Health()
-    for number in (7, 8, 12):  # what came before the node listened is none
+    for number in (7, 8, 12):  # images before the subscription are no gap
         health.record_received(0.0, "camera", number)
     assert health.counts()["dropped"] == 3
-    health.record_received(0.0, "camera", 1)  # it started anew
+    health.record_received(0.0, "camera", 1)  # the publisher was restarted
     health.record_received(0.0, "another camera", 90)
     health.record_received(0.0, "another camera", 91)
     assert health.counts()["dropped"] == 3
@@ -85,9 +85,9 @@ def test_gaps_in_the_publisher_s_numbers_are_drops() -> None:
 def test_losses_are_drops_once_only() -> None:
     health = Health()
     health.record_received(0.0, "camera", 1)
-    health.record_lost(0.1, 2)  # told before the gap is seen
+    health.record_lost(0.1, 2)  # reported before the gap is seen
     assert (health.counts()["dropped"], health.counts()["lost"]) == (2, 2)
-    health.record_received(0.2, "camera", 5)  # one more was overwritten in the reader
+    health.record_received(0.2, "camera", 5)  # one more was overwritten in the reader's queue
     assert (health.counts()["dropped"], health.counts()["lost"]) == (3, 2)
 
 
@@ -106,7 +106,7 @@ def test_levels() -> None:
     assert health.report(16.0, active=True).level == OK
 
 
-def test_images_from_the_future_are_told() -> None:
+def test_images_from_the_future_are_reported() -> None:
     health = Health()
     run(health, [10.0], age_s=-3.0)
     report = health.report(10.0, active=True)
@@ -121,7 +121,7 @@ def test_a_failure_does_not_last_when_simulated_time_jumps_back() -> None:
     assert health.report(1.0, active=True).level == OK
 
 
-def test_losses_are_told_with_a_remedy() -> None:
+def test_losses_are_reported_with_a_remedy() -> None:
     health = Health()
     run(health, [10.0])
     health.record_lost(10.1, 1)
@@ -130,7 +130,7 @@ def test_losses_are_told_with_a_remedy() -> None:
     assert health.report(12.2, active=True).message == "no images for 2.2 s"
 
 
-def test_images_without_a_mask_are_told() -> None:
+def test_images_without_a_mask_are_reported() -> None:
     steady = [0.0]
     health = Health(steady_s=lambda: steady[0])
 
@@ -139,30 +139,30 @@ def test_images_without_a_mask_are_told() -> None:
             steady[0] += 0.1
             health.record_received(50.0)  # a simulated clock that stands still
 
-    def told() -> tuple[int, str]:
+    def state() -> tuple[int, str]:
         report = health.report(50.0, active=True)
         return report.level, report.message
 
     camera(1.9)
-    assert told() == (OK, "running")
+    assert state() == (OK, "running")
     camera(1.0)
-    assert told() == (WARN, "images arrive, but no mask came out for 3 s")
+    assert state() == (WARN, "images arrive, but no mask came out for 3 s")
     health.set_delay_reason("preparing the engines for images of 64x48")
     camera(20.0)
-    assert told() == (WARN, "preparing the engines for images of 64x48: no mask for 23 s")
+    assert state() == (WARN, "preparing the engines for images of 64x48: no mask for 23 s")
     health.set_delay_reason("")
-    assert told() == (ERROR, "images arrive, but no mask came out for 23 s")
+    assert state() == (ERROR, "images arrive, but no mask came out for 23 s")
     assert health.report(50.0, active=False).level == OK
     health.record_processed(50.0, 49.9, {"latency": 3000.0}, 0.5)
-    assert told() == (OK, "running")
+    assert state() == (OK, "running")
     camera(14.9)  # five times what a frame takes
-    assert told() == (OK, "running")
+    assert state() == (OK, "running")
     camera(0.5)
-    assert told()[0] == WARN
+    assert state()[0] == WARN
     health.reset_sequence()
-    assert told() == (OK, "running")
-    steady[0] += 100.0  # nothing is asked for
-    assert told() == (OK, "running")
+    assert state() == (OK, "running")
+    steady[0] += 100.0  # no image arrives
+    assert state() == (OK, "running")
     camera(20.0)
-    health.record_failed(10.0, "cut short")  # a failure is an outcome
-    assert told() == (OK, "running")
+    health.record_failed(10.0, "cut short")  # a failure is a result
+    assert state() == (OK, "running")

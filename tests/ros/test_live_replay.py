@@ -22,9 +22,9 @@ from nightlab_core.data.bags.write import Packing
 from nightlab_replay.judging import Judge
 from nightlab_replay.records import load_run
 from nightlab_replay.replay import replay
-from nightlab_ros.bag_player import stamp_of, with_stamp
 from nightlab_ros.live_replay import answered_part, replay_live
-from nightlab_ros.playback import SentFrame
+from nightlab_ros.playback.bag_player import stamp_of, with_stamp
+from nightlab_ros.playback.protocol import SentFrame
 
 pytestmark = pytest.mark.ros
 

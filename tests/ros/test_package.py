@@ -36,7 +36,7 @@ def test_package_and_setup_agree() -> None:
 def test_package_names_every_ros_package_that_is_imported() -> None:
     package = ElementTree.parse(ROOT / "package.xml").getroot()
     named = {e.text for tag in ("depend", "exec_depend") for e in package.iter(tag)}
-    sources = [*(ROOT / "nightlab_ros").glob("*.py"), LAUNCH]
+    sources = [*(ROOT / "nightlab_ros").rglob("*.py"), LAUNCH]
     imported = {m for s in sources for m in re.findall(r"^ *(?:from|import) (\w+)", s.read_text(), re.MULTILINE)}
     ros = {
         m

@@ -26,20 +26,20 @@ def test_every_parameter_is_described() -> None:
     assert [name for name, field in FIELDS.items() if not field.description] == []
 
 
-def test_the_pipeline_gets_its_part() -> None:
+def test_the_pipeline_gets_its_settings() -> None:
     settings = change(NodeSettings(), {"max_regions": 3, "overlay": False, "mode": "image_level"}, configured=True)
     assert settings.pipeline_settings() == PipelineSettings(max_regions=3, mode="image_level")
     assert not settings.overlay
 
 
 @pytest.mark.parametrize("name", AT_ANY_TIME)
-def test_what_changes_at_any_time(name: str) -> None:
+def test_a_parameter_that_changes_at_any_time(name: str) -> None:
     value = AT_ANY_TIME[name]
     assert getattr(change(NodeSettings(), {name: value}, configured=True), name) == value != FIELDS[name].default
 
 
 @pytest.mark.parametrize("name", AT_CONFIGURE)
-def test_what_changes_at_configure_only(name: str) -> None:
+def test_a_parameter_that_changes_at_configure_only(name: str) -> None:
     values = {name: AT_CONFIGURE[name]}
     with pytest.raises(
         ParameterError, match=f"{name} takes effect at the next configure: deactivate and cleanup first"
@@ -82,7 +82,7 @@ def test_arrays_come_as_ros_gives_them() -> None:
     assert change(NodeSettings(), {"image_size": array("q", [640, 480])}, configured=False).image_size == (640, 480)
 
 
-def test_the_node_s_other_parameters_are_passed_over() -> None:
+def test_the_node_s_other_parameters_are_ignored() -> None:
     assert change(NodeSettings(), {"use_sim_time": True}, configured=True) == NodeSettings()
 
 

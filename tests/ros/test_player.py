@@ -18,8 +18,8 @@ from sensor_msgs.msg import Image
 from tiny_bags import IMAGES, make_frames, write_tiny_bag
 
 from nightlab_ros.camera_stream import BEST_EFFORT
-from nightlab_ros.playback import PlayerProcess
-from nightlab_ros.processes import ProcessError
+from nightlab_ros.playback.processes import ProcessError
+from nightlab_ros.playback.protocol import PlayerProcess
 
 pytestmark = pytest.mark.ros
 COUNT = 3
@@ -37,13 +37,13 @@ def player(folder: Path) -> PlayerProcess:
     for index in range(COUNT):
         cv2.imwrite(str(folder / "images" / f"{index}.png"), np.full((8, 8, 3), index, np.uint8))
     arguments = [f"--input={folder}", "--rate=20", "--warm-up"]
-    return PlayerProcess("nightlab_ros.player", arguments, folder / "player.log")
+    return PlayerProcess("nightlab_ros.playback.player", arguments, folder / "player.log")
 
 
 def bag_player(folder: Path) -> PlayerProcess:
     bag = write_tiny_bag(folder / "bag", make_frames(COUNT))
     arguments = [str(bag), "--topic", IMAGES, "--first", "0", "--stop", str(COUNT)]
-    return PlayerProcess("nightlab_ros.bag_player", arguments, folder / "player.log")
+    return PlayerProcess("nightlab_ros.playback.bag_player", arguments, folder / "player.log")
 
 
 @pytest.mark.parametrize("make", [player, pytest.param(bag_player, marks=pytest.mark.slow)])
@@ -63,7 +63,7 @@ def test_a_player_stays_until_it_is_released(
 
 
 def test_a_player_that_failed_says_so_when_it_is_released(tmp_path: Path) -> None:
-    with PlayerProcess("nightlab_ros.player", ["--input", "nowhere"], tmp_path / "player.log") as child:
+    with PlayerProcess("nightlab_ros.playback.player", ["--input", "nowhere"], tmp_path / "player.log") as child:
         wait_until(child.has_played, "the end of its output")
-        with pytest.raises(ProcessError, match=r"nightlab_ros.player ended with status 1[\s\S]*nowhere does not exist"):
+        with pytest.raises(ProcessError, match=r"player ended with status 1[\s\S]*nowhere does not exist"):
             child.release()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Play a bag's images to a camera topic at the recorded rate, with /clock, from a process of its own.
 
-    python -m nightlab_ros.bag_player drive.mcap --topic /camera/image_raw --first 0 --stop 100
+    python -m nightlab_ros.playback.bag_player drive.mcap --topic /camera/image_raw --first 0 --stop 100
 
 The messages are published byte by byte as they were recorded; those that cannot be read are left out. Follows the
-protocol of playback.py. A warm-up frame is the first message, stamped some nanoseconds before it was recorded. /clock
+protocol of protocol.py. A warm-up frame is the first message, stamped some nanoseconds before it was recorded. /clock
 stands still during the warm-up and runs until standard input ends.
 """
 
@@ -32,7 +32,7 @@ from nightlab_core.data.bags.protocol import BagError
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.prefetch import Prefetcher
 from nightlab_replay.realtime import due_times_s, recorded_at
-from nightlab_ros.playback import WARM_UP, SentFrame, print_sent, run_player, wait_until_released, warm_up
+from nightlab_ros.playback.protocol import WARM_UP, SentFrame, print_sent, run_player, wait_until_released, warm_up
 
 #: Seconds between two messages on /clock.
 CLOCK_PERIOD_S = 0.01

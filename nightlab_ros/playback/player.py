@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Play frames to a camera topic at a fixed rate, from a process of its own, like a camera's driver.
 
-    python -m nightlab_ros.player --input drive.mcap --rate 10
+    python -m nightlab_ros.playback.player --input drive.mcap --rate 10
 
-Writes one line of JSON to standard output for each frame sent: `SentFrame` in playback.py, which also describes what
+Writes one line of JSON to standard output for each frame sent: `SentFrame` in protocol.py, which also describes what
 --warm-up does. Exit status: 0 when all frames were sent, 1 with a reason on standard error, 130 when interrupted.
 """
 
@@ -25,7 +25,7 @@ from std_msgs.msg import Header
 from nightlab_core.data.frames import Frame, FrameSource, open_frames
 from nightlab_core.data.prefetch import Prefetcher
 from nightlab_ros.messages import image_message
-from nightlab_ros.playback import WARM_UP, SentFrame, print_sent, run_player, wait_until_released, warm_up
+from nightlab_ros.playback.protocol import WARM_UP, SentFrame, print_sent, run_player, wait_until_released, warm_up
 
 #: The header's frame_id of each image.
 FRAME_ID = "camera"
@@ -92,7 +92,7 @@ def settings_from(args: argparse.Namespace) -> PlayerSettings:
 def play(node: Any, source: FrameSource, rate: float, with_parent: bool) -> None:
     """Publish every frame on `image` at `rate` frames per second, as soon as there is a subscription.
 
-    with_parent: follow the protocol of playback.py.
+    with_parent: follow the protocol of protocol.py.
     """
     for problem in source.problems:
         print(problem, file=sys.stderr)

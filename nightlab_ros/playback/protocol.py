@@ -26,8 +26,8 @@ from typing import Any
 import rclpy
 from rclpy.executors import ExternalShutdownException
 
-from nightlab_ros.mask_recorder import MaskRecorder
-from nightlab_ros.processes import STOP_TIMEOUT_S, ChildProcess, ProcessError
+from nightlab_ros.playback.mask_recorder import MaskRecorder
+from nightlab_ros.playback.processes import STOP_TIMEOUT_S, ChildProcess, ProcessError
 
 #: Index of a warm-up frame.
 WARM_UP = -1

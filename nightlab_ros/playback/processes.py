@@ -21,7 +21,7 @@ Process = TypeVar("Process", bound="ChildProcess")
 
 
 class ProcessError(RuntimeError):
-    """A child process failed or did not answer. The message tells the user why."""
+    """A child process failed or did not answer. The message says why."""
 
 
 class ChildProcess:
@@ -103,7 +103,7 @@ def _profile_variable() -> str:
 
 def _config_folder() -> Path:
     """Return the folder beside this package in the repository, or in ROS's share folder once installed."""
-    beside = Path(__file__).resolve().parents[1] / "config"
+    beside = Path(__file__).resolve().parents[2] / "config"
     if beside.is_dir():
         return beside
     from ament_index_python.packages import get_package_share_directory
