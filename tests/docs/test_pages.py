@@ -17,15 +17,12 @@ PAGES = sorted(
 MAX_LINE, MAX_COLUMNS = 120, 8
 #: Pages that are not rewritten yet; remove a page from here with its rewriting.
 NOT_REWRITTEN = {
-    "CHANGELOG.md",
-    "README.md",
     "docs/datasets.md",
     "docs/gpu.md",
     "docs/results.md",
     "docs/results_test.md",
     "docs/tensorrt.md",
     "docs/training.md",
-    "nightlab_core/bundles/nightlab-lite/MODEL_CARD.md",
 }
 
 
