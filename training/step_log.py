@@ -38,7 +38,7 @@ class StepLog:
         self.sums: defaultdict[str, float] = defaultdict(float)
         self.last_step, self.last_time = first, perf_counter()
         if shown and first:
-            self.console.print(f"going on at step {first} of {steps}" if first < steps else f"all {steps} steps done")
+            self.console.print(f"continues at step {first} of {steps}" if first < steps else f"all {steps} steps done")
 
     def __enter__(self) -> StepLog:
         self.bar.start()

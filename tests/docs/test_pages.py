@@ -19,8 +19,6 @@ MAX_LINE, MAX_COLUMNS = 120, 8
 NOT_REWRITTEN = {
     "docs/datasets.md",
     "docs/gpu.md",
-    "docs/results.md",
-    "docs/results_test.md",
     "docs/tensorrt.md",
     "docs/training.md",
 }

@@ -51,8 +51,8 @@ def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
     return {"cross_entropy": Mean(total, (labels != 255).sum())}
 
 
-if __name__ == "__main__":
-    out, batch_size, steps = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+def train(out: Path, batch_size: int, steps: int) -> None:
+    """Train in this process, and save every step to out/checkpoint.pt."""
     torch.set_num_threads(1)
     recipe = Recipe(
         loop=LoopSettings(
@@ -61,3 +61,7 @@ if __name__ == "__main__":
         )
     )  # fmt: skip
     fit(network(), loss_of, Halves(), recipe.loop, out / "checkpoint.pt", recipe)
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

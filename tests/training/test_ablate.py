@@ -164,7 +164,7 @@ def test_the_table_the_figures_and_the_page_agree(bundle: str, capsys: pytest.Ca
     noted = {**whole, "ablation": {**whole["ablation"], "note": "Few steps."}}  # type: ignore[dict-item]
     assert "\nFew steps.\n" in markdown(noted) and "Few steps." not in page
     assert f"| detector | {detector['miou']:.2f} | " in page and "| plain | not trained |" in page
-    assert "| `runs/none.pt` | `python -m training.stages.segmenter none.yaml` |" in page
+    assert "`runs/none.pt`:\n\n    python -m training.stages.segmenter none.yaml\n" in page
     for line in page.splitlines():  # no ragged table
         assert not line.startswith("|") or line.endswith("|")
 
@@ -220,7 +220,8 @@ def test_a_row_may_be_compared_with_an_earlier_one(bundle: str) -> None:
     found = ablate(ablation, _networks(rows[1:]), _samples(2), CITYSCAPES19, "mine")
     assert found["rows"][3]["against"] == "image" and found["rows"][3]["difference"] == found["rows"][3]["gain"]
     page = markdown({"recipe": "x.yaml", "ablation": ablation.model_dump(mode="json"), "sets": [found]})
-    assert [line.split("|")[1].strip() for line in page.splitlines() if " against image |" in line] == ["detector"]
+    compared = [line.split("|")[2:6:3] for line in page.splitlines() if re.match(r"\| \d \|.*\[", line)]
+    assert [name.strip() for name, row in compared if row.strip() == "2"] == ["prediction", "detector"]
 
 
 def test_a_row_may_be_compared_with_none(bundle: str) -> None:
@@ -244,7 +245,7 @@ def test_a_row_may_read_fewer_regions(bundle: str) -> None:
     assert one["miou"] == ten["sweep"]["confident"][1] != ten["miou"] == ten["sweep"]["confident"][10]
     page = markdown({"recipe": "x.yaml", "ablation": ablation.model_dump(mode="json"), "sets": [found]})
     assert f"| one region | {one['miou']:.2f} | " in page
-    assert "| one region | confident |" not in page  # the line by number of regions is that of all ten
+    assert "| 3 | confident |" in page and "| 4 | confident |" not in page  # one line serves both numbers
 
 
 @pytest.mark.parametrize(
@@ -314,3 +315,24 @@ def test_predicted_regions_are_scored_by_doubt() -> None:
     assert scores[boxes[:, 0].argmax()] == scores.max()
     boxes, scores = predicted_regions(np.zeros_like(labels), confidence, [5])
     assert boxes.shape == (0, 4) and scores.shape == (0,)
+
+
+@pytest.mark.parametrize("name", ["results", "results_test"])
+def test_the_shipped_pages_are_what_the_figures_give(name: str, tmp_path: Path) -> None:
+    docs = CONFIG.parent / "docs"
+    (tmp_path / "images").mkdir()
+    for picture in (docs / "images").glob("results_*.jpg"):
+        (tmp_path / "images" / picture.name).touch()
+    write_page(json.loads((docs / f"{name}.json").read_text()), tmp_path / "page.md", docs / f"{name}.json")
+    assert (tmp_path / "page.md").read_text() == (docs / f"{name}.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["lite", "lite_shipped"])
+def test_the_shipped_figures_are_of_the_shipped_ladder(name: str) -> None:
+    """Row names, commands and the note agree, so that a later run can keep rows by name."""
+    stored = json.loads(
+        (CONFIG.parent / "docs" / f"{'results' if name == 'lite' else 'results_test'}.json").read_text()
+    )
+    ablation = load_recipe(CONFIG / "ablate" / f"{name}.yaml", Ablation)
+    assert [row["name"] for row in stored["ablation"]["rows"]] == [row.name for row in ablation.rows]
+    assert stored["ablation"]["note"] == ablation.note and stored["ablation"]["train"] == ablation.train

@@ -17,7 +17,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
-from small_stage import Halves, loss_of, network  # noqa: E402
+from small_stage import Halves, loss_of, network, train  # noqa: E402
 from timm.layers import BatchNormAct2d  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -71,12 +71,13 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None
     assert "all 6 steps done" in _run(STAGE, str(tmp_path / "two"), "4", "6")
 
 
-@pytest.mark.slow
-def test_a_killed_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
-    steps = "120"
-    _run(STAGE, str(tmp_path / "whole"), "4", steps)
+def test_a_killed_process_leaves_a_checkpoint_that_continues_bit_by_bit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = 30
+    train(tmp_path / "whole", 4, steps)
     process = subprocess.Popen(
-        [sys.executable, STAGE, str(tmp_path / "killed"), "4", steps], env=ENVIRONMENT, stdout=subprocess.DEVNULL
+        [sys.executable, STAGE, str(tmp_path / "killed"), "4", str(steps)], env=ENVIRONMENT, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + SECONDS
     while not (tmp_path / "killed" / "checkpoint.pt").is_file():
@@ -84,9 +85,11 @@ def test_a_killed_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert 1 <= _state(tmp_path / "killed")["step"] < 120
+    assert 1 <= _state(tmp_path / "killed")["step"] < steps
     assert not _same(_state(tmp_path / "killed"), _state(tmp_path / "whole"))
-    assert "going on at step" in _run(STAGE, str(tmp_path / "killed"), "4", steps)
+    capsys.readouterr()
+    train(tmp_path / "killed", 4, steps)
+    assert "continues at step" in capsys.readouterr().out
     assert _same(_state(tmp_path / "killed"), _state(tmp_path / "whole"))
 
 

@@ -18,10 +18,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
 from class_sets import CAMVID11, CITYSCAPES19  # noqa: E402
+from tiny_training import tiny_settings  # noqa: E402
 
 from nightlab_core.data.datasets.paired import Sample  # noqa: E402
 from nightlab_core.labels import to_class_set  # noqa: E402
-from nightlab_core.models.nightlab import NightLabSettings, SegmenterSettings  # noqa: E402
 from training.data import SourceSettings  # noqa: E402
 from training.evaluation import hard_classes as hc  # noqa: E402
 from training.loop import LoopSettings  # noqa: E402
@@ -96,7 +96,7 @@ def test_the_command_writes_what_recipes_take(
         write_image(tmp_path / folder / f"images/{i}.png", (64, 64))
         write_label(tmp_path / folder / f"labels/{i}.png", [0, 5, 11], (64, 64))
     # The pictures are of one colour, so equal names would make them copies.
-    settings = NightLabSettings(segmenter=SegmenterSettings(channels=8))
+    settings = tiny_settings()
     source = SourceSettings(kind="train_ids", folder="mine/train", weight=1)
     loop = LoopSettings(steps=1, batch_size=1, learning_rate=1)
     recipe = SegmenterRecipe(model=settings, level="image", loop=loop, sources=(source,), input_hw=(64, 64))

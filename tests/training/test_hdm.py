@@ -15,46 +15,32 @@ import yaml
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
-import cv2  # noqa: E402
 from class_sets import CAMVID11, CITYSCAPES19  # noqa: E402
+from tiny_training import tiny_settings, write_frames, write_tiny_checkpoint  # noqa: E402
 
 from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data.rendered import night  # noqa: E402
-from nightlab_core.models.checkpoint import ModelCard, save_checkpoint  # noqa: E402
-from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
 from training.data import SourceSettings  # noqa: E402
 from training.evaluation import models  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
 from training.stages import hdm, proposals  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
-PLAIN = NightLabSettings(
-    segmenter=SegmenterSettings(stages=5, channels=8, strides=(8, 16), deformable=()),
-    relam=None,
-    detector=DetectorSettings(channels=16, max_boxes=20),
-    region_hw=(64, 64),
-)
+PLAIN = tiny_settings()
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two rendered frames as a data set, and a NightLab that was never trained."""
+    """Two rendered frames as a data set, and a NightLab with random weights."""
     root = tmp_path_factory.mktemp("hdm")
-    for folder in ("images", "labels"):
-        (root / "mine" / folder).mkdir(parents=True)
-    for i in range(2):
-        frame = night.render_scene(i, size_hw=(120, 160))
-        cv2.imwrite(str(root / "mine" / "images" / f"{i}.png"), frame.image_bgr)
-        cv2.imwrite(str(root / "mine" / "labels" / f"{i}.png"), frame.labels)
-    torch.manual_seed(0)
-    card = ModelCard(name="tiny", hard_classes=("pole",), trained_on=(), licence="none", input_hw=(96, 128))
-    save_checkpoint(root / "nightlab.pt", PLAIN.build(), PLAIN, card)
+    write_frames(root / "mine", 2)
+    write_tiny_checkpoint(root / "nightlab.pt", PLAIN)
     return root
 
 
 def _recipe(root: Path, **changes: object) -> hdm.HdmRecipe:
     shipped = load_recipe(RECIPES / "ablation" / "lite_hdm_equation6.yaml", hdm.HdmRecipe)
-    loop = replace(shipped.loop, steps=60, batch_size=2, workers=0, warmup_steps=0, learning_rate=0.01, ema_decay=0.0)
+    loop = replace(shipped.loop, steps=80, batch_size=2, workers=0, warmup_steps=0, learning_rate=0.03, ema_decay=0.0)
     return replace(
         shipped,
         **{
@@ -64,7 +50,7 @@ def _recipe(root: Path, **changes: object) -> hdm.HdmRecipe:
             "proposals": str(root / "proposals.npz"),
             "frames": 3,
             "per_frame": 6,
-            "input_hw": (96, 128),
+            "input_hw": (64, 96),
             "loop": loop,
             "sources": (SourceSettings(kind="train_ids", folder="mine", weight=1.0, darken=0.5),),
             **changes,
@@ -86,7 +72,7 @@ def test_only_the_scores_learn(root: Path, tmp_path: Path) -> None:
     hdm.train(recipe, root, tmp_path)
     before, _ = models.load_detector(root / "nightlab.pt")
     after, input_hw = models.load_detector(tmp_path / "checkpoint.pt")
-    assert input_hw == (96, 128) and after.hdm is not None
+    assert input_hw == (64, 96) and after.hdm is not None
     own = after.state_dict()
     assert all(torch.equal(value, own[key]) for key, value in before.state_dict().items())
 
@@ -103,7 +89,7 @@ def test_only_the_scores_learn(root: Path, tmp_path: Path) -> None:
         losses.append(float(loss.value))
     assert losses[1] < 0.8 * losses[0]
 
-    image = torch.rand(1, 3, 96, 128)
+    image = torch.rand(1, 3, 64, 96)
     with torch.inference_mode():
         old, new = before(image), after(image)
     assert sorted(map(tuple, old[0][0].tolist())) == sorted(map(tuple, new[0][0].tolist()))  # the same boxes,
@@ -236,7 +222,7 @@ def test_workers_are_refused(root: Path, tmp_path: Path) -> None:
 
 def test_a_class_comes_before_the_order_and_a_gain_is_the_order(root: Path) -> None:
     """What was learnt decides how boxes are ranked, and travels with the checkpoint's weights."""
-    image = torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     for target in ("equation6", "helps", "gain"):
         detector = hdm.build(_recipe(root, target=target)).eval()
         assert detector.hdm is not None and bool(detector.state_dict()["hdm.classifies"]) == (target != "gain")

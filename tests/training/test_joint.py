@@ -11,12 +11,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
-import cv2  # noqa: E402
+from tiny_training import tiny_settings  # noqa: E402
 
 from nightlab_core.config import replace  # noqa: E402
-from nightlab_core.data.rendered import night  # noqa: E402
-from nightlab_core.models.checkpoint import load_checkpoint  # noqa: E402
-from nightlab_core.models.nightlab import DetectorSettings, NightLabSettings, SegmenterSettings  # noqa: E402
 from training.combine_checkpoints import load_stages  # noqa: E402
 from training.data import SourceSettings  # noqa: E402
 from training.loop import Mean  # noqa: E402
@@ -24,11 +21,7 @@ from training.recipes import load_recipe  # noqa: E402
 from training.stages import joint  # noqa: E402
 
 SHIPPED = Path(__file__).parents[2] / "config" / "train" / "lite_joint.yaml"
-MODEL = NightLabSettings(
-    segmenter=SegmenterSettings(channels=8, stages=5, strides=(8, 16)),
-    detector=DetectorSettings(channels=8, stages=5, max_boxes=20, hdm_channels=8),
-    region_hw=(64, 64),
-)
+MODEL = tiny_settings(8)
 SOURCES = (
     SourceSettings(kind="train_ids", folder="mine", weight=1.0),
     SourceSettings(kind="camvid", folder="camvid", split="train", weight=1.0),
@@ -38,22 +31,6 @@ LIGHT = joint.LightSettings(
     day=SOURCES[1:],
     discriminator=joint.DiscriminatorSettings(channels=4, layers=1),
 )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two rendered frames, and one more with CamVid's ids: sky, building, road and car."""
-    root = tmp_path_factory.mktemp("data")
-    camvid = {10: 0, 2: 1, 0: 3, 13: 8}
-    for i, folder in enumerate(("mine", "mine", "camvid/train")):
-        frame = night.render_scene(i, size_hw=(120, 160))
-        labels = frame.labels
-        if folder != "mine":
-            labels = sum((labels == a).astype("uint8") * b for a, b in camvid.items()).astype("uint8")  # type: ignore[union-attr]
-        for kind, picture in (("images", frame.image_bgr), ("labels", labels)):
-            (root / folder / kind).mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(root / folder / kind / f"{i}.png"), picture)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +49,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> joint.JointRecipe:
     return replace(
         shipped, model=MODEL, image=str(folder / "level.pt"), region=str(folder / "level.pt"),
         detector=str(folder / "detector.pt"), loop=loop, sources=SOURCES, image_light=LIGHT, region_light=LIGHT,
-        input_hw=(96, 128), crop_hw=(64, 96), hard_classes=("pole", "car", "person"), per_frame=2,
+        input_hw=(64, 96), crop_hw=(64, 96), hard_classes=("pole", "car", "person"), per_frame=2,
     )  # fmt: skip
 
 
@@ -80,11 +57,11 @@ def _values(losses: joint.Losses) -> dict[str, float]:
     return {k: (v.value if isinstance(v, Mean) else v).item() for k, v in losses.items()}
 
 
-def test_equation_8_adds_the_losses_of_all_stages(recipe: joint.JointRecipe, data: Path) -> None:
-    stream = joint.JointStream(recipe, data)
+def test_equation_8_adds_the_losses_of_all_stages(recipe: joint.JointRecipe, frames: Path) -> None:
+    stream = joint.JointStream(recipe, frames)
     samples = [stream[i] for i in range(6)]
-    assert {sample.opened[0] for sample in samples} == {False, True}  # both kinds of labels
-    batch = joint.collate([*samples[:2], next(s for s in samples if s.opened[0])])
+    assert {sample.sources[0] for sample in samples} == {0, 1}  # both kinds of labels
+    batch = joint.collate([*samples[:2], next(s for s in samples if s.sources[0])])
     assert batch.frames.shape == (3, 3, 64, 96) and batch.windows.shape == (3, 3, 64, 64) and len(batch.boxes) == 3
     model = joint.Joint(load_stages(recipe), recipe).eval()
     torch.manual_seed(0)
@@ -115,8 +92,8 @@ def test_each_level_weighs_the_classes_as_it_is_told(recipe: joint.JointRecipe) 
         joint.Joint(nightlab, replace(recipe, region_class_weights={"lamp": 2.0}))
 
 
-def test_the_levels_are_not_shown_the_same_frames(recipe: joint.JointRecipe, data: Path) -> None:
-    stream = joint.JointStream(recipe, data)
+def test_the_levels_are_not_shown_the_same_frames(recipe: joint.JointRecipe, frames: Path) -> None:
+    stream = joint.JointStream(recipe, frames)
     images = [stream.frames.draw(i)[2] for i in range(6)]
     windows = [stream.windows.draw(i)[2] for i in range(6)]
     assert not any((image == window).all() for image, window in zip(images, windows, strict=True))
@@ -124,9 +101,9 @@ def test_the_levels_are_not_shown_the_same_frames(recipe: joint.JointRecipe, dat
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
 def test_the_proposals_are_ranked_in_mixed_precision_too(
-    recipe: joint.JointRecipe, data: Path, precision: torch.dtype
+    recipe: joint.JointRecipe, frames: Path, precision: torch.dtype
 ) -> None:
-    stream = joint.JointStream(recipe, data)
+    stream = joint.JointStream(recipe, frames)
     model = joint.Joint(load_stages(recipe), recipe).train()
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
         found = _values(model(joint.collate([stream[i] for i in range(2)])))
@@ -135,8 +112,8 @@ def test_the_proposals_are_ranked_in_mixed_precision_too(
     assert scores.dtype == torch.float32 and scores.unique().numel() > scores.numel() // 2
 
 
-def test_every_weight_learns_and_modes_stay(recipe: joint.JointRecipe, data: Path) -> None:
-    stream = joint.JointStream(recipe, data)
+def test_every_weight_learns_and_modes_stay(recipe: joint.JointRecipe, frames: Path) -> None:
+    stream = joint.JointStream(recipe, frames)
     model = joint.Joint(load_stages(recipe), recipe).train()
     joint.freeze(model.nightlab.image.segmenter.backbone, 1)
     modes = [module.training for module in model.modules()]
@@ -157,34 +134,6 @@ def test_every_weight_learns_and_modes_stay(recipe: joint.JointRecipe, data: Pat
     assert model.light["image"].generator is model.nightlab.image.relam
 
 
-@pytest.mark.slow
-def test_a_stopped_run_ends_as_a_whole_one(
-    recipe: joint.JointRecipe, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    joint.train(recipe, data, tmp_path / "whole")
-
-    class Killed(Exception):
-        pass
-
-    def stop(self: joint.JointStream, index: int) -> joint.JointBatch:
-        if index == 2 * recipe.loop.batch_size:
-            raise Killed
-        return take(self, index)
-
-    take = joint.JointStream.__getitem__
-    monkeypatch.setattr(joint.JointStream, "__getitem__", stop)
-    with pytest.raises(Killed):
-        joint.train(recipe, data, tmp_path / "parts")
-    assert not (tmp_path / "parts" / "nightlab.pt").exists()
-    monkeypatch.setattr(joint.JointStream, "__getitem__", take)
-    joint.train(recipe, data, tmp_path / "parts")
-
-    models = [load_checkpoint(tmp_path / part / "nightlab.pt") for part in ("whole", "parts")]
-    assert models[0][1] == MODEL and models[0][2] == recipe.card
-    for (key, a), b in zip(models[0][0].state_dict().items(), models[1][0].state_dict().values(), strict=True):
-        assert torch.equal(a, b), key
-
-
-def test_a_missing_stage_is_named(recipe: joint.JointRecipe, data: Path, tmp_path: Path) -> None:
+def test_a_missing_stage_is_named(recipe: joint.JointRecipe, frames: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.pt: no such checkpoint; train that stage first"):
-        joint.train(replace(recipe, region=str(tmp_path / "none.pt")), data, tmp_path / "out")
+        joint.train(replace(recipe, region=str(tmp_path / "none.pt")), frames, tmp_path / "out")

@@ -7,9 +7,15 @@ import pytest
 
 pytest.importorskip("torch")
 
+from class_sets import CITYSCAPES19
+
 from nightlab_core.config import ConfigError
+from training.combine_checkpoints import CombineRecipe
 from training.evaluation.ladder import Ablation
 from training.recipes import load_recipe, read_recipe
+from training.stages import detector, hdm, joint, relam, segmenter
+
+RECIPES = Path(__file__).parents[2] / "config" / "train"
 
 
 def _write(folder: Path, **texts: str) -> None:
@@ -50,3 +56,19 @@ def test_what_cannot_be_is_named(tmp_path: Path, text: str, message: str) -> Non
     _write(tmp_path, own=text, other="extends: own.yaml\n")
     with pytest.raises(ConfigError, match=message):
         load_recipe(tmp_path / "own.yaml", Ablation)
+
+
+def test_shipped_recipes_are_valid() -> None:
+    kinds = {"image": segmenter.SegmenterRecipe, "region": segmenter.SegmenterRecipe}
+    kinds |= {"detector": detector.DetectorRecipe, "bundle": CombineRecipe}  # type: ignore[dict-item]
+    kinds |= {"hdm": hdm.HdmRecipe, "gain": hdm.HdmRecipe, "helps": hdm.HdmRecipe, "joint": joint.JointRecipe}  # type: ignore[dict-item]
+    of_path = {
+        p: relam.ReLAMRecipe if "relam" in p.stem else kinds[p.stem.split("_")[-1]] for p in RECIPES.glob("*.yaml")
+    }
+    rungs = (RECIPES / "ablation").glob("*.yaml")
+    of_path |= {p: hdm.HdmRecipe if "hdm" in p.stem else segmenter.SegmenterRecipe for p in rungs}
+    assert len(of_path) >= 20
+    for path, cls in of_path.items():
+        recipe = load_recipe(path, cls)
+        for name in getattr(recipe, "hard_classes", ()):
+            CITYSCAPES19.id_of(name)

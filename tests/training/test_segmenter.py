@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
 from class_sets import CAMVID11, CITYSCAPES19  # noqa: E402
+from tiny_training import tiny_settings  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
@@ -16,7 +17,6 @@ from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.labels import ambiguous_groups  # noqa: E402
 from nightlab_core.models.backbone import Backbone  # noqa: E402
 from nightlab_core.models.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from nightlab_core.models.nightlab import NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.models.output_labels import OutputLabels  # noqa: E402
 from training.combine_checkpoints import CombineRecipe, combine_checkpoints, load_stages  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
@@ -102,7 +102,7 @@ def test_a_stage_starts_from_another_or_from_one_level_of_a_whole(
 
 
 def test_a_region_level_that_goes_on_takes_off_what_a_bundle_added(tmp_path: Path) -> None:
-    settings = NightLabSettings(segmenter=SegmenterSettings(channels=8, stages=5, strides=(8, 16)), region_hw=(64, 64))
+    settings = tiny_settings()
     shipped = load_recipe(RECIPES / "lite_bundle.yaml", CombineRecipe)
     save_checkpoint(tmp_path / "plain.pt", settings.build(), settings, shipped.card)
     parts = dict.fromkeys(("image", "region", "detector"), str(tmp_path / "plain.pt"))
@@ -137,11 +137,11 @@ def test_statistics_that_are_not_finite_are_begun_anew(tmp_path: Path, capsys: p
 @pytest.mark.parametrize("number", [float("inf"), 1e6])
 def test_a_checkpoint_of_a_dead_network_is_not_written(tmp_path: Path, number: float) -> None:
     """Nor one whose weights are too large for the half precision that they are kept in."""
-    settings = NightLabSettings(segmenter=SegmenterSettings(channels=8, stages=5, strides=(8, 16)), region_hw=(64, 64))
+    settings = tiny_settings()
     card, model = load_recipe(RECIPES / "lite_bundle.yaml", CombineRecipe).card, settings.build()
     weight = next(m for m in model.image.modules() if isinstance(m, nn.Conv2d)).weight
     weight.data.view(-1)[0] = number
-    with pytest.raises(ValueError, match=r"image\.\S+, and 0 more, hold numbers that are not finite"):
+    with pytest.raises(ValueError, match=r"image\.\S+ and 0 other tensors hold numbers that are not finite"):
         save_checkpoint(tmp_path / "dead.pt", model, settings, card)
     assert not (tmp_path / "dead.pt").exists()
 

@@ -169,3 +169,18 @@ def test_shipped_recipes_leave_the_measured_night_frames_out(recipe: str) -> Non
     held_out = ["nightcoarse/val/images", "nightcoarse/val2/images"]
     assert [source["leave_out"] for source in night] == [held_out]
     assert list(pseudo.HELD_OUT) == held_out
+
+
+def test_streams_are_decided_by_seed_and_index(frames: Path) -> None:
+    sources = [data.SourceSettings(kind="train_ids", folder="mine", weight=1.0, darken=0.5)]
+    crops = data.FrameStream(sources, frames, 0, CITYSCAPES19, (64, 96), (96, 128), (0.8, 1.2))
+    regions = data.RegionStream(sources, frames, 0, CITYSCAPES19, (64, 64), [5, 11, 13])
+    boxes = data.BoxStream(sources, frames, 0, CITYSCAPES19, (64, 96), (96, 128), (0.8, 1.2), hard_ids=[5, 11, 13])
+    for stream, shape in ((crops, (64, 96)), (regions, (64, 64))):
+        image, labels = stream[7]
+        assert image.shape == (3, *shape) and labels.shape == shape and image.min() >= 0 and image.max() <= 1
+        assert set(labels.unique().tolist()) <= {*range(19), 255}
+        assert torch.equal(stream[7][0], image) and not torch.equal(stream[8][0], image)
+    found = [boxes[i][1] for i in range(6)]
+    assert any(len(b) for b in found) and all(b.shape[1] == 4 for b in found)
+    assert all(torch.equal(boxes[i][2], crops[i][1] != 255) for i in range(6))  # where the same crops are labelled
