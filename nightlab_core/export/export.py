@@ -25,7 +25,7 @@ OPSET = 20  #: the first with GridSample over any rank that also has DeformConv
 
 
 class _Method(nn.Module):
-    """One method of NightLab as a module, which is what tracing needs."""
+    """A method of NightLab as a module, which tracing needs."""
 
     def __init__(self, model: NightLab, method: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
         super().__init__()
@@ -68,7 +68,10 @@ def export_bundle(
     deform: DeformForm = "deform_conv",
     weights: WeightStorage = "float16",
 ) -> Manifest:
-    """Write a bundle. With float16 weights the model's own are rounded in place, so that it stays the reference."""
+    """Write a bundle and return its manifest.
+
+    With float16 weights the model's weights are rounded in place, so that model and bundle stay equal.
+    """
     manifest = manifest_of(model, settings, card, deform=deform, weights=weights)
     folder.mkdir(parents=True, exist_ok=True)
     model.eval()
@@ -93,11 +96,11 @@ def export_bundle(
 def _write(
     module: nn.Module, example: Tensor, path: Path, axes: dict[str, dict[int, str]], weights: WeightStorage
 ) -> None:
-    """Export one network. `axes` names its input and outputs, in order, and the sizes of each that are free."""
+    """Export one network. `axes` names its input and outputs in order, and the free sizes of each."""
     names = list(axes)
     torch.onnx.register_custom_op_symbolic("torchvision::deform_conv2d", _deform_conv_symbol, OPSET)
     with warnings.catch_warnings(), torch.inference_mode():
-        # The tracer warns of every shape it turns to a number; the parity check at other sizes is what counts.
+        # The tracer warns of every shape that becomes a number; the parity check at other sizes finds real faults.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
@@ -108,7 +111,7 @@ def _write(
             dynamic_axes=axes,
             opset_version=OPSET,
             dynamo=False,
-            # Normalisation stays a node of its own, so that rounded weights are the model's; engines fold it.
+            # Keep normalisation as a node, so that the rounded weights are the model's; engines fold it.
             training=torch.onnx.TrainingMode.PRESERVE,
         )
     graph = onnx.load(path)
@@ -119,7 +122,7 @@ def _write(
 
 
 def _deform_conv_symbol(g: Any, x: Any, weight: Any, offset: Any, mask: Any, bias: Any, *rest: Any) -> Any:
-    """torchvision::deform_conv2d with stride, padding, dilation, groups, offset groups and use_mask as ONNX."""
+    """Convert torchvision::deform_conv2d with its stride, padding, dilation and groups to ONNX DeformConv."""
     from torch.onnx import symbolic_helper as sh
 
     numbers = [sh._get_const(value, "i", "") for value in rest[:8]]
@@ -131,10 +134,10 @@ def _deform_conv_symbol(g: Any, x: Any, weight: Any, offset: Any, mask: Any, bia
 
 
 def store_half(model: onnx.ModelProto, min_size: int = 256) -> None:
-    """Keep the large float32 constants of a graph as float16 with a cast behind each, in place.
+    """Store the large float32 constants of a graph as float16, each followed by a cast, in place.
 
-    Computation stays float32: engines fold the casts when they load the graph. A constant whose value float16 does not
-    hold exactly stays as it is.
+    Computation stays float32: engines fold the casts when they load the graph. A constant that float16 does not
+    represent exactly stays float32.
     """
     graph = model.graph
     casts = []
@@ -142,7 +145,7 @@ def store_half(model: onnx.ModelProto, min_size: int = 256) -> None:
         if tensor.data_type != TensorProto.FLOAT:
             continue
         values = numpy_helper.to_array(tensor)
-        with np.errstate(over="ignore"):  # what overflows is kept as it is
+        with np.errstate(over="ignore"):  # values that overflow stay float32
             half = values.astype(np.float16)
         if values.size < min_size or not np.array_equal(half.astype(np.float32), values):
             continue

@@ -18,7 +18,7 @@ from nightlab_core.runtime.engines.engine import EngineOptions
 from nightlab_core.runtime.engines.open import Engines, open_network
 from nightlab_core.runtime.pipeline import Pipeline
 
-MIN_AGREEMENT = 0.999  #: of labels, engine against torch in float32
+MIN_AGREEMENT = 0.999  #: of labels, between engine and torch in float32
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Whether the agreement is high enough."""
+        """True if the agreement is high enough."""
         return self.agreement >= MIN_AGREEMENT
 
 
@@ -69,9 +69,9 @@ def check_parity(
 def compare_labels(
     expected: Sequence[tuple[np.ndarray, ...]], got: Sequence[tuple[np.ndarray, ...]]
 ) -> tuple[float, int]:
-    """Share of labels that are equal, and the largest difference of confidence, in 1/255.
+    """Return the fraction of labels that are equal, and the largest difference of confidence in 1/255.
 
-    Takes (labels, confidence) a call by both, uint8 of any equal shape.
+    Both sequences hold (labels, confidence) of each call, uint8 of equal shapes.
     """
     equal = [e[0].ravel() == g[0].ravel() for e, g in zip(expected, got, strict=True)]
     worst = [np.abs(e[1].astype(int) - g[1]).max() for e, g in zip(expected, got, strict=True)]
@@ -79,7 +79,10 @@ def compare_labels(
 
 
 def compare_boxes(expected: list[tuple[np.ndarray, ...]], got: list[tuple[np.ndarray, ...]]) -> tuple[float, int]:
-    """Boxes are matched by the nearest, since two of equal score may change places."""
+    """Return the fraction of boxes that agree, and the largest difference of score in 1/255.
+
+    Each box is compared with the nearest one, since two boxes of equal score may change places.
+    """
     matched, worst = [], 0.0
     for (boxes, scores), (boxes_got, scores_got) in zip(expected, got, strict=True):
         distance = np.abs(boxes[0][:, None] - boxes_got[0][None]).max(2)
@@ -91,19 +94,19 @@ def compare_boxes(expected: list[tuple[np.ndarray, ...]], got: list[tuple[np.nda
 
 
 def read_frames(folder: Path, count: int) -> list[np.ndarray]:
-    """`count` pictures spread evenly over a folder's, uint8 (H, W, 3) BGR. Raises ValueError where there is none."""
+    """Read `count` images, spread evenly over a folder: uint8 (H, W, 3) BGR. Raises ValueError if there is none."""
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
     if not paths:
-        raise ValueError(f"{folder} holds no .jpg, .png or .webp picture; give --frames a folder of camera frames")
+        raise ValueError(f"{folder} contains no .jpg, .png or .webp image; give a folder of camera images")
     chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)]
     frames = [cv2.imread(str(p), cv2.IMREAD_COLOR) for p in chosen]
     if broken := [p.name for p, frame in zip(chosen, frames, strict=True) if frame is None]:
-        raise ValueError(f"{folder} holds files that are no pictures: {', '.join(broken)}; remove them")
+        raise ValueError(f"{folder} contains files that are not images: {', '.join(broken)}; remove them")
     return [frame for frame in frames if frame is not None]
 
 
 def print_parity(rows: Sequence[Parity]) -> bool:
-    """Show the rows as a table; True if all passed."""
+    """Print the rows as a table. Return True if all passed."""
     table = Table(title=f"Engines against torch, float32, at least {MIN_AGREEMENT:.1%} equal")
     for column in ("network", "library", "calls", "equal", "largest difference / 255", ""):
         table.add_column(column)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What half precision does to a bundle: its labels beside float32's on real frames, and how near it comes to overflow.
+"""Compare a bundle in half precision with float32 on real frames, and report its largest values.
 
     python -m nightlab_core.export.precision BUNDLE --frames FOLDER
 
-ONNX Runtime has next to no operators in half on a CPU: it computes them in float32 and drops the roundings between, so
-that an overflow goes unseen. The graphs that TensorRT gets are therefore run here in float32 with every value that they
-hold in half rounded to half, which is what a GPU's product of half numbers with a sum in float32 gives.
+ONNX Runtime has almost no operators in half precision on a CPU: it computes in float32 without the roundings between
+operators, which hides an overflow. So the graphs for TensorRT run here in float32 with every half value rounded to
+half, as on a GPU that multiplies in half precision and sums in float32.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PEAK, _SUM = "largest of ", "sum of "
 
 @dataclass(frozen=True)
 class Peak:
-    """The largest magnitude that one operator in half wrote, before it was rounded."""
+    """The largest magnitude that an operator in half precision wrote, before rounding."""
 
     node: str
     op_type: str
@@ -48,13 +48,13 @@ class Peak:
 
     @property
     def fits(self) -> bool:
-        """Whether half precision holds it."""
+        """True if half precision can represent it."""
         return self.largest <= HALF_MAX
 
 
 @dataclass(frozen=True)
 class HalfParity:
-    """One network in half against itself in float32, or the whole pipeline, on some frames."""
+    """Agreement of one network, or of the whole pipeline, in half precision with itself in float32."""
 
     kind: EngineKind | str
     calls: int
@@ -64,7 +64,7 @@ class HalfParity:
 
     @property
     def passed(self) -> bool:
-        """Whether the agreement is high enough and nothing overflows."""
+        """True if the agreement is high enough and nothing overflows."""
         return self.agreement >= MIN_AGREEMENT and all(peak.fits for peak in self.peaks)
 
 
@@ -73,10 +73,10 @@ def check_half(
     frames: Sequence[np.ndarray],
     settings: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
 ) -> list[HalfParity]:
-    """Hold a bundle's networks in half against float32 on frames, uint8 (H, W, 3) BGR of any size.
+    """Compare a bundle's networks in half precision with float32 on frames, uint8 (H, W, 3) BGR of any size.
 
-    Both get the very same inputs, the region network the windows that float32 proposes. The last row is the pipeline's
-    final labels, where half has proposed its own.
+    Both receive the same inputs; the region network reads the windows that float32 proposes. The last row compares the
+    labels of two whole pipelines.
     """
     with tempfile.TemporaryDirectory() as folder:
         full = {kind: RecordingEngine(OnnxRuntimeEngine(bundle.path(kind))) for kind in ENGINE_KINDS}
@@ -101,10 +101,10 @@ def compare_proposals(
     min_iou: float = 0.9,
     max_difference: float = 0.01,
 ) -> tuple[float, int]:
-    """Share of the ten boxes kept after suppression that the other proposes too, and the worst difference of score.
+    """Return the fraction of the ten boxes after suppression that both propose, and the largest difference of score.
 
-    Takes (boxes (1, N, 4), scores (1, N)) a frame by both. The same box has an IoU of `min_iou` or more and a score
-    that differs by at most `max_difference`. Scores are compared in order, in 1/255.
+    Both sequences hold (boxes (1, N, 4), scores (1, N)) of each frame. Two boxes are the same if their IoU is at least
+    `min_iou` and their scores differ by at most `max_difference`. Scores are compared in order, in 1/255.
     """
     same, worst = [], 0.0
     for (boxes, scores), (boxes_got, scores_got) in zip(expected, got, strict=True):
@@ -117,7 +117,7 @@ def compare_proposals(
 
 
 def iou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes (N, 4) and (M, 4) xyxy: (N, M)."""
+    """Return the intersection over union (N, M) of boxes (N, 4) and (M, 4) xyxy."""
     corner = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
     shared = (corner[1] - corner[0]).clip(0).prod(2)
     area_a, area_b = ((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (a, b))
@@ -125,12 +125,12 @@ def iou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class RoundedEngine:
-    """A network as it computes in half, on ONNX Runtime; it watches what each operator writes in half."""
+    """A network in half precision on ONNX Runtime, which records the largest value of each operator."""
 
     name = "half"
 
     def __init__(self, onnx_path: Path, folder: Path) -> None:
-        """Rewrite a bundle's network by way of a file in `folder`, which is no longer needed afterwards."""
+        """Rewrite a bundle's network through a file in `folder`, which is not needed afterwards."""
         graph = rounded(tensorrt_graph(onnx.load(onnx_path), "float16"))
         self._nodes = {n.output[0]: n for n in graph.graph.node}
         onnx.save(graph, folder / onnx_path.name)
@@ -148,21 +148,21 @@ class RoundedEngine:
         for name in results:
             if name.startswith(_PEAK):
                 value = name.removeprefix(_PEAK)
-                # A maximum passes over NaN, a sum does not.
+                # A maximum ignores NaN, a sum does not.
                 largest = results[name] if np.isfinite(results[_SUM + value]) else np.nan
                 self._largest[value] = float(np.maximum(largest, self._largest.get(value, 0.0)))
         return {name: results[name] for name in self.outputs}
 
     def peaks(self) -> tuple[Peak, ...]:
-        """What every operator in half has written at most, the largest first and NaN before it."""
+        """Return the largest value of every operator in half precision: NaN first, then the largest."""
         found = [Peak(self._nodes[v].name, self._nodes[v].op_type, largest) for v, largest in self._largest.items()]
         return tuple(sorted(found, key=lambda peak: np.nan_to_num(peak.largest, nan=np.inf), reverse=True))
 
 
 def rounded(half: onnx.ModelProto) -> onnx.ModelProto:
-    """A strongly typed graph in half as one in float32 that rounds every such value to half.
+    """Convert a strongly typed graph in half precision to one in float32 that rounds every half value to half.
 
-    For each operator that computes in half, two outputs are added: its largest magnitude, and their sum.
+    Each operator in half gets two more outputs: its largest magnitude and the sum of magnitudes.
     """
     model = onnx.ModelProto()
     model.CopyFrom(half)
@@ -198,10 +198,10 @@ def rounded(half: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def print_half(rows: Sequence[HalfParity], title: str, worst: int = 3) -> bool:
-    """Show the rows as a table, and each network's `worst` operators; True if all passed."""
+    """Print the rows as a table, and the `worst` operators of each network. Return True if all passed."""
     table = Table(title=title, title_justify="left")
-    for column in ("half against float32", "calls", "equal", "confidence off by", "largest value", ""):
-        table.add_column(column, justify="left" if column in ("half against float32", "") else "right")
+    for column in ("half and float32", "calls", "equal", "confidence off by", "largest value", ""):
+        table.add_column(column, justify="left" if column in ("half and float32", "") else "right")
     for row in rows:
         largest = f"{row.peaks[0].largest:.4g}" if row.peaks else ""
         verdict = "ok" if row.passed else "FAILED"
@@ -220,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument(
-        "--frames", type=Path, action="append", required=True, help="folder of pictures; again for more"
+        "--frames", type=Path, action="append", required=True, help="folder of images; may be given again"
     )
     parser.add_argument("--count", type=int, default=16, help="frames of each folder (default: %(default)s)")
     arguments = parser.parse_args()

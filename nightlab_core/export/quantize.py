@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle in 8 bits by explicit quantisation nodes, calibrated on real frames, with what that costs and gains.
+"""Quantise a bundle to 8 bits with explicit nodes, calibrated on real frames, and compare speed and accuracy.
 
     python -m nightlab_core.export.quantize BUNDLE OUT --frames FOLDER [--labelled FOLDER]
 
-writes another bundle, which every engine runs and of which TensorRT builds 8-bit engines, then compares the two: speed
-on this machine's CPU, and mean IoU on labelled frames.
+writes another bundle, which every library runs and from which TensorRT builds 8-bit engines. It then compares the two:
+speed on this CPU, and mean IoU on labelled frames.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ Calls = dict[EngineKind, list[Arrays]]
 
 
 def quantize_bundle(bundle: Bundle, out: Path, frames: Sequence[np.ndarray]) -> Bundle:
-    """Write a bundle whose convolutions and products of matrices read 8 bits, and return it.
+    """Write a bundle whose convolutions and matrix products read 8 bits, and return it.
 
-    frames uint8 (H, W, 3) BGR of any size: the ranges are the largest values met on them. Weights are quantised by
-    channel, activations by tensor, both symmetrically, as TensorRT wants it. `sensitive` products stay in float32.
+    frames: uint8 (H, W, 3) BGR of any size; their largest values are the ranges. Weights are quantised per channel,
+    activations per tensor, both symmetrically, as TensorRT requires. `sensitive` products stay in float32.
     """
     if out.resolve() == bundle.dir.resolve():
         raise ValueError(f"{out} is the bundle itself; give another folder to write to")
@@ -63,48 +63,51 @@ def quantize_bundle(bundle: Bundle, out: Path, frames: Sequence[np.ndarray]) -> 
 
 
 def record_inputs(bundle: Bundle, frames: Sequence[np.ndarray]) -> Calls:
-    """What each network of a bundle reads when the pipeline segments these frames."""
+    """Return the inputs of each network of a bundle while the pipeline segments these frames."""
     engines = {kind: RecordingEngine(OnnxRuntimeEngine(bundle.path(kind))) for kind in ENGINE_KINDS}
     opened = Engines(bundle, engines["image"], engines["hardness"], engines["region"])
     with opened, Pipeline(opened) as pipeline:
         for frame in frames:
             pipeline(frame)
     if silent := [kind for kind in ENGINE_KINDS if not engines[kind].calls]:
-        raise ValueError(f"on these {len(frames)} frames the networks {silent} are never asked; give more frames")
+        raise ValueError(f"on these {len(frames)} frames the networks {silent} are never called; give more frames")
     return {kind: [inputs for inputs, _ in engines[kind].calls] for kind in ENGINE_KINDS}
 
 
 def sensitive(graph: onnx.GraphProto) -> set[str]:
-    """Names of the products that 8 bits would harm: those whose result is an answer of the network or a position for
-    sampling, with no other product in between, and those that read the picture itself."""
+    """Return the names of the products that lose too much in 8 bits.
+
+    These are the ones that read the image, and those whose result becomes an output of the network or a sampling
+    position with no other product in between.
+    """
     products = [node for node in graph.node if node.op_type in PRODUCTS]
     producers = {name: node for node in graph.node for name in node.output}
     readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in graph.node:
         for name in node.input:
             readers[name].append(node)
-    pictures = {value.name for value in graph.input}
-    answers = {value.name for value in graph.output}
+    images = {value.name for value in graph.input}
+    outputs = {value.name for value in graph.output}
 
     @cache
-    def from_picture(name: str) -> bool:
+    def from_image(name: str) -> bool:
         node = producers.get(name)
         if node is None or node.op_type in PRODUCTS:
-            return name in pictures
-        return node.op_type != "Shape" and any(from_picture(source) for source in node.input)
+            return name in images
+        return node.op_type != "Shape" and any(from_image(source) for source in node.input)
 
     @cache
     def decides(name: str) -> bool:
-        if name in answers:
+        if name in outputs:
             return True
-        # A size is no result, and what a convolution reads or a sampling samples may be coarse.
+        # A size is not a result, and the inputs of products and samplings may be coarse.
         onward = [n for n in readers[name] if n.op_type not in PRODUCTS | {"Shape"}]
         return any(
             n.input[1] == name if n.op_type == "GridSample" else any(decides(target) for target in n.output)
             for n in onward
         )
 
-    return {n.name for n in products if from_picture(n.input[0]) or decides(n.output[0])}
+    return {n.name for n in products if from_image(n.input[0]) or decides(n.output[0])}
 
 
 class _Calls(CalibrationDataReader):
@@ -137,8 +140,8 @@ def _quantize(graph: onnx.ModelProto, calls: Sequence[Arrays], path: Path) -> No
 
 
 @dataclass(frozen=True)
-class Speed:
-    """One network's latency in both forms, the median of several calls."""
+class SpeedComparison:
+    """Median latency of one network in both bundles."""
 
     kind: EngineKind
     library: str
@@ -146,15 +149,15 @@ class Speed:
     quantized_ms: float
 
 
-def compare_speed(original: Bundle, quantized: Bundle, calls: Calls, repeats: int = 5) -> list[Speed]:
-    """Time both bundles' networks on the same inputs, in turn, so that other work on the machine hits both."""
+def compare_speed(original: Bundle, quantized: Bundle, calls: Calls, repeats: int = 5) -> list[SpeedComparison]:
+    """Time both bundles' networks on the same inputs in turn, so that other load affects both."""
     rows = []
     for library in ("onnxruntime", "openvino"):
         options = EngineOptions(engine=library)
         for kind in ENGINE_KINDS:
             engines = [open_network(bundle.path(kind), options) for bundle in (original, quantized)]
             times: list[list[float]] = [[], []]
-            for i in range(repeats + 1):  # the first compiles
+            for i in range(repeats + 1):  # the first call compiles
                 for engine, ms in zip(engines, times, strict=True):
                     start = perf_counter()
                     engine(**calls[kind][i % len(calls[kind])])
@@ -162,12 +165,12 @@ def compare_speed(original: Bundle, quantized: Bundle, calls: Calls, repeats: in
                         ms.append((perf_counter() - start) * 1e3)
             for engine in engines:
                 engine.close()
-            rows.append(Speed(kind, library, *(float(np.median(ms)) for ms in times)))
+            rows.append(SpeedComparison(kind, library, *(float(np.median(ms)) for ms in times)))
     return rows
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class AccuracyComparison:
     """Mean IoU in percent of both bundles on one set, and the difference with its 95 % interval."""
 
     level: str
@@ -177,8 +180,8 @@ class Accuracy:
     difference: tuple[float, float, float]
 
 
-def compare_accuracy(original: Bundle, quantized: Bundle, source: FrameSource) -> list[Accuracy]:
-    """Segment labelled frames with both bundles in float32; frames without labels are an error."""
+def compare_accuracy(original: Bundle, quantized: Bundle, source: FrameSource) -> list[AccuracyComparison]:
+    """Segment labelled frames with both bundles in float32. Raises ValueError for a frame without labels."""
     matrices: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {"image level": ([], []), "both levels": ([], [])}
     options = EngineOptions(precision="float32")
     opened = [Engines.open(bundle, options) for bundle in (original, quantized)]
@@ -199,13 +202,14 @@ def compare_accuracy(original: Bundle, quantized: Bundle, source: FrameSource) -
     rows = []
     for level, (a, b) in matrices.items():
         one, other = np.stack(a), np.stack(b)
-        low_to_high = tuple(100 * value for value in paired_bootstrap(one, other))
-        rows.append(Accuracy(level, len(a), 100 * mean_iou(one.sum(0)), 100 * mean_iou(other.sum(0)), low_to_high))  # type: ignore[arg-type]
+        mean, low, high = (100 * value for value in paired_bootstrap(one, other))
+        accuracies = (100 * mean_iou(matrices.sum(0)) for matrices in (one, other))
+        rows.append(AccuracyComparison(level, len(a), *accuracies, (mean, low, high)))
     return rows
 
 
-def print_comparison(speeds: Sequence[Speed], accuracies: Sequence[Accuracy]) -> None:
-    """Two tables."""
+def print_comparison(speeds: Sequence[SpeedComparison], accuracies: Sequence[AccuracyComparison]) -> None:
+    """Print the comparison as tables."""
     table = Table(title="latency on this CPU, float and 8 bits", title_justify="left")
     for column in ("network", "library", "float ms", "8 bits ms", "times as fast"):
         table.add_column(column)

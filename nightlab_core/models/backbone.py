@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any timm backbone as a feature extractor that takes images in 0..1."""
+"""Extract features with any timm backbone from images in 0..1."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Backbone(nn.Module):
             stride is then that of the last stage kept. 0 keeps all.
         output_stride: 8 or 16: later stages are dilated instead of reduced, and the feature of that stride is the last
             one's. 0 leaves the backbone as it is.
-        drop_path: share of the residual branches that training leaves out at the deepest block (Huang et al., 2016).
+        drop_path: fraction of the residual branches that training drops at the deepest block (Huang et al., 2016).
         pretrained: start from ImageNet weights, see `load_pretrained_weights`.
 
-    The image is brought to the mean and deviation that the backbone was trained with.
+    The image is normalised with the mean and deviation of the backbone's own training.
     """
 
     mean: Tensor
@@ -59,7 +59,7 @@ class Backbone(nn.Module):
             channels = self._keep_stages(name, stages)
         if missing := [s for s in strides if s not in channels]:
             raise ValueError(f"{name} has no features at strides {missing}; it has {list(channels)}")
-        # Dilated stages share a stride; the last of them counts. Dropped stages leave one feature a stride.
+        # Dilated stages share a stride, and the last of them counts. Dropped stages leave one feature per stride.
         ends = list(channels) if stages else reductions
         self.indices = [len(ends) - 1 - ends[::-1].index(s) for s in strides]
         self.channels = [channels[s] for s in strides]
@@ -87,7 +87,7 @@ class Backbone(nn.Module):
         return {s: (b.conv_pwl if hasattr(b, "conv_pwl") else b.conv_pw).out_channels for s, b in last.items()}
 
     def load_pretrained(self) -> None:
-        """Take ImageNet weights, see `load_pretrained_weights`."""
+        """Load ImageNet weights: see `load_pretrained_weights`."""
         load_pretrained_weights(self.net, self.name)
 
     def forward(self, image: Tensor) -> list[Tensor]:

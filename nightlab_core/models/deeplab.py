@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeepLabV3+'s decoder (Chen et al., 2018): atrous pooling of coarse features, refined by fine ones."""
+"""Decode features with DeepLabV3+ (Chen et al., 2018): atrous pooling of coarse features, refined by fine ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from nightlab_core.models.uper import conv_bn_relu
 
-DETAIL_CHANNELS = 48  #: what the fine features are reduced to, so that the coarse ones weigh more
+DETAIL_CHANNELS = 48  #: width of the fine features, small so that the coarse ones weigh more
 
 
 class AtrousPooling(nn.Module):
@@ -21,7 +21,7 @@ class AtrousPooling(nn.Module):
         super().__init__()
         self.point = conv_bn_relu(in_channels, channels, 1)
         self.atrous = nn.ModuleList(conv_bn_relu(in_channels, channels, 3, dilation=d) for d in dilations)
-        # No normalisation here: a batch statistic of one pixel an image is noise.
+        # No normalisation: batch statistics of one pixel per image are noise.
         self.whole = nn.Sequential(nn.Conv2d(in_channels, channels, 1), nn.ReLU(inplace=True))
         self.project = nn.Sequential(conv_bn_relu((2 + len(dilations)) * channels, channels, 1), nn.Dropout(dropout))
 

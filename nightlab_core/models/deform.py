@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One deformable convolution with one set of weights and two exact forms.
+"""Compute a deformable convolution in one of two exact forms, with the same weights.
 
 `deform_conv` is torchvision's operator (ONNX `DeformConv`, opset 19 and later): fast in a GPU's training, in ONNX
 Runtime and in OpenVINO. `grid_sample` samples the taps with `GridSample` and mixes them with a 1x1
-convolution: the only form TensorRT parses. Both read zero outside the image, as a zero-padded convolution does.
+convolution, the only form that TensorRT parses. Both read zero outside the image, as a zero-padded convolution does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def sample_conv2d(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None
     """Deformable convolution of stride 1 and same padding by `grid_sample` and a 1x1 convolution.
 
     x (B, Cin, H, W), offset (B, 2 * k * k, H, W) as (dy, dx) a tap in pixels, weight (Cout, Cin, k, k),
-    bias (Cout,) or None -> (B, Cout, H, W). Sampling runs in float32 whatever x is: half precision loses the position.
+    bias (Cout,) or None -> (B, Cout, H, W). Sampling always runs in float32: half precision is too coarse.
     """
     batch, channels, height, width = x.shape
     kernel = weight.shape[-1]
@@ -36,7 +36,7 @@ def sample_conv2d(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None
     shift = offset.float().reshape(batch, kernel * kernel, 2, height, width)
     y = shift[:, :, 0] + tap_y[:, None, None] + rows[:, None]
     x_ = shift[:, :, 1] + tap_x[:, None, None] + columns
-    # Pixel centres in grid_sample's coordinates with align_corners=False, which is sound for a side of one pixel too.
+    # Pixel centres in grid_sample's coordinates with align_corners=False, which also works for a side of one pixel.
     grid = torch.stack(((2 * x_ + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
     grid = grid.reshape(batch, kernel * kernel * height, width, 2)
     taps = F.grid_sample(x.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -47,8 +47,8 @@ def sample_conv2d(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None
 class DeformConv2d(nn.Module):
     """A k x k deformable convolution of stride 1 whose offsets come from a plain convolution of the same input.
 
-    Offsets start at zero, so that it starts as a plain convolution (Dai et al., 2017). Input and output are
-    (B, C, H, W). `form` picks the computation, not the weights.
+    Offsets start at zero, so that training starts from a plain convolution (Dai et al., 2017). Input and output are
+    (B, C, H, W). `form` selects the computation; the weights are the same.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, *, bias: bool = False) -> None:
@@ -68,7 +68,7 @@ class DeformConv2d(nn.Module):
         offset = self.offset(x)
         if self.form == "grid_sample":
             return sample_conv2d(x, offset, self.weight, self.bias)
-        # torchvision's CPU operator has no bfloat16 kernel, and its samples want float32 in any case.
+        # torchvision's CPU operator has no bfloat16 kernel, and sampling needs float32 anyway.
         with torch.autocast(x.device.type, enabled=False):
             out = deform_conv2d(
                 x.float(), offset.float(), self.weight.float(), self.bias, padding=self.kernel_size // 2

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The region detector: a region proposal network with one class-agnostic hardness score (NightLab, CVPR 2022).
+"""Detect hard regions: a region proposal network with one class-agnostic hardness score (NightLab, CVPR 2022).
 
-The proposals are the paper's RDN; ranked by the module that knows what the region level brings, they are its HDM.
+The proposals are the paper's RDN. With the hardness module, which ranks them by the gain of the region level, they are
+the paper's HDM.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ from nightlab_core.models.backbone import Backbone
 
 
 class HardnessHead(nn.Module):
-    """Scores every anchor by what the region level would bring there: features [(B, Ci, H / si, W / si)], finest first,
-    and objectness logits (B, anchors) -> logits (B, anchors) in the same order.
+    """Score every anchor by the gain that the region level would bring there.
 
-    Coarse features are added to fine ones: whether a region is hard shows in what surrounds it. A part of the
-    objectness is the start, from which some thousand proposals teach the rest; in training, channels are dropped, or
-    the head would learn them by heart.
+    Features [(B, Ci, H / si, W / si)], finest first, and objectness logits (B, anchors) -> logits (B, anchors) in the
+    same order. Coarse features are added to fine ones, since a region's surroundings tell whether it is hard. The head
+    starts from a fraction of the objectness, because its training set has a few thousand proposals only; dropout limits
+    overfitting.
     """
 
-    classifies: Tensor  #: bool: the score says whether a region is worth reading, but not how much it brings
+    classifies: (
+        Tensor  #: bool: the score classifies regions as helpful or not, and does not predict the size of the gain
+    )
 
     def __init__(self, in_channels: Sequence[int], channels: int, anchors_per_place: int) -> None:
         super().__init__()
@@ -43,7 +46,7 @@ class HardnessHead(nn.Module):
         )  # fmt: skip
         self.logits = nn.Conv2d(channels, anchors_per_place, 1)
         self.trust = nn.Parameter(torch.tensor(0.3))
-        # In the checkpoint, because it follows from what was learnt, not from how a model is put together.
+        # Stored in the checkpoint, because it depends on the training target and not on the architecture.
         self.register_buffer("classifies", torch.tensor(False))
         nn.init.normal_(self.logits.weight, std=0.01)
         nn.init.zeros_(self.logits.bias)  # type: ignore[arg-type]
@@ -56,25 +59,25 @@ class HardnessHead(nn.Module):
 
 
 def _by_anchor(maps: Sequence[Tensor]) -> Tensor:
-    """Maps [(B, A, h, w)] of each stride as one row (B, anchors), in the order of the proposals' own."""
+    """Flatten maps [(B, A, h, w)] of all strides to (B, anchors), in the order of the anchors."""
     flat = [permute_and_flatten(m, m.shape[0], m.shape[1], 1, m.shape[2], m.shape[3]) for m in maps]
     return torch.cat(flat, 1)[..., 0]
 
 
 class RegionDetector(nn.Module):
-    """Where the image-level segmenter needs help: image (B, 3, H, W) RGB float in 0..1 -> boxes and scores.
+    """Find the regions that the image level segments badly: image (B, 3, H, W) RGB float in 0..1 -> boxes and scores.
 
-    It reads the image at 1/`reduction` of its size, since finding a region takes less detail than segmenting it.
-    The anchors, the box coder, the matching and the losses are torchvision's.
+    It reads the image at 1/`reduction` of its size, since finding a region needs less detail than segmenting it.
+    Anchors, box coder, matching and losses are torchvision's.
 
     Args:
         backbone, strides, stages, pretrained: see `Backbone`.
         channels: width of the proposal head.
-        anchor_sizes: side of the anchors in pixels of the reduced image, one tuple a stride.
-        aspect_ratios: height / width of the anchors: poles are tall, cars are wide.
+        anchor_sizes: sides of the anchors in pixels of the reduced image, one tuple per stride.
+        aspect_ratios: height / width of the anchors.
         max_boxes: proposals returned, best first, before non-maximum suppression.
-        hdm_channels: width of the hardness detection module, which ranks the proposals by what the region level brings
-            (the paper's HDM); 0 for none, which ranks them by their objectness (the paper's RDN).
+        hdm_channels: width of the hardness detection module, which ranks the proposals by the gain of the region level
+            (the paper's HDM); 0: no module, proposals are ranked by objectness (the paper's RDN).
     """
 
     def __init__(
@@ -100,7 +103,7 @@ class RegionDetector(nn.Module):
         self.laterals = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in self.backbone.channels)
         anchors = AnchorGenerator(tuple(map(tuple, anchor_sizes)), (tuple(aspect_ratios),) * len(strides))
         head = RPNHead(channels, anchors.num_anchors_per_location()[0])
-        # Only the parts are used; the four numbers of proposals and suppression are for its own forward pass.
+        # Only its parts are used; the numbers of proposals and the suppression are for its own forward pass.
         self.rpn = RegionProposalNetwork(
             anchors, head, fg_iou_thresh=0.5, bg_iou_thresh=0.3, batch_size_per_image=256, positive_fraction=0.5,
             pre_nms_top_n={}, post_nms_top_n={}, nms_thresh=0.5,
@@ -119,49 +122,52 @@ class RegionDetector(nn.Module):
         features = [lateral(f) for lateral, f in zip(self.laterals, features, strict=True)]
         objectness, deltas = self.rpn.head(features)
         sizes = [(small.shape[-2], small.shape[-1])] * small.shape[0]
-        # Anchors take the features' type, and boxes the deltas': in bfloat16 they would be pixels off.
+        # Anchors and boxes must be float32: in bfloat16 they would be off by pixels.
         anchors = self.rpn.anchor_generator(ImageList(small, sizes), [f.float() for f in features])
         objectness, deltas = concat_box_prediction_layers(objectness, deltas)
         return objectness, deltas.float(), anchors
 
     def propose(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """The proposals by objectness, best first: boxes (B, N, 4) and scores (B, N) as `forward`, each one's anchor
-        int64 (B, N), and the backbone's features."""
+        """Return the proposals by objectness, best first.
+
+        These are boxes (B, N, 4) and scores (B, N) as of `forward`, the anchor of each, int64 (B, N), and the
+        backbone's features.
+        """
         small, features = self._features(image)
         objectness, deltas, anchors = self._predict(small, features)
         batch = image.shape[0]
         boxes = self.rpn.box_coder.decode(deltas, anchors).reshape(batch, -1, 4)
-        scores = objectness.float().reshape(batch, -1).sigmoid()  # in bfloat16 many would be equal
+        scores = objectness.float().reshape(batch, -1).sigmoid()  # in bfloat16 many scores would be equal
         height, width = small.shape[-2:]
         count = self.max_boxes if torch.jit.is_tracing() else min(self.max_boxes, scores.shape[1])
         scores, order = scores.topk(count, dim=1)
         boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
-        # Divided side by side: a size put into a constant tensor would be fixed by tracing.
+        # Divide each side by itself: tracing would fix a size that is put into a tensor.
         left, top, right, bottom = boxes.unbind(-1)
         boxes = torch.stack([left / width, top / height, right / width, bottom / height], -1).clamp(0, 1)
         return boxes, scores, order, features
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes (B, N, 4) xyxy in 0..1 and hardness scores (B, N) in 0..1, best first, N at most `max_boxes`."""
+        """Return boxes (B, N, 4) xyxy in 0..1 and hardness scores (B, N) in 0..1, best first, N at most `max_boxes`."""
         boxes, scores, order, features = self.propose(image)
         if self.hdm is not None:
             hardness = self.hardness_logits(features, order).sigmoid()
             if self.hdm.classifies:
-                # Better is better, by three pixels or by thousands: as an order that would prefer the easy and small.
-                # So what is worth reading comes first, in the proposals' own order, and then the rest.
+                # A binary target ignores the size of the gain, so boxes that help come first, ordered by objectness,
+                # and then the others.
                 hardness = ((hardness >= 0.5).to(scores.dtype) + scores) / 2
             scores, place = hardness.topk(scores.shape[1], dim=1)
             boxes = boxes.gather(1, place[..., None].expand(-1, -1, 4))
         return boxes, scores
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """The backbone's features of an image, which `hardness_logits` reads."""
+        """Return the backbone's features of an image, the input of `hardness_logits`."""
         return self._features(image)[1]
 
     def hardness_logits(self, features: list[Tensor], anchors: Tensor) -> Tensor:
-        """The hardness detection module's logits (B, N) of some anchors, int64 (B, N), of `propose`.
+        """Return the logits (B, N) of the hardness detection module for anchors int64 (B, N) from `propose`.
 
-        Raises ValueError for a detector without one.
+        Raises ValueError for a detector without the module.
         """
         if self.hdm is None:
             raise ValueError("this detector has no hardness detection module; expected hdm_channels above 0")
@@ -169,19 +175,18 @@ class RegionDetector(nn.Module):
         return self.hdm(features, _by_anchor(objectness)).gather(1, anchors)
 
     def loss(self, image: Tensor, boxes: list[Tensor], known: Tensor | None = None) -> dict[str, Tensor]:
-        """Training losses of proposals against the true boxes, one (n, 4) xyxy tensor an image, in image pixels.
+        """Return the training losses against ground-truth boxes, one (n, 4) xyxy tensor per image, in image pixels.
 
-        known: bool (B, H, W), where the image is labelled; an anchor that is mostly elsewhere is no background, since
-        nobody said what stands there. None: everywhere. Returns `objectness` (binary cross-entropy) and `box`
-        (smooth L1), torchvision's own.
+        known: bool (B, H, W), True where the image is labelled; None: everywhere. An anchor mostly outside does not
+        count as background. The losses are torchvision's `objectness` (binary cross-entropy) and `box` (smooth L1).
         """
         objectness, deltas, anchors = self._predict(*self._features(image))
         targets = [{"boxes": b / self.reduction} for b in boxes]
         labels, matched = self.rpn.assign_targets_to_anchors(anchors, targets)
         if known is not None:
             for own, places, mask in zip(labels, anchors, known, strict=True):
-                own[(own == 0) & (_share_inside(mask, places * self.reduction) < 0.5)] = -1  # left out of the sampling
-        if not any((own >= 0).any() for own in labels):  # the mean of no anchor would not be finite
+                own[(own == 0) & (_share_inside(mask, places * self.reduction) < 0.5)] = -1  # excluded from sampling
+        if not any((own >= 0).any() for own in labels):  # the mean over no anchor is not finite
             return {"objectness": 0 * objectness.sum(), "box": 0 * deltas.sum()}
         regression = self.rpn.box_coder.encode(matched, anchors)
         loss_objectness, loss_box = self.rpn.compute_loss(objectness, deltas, labels, regression)
@@ -189,7 +194,7 @@ class RegionDetector(nn.Module):
 
 
 def _share_inside(mask: Tensor, boxes: Tensor) -> Tensor:
-    """The share of each box (N, 4) xyxy, as far as it lies in the image, that a mask bool (H, W) covers: (N,)."""
+    """Return the fraction (N,) of each box (N, 4) xyxy, clipped to the image, that a mask bool (H, W) covers."""
     height, width = mask.shape
     sums = F.pad(mask.double().cumsum(0).cumsum(1), (1, 0, 1, 0))
     x0, x1 = boxes[:, ::2].round().long().clamp(0, width).unbind(1)

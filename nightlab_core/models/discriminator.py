@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The discriminator that ReLAM is trained against: is a patch of an image day or night?"""
+"""Classify patches of an image as day or night: the discriminator in ReLAM's adversarial training."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class PatchDiscriminator(nn.Module):
     """Image (B, 3, H, W) RGB float in 0..1 -> a score for every patch, (B, 1, h, w): 1 for day, 0 for night.
 
     The layers are CycleGAN's (Isola et al., 2017; Zhu et al., 2017): 4x4 convolutions, `layers` of them of stride 2.
-    64 channels and 3 layers at a reduction of 1 see patches of 70x70 pixels, which is its size. Spectral normalisation
-    (Miyato et al., 2018) stands in for instance normalisation, which would hide how bright a patch is.
+    64 channels and 3 layers at a reduction of 1 are its size and see patches of 70x70 pixels. Spectral normalisation
+    (Miyato et al., 2018) replaces instance normalisation, which would remove the brightness of a patch.
     Parameters: `channels` of the first layer; `reduction` by which the image is made smaller first.
     """
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A segmenter of segmentation-models-pytorch: any segmentation network can stand at either level
-(WO 2023/146470, paragraph 33)."""
+"""Segment an image with a network of segmentation-models-pytorch.
+
+Any segmentation network can be used at either level (WO 2023/146470, paragraph 33).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ class LibrarySegmenter(nn.Module):
         backbone: an encoder of that library, for example "mobilenet_v2", or "tu-" and a timm model's name.
         num_classes: channels of the logits.
 
-    Raises ModuleNotFoundError where the library is not installed, ValueError or KeyError for a name it does not know.
+    Raises ModuleNotFoundError if the library is not installed, ValueError or KeyError for an unknown name.
     """
 
     mean: Tensor
@@ -37,7 +39,7 @@ class LibrarySegmenter(nn.Module):
             self.register_buffer(key, torch.tensor(value).reshape(1, 3, 1, 1), persistent=False)
 
     def load_pretrained(self) -> None:
-        """Take the library's ImageNet weights for the encoder. Raises OSError where its hub cannot be reached."""
+        """Load the library's ImageNet weights into the encoder. Raises OSError if its hub cannot be reached."""
         import segmentation_models_pytorch as smp
 
         try:

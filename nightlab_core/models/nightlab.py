@@ -35,7 +35,7 @@ class ReLAMSettings(Settings):
 
 
 class SegmenterSettings(Settings):
-    """The segmenter of a level: see `Segmenter`, `DeepLabV3Plus` and `LibrarySegmenter`, which take what they name."""
+    """The segmenter of a level. For the fields see `Segmenter`, `DeepLabV3Plus` and `LibrarySegmenter`."""
 
     architecture: Literal["upernet", "deeplabv3plus", "library"] = "upernet"
     backbone: str = "tf_efficientnet_lite0"
@@ -49,7 +49,7 @@ class SegmenterSettings(Settings):
     library_model: str = "Unet"  #: of "library": its name in segmentation-models-pytorch
 
     def build(self, num_classes: int) -> Segmenter | DeepLabV3Plus | LibrarySegmenter:
-        """A segmenter with fresh weights: image (B, 3, H, W) RGB in 0..1 -> logits (B, num_classes, h, w)."""
+        """Build a segmenter with new weights: image (B, 3, H, W) RGB in 0..1 -> logits (B, num_classes, h, w)."""
         if self.architecture == "deeplabv3plus":
             return DeepLabV3Plus(self.backbone, num_classes, self.channels, self.output_stride)
         if self.architecture == "library":
@@ -92,20 +92,20 @@ def read_labels(level: nn.Module, frames: Tensor, ids: Tensor | None = None) -> 
 
 
 def to_image(frames: Tensor) -> Tensor:
-    """Camera bytes (B, H, W, 3) uint8 BGR -> image (B, 3, H, W) RGB float32 in 0..1."""
+    """Convert camera bytes (B, H, W, 3) uint8 BGR to an image (B, 3, H, W) RGB float32 in 0..1."""
     return frames.permute(0, 3, 1, 2).float().flip(1) / 255
 
 
 def to_labels(logits: Tensor, size_hw: tuple[int, int], ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Logits (B, C, h, w) -> labels and confidence, uint8 (B, H, W) each; confidence is 255 x the top probability.
+    """Convert logits (B, C, h, w) to labels and confidence, uint8 (B, H, W) each.
 
-    A label is its channel's number, or what int64 ids (C,) say of that channel.
+    Confidence is 255 x the top probability. A label is the channel's number, or its entry in int64 ids (C,).
     """
     logits = logits.float()
-    # A shift of all of a pixel's logits changes no softmax; made before enlarging, it keeps exp() from overflowing.
+    # The same shift of all logits of a pixel leaves the softmax unchanged and keeps exp() from overflowing.
     logits = logits - logits.amax(1, keepdim=True)
     odds = F.interpolate(logits, size=size_hw, mode="bilinear", align_corners=False).exp()
-    top, labels = odds.topk(1, dim=1)  # one operator for both: max() exports two
+    top, labels = odds.topk(1, dim=1)  # one operator in the export; max() would export two
     confidence = top[:, 0] / odds.sum(1)
     if ids is not None:
         labels = ids[labels]
@@ -113,7 +113,7 @@ def to_labels(logits: Tensor, size_hw: tuple[int, int], ids: Tensor | None = Non
 
 
 class NightLab(nn.Module):
-    """Both levels and the detector (NightLab, CVPR 2022).
+    """The two levels and the detector (NightLab, CVPR 2022).
 
     Args:
         image, region: the two levels; the region level is started from the image level's weights.
@@ -138,15 +138,18 @@ class NightLab(nn.Module):
         self.register_buffer("region_ids", ids, persistent=False)
 
     def image_level(self, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """frame (1, H, W, 3) uint8 BGR -> labels, confidence uint8 (1, H, W)."""
+        """Segment a frame (1, H, W, 3) uint8 BGR. Return labels and confidence, uint8 (1, H, W) each."""
         return read_labels(self.image, frame)
 
     def hardness(self, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """frame (1, H, W, 3) uint8 BGR -> boxes (1, N, 4) xyxy in 0..1 and scores (1, N), best first."""
+        """Find hard regions of a frame (1, H, W, 3) uint8 BGR: boxes (1, N, 4) xyxy in 0..1 and scores (1, N)."""
         return self.detector(to_image(frame))
 
     def region_level(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """crops (K, h, w, 3) uint8 BGR -> labels, confidence uint8 (K, h, w); label 255 = leave the image level's."""
+        """Segment crops (K, h, w, 3) uint8 BGR. Return labels and confidence, uint8 (K, h, w) each.
+
+        Label 255 keeps the image level's label.
+        """
         return read_labels(self.region, crops, self.region_ids)
 
     def set_deform_form(self, form: DeformForm) -> None:
@@ -155,13 +158,13 @@ class NightLab(nn.Module):
 
 
 class NightLabSettings(Settings):
-    """Everything that decides the shape of a NightLab; a checkpoint carries it."""
+    """The architecture of a NightLab. A checkpoint contains it."""
 
     num_classes: int | None = Field(default=None, exclude=True)  #: in checkpoints of earlier versions
     classes: ClassSetField = Field(default_factory=lambda: load_class_set(DEFAULT))  #: key or path of a class set
     segmenter: SegmenterSettings = SegmenterSettings()
-    region_segmenter: SegmenterSettings | None = None  #: null: as the image level's
-    region_classes: tuple[str, ...] = ()  #: the region level tells these apart from "other"; none: all classes
+    region_segmenter: SegmenterSettings | None = None  #: null: the image level's
+    region_classes: tuple[str, ...] = ()  #: classes of the region level beside "other"; empty: all classes
     relam: ReLAMSettings | None = ReLAMSettings()
     detector: DetectorSettings = DetectorSettings()
     region_hw: tuple[int, int] = (256, 256)
@@ -181,12 +184,12 @@ class NightLabSettings(Settings):
         return OutputLabels.of(self.classes, self.region_classes if level == "region" else (), groups)
 
     def build_level(self, level: Literal["image", "region"] = "image") -> Level:
-        """A level with fresh weights."""
+        """Build a level with new weights."""
         segmenter = self.segmenter if level == "image" else self.region_segmenter or self.segmenter
         return Level(len(self.outputs(level)), segmenter, self.relam)
 
     def build_detector(self) -> RegionDetector:
-        """A detector with fresh weights."""
+        """Build a detector with new weights."""
         d = self.detector
         return RegionDetector(
             d.backbone, d.channels, d.strides, d.anchor_sizes, d.aspect_ratios,
@@ -194,7 +197,7 @@ class NightLabSettings(Settings):
         )  # fmt: skip
 
     def build(self) -> NightLab:
-        """A NightLab with fresh weights."""
+        """Build a NightLab with new weights."""
         image, region = self.build_level("image"), self.build_level("region")
         region_ids = self.outputs("region").ids if self.region_classes else None
         return NightLab(image, self.build_detector(), region, self.region_hw, region_ids)

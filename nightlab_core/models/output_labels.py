@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The meaning of a segmenter's channels: all classes of a set, or some of them and "other"."""
+"""Map a segmenter's channels to classes: all classes of a set, or some of them and "other"."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ImageNet weights for backbones: from an installed package where one carries them, else from timm's hub."""
+"""Load ImageNet weights into backbones, from an installed package that contains them or from timm's hub."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ _PACKAGES = {
 
 
 def free_size(name: str) -> dict[str, Any]:
-    """What timm must be told for images of any size: it holds a Swin to the one that it was trained at, and does not
-    shift the windows of a stage that one window covers there."""
+    """Return the timm options that let a backbone read images of any size.
+
+    By default a Swin accepts only its training size, and does not shift the windows of a stage that one window covers
+    at that size.
+    """
     return {"strict_img_size": False, "always_partition": True} if name.startswith("swin") else {}
 
 
 def load_pretrained_weights(backbone: nn.Module, name: str) -> None:
-    """Fill a timm `features_only` backbone, some of whose last stages may be gone, with its ImageNet weights.
+    """Load the ImageNet weights of a timm `features_only` backbone, which may lack its last stages.
 
-    Raises ModuleNotFoundError with the package's name where one carries them and is not installed, and OSError where
-    the hub cannot be reached or has none.
+    Raises ModuleNotFoundError that names the package with the weights, and OSError if the hub cannot be reached or has
+    no weights.
     """
     if name in _PACKAGES:
         load_packaged_weights(backbone, name)
@@ -39,7 +42,7 @@ def load_pretrained_weights(backbone: nn.Module, name: str) -> None:
         raise OSError(
             f"ImageNet weights of {name} did not come from timm's hub ({type(error).__name__}: {error}). Run this once"
             " where huggingface.co can be reached and copy its cache (HF_HOME) here, start from a checkpoint"
-            f" (start_from), or choose a backbone whose weights a package carries: {', '.join(_PACKAGES)}"
+            f" (start_from), or choose a backbone whose weights a package contains: {', '.join(_PACKAGES)}"
         ) from error
     target = backbone.state_dict()
     if missing := [k for k, v in target.items() if k not in source or source[k].shape != v.shape]:
@@ -48,13 +51,13 @@ def load_pretrained_weights(backbone: nn.Module, name: str) -> None:
 
 
 def load_packaged_weights(backbone: nn.Module, name: str) -> None:
-    """Fill a timm `features_only` backbone with the ImageNet weights that a package on this machine carries.
+    """Load the ImageNet weights of a timm `features_only` backbone from an installed package.
 
-    The package's tensors stand in the order of timm's; each shape is checked. Raises ValueError for a model that no
-    package carries and ModuleNotFoundError with the package's name where it is not installed.
+    The package's tensors are in timm's order; each shape is checked. Raises ValueError for a model without a package,
+    and ModuleNotFoundError that names the package to install.
     """
     if name not in _PACKAGES:
-        raise ValueError(f"no package carries weights for {name!r}; expected one of {', '.join(_PACKAGES)}")
+        raise ValueError(f"no package contains weights for {name!r}; expected one of {', '.join(_PACKAGES)}")
     package, pattern = _PACKAGES[name]
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -62,7 +65,7 @@ def load_packaged_weights(backbone: nn.Module, name: str) -> None:
     path = next(Path(spec.submodule_search_locations[0]).glob(pattern))
     source = [v for k, v in torch.load(path, map_location="cpu", weights_only=True).items() if "num_batches" not in k]
     target = {k: v for k, v in backbone.state_dict().items() if "num_batches" not in k}
-    # The backbone ends before the classifier's convolution, so the file holds a few tensors more.
+    # The file has a few more tensors: those of the classifier.
     for (key, tensor), value in zip(target.items(), source, strict=False):
         if tensor.shape != value.shape:
             raise ValueError(f"{path.name}: tensor for {key} is {tuple(value.shape)}, expected {tuple(tensor.shape)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ReLAM, the regional light adaptation module: a residual image generator, I' = I + L (NightLab, CVPR 2022)."""
+"""Adapt the light of an image with ReLAM, a residual image generator: I' = I + L (NightLab, CVPR 2022)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class _Residual(nn.Module):
 class ReLAM(nn.Module):
     """Light adaptation: image (B, 3, H, W) RGB float in 0..1 -> adapted image of the same shape and range.
 
-    The light map L is smooth, so it is computed at 1/`reduction` of the image's size and enlarged: light changes
-    slowly over an image and edges stay the image's own. `channels` and `blocks` set the generator's size; 8 and 2 with
+    Light changes slowly over an image, so the light map L is computed at 1/`reduction` of the image's size and
+    enlarged, and the image keeps its edges. `channels` and `blocks` set the generator's size; 8 and 2 with
     a reduction of 4 serve a CPU, 64 and 9 with a reduction of 1 are the size of a CycleGAN generator.
-    L starts at zero, so an untrained module returns the image.
+    L starts at zero: an untrained module returns the image.
     """
 
     def __init__(self, channels: int = 8, blocks: int = 2, reduction: int = 4) -> None:

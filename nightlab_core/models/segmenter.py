@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The segmenters of either level: any timm backbone, then UPerNet with deformable convolution, or DeepLabV3+."""
+"""Segment an image with a timm backbone and a decoder: UPerNet with deformable convolution, or DeepLabV3+."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Segmenter(nn.Module):
         self.head = UPerHead(self.backbone.channels, channels, num_classes, deformable, detail_channels=detail_channels)
 
     def load_pretrained(self) -> None:
-        """Take ImageNet weights for the backbone, see `load_pretrained_weights`."""
+        """Load ImageNet weights into the backbone: see `load_pretrained_weights`."""
         self.backbone.load_pretrained()
 
     def forward(self, image: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class DeepLabV3Plus(nn.Module):
         self.head = DeepLabHead(self.backbone.channels, channels, num_classes, output_stride)
 
     def load_pretrained(self) -> None:
-        """Take ImageNet weights for the backbone, see `load_pretrained_weights`."""
+        """Load ImageNet weights into the backbone: see `load_pretrained_weights`."""
         self.backbone.load_pretrained()
 
     def forward(self, image: Tensor) -> Tensor:

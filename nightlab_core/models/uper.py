@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UPerNet's decoder (Xiao et al., 2018) with deformable convolution in its FPN and its head (NightLab, CVPR 2022)."""
+"""Decode features with UPerNet (Xiao et al., 2018), deformable in FPN and head (NightLab, CVPR 2022)."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def _resize(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _grid_pool(x: Tensor, bins: int) -> Tensor:
-    """Average over a bins x bins grid. One bin is a mean; more are a bilinear sample of a local average.
+    """Average over a bins x bins grid.
 
-    adaptive_avg_pool2d cannot be exported for a free size unless it is 1x1; a strided average of the enlarged map is
-    the same operation where the size divides and close to it elsewhere.
+    adaptive_avg_pool2d cannot be exported for a free size unless it is 1x1. A strided average of the enlarged map is
+    equal where the size is divisible, and close to it elsewhere.
     """
     if bins == 1:
         return x.mean((2, 3), keepdim=True)
@@ -50,7 +50,7 @@ class PyramidPooling(nn.Module):
     def __init__(self, in_channels: int, channels: int, bins: Sequence[int] = (1, 2, 3, 6)) -> None:
         super().__init__()
         self.bins = tuple(bins)
-        # No normalisation here: a batch statistic of one pixel an image is noise.
+        # No normalisation: batch statistics of one pixel per image are noise.
         self.branches = nn.ModuleList(
             nn.Sequential(nn.Conv2d(in_channels, channels, 1), nn.ReLU(inplace=True)) for _ in self.bins
         )
@@ -66,8 +66,8 @@ class UPerHead(nn.Module):
 
     `deformable` names the places whose 3x3 convolutions are deformable: "fpn", "head", both or none (the ablation).
     With `detail_channels` the finest features stay out of the pyramid: they refine its enlarged output in one layer of
-    that width, as DeepLabV3+'s decoder does. Poles keep a pixel of their own, and the pyramid
-    stays on the coarser grid.
+    that width, as DeepLabV3+'s decoder does. Thin objects such as poles keep their pixels, and the
+    pyramid stays on the coarser grid.
     """
 
     def __init__(

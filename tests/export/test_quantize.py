@@ -116,7 +116,7 @@ def test_a_bundle_is_not_written_over_itself(tmp_path: Path) -> None:
 
 
 def test_without_frames_there_is_nothing_to_calibrate_on(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"0 frames.*never asked"):
+    with pytest.raises(ValueError, match=r"0 frames.*never called"):
         quantize.record_inputs(load_bundle(write_tiny_bundle(tmp_path)), [])
 
 
@@ -147,7 +147,7 @@ def test_frames_without_labels_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_tables_say_ratio_and_interval(capsys: pytest.CaptureFixture[str]) -> None:
-    speeds = [quantize.Speed("image", "openvino", 100.0, 40.0)]
-    quantize.print_comparison(speeds, [quantize.Accuracy("both levels", 3, 60.0, 59.0, (-1.0, -2.0, 0.5))])
+    speeds = [quantize.SpeedComparison("image", "openvino", 100.0, 40.0)]
+    quantize.print_comparison(speeds, [quantize.AccuracyComparison("both levels", 3, 60.0, 59.0, (-1.0, -2.0, 0.5))])
     out = capsys.readouterr().out
     assert "2.50" in out and "-1.00 [-2.00, +0.50]" in out

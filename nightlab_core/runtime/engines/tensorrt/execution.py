@@ -17,7 +17,7 @@ from nightlab_core.runtime.engines.tensorrt.plans import PlanHeader, Shape
 
 
 @dataclass(frozen=True)
-class _Buffer:
+class _TensorBuffer:
     """Memory of one input or output at its largest shape, on host and device."""
 
     dtype: np.dtype
@@ -51,7 +51,7 @@ class PlanExecution:
             self._stream = cuda.create_stream()
             stack.callback(cuda.destroy_stream, self._stream)
             self._set_shapes(largest)
-            self._buffers: dict[str, _Buffer] = {}
+            self._buffers: dict[str, _TensorBuffer] = {}
             for name, info in {**header.inputs, **header.outputs}.items():
                 dtype, shape = np.dtype(info.dtype), tuple(self._context.get_tensor_shape(name))
                 nbytes = math.prod(shape) * dtype.itemsize
@@ -59,7 +59,7 @@ class PlanExecution:
                 stack.callback(cuda.free, address)
                 pinned = cuda.allocate_pinned(nbytes)
                 stack.callback(cuda.free_pinned, pinned)
-                self._buffers[name] = _Buffer(dtype, address, pinned)
+                self._buffers[name] = _TensorBuffer(dtype, address, pinned)
                 if not self._context.set_tensor_address(name, address):
                     raise library.error(f"{library.name} refuses the buffer of {name!r}")
             stack.callback(_release, self._objects)  # again: the context must be freed before its buffers
