@@ -203,8 +203,8 @@ def compare_accuracy(original: Bundle, quantized: Bundle, source: FrameSource) -
     for level, (a, b) in matrices.items():
         one, other = np.stack(a), np.stack(b)
         mean, low, high = (100 * value for value in paired_bootstrap(one, other))
-        accuracies = (100 * mean_iou(matrices.sum(0)) for matrices in (one, other))
-        rows.append(AccuracyComparison(level, len(a), *accuracies, (mean, low, high)))
+        before, after = (100 * mean_iou(counts.sum(0)) for counts in (one, other))
+        rows.append(AccuracyComparison(level, len(a), before, after, (mean, low, high)))
     return rows
 
 
