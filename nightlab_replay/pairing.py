@@ -113,6 +113,6 @@ def _check_labels(labelled: list[tuple[FrameRecord, FrameRecord]], first: np.nda
     if not same.all():
         record = labelled[int(np.argmin(same))][1]
         raise CompareError(
-            f"{int((~same).sum())} frames have other labels in A than in B, the first is frame {record.index} of "
-            f"{record.bag}: replay both with the same --label-topic and --classes"
+            f"the labels differ between A and B in {int((~same).sum())} of {len(labelled)} frames, the first is frame "
+            f"{record.index} of {record.bag}: replay both with the same --label-topic and --classes"
         )

@@ -156,23 +156,22 @@ def frame_problems(records: Sequence[FrameRecord]) -> list[str]:
     found = []
     unreadable = [r for r in records if r.status == "unreadable"]
     if unreadable:
-        found.append(
-            f"{len(unreadable)} frames could not be read; the first is {unreadable[0].index}: {unreadable[0].reason}"
-        )
+        first = unreadable[0]
+        found.append(f"frames that could not be read: {len(unreadable)}; the first is {first.index}: {first.reason}")
     readable = [r for r in records if r.status != "unreadable"]
     stamps = [r.stamp_ns for r in readable if r.status == "ok"]
     backwards = sum(b < a for a, b in pairwise(stamps))
     if backwards:
-        found.append(f"{backwards} frames have an earlier stamp than the frame recorded before them")
+        found.append(f"frames with an earlier stamp than the frame recorded before them: {backwards}")
     repeated = len(stamps) - len(set(stamps))
     if repeated:
-        found.append(f"{repeated} frames have the same stamp as another frame")
+        found.append(f"frames with the same stamp as another frame: {repeated}")
     sizes = sorted({r.size_hw for r in readable if r.size_hw})
     if len(sizes) > 1:
         found.append(f"frames have {len(sizes)} sizes: {', '.join(f'{w}x{h}' for h, w in sizes)}")
     unusable = [r for r in readable if r.status == "ok" and r.reason]
     if unusable:
-        found.append(f"{len(unusable)} label maps could not be used; the first: {unusable[0].reason}")
+        found.append(f"label maps that could not be used: {len(unusable)}; the first: {unusable[0].reason}")
     return found
 
 

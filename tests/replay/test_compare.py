@@ -168,7 +168,7 @@ def test_runs_that_do_not_belong_together_are_refused() -> None:
     assert "so the bags differ" in refused(first, later)
     confusion = first.counts.confusion.copy()
     confusion[3, :, 0, 0, 0] += 1
-    assert "1 frames have other labels in A than in B, the first is frame 3" in refused(
+    assert "the labels differ between A and B in 1 of 240 frames, the first is frame 3" in refused(
         first, replace(first, counts=replace(first.counts, confusion=confusion))
     )
     lost = [replace(r, status="dropped", labelled=False) for r in first.records]

@@ -7,10 +7,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from class_sets import CITYSCAPES19
 from replays import start_run
 from tiny_bags import make_frames, write_tiny_bag
 
+from nightlab_core.data.bags.protocol import BagError
+from nightlab_core.data.bags.reader import Bag
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.realtime import DROPPED, LONGEST_GAP_S, due_times_s, recorded_at, replay_realtime
 from nightlab_replay.records import RunData, load_run
@@ -54,6 +57,31 @@ def test_a_pipeline_that_keeps_up_drops_nothing(tmp_path: Path, pipeline: Pipeli
     done = [r.index for r in data.labelled]  # all 11, unless the machine takes more than 200 ms for a frame
     assert done[-1] == 10
     np.testing.assert_array_equal(data.counts.confusion, serial.counts.confusion[done])
+
+
+def test_an_unreadable_frame_is_recorded_with_its_reason(
+    tmp_path: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = Bag.raw
+    monkeypatch.setattr(Bag, "raw", lambda bag, index: BagError("lost") if index == 1 else raw(bag, index))
+    bag = write_tiny_bag(tmp_path / "bag", make_frames(3), step_ns=100_000_000)
+    run, spans = start_run(tmp_path / "out", [bag], pipeline)
+    store_results(tmp_path / "out", run, replay_realtime(spans, pipeline, CITYSCAPES19, keep_masks=True))
+    records = load_run(tmp_path / "out").records
+    assert (records[1].status, records[1].reason) == ("unreadable", "lost")
+    assert [r.index for r in records] == [0, 1, 2] and records[2].status == "ok"
+
+
+def test_an_error_of_the_pipeline_ends_the_replay(tmp_path: Path, pipeline: Pipeline) -> None:
+    class FailingPipeline(SlowPipeline):
+        def __call__(self, frame: np.ndarray) -> object:
+            raise RuntimeError("out of memory")
+
+    bag = write_tiny_bag(tmp_path / "bag", make_frames(3), step_ns=1_000_000)
+    _, spans = start_run(tmp_path / "out", [bag], pipeline)
+    failing: Pipeline = FailingPipeline(pipeline, 0)  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(replay_realtime(join_spans(spans), failing, CITYSCAPES19))
 
 
 def test_due_times() -> None:

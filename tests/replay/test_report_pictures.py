@@ -6,15 +6,18 @@ from __future__ import annotations
 import base64
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from command import nightlab
+from replay_samples import write_sample
 from tiny_bags import make_frames, write_tiny_bag
 
-from nightlab_replay.records import load_run
+from nightlab_replay.records import FrameCounts, load_run
+from nightlab_replay.report.compare import write_comparison
 from nightlab_replay.report.pictures import PicturesError, Resegmenter, worst_frames
 
 
@@ -83,3 +86,17 @@ def test_nothing_is_drawn_from_a_changed_bundle_or_bag(runs: tuple[Path, Path]) 
         pytest.raises(PicturesError, match="cannot be read"),
     ):
         segment(load_run(runs[0]).records[0])
+
+
+def test_frames_without_labels_are_compared_by_confidence(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    folders = []
+    for folder in runs:
+        data = load_run(folder)
+        unlabelled = [replace(r, labelled=False) for r in data.records]
+        folders.append(
+            write_sample(tmp_path / folder.name, replace(data, records=unlabelled, counts=FrameCounts.empty(19)))
+        )
+    write_comparison(*folders)
+    page = (folders[1] / "compare.html").read_text()
+    assert "mean confidence" in page and "Frames to review" in page
+    assert "accuracy cannot be compared" in page

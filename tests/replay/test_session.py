@@ -5,27 +5,31 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from class_sets import CITYSCAPES19
 from replays import SETTINGS, assert_same, run_replay, start_run
+from rich.console import Console
 from rosbags.highlevel import AnyReader
 from tiny_bags import FRAME_ID, START_NS, STEP_NS, make_frames, write_tiny_bag
 
-from nightlab_core.runtime.bundle import sha256_of
+from nightlab_core.runtime.bundle import Bundle, sha256_of
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.bags import write_mask_bags
-from nightlab_replay.execute import SpanResult, replay_spans
+from nightlab_replay.execute import Span, SpanResult, replay_spans
 from nightlab_replay.provenance import BagHashes, describe_bags, describe_bundle, label_class_set
-from nightlab_replay.records import BagInfo, RunData, StoreError, write_run
+from nightlab_replay.records import BagInfo, FrameRecord, Run, RunData, StoreError, write_run
+from nightlab_replay.replay import replay
 from nightlab_replay.report.report import write_report
-from nightlab_replay.session import start_or_resume, store_results
+from nightlab_replay.session import frame_problems, start_or_resume, store_results
 
 
 def test_a_run_records_its_frames_and_inputs(serial: RunData, bags: list[Path], tiny_bundle: Path) -> None:
@@ -95,6 +99,41 @@ def test_a_live_run_has_no_regions(tmp_path: Path, bags: list[Path], pipeline: P
     assert "Hard regions" not in (tmp_path / "report.html").read_text()
     line = next(csv.DictReader((tmp_path / "frames.csv").open()))
     assert line["regions"] == line["refined"] == "" and line["confidence"]
+
+
+def test_the_live_replay_is_passed_in_and_its_diagnostics_are_stored(
+    tmp_path: Path, bags: list[Path], pipeline: Pipeline, tiny_bundle: Path
+) -> None:
+    def live(
+        spans: Sequence[Span], run: Run, bundle: Bundle, out: Path, node: dict[str, str], /, **options: Any
+    ) -> Generator[SpanResult, None, None]:
+        assert [(span.first, span.stop) for span in spans] == [(0, 6)] and out == tmp_path
+        options.pop("on_note")("starting the node")
+        yield from replay_spans(spans, pipeline, run.settings.class_set, **options)
+        node["received"] = "6"
+
+    options: dict[str, Any] = {"bundle": tiny_bundle, "engine": "onnxruntime", "mode": "live"}
+    with pytest.raises(ValueError, match="expected the live replay"):
+        replay(bags[1:], tmp_path, **options)
+    run = replay(bags[1:], tmp_path, **options, live=live, console=Console(file=io.StringIO()))
+    assert run.finished and run.node == {"received": "6"} and run.settings.mode == "live"
+
+
+def test_the_problems_of_a_bags_frames_are_described() -> None:
+    def frame(index: int, stamp_ns: int, **fields: Any) -> FrameRecord:
+        return FrameRecord(bag="a", index=index, time_ns=index, stamp_ns=stamp_ns, size_hw=(4, 6), **fields)
+
+    frames = [frame(0, 5), frame(1, 7, reason="no label of class 77"), frame(2, 6), frame(3, 7)]
+    assert frame_problems(frames[:1]) == []
+    small = dataclasses.replace(frames[3], index=4, stamp_ns=9, size_hw=(2, 3))
+    unreadable = frame(5, 10, status="unreadable", reason="too short")
+    assert frame_problems([*frames, small, unreadable]) == [
+        "frames that could not be read: 1; the first is 5: too short",
+        "frames with an earlier stamp than the frame recorded before them: 1",
+        "frames with the same stamp as another frame: 1",
+        "frames have 2 sizes: 3x2, 6x4",
+        "label maps that could not be used: 1; the first: no label of class 77",
+    ]
 
 
 class RecordingPipeline:
