@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Strict typed settings, and YAML files read into them.
 
-An unknown key, a key written twice, a text where a number belongs: each is an error at every depth, because a setting
-that is silently ignored is found on the road.
+An unknown key, a key written twice, or a text in place of a number is an error at every depth: a setting must not be
+ignored silently.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from pydantic_core import ErrorDetails
 
 
 class Settings(BaseModel):
-    """Base of every settings class: strict types, frozen, no unknown keys, no NaN. Copy to change: `s.model_copy`
-    skips validation, so prefer `replace(s, key=value)` of this module."""
+    """Base of every settings class: strict types, frozen, no unknown keys, no NaN.
+
+    To change a field, use `replace(settings, key=value)` of this module: `model_copy` skips validation.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
@@ -34,7 +36,7 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def replace(settings: T, **changes: Any) -> T:
-    """A validated copy of `settings` with some fields changed. Raises pydantic's ValidationError."""
+    """Return a validated copy of `settings` with some fields changed. Raises pydantic's ValidationError."""
     return type(settings).model_validate({**{k: getattr(settings, k) for k in type(settings).model_fields}, **changes})
 
 
@@ -44,7 +46,7 @@ def load_yaml(path: str | Path, cls: type[T]) -> T:
 
 
 def checked(data: dict[str, Any], cls: type[T], path: str | Path) -> T:
-    """A mapping as `cls`. Raises ConfigError, which names `path` as where it stood."""
+    """Validate a mapping, read from `path`, as `cls`. Raises ConfigError that names `path`."""
     try:
         # Through JSON, because in strict mode a YAML list is otherwise no tuple.
         return cls.model_validate_json(json.dumps(data, default=str))
@@ -54,7 +56,7 @@ def checked(data: dict[str, Any], cls: type[T], path: str | Path) -> T:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file, not yet validated. Raises ConfigError, or FileNotFoundError."""
+    """Read the mapping in a YAML file, without validation. Raises ConfigError, or FileNotFoundError."""
     with Path(path).open(encoding="utf-8") as file:
         try:
             data = yaml.load(file, Loader=_Loader)
@@ -66,7 +68,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe types alone, without two of PyYAML's traps: keys written twice, and 1e-4 read as text."""
+    """Load YAML's safe types; refuse keys written twice, and read 1e-4 as a number, unlike PyYAML."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -99,7 +101,7 @@ def _explain(detail: ErrorDetails, cls: type[BaseModel]) -> str:
 
 
 def _keys_at(cls: type[BaseModel], location: Iterable[int | str]) -> list[str]:
-    """The keys that the settings class at a place in the tree knows."""
+    """Return the keys of the settings class at a place in the tree."""
     for step in location:
         field = cls.model_fields.get(str(step))
         if field is not None:  # the index of a list or the key of a dict leaves the class as it is

@@ -140,7 +140,7 @@ def to_class_set(labels: np.ndarray, source: ClassSet, target: ClassSet) -> np.n
 
 
 def palette_bgr(classes: ClassSet) -> np.ndarray:
-    """A look-up table, uint8 (256, 3) BGR; unlabelled and unknown ids are black."""
+    """Return a look-up table, uint8 (256, 3) BGR; unlabelled and unknown ids are black."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(classes)] = np.asarray(classes.colors_rgb, np.uint8)[:, ::-1]
     return table
@@ -152,7 +152,7 @@ def colorize(labels: np.ndarray, classes: ClassSet) -> np.ndarray:
 
 
 def overlay(image_bgr: np.ndarray, labels: np.ndarray, classes: ClassSet, opacity: float = 0.5) -> np.ndarray:
-    """Blend class colours over a picture, uint8 (H, W, 3) BGR; unlabelled pixels keep the picture.
+    """Blend class colours over an image, uint8 (H, W, 3) BGR; unlabelled pixels keep the image.
 
     Raises ValueError if the two differ in size.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training augmentation on numpy images. Every function takes its own random generator, so that one seed decides all.
+"""Training augmentation on numpy images. Every function takes a random generator, so that one seed decides all.
 
 Images are uint8 (H, W, 3) BGR, labels uint8 (H, W) with 255 = unlabelled.
 """
@@ -59,7 +59,7 @@ def scale_crop_flip(
     rng: np.random.Generator,
     wanted_ids: Sequence[int] = (),
 ) -> Pair:
-    """Resize by `scale`, crop to (H, W) at random, mirror half of the time, as the paper does; see `crop_pair`."""
+    """Resize by `scale`, crop to (H, W) at random, mirror half of the time, as in the paper; see `crop_pair`."""
     target = (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale)))
     image, labels = crop_pair(*resize_pair(image, labels, target), size_hw, rng, wanted_ids)
     if rng.random() < 0.5:
@@ -68,7 +68,7 @@ def scale_crop_flip(
 
 
 def photometric(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast, saturation and hue at random, as in SSD and the paper's recipe."""
+    """Change brightness, contrast, saturation and hue at random, as in SSD and the paper's recipe."""
     x = image.astype(np.float32)
     x = x * rng.uniform(0.6, 1.4) + rng.uniform(-24, 24)
     hsv = cv2.cvtColor(np.clip(x, 0, 255).astype(np.uint8), cv2.COLOR_BGR2HSV).astype(np.float32)
@@ -78,9 +78,9 @@ def photometric(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def darken(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A daylight image as a camera would see it in little light.
+    """Darken a daylight image to that of a camera in little light.
 
-    Linearise, lower the exposure by 1 to 5 stops, tint it as lamps do, add shot and read noise, and quantise again.
+    Linearise, lower the exposure by 1 to 5 stops, tint as lamps do, add shot and read noise, and quantise again.
     """
     linear = (image.astype(np.float32) / 255) ** 2.2
     linear *= 2.0 ** -rng.uniform(1, 5)

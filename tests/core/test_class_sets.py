@@ -116,7 +116,7 @@ def test_a_mistake_names_file_key_and_expectation(tmp_path: Path, text: str, say
         load_class_set(_write(tmp_path, text))
 
 
-def test_files_that_cannot_be_meant(tmp_path: Path) -> None:
+def test_references_to_no_class_set(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.yaml: no such file"):
         load_class_set(tmp_path / "missing.yaml")
     with pytest.raises(ConfigError, match=r"expected one of bdd18, .*, or a path that ends in \.yaml"):

@@ -59,7 +59,7 @@ def test_a_file_fills_the_settings(file: Path) -> None:
         ("inner: {rate: 1, rate: 2}", "key 'rate' is written twice"),
     ],
 )
-def test_what_does_not_fit_is_an_error_that_names_file_key_and_value(file: Path, text: str, message: str) -> None:
+def test_an_invalid_value_names_file_key_and_value(file: Path, text: str, message: str) -> None:
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
         load_yaml(file, Outer)
@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_an_error_that_names_file_key_and_value(file: Path,
     assert message in str(caught.value)
 
 
-def test_every_error_of_a_file_is_told_at_once(file: Path) -> None:
+def test_all_errors_of_a_file_are_reported_together(file: Path) -> None:
     file.write_text("count: x\nmerge: y\nwhat: z\n")
     with pytest.raises(ConfigError) as caught:
         load_yaml(file, Outer)

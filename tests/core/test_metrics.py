@@ -63,7 +63,7 @@ def test_another_ignore_id() -> None:
         ([0, 0, 0], [0, 0], r"labels are \(1, 3\), the prediction is \(1, 2\)"),
     ],
 )
-def test_what_does_not_fit_is_refused(truth: list[int], guess: list[int], message: str) -> None:
+def test_wrong_shapes_and_ids_are_refused(truth: list[int], guess: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         confusion_matrix(u8(truth), u8(guess), 19)
 
@@ -96,7 +96,7 @@ def test_bootstrap_pairs_the_frames() -> None:
     assert swapped == pytest.approx((-difference, -high, -low))
 
 
-def test_bootstrap_of_chance_holds_zero() -> None:
+def test_bootstrap_interval_of_a_random_difference_contains_zero() -> None:
     rng = np.random.default_rng(2)
     hits = rng.integers(30, 70, (2, 60)).tolist()
     _, low, high = paired_bootstrap(frames(hits[0]), frames(hits[1]))
@@ -117,7 +117,7 @@ def test_bootstrap_with_a_class_that_few_frames_hold() -> None:
     assert (difference, low, high) == (0.0, 0.0, 0.0)
 
 
-def test_bootstrap_refuses_other_frames() -> None:
+def test_bootstrap_refuses_different_frames() -> None:
     with pytest.raises(ValueError, match="same frames"):
         paired_bootstrap(frames([10, 20]), frames([10, 20], size=90))
     with pytest.raises(ValueError, match=r"\(2, 2, 3\) and \(1, 2, 3\)"):

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """BDD100K's layouts, and the list of its night frames as the command writes it."""
 
+import contextlib
+import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from trees import write_image, write_label
 
-from nightlab_core.data.datasets import bdd
+from nightlab_core.data.datasets import bdd, bdd_night
 from nightlab_core.data.datasets.bdd import bdd100k, bdd100k_day, bdd100k_night
 from nightlab_core.data.datasets.bdd_night import read_time_of_day
 from nightlab_core.data.datasets.paired import DatasetError
@@ -35,9 +36,13 @@ def _write_json(path: Path, times: dict[str, str | None]) -> Path:
     return path
 
 
-def _list_night(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nightlab_core.data.datasets.bdd_night", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def _list_night(*arguments: object) -> str:
+    """Run the command in this process, and return its output. Raises SystemExit with its error."""
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.setattr(sys, "argv", ["bdd_night", *map(str, arguments)])
+        bdd_night.main()
+    return output.getvalue()
 
 
 def test_train_ids_are_read_as_they_are(root: Path) -> None:
@@ -56,7 +61,7 @@ def test_the_first_release(root: Path) -> None:
     assert [s.name for s in bdd100k(root, "val")] == STEMS["val"]
 
 
-def test_of_the_100k_images_those_with_a_mask_are_taken_wherever_they_lie(root: Path) -> None:
+def test_100k_images_with_a_mask_are_found_in_any_folder(root: Path) -> None:
     (root / "images/100k").mkdir()
     (root / "images/10k/val").rename(root / "images/100k/test")
     (root / "images/10k/train").rename(root / "images/10k_elsewhere")
@@ -67,7 +72,7 @@ def test_of_the_100k_images_those_with_a_mask_are_taken_wherever_they_lie(root: 
         bdd100k(root, "train")
 
 
-def test_what_is_missing_is_named(root: Path) -> None:
+def test_missing_files_are_named(root: Path) -> None:
     image = root / "images/10k/train" / f"{STEMS['train'][0]}.jpg"
     image.unlink()
     with pytest.raises(DatasetError, match=rf"{STEMS['train'][0]}\.png has no image: expected .*\.jpg"):
@@ -81,7 +86,7 @@ def test_what_is_missing_is_named(root: Path) -> None:
         bdd100k(root, "night")
 
 
-def test_a_part_of_the_images_is_enough_where_that_is_said(root: Path) -> None:
+def test_a_part_of_the_images_can_be_opened(root: Path) -> None:
     (root / "night.txt").write_text("\n".join(NIGHT))
     night, day = (root / "images/10k/val" / f"{stem}.jpg" for stem in STEMS["val"])
     day.unlink()
@@ -98,16 +103,16 @@ def test_the_command_lists_night_frames_that_have_a_mask(root: Path) -> None:
     train = _write_json(root / "det_train.json", times)
     val = _write_json(root / "det_val.json", {second: "night"})
     command = (train, val, "--masks", root / "labels/sem_seg/masks", "--out", root / "night.txt")
-    done = _list_night(*command)
-    assert done.returncode == 0, done.stderr
-    assert "2 night frames of 4 masks; 1 masks have no time of day" in done.stdout
+    assert "2 night frames of 4 masks; 1 masks have no time of day" in _list_night(*command)
     assert (root / "night.txt").read_text().splitlines() == NIGHT
     assert [s.name for s in bdd100k_night(root, "train")] == [first]
     assert [s.name for s in bdd100k_night(root, "val")] == [second]
-    with pytest.raises(DatasetError, match=r"day\.txt is no file: .* --timeofday daytime --masks .* --out .*day\.txt"):
+    with pytest.raises(
+        DatasetError, match=r"day\.txt does not exist; .* --timeofday daytime --masks .* --out .*day\.txt"
+    ):
         bdd100k_day(root, "train")
-    done = _list_night(*command[:-1], root / "day.txt", "--timeofday", "daytime")
-    assert "1 daytime frames of 4 masks" in done.stdout
+    day_command = (*command[:-1], root / "day.txt", "--timeofday", "daytime")
+    assert "1 daytime frames of 4 masks" in _list_night(*day_command)
     assert [s.name for s in bdd100k_day(root, "train")] == STEMS["train"][:1]
     _list_night(val, train, *command[2:])  # in any order
     assert (root / "night.txt").read_text().splitlines() == NIGHT
@@ -126,14 +131,13 @@ def test_user_errors_of_the_command_are_one_line(root: Path) -> None:
         (cut, *masks): "cut.json is not whole JSON",
         (day, "--masks", root / "images", "--out", root / "night.txt"): "holds no mask",
     }.items():
-        done = _list_night(*arguments)
-        assert done.returncode == 1
-        assert done.stderr.startswith("error: ") and message in done.stderr
-        assert "Traceback" not in done.stderr
+        with pytest.raises(SystemExit) as done:  # with a text: exit status 1, and the text on standard error
+            _list_night(*arguments)
+        assert str(done.value).startswith("error: ") and message in str(done.value)
     assert not (root / "night.txt").exists()
 
 
-def test_formats_and_contradictions(tmp_path: Path) -> None:
+def test_other_formats_and_disagreeing_files_are_refused(tmp_path: Path) -> None:
     first = _write_json(tmp_path / "a.json", {"x": "night", "y": "dawn/dusk"})
     wrapped = tmp_path / "b.json"
     wrapped.write_text(json.dumps({"config": {}, "frames": json.loads(first.read_text())}))
@@ -146,8 +150,8 @@ def test_formats_and_contradictions(tmp_path: Path) -> None:
         read_time_of_day([other])
 
 
-def test_a_night_list_that_does_not_fit(root: Path) -> None:
-    with pytest.raises(DatasetError, match=r"night\.txt is no file: list these frames first"):
+def test_a_wrong_night_list_is_refused(root: Path) -> None:
+    with pytest.raises(DatasetError, match=r"night\.txt does not exist; list these frames first"):
         bdd100k_night(root, "val")
     (root / "night.txt").write_text("\n".join([*NIGHT, "val/unknown"]))
     with pytest.raises(DatasetError, match=r"lists val/unknown, and 0 more, without mask or image"):

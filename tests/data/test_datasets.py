@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets on tiny trees: what is read, and which file an error names."""
+"""Plain folders and CamVid on tiny trees, and hard regions: labels that are read, errors that name the file."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendered night scenes: the same from the same seed, true labels, light that behaves."""
+"""Rendered night scenes: repeatable by seed, exact labels, plausible light."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_main_classes_are_in_every_twenty_scenes_and_the_others_in_some(scenes: 
     assert not [name for name in SOMETIMES if pixels[IDS[name]] < 20]
 
 
-def test_it_is_night(scenes: list[NightFrame]) -> None:
+def test_scenes_are_dark_with_bright_lights(scenes: list[NightFrame]) -> None:
     """Mean levels, dark pixels and blown-out lamps lie where real night drives have them."""
     means = [f.image_bgr.mean() for f in scenes]
     assert 10 < np.median(means) < 50
@@ -93,7 +93,7 @@ def test_it_is_night(scenes: list[NightFrame]) -> None:
     assert np.median([f.image_bgr.max() for f in scenes]) == 255
 
 
-def test_the_world_lies_as_a_road_scene_does(scenes: list[NightFrame]) -> None:
+def test_sky_is_above_and_road_below(scenes: list[NightFrame]) -> None:
     rows = {n: np.mean([np.nonzero(f.labels == IDS[n])[0].mean() for f in scenes]) for n in ("sky", "building", "road")}
     assert rows["sky"] < rows["building"] < rows["road"]
     assert np.mean([(f.labels[SIZE[0] * 2 // 3 : -25] == IDS["road"]).mean() for f in scenes]) > 0.6
@@ -116,7 +116,7 @@ def test_a_frame_depends_on_its_time_and_not_on_those_before_it() -> None:
 
 
 def test_road_grows_towards_the_camera_as_it_drives() -> None:
-    """A mark on the road ahead comes nearer: the picture expands from the vanishing point."""
+    """A mark on the road ahead comes nearer: the image expands from the vanishing point."""
     drive = NightDrive(9, SIZE)
     camera = drive.camera
     rows = [camera.pixels(camera.view(np.array([[0.0, 0.0, z]], np.float32)))[0, 1] for z in (60.0, 20.0, 10.0, 6.0)]
@@ -133,7 +133,7 @@ def test_mean_luminance_rises_with_exposure() -> None:
         assert all(b > a * 1.05 for a, b in pairwise(means)), means
 
 
-def test_exposure_and_the_lens_leave_labels_alone() -> None:
+def test_exposure_and_lens_do_not_change_labels() -> None:
     want = bare(5).labels
     assert np.array_equal(want, bare(5, glare=8.0, noise=0.2, gain=9.0, shake_px=(5.0, 3.0)).labels)
     assert np.array_equal(want, render_scene(5, SIZE, exposure=0.05).labels)
@@ -145,7 +145,7 @@ def test_glare_only_adds_light() -> None:
     assert (glared - plain).mean() > 0.5
 
 
-def test_noise_is_as_strong_as_asked() -> None:
+def test_noise_has_the_requested_strength() -> None:
     clean, noisy = bare(5, gain=4.0).image_bgr.astype(float), bare(5, gain=4.0, noise=0.03).image_bgr.astype(float)
     well_lit = (clean > 30) & (clean < 200)
     spread = (noisy - clean)[well_lit].std()
@@ -153,8 +153,8 @@ def test_noise_is_as_strong_as_asked() -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_label_borders_are_where_the_picture_has_edges(axis: int) -> None:
-    """In a clean picture, steps of brightness gather at label borders; labels shifted by one pixel fit worse."""
+def test_label_borders_coincide_with_image_edges(axis: int) -> None:
+    """In an image without noise, steps of brightness gather at label borders; labels shifted by one pixel fit worse."""
     offsets = (-3, -2, -1, 0, 1, 2, 3)
     fit = np.zeros(len(offsets))
     for seed in range(12):
@@ -169,7 +169,7 @@ def test_label_borders_are_where_the_picture_has_edges(axis: int) -> None:
     assert fit.max() > 2.0 * fit[0]
 
 
-def test_what_shines_belongs_to_what_carries_it(scenes: list[NightFrame]) -> None:
+def test_bright_pixels_have_the_label_of_their_light_source(scenes: list[NightFrame]) -> None:
     """Signal lamps are the brightest of signals; lamps and lit windows, not sky or terrain, are blown out."""
     clean = [bare(seed) for seed in range(20)]
     level = np.concatenate([f.image_bgr.max(2).ravel() for f in clean])
@@ -195,11 +195,12 @@ def test_headlights_light_the_road_ahead() -> None:
 @pytest.mark.parametrize(
     "arguments", [{"num_frames": -1}, {"seed": -1}, {"size_hw": (16, 64)}, {"fps": 0.0}, {"exposure": 0.0}]
 )
-def test_bad_arguments_are_refused_at_once_with_what_was_expected(arguments: dict) -> None:
+def test_bad_arguments_are_refused_with_the_expected_value(arguments: dict) -> None:
     with pytest.raises(ValueError, match=r"received .*expected"):
         render_clip(**{"num_frames": 1, "size_hw": SIZE, **arguments})
 
 
-def test_it_needs_no_torch() -> None:
+@pytest.mark.slow
+def test_rendering_does_not_import_torch() -> None:
     code = "import sys, nightlab_core.data.rendered.night; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

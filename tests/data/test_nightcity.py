@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NightCity's three label sets: what is read of each layout, and what an error says."""
+"""NightCity's three label sets: each layout, and its errors."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def test_the_archives_may_be_merged_into_two_folders(root: Path) -> None:
     assert len(nightcity(root, "train")) == 3
 
 
-def test_the_first_uploads_stray_val_frame_counts_as_train(root: Path) -> None:
+def test_the_misplaced_val_frame_counts_as_train(root: Path) -> None:
     for name in ("NightCity-images/images/{}/Dubai_0016.png", "NightCity-label/label/{}/Dubai_0016_labelIds.png"):
         (root / name.format("train")).rename(root / name.format("val"))
     assert [s.name for s in nightcity(root, "train")] == ["Chicago_0002", "Dubai_0016", "Paris_0001"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cityscapes' layout, and every kind of data set through the one door."""
+"""Cityscapes' layout, and `open_dataset` for every kind."""
 
 from pathlib import Path
 from typing import get_args
@@ -77,13 +77,13 @@ def test_plain_folders_with_and_without_a_split(tmp_path: Path) -> None:
         assert [s.name for s in samples] == ["a"] and classes is CITYSCAPES19
 
 
-def test_a_part_is_opened_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_a_part_of_a_data_set_can_be_opened(tmp_path: Path) -> None:
     _cityscapes(tmp_path, "labelIds", [8, 3, 33, 21])
     samples, _ = open_dataset("cityscapes", tmp_path, "train", "aachen*", complete=False)
     assert len(samples) == 1
 
 
-def test_judged_in_18_classes_train_is_neither_right_nor_a_class() -> None:
+def test_a_train_label_is_not_judged_in_18_classes() -> None:
     train_ids = np.array([[0, 15, 16, 17, 18, 255]], np.uint8)
     assert to_class_set(train_ids, CITYSCAPES19, BDD18).tolist() == [[0, 15, 255, 16, 17, 255]]
     assert to_class_set(train_ids, CITYSCAPES19, CITYSCAPES19) is train_ids

@@ -23,7 +23,7 @@ def test_image_and_labels_stay_together(scale: float) -> None:
     assert (image[~known] == 0).all()
 
 
-def test_what_lies_outside_is_unlabelled() -> None:
+def test_pixels_outside_the_image_are_unlabelled() -> None:
     image, labels = transforms.crop_pair(*_pair(8, 8), (12, 10), np.random.default_rng(0))
     assert image.shape == (12, 10, 3)
     assert (labels[8:] == 255).all() and (labels[:, 8:] == 255).all() and (labels[:8, :8] != 255).all()

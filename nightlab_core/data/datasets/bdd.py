@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BDD100K's semantic labels, all of them or those of its night frames (https://bdd-data.berkeley.edu).
+"""BDD100K's semantic labels: all of them, or those of its night or day frames (https://bdd-data.berkeley.edu).
 
-The labels decide what there is, as some images of the older downloads have none. They are Cityscapes train ids already.
+A frame counts if it has a label: some images of the older downloads have none. Labels are Cityscapes train ids.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ FRAMES = {"train": 7000, "val": 1000}
 
 
 def bdd100k(root: Path, split: str, pattern: str = "*", complete: bool = True) -> LabelledImages:
-    """BDD100K's 7000 train and 1000 val frames with semantic labels, 1280x720, train ids as they are:
+    """Open BDD100K's 7000 train and 1000 val frames with semantic labels, 1280x720:
 
         root/images/10k/{train,val}/0a0a0b1a-7c39d841.jpg
         root/labels/sem_seg/masks/{train,val}/0a0a0b1a-7c39d841.png
 
-    The first release does as well: root/seg/images/{train,val}/<stem>.jpg with root/seg/labels/{train,val}/
-    <stem>_train_id.png. Where there is only root/images/100k, those masks are taken whose image is in it: the 10k
-    images overlap with the 100k, but are no part of them, nor split the same way.
+    The first release is also accepted: root/seg/images/{train,val}/<stem>.jpg with root/seg/labels/{train,val}/
+    <stem>_train_id.png. If there is only root/images/100k, the masks whose image is in it are used: the 10k images
+    overlap with the 100k, but are not part of them, and are split differently.
     """
     if split not in FRAMES:
         raise DatasetError(f"BDD100K has semantic labels of the splits {' and '.join(FRAMES)}; received {split!r}")
@@ -30,7 +30,7 @@ def bdd100k(root: Path, split: str, pattern: str = "*", complete: bool = True) -
     labels = {mask_stem(p): p for p in sorted(masks.glob("*.png"))}
     if complete and len(labels) != FRAMES[split]:
         raise DatasetError(
-            f"{masks} holds {len(labels)} masks; BDD100K {split} has {FRAMES[split]}. Is the download whole?"
+            f"{masks} holds {len(labels)} masks; BDD100K {split} has {FRAMES[split]}. Is the download complete?"
             " For a part of it, say complete: false in a recipe, --partial to a command"
         )
     images = _first_folder(root, f"images/10k/{split}", f"seg/images/{split}", "images/100k")
@@ -49,17 +49,17 @@ def bdd100k(root: Path, split: str, pattern: str = "*", complete: bool = True) -
 
 
 def bdd100k_night(root: Path, split: str, pattern: str = "*", complete: bool = True) -> LabelledImages:
-    """BDD100K's labelled night frames: those in root/night.txt.
+    """Open BDD100K's labelled night frames: those in root/night.txt.
 
-    `python -m nightlab_core.data.datasets.bdd_night` writes it; a line is "val/81d5165d-fcfc6c67".
-    Judged in 18 classes, as these frames hold no train. Listed frames whose
-    image or mask is not there are an error; `complete=False` leaves them out.
+    `python -m nightlab_core.data.datasets.bdd_night` writes this file; a line is "val/81d5165d-fcfc6c67". Judged in 18
+    classes, since these frames hold no train. Raises DatasetError for listed frames without image or mask;
+    `complete=False` leaves them out.
     """
     return _listed(root, split, pattern, complete, "night.txt", "")
 
 
 def bdd100k_day(root: Path, split: str, pattern: str = "*", complete: bool = True) -> LabelledImages:
-    """BDD100K's labelled day frames: those in root/day.txt, which the same command writes of "daytime"."""
+    """Open BDD100K's labelled day frames: those in root/day.txt, which the same command writes for "daytime"."""
     return _listed(root, split, pattern, complete, "day.txt", "--timeofday daytime ")
 
 
@@ -67,7 +67,7 @@ def _listed(root: Path, split: str, pattern: str, complete: bool, name: str, opt
     names = root / name
     if not names.is_file():
         raise DatasetError(
-            f"{names} is no file: list these frames first, with python -m nightlab_core.data.datasets.bdd_night"
+            f"{names} does not exist; list these frames first with python -m nightlab_core.data.datasets.bdd_night"
             f" LABELS_JSON {option}--masks {root / 'labels/sem_seg/masks'} --out {names}"
         )
     wanted = {line.removeprefix(f"{split}/") for line in names.read_text().split() if line.startswith(f"{split}/")}
@@ -85,7 +85,7 @@ def _listed(root: Path, split: str, pattern: str, complete: bool, name: str, opt
 
 
 def mask_stem(path: Path) -> str:
-    """The name that a mask shares with its image."""
+    """Return the name that a mask shares with its image."""
     return path.stem.removesuffix("_train_id")
 
 

@@ -8,11 +8,11 @@ det_20/det_train.json and det_val.json. DIR: labels/sem_seg/masks, or seg/labels
 frame, "val/81d5165d-fcfc6c67", sorted; `bdd100k_night` looks for it as night.txt in the data set's folder, and
 `bdd100k_day` for that of daytime as day.txt.
 
-A frame is listed if it has a mask and `attributes.timeofday` is "night", or what was asked for. This is not the paper's
-BDD100K-Night: that list was never published, so figures on this one stand beside the paper's only with that said.
-Thousands of the labelled frames are in no LABELS_JSON: their time of day is not recorded, and they are left out. Some
-times of day are wrong in the data, and so are many masks of night frames: the 87 that Sakaridis et al. found correct
-(MGCDA, TPAMI 2020) are listed in https://github.com/sakaridis/MGCDA.
+A frame is listed if it has a mask and its `attributes.timeofday` is "night", or the --timeofday. This is not the
+paper's BDD100K-Night, whose list was never published: say so beside every comparison. Thousands of labelled frames are
+in no LABELS_JSON; their time of day is not recorded, and they are left out. Some times of day are wrong in the data,
+and so are many masks of night frames: https://github.com/sakaridis/MGCDA lists 87 that Sakaridis et al. found correct
+(TPAMI 2020).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from nightlab_core.data.datasets.paired import DatasetError
 
 
 def read_time_of_day(files: Iterable[Path]) -> dict[str, str]:
-    """Image stem -> time of day ("daytime", "night", "dawn/dusk", "undefined"), of every frame that has one.
+    """Return image stem -> time of day ("daytime", "night", "dawn/dusk", "undefined") of every frame that has one.
 
-    Raises DatasetError for a file of another format, and for two files that contradict each other.
+    Raises DatasetError for a file of another format, and for two files that disagree.
     """
     times: dict[str, str] = {}
     for file in files:
@@ -54,12 +54,12 @@ def read_time_of_day(files: Iterable[Path]) -> dict[str, str]:
 
 
 def frames_of(time: str, times: dict[str, str], masks: Iterable[Path]) -> list[str]:
-    """The masks of a time of day as split/stem, sorted."""
+    """Return the masks of a time of day as split/stem, sorted."""
     return sorted(f"{p.parent.name}/{mask_stem(p)}" for p in masks if times.get(mask_stem(p)) == time)
 
 
 def _frames(file: Path) -> Iterator[Any]:
-    """The frames of a Scalabel file one by one: the train split's file is over a gigabyte."""
+    """Yield the frames of a Scalabel file one by one: the train split's file is over a gigabyte."""
     try:
         import ijson
     except ImportError:

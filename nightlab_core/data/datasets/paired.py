@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class DatasetError(ValueError):
-    """A data set's files are not what its layout says; the message names the file."""
+    """The files of a data set differ from its layout; the message names the file."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ def list_images(folder: Path, pattern: str = "*") -> list[Path]:
     """List the images of a folder whose stem matches a glob, by name. Raises DatasetError if there are none."""
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder; expected images and labels in two folders side by side")
-    pictures = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    images = sorted(p for p in pictures if fnmatchcase(p.stem, pattern))
+    files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    images = sorted(p for p in files if fnmatchcase(p.stem, pattern))
     if not images:
         raise DatasetError(f"{folder} holds no image that matches {pattern!r} with one of {IMAGE_SUFFIXES}")
     return images

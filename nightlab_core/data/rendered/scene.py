@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The street of the rendered night: an endless straight row of blocks, each drawn from its own random stream.
+"""The rendered street: an endless straight row of blocks, each drawn from its own random stream.
 
-Metres along the road; the vehicle's lane is x = 0, traffic keeps to the right. Blocks are made as they come into sight.
+Metres along the road; the vehicle's lane is x = 0, traffic keeps to the right. Blocks are created as they come into
+sight.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nightlab_core.data.rendered import shapes as shapes
+from nightlab_core.data.rendered import shapes
 from nightlab_core.data.rendered.camera import Faces
 from nightlab_core.data.rendered.shapes import IDS, Mesh
 from nightlab_core.data.rendered.stock import SIGHT_M, Thing, any_of, stock
@@ -26,7 +27,7 @@ _LAMP_COLOURS = ((0.12, 0.48, 1.0), (0.25, 0.62, 1.0), (0.9, 1.0, 1.0), (1.05, 1
 
 @dataclass
 class Block:
-    """A piece of the street: its ground and what stands or moves there."""
+    """A piece of the street: its ground and the things on it."""
 
     ground: Faces
     things: list[Thing]
@@ -34,7 +35,7 @@ class Block:
 
 
 class Street:
-    """What one seed's street is like, its blocks, and the traffic that keeps about the vehicle."""
+    """The street of one seed: its properties, its blocks, and the vehicles near the camera."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -56,19 +57,19 @@ class Street:
         self.asphalt = np.array((0.1, 0.1, 0.1)) * rng.uniform(0.6, 1.3)
         self.paving = np.array((0.17, 0.19, 0.2)) * rng.uniform(0.6, 1.3)
         self.far = any_of("woods" if self.kind == "park" else "far", rng)
-        self.train = self._traffic(rng)
+        self.vehicles = self._traffic(rng)
         self._blocks: dict[int, Block] = {}
 
     def edge(self, side: int) -> float:
-        """x of the kerb on a side, -1 or 1."""
+        """Return x of the kerb on a side, -1 or 1."""
         return self.left if side < 0 else self.right
 
     def line(self, side: int) -> float:
-        """x of the front of the houses on a side."""
+        """Return x of the front of the houses on a side."""
         return self.edge(side) + side * (self.walk + self.verge)
 
     def block(self, index: int) -> Block:
-        """The block from index BLOCK_M on; the same whenever it is asked for."""
+        """Return the block that begins at index * BLOCK_M; the same at every call."""
         if index not in self._blocks:
             self._blocks = {i: b for i, b in self._blocks.items() if abs(i - index) < 8}
             rng = np.random.default_rng([self.seed, 2, index + 100])
@@ -84,7 +85,7 @@ class Street:
         return self._blocks[index]
 
     def _ground(self, rng: np.random.Generator, z0: float, junction: float | None) -> Mesh:
-        """Pavement, verge, road, markings; faces are cut every 8 m so that they follow the bend."""
+        """Return pavement, verge, road and markings; faces are at most 8 m long, so that they follow the bend."""
         mesh, end = Mesh(), z0 + BLOCK_M
         paint = np.full(3, 0.3 + 0.3 * rng.random())
         middle_paint = paint * (0.25, 0.8, 1.0) if self.seed % 2 else paint
@@ -102,7 +103,7 @@ class Street:
         strip(self.left, self.right, z0, end, self.asphalt, "road")
         for side in (-1, 1):
             strip(self.edge(side), self.edge(side) + side * 0.18, z0, end, self.paving * 1.7, "sidewalk")
-        for _ in range(5):  # mended patches
+        for _ in range(5):  # patches of newer asphalt
             x, z, w = rng.uniform(self.left, self.right - 1), rng.uniform(z0, end - 6), rng.uniform(0.4, 1.6)
             strip(x, min(x + w, self.right), z, z + rng.uniform(0.6, 6), self.asphalt * rng.uniform(0.5, 1.35), "road")
         middle = -LANE_M / 2
@@ -124,7 +125,7 @@ class Street:
         return mesh
 
     def _backdrop(self, rng: np.random.Generator, side: int, z0: float, block: Block) -> None:
-        """Houses, walls, fences and trees behind the pavement of one side."""
+        """Add houses, walls, fences and trees behind the pavement of one side."""
         z, end, town = z0, z0 + BLOCK_M, self.kind == "city"
         base = self.line(side)
         gap = (block.junction - 1, block.junction + JUNCTION_M + 1) if block.junction is not None else (end, end)
@@ -151,7 +152,7 @@ class Street:
             z += long
 
     def _furniture(self, rng: np.random.Generator, side: int, z0: float, block: Block) -> None:
-        """Lamps, signs, signals, trees, parked cars and people of one side."""
+        """Add lamps, signs, signals, trees, parked cars and people of one side."""
         kerb, end, junction, things = self.edge(side), z0 + BLOCK_M, block.junction, block.things
 
         def free(z: float, margin: float = 1.0) -> bool:
@@ -190,7 +191,7 @@ class Street:
         return any_of(("car", "truck", "bus")[rng.choice(3, p=(0.84, 0.08, 0.08))], rng)
 
     def _traffic(self, rng: np.random.Generator) -> list[Thing]:
-        """Vehicles that keep with us ahead and in the next lane, the oncoming ones, and riders."""
+        """Return vehicles ahead and in the next lane, oncoming vehicles, and riders."""
         out: list[Thing] = []
         for lane in range(-self.oncoming, self.more + 1):
             way = -1 if lane < 0 else 1
@@ -200,17 +201,17 @@ class Street:
                     x, sway = lane * LANE_M + rng.normal(0, 0.15), rng.uniform(0.3, 1.0) * (way > 0)
                     closing, yaw = (way - 1) * self.speed, 0.0 if way > 0 else np.pi
                     what = self._vehicle(rng)
-                    out.append(Thing(what, x, z + 3, yaw, (0.0, closing), behind=3.0, train=True, sway_m=sway))
+                    out.append(Thing(what, x, z + 3, yaw, (0.0, closing), behind=3.0, relative=True, sway_m=sway))
                 z += rng.uniform(12, 30)
         for side, kind in ((-1, "oncoming"), (1, "along")):
             for z in rng.uniform(6, 60, rng.poisson(0.9)):
                 x = self.edge(side) - side * (2.9 if self.parking[side] else 0.8)
                 speed = (side * 0.7 - 1) * self.speed
-                out.append(Thing(any_of(kind, rng), x, z, velocity=(0.0, speed), train=True))
+                out.append(Thing(any_of(kind, rng), x, z, velocity=(0.0, speed), relative=True))
         return out
 
     def _crossing(self, rng: np.random.Generator, junction: float, block: Block) -> None:
-        """People, riders and vehicles across the junction, there when we come within 30 m of it."""
+        """Add people, riders and vehicles that cross the junction when the camera is within 30 m of it."""
         since = max(0.0, (junction - 30) / self.speed)
         for _ in range(rng.poisson(1.5 * self.crowd)):
             speed, x = float(rng.choice((-1, 1)) * rng.uniform(0.9, 1.5)), rng.uniform(self.left, self.right)

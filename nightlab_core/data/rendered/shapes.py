@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The things that stand in a rendered street, as flat convex faces with a colour, a light of their own and a class.
+"""Meshes of street furniture, trees and people: flat convex faces with a colour, an emission and a class.
 
 Metres; x right, y up, z forward. Colours are linear-light BGR: an albedo (above 1 for retroreflective sheeting) and an
 emission, where 1.0 is white at exposure 1.
@@ -22,7 +22,7 @@ GLASS = (0.02, 0.02, 0.02)
 METAL = (0.12, 0.12, 0.12)
 NO_LIGHT = (0.0, 0.0, 0.0)
 WARM, COLD = np.array((0.3, 0.62, 1.0)), np.array((1.0, 1.0, 0.9))
-#: Beam of street lamps; by it the lens finds the cones of light.
+#: Sharpness of street lamps' beams; `lens.cones` recognises street lamps by it.
 DOWNWARD = 1.2
 TAIL_RED = np.array((0.05, 0.06, 1.0))
 HEAD_WHITE = np.array((0.95, 1.0, 1.0))
@@ -46,13 +46,13 @@ CLOTHES = (
 
 @dataclass
 class Mesh:
-    """Faces in painting order; values of each face in step."""
+    """Faces in painting order; entry i of each list belongs to face i."""
 
     points: list[np.ndarray] = field(default_factory=list)
     albedo: list = field(default_factory=list)
     emission: list = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
-    #: A point within the solid that the face bounds; None for a board, which has no inside and is seen from both sides.
+    #: A point within the solid that the face bounds; None for a board, which is visible from both sides.
     insides: list = field(default_factory=list)
     #: Lamps as rows of position xyz, direction xyz, sharpness of the beam (0: all round), colour BGR.
     lamps: list[tuple[float, ...]] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Mesh:
         self, points: ArrayLike, albedo: ArrayLike, label: int, emission: ArrayLike = NO_LIGHT,
         inside: tuple[float, float, float] | None = None,
     ) -> None:  # fmt: skip
-        """Add a convex polygon (k, 3); `inside`, a point within the solid that it bounds, makes it one-sided."""
+        """Add a convex polygon (k, 3); `inside`, a point within the solid, makes it visible from outside only."""
         self.points.append(np.asarray(points, np.float32))
         self.albedo.append(albedo)
         self.emission.append(emission)
@@ -72,7 +72,7 @@ class Mesh:
         self, x0: float, x1: float, y0: float, y1: float, z: float, albedo: ArrayLike, label: int,
         emission: ArrayLike = NO_LIGHT, top: float = 1.0, inside: tuple[float, float, float] | None = None,
     ) -> None:  # fmt: skip
-        """An upright face across the street; `top` narrows its upper edge."""
+        """Add an upright face across the street; `top` scales the length of its upper edge."""
         m, h = (x0 + x1) / 2, (x1 - x0) / 2 * top
         self.face(((x0, y0, z), (x1, y0, z), (m + h, y1, z), (m - h, y1, z)), albedo, label, emission, inside)
 
@@ -80,20 +80,20 @@ class Mesh:
         self, x: float, y0: float, y1: float, z0: float, z1: float, albedo: ArrayLike, label: int,
         emission: ArrayLike = NO_LIGHT, inside: tuple[float, float, float] | None = None,
     ) -> None:  # fmt: skip
-        """An upright face along the street."""
+        """Add an upright face along the street."""
         self.face(((x, y0, z0), (x, y0, z1), (x, y1, z1), (x, y1, z0)), albedo, label, emission, inside)
 
     def disc(
         self, x: float, y: float, z: float, radius: float, albedo: ArrayLike, label: int,
         emission: ArrayLike = NO_LIGHT, sides: int = 10, stretch: float = 1.0,
     ) -> None:  # fmt: skip
-        """An upright round face across the street."""
+        """Add an upright round face across the street."""
         a = np.arange(sides) * (2 * np.pi / sides) + np.pi / sides
         ring = np.stack([x + radius * np.cos(a), y + radius * stretch * np.sin(a), np.full(sides, z)], 1)
         self.face(ring, albedo, label, emission)
 
     def box(self, low: ArrayLike, high: ArrayLike, albedo: ArrayLike, label: int) -> None:
-        """The five upper sides of an upright box."""
+        """Add the five upper sides of an upright box."""
         (x0, y0, z0), (x1, y1, z1) = np.asarray(low).tolist(), np.asarray(high).tolist()
         inside = ((x0 + x1) / 2, (y0 + y1) / 2, (z0 + z1) / 2)
         for z in (z0, z1):
@@ -106,12 +106,12 @@ class Mesh:
         self, position: tuple[float, float, float], colour: ArrayLike,
         direction: tuple[float, float, float] = (0.0, -1.0, 0.0), sharpness: float = 0.0,
     ) -> None:  # fmt: skip
-        """A source of light upon other things: intensity BGR, and exp(-sharpness (1 - cos)) off its direction."""
+        """Add a lamp that lights other faces: intensity BGR, and exp(-sharpness (1 - cos)) off its direction."""
         self.lamps.append((*position, *direction, sharpness, *np.asarray(colour).tolist()))
 
 
 def figure(mesh: Mesh, rng: np.random.Generator, label: int, hip: float, stride: float, tall: float) -> None:
-    """Trunk, arms and head above the hip, legs from the hip by `stride` metres apart."""
+    """Add trunk, arms and head above the hip, and legs whose feet are `stride` metres apart."""
     coat, legs = (np.array(CLOTHES[i]) * rng.uniform(0.6, 1.2) for i in rng.integers(len(CLOTHES), size=2))
     skin = np.array((0.12, 0.18, 0.3)) * rng.uniform(0.4, 1.2)
     shoulder, w = hip + 0.56 * tall, rng.uniform(0.19, 0.25)
@@ -129,14 +129,14 @@ def figure(mesh: Mesh, rng: np.random.Generator, label: int, hip: float, stride:
 
 
 def person(rng: np.random.Generator, stride: float) -> Mesh:
-    """Somebody on foot, seen flat; `stride` is the distance between the feet in metres."""
+    """Make a pedestrian as a flat figure; `stride` is the distance between the feet in metres."""
     tall, mesh = rng.uniform(0.85, 1.06), Mesh()
     figure(mesh, rng, IDS["person"], 0.88 * tall, stride, tall)
     return mesh
 
 
 def tree(rng: np.random.Generator) -> Mesh:
-    """A trunk and a crown, some 7 m high, of overlapping tufts or of bare branches."""
+    """Make a tree of about 7 m, with a crown of overlapping tufts or of bare branches."""
     mesh, label, height = Mesh(), IDS["vegetation"], rng.uniform(6, 8)
     trunk = height * rng.uniform(0.28, 0.42)
     mesh.board(-0.16, 0.16, 0, trunk * 1.3, 0, (0.05, 0.06, 0.08), label, top=0.6)
@@ -154,7 +154,7 @@ def tree(rng: np.random.Generator) -> Mesh:
 
 
 def street_lamp(rng: np.random.Generator, height: float, reach: float, colour: np.ndarray) -> Mesh:
-    """A column with an arm that reaches over the road and a lamp that shines down."""
+    """Make a column with an arm over the road and a lamp that points down."""
     mesh, label = Mesh(), IDS["pole"]
     mesh.board(-0.09, 0.09, 0, height, 0, METAL, label, top=0.6)
     mesh.face(
@@ -168,7 +168,7 @@ def street_lamp(rng: np.random.Generator, height: float, reach: float, colour: n
 
 
 def traffic_light(state: int, reach: float) -> Mesh:
-    """A signal on a column (reach 0) or on an arm over the road as well; state 0 red, 1 amber, 2 green."""
+    """Make a signal on a column (reach 0), and on an arm over the road; state 0 red, 1 amber, 2 green."""
     mesh, high = Mesh(), 5.6
     mesh.board(-0.07, 0.07, 0, high if reach else 3.4, 0, METAL, IDS["pole"])
     places = [(0.0, 2.5)]
@@ -186,7 +186,7 @@ def traffic_light(state: int, reach: float) -> Mesh:
 
 
 def sign(rng: np.random.Generator) -> Mesh:
-    """One or two plates of retroreflective sheeting on a post."""
+    """Make a post with one or two retroreflective plates."""
     mesh, y, label = Mesh(), rng.uniform(2.1, 2.7), IDS["traffic sign"]
     mesh.board(-0.04, 0.04, 0, y + 0.4, 0, METAL, IDS["pole"])
     kind, size = rng.integers(5), rng.uniform(0.32, 0.42)

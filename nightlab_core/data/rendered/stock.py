@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rendered streets are furnished with: a stock of meshes that all share, and things that stand or move."""
+"""A stock of meshes that all streets share, and the things that are placed in a street."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nightlab_core.data.rendered import shapes as shapes
-from nightlab_core.data.rendered import vehicles as vehicles
-from nightlab_core.data.rendered import walls as walls
+from nightlab_core.data.rendered import shapes, vehicles, walls
 from nightlab_core.data.rendered.camera import Faces, Placement
 
 SIGHT_M = 150.0
 _GAITS = 8
-#: How many of each kind there are; making one takes milliseconds, so that every street takes from the same stock.
+#: Number of variants of each kind. Making one takes milliseconds, so all streets share the stock.
 _STOCK = {
     "car": 72, "parked": 72, "truck": 12, "bus": 12, "person": 40, "along": 24, "oncoming": 24, "across": 24,
     "tree": 48, "sign": 48, "town house": 56, "house": 28, "fence": 12, "wall": 12, "hedge": 12, "signal": 12,
@@ -25,7 +23,7 @@ _STOCK = {
 
 @functools.lru_cache(maxsize=4096)
 def stock(kind: str, variant: int, gait: int = 0) -> Faces:
-    """A mesh of the stock; `gait`, 0-7, is the phase of somebody's step."""
+    """Return a mesh of the stock; `gait`, 0-7, is the phase of a person's step."""
     rng = np.random.default_rng([list(_STOCK).index(kind), variant])
     if kind in ("car", "parked"):
         mesh = vehicles.car(rng, kind == "parked")
@@ -54,40 +52,40 @@ def stock(kind: str, variant: int, gait: int = 0) -> Faces:
 
 
 def any_of(kind: str, rng: np.random.Generator) -> Faces:
-    """A mesh of the stock, drawn at random."""
+    """Return a mesh of the stock, drawn at random."""
     return stock(kind, int(rng.integers(_STOCK[kind])))
 
 
 @dataclass
 class Thing:
-    """Something that stands or moves: its faces, and where it is, on the street or in the vehicle's train.
+    """An object in the street: its faces, its position and its velocity.
 
-    On the street (x, z) holds at `since_s`. In the train z is the distance ahead of the vehicle at time 0 and the
-    velocity is relative to it; what falls behind comes up again at the end of sight.
+    (x, z) is the position at `since_s`. For a `relative` thing, z is the distance ahead of the camera at time 0, and
+    the velocity is relative to the camera; when it falls behind, it reappears at the end of sight.
     """
 
-    what: Faces | int  # or the number of a person in the stock, who walks
+    what: Faces | int  #: or the number of a person in the stock, who walks
     x: float
     z: float
     yaw_rad: float = 0.0
     velocity: tuple[float, float] = (0.0, 0.0)
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    behind: float = 0.0  # how far its far end lies behind z, for the painter's order
+    behind: float = 0.0  #: distance from z to its far end, for the painting order
     since_s: float = 0.0
-    train: bool = False
+    relative: bool = False
     sway_m: float = 0.0
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def place(self, time_s: float, ego_m: float) -> tuple[float, float]:
-        """(x, metres ahead of the vehicle) at a time in seconds."""
+        """Return (x, metres ahead of the camera) at a time in seconds."""
         x, z = (p + v * (time_s - self.since_s) for p, v in zip((self.x, self.z), self.velocity, strict=True))
-        if not self.train:
+        if not self.relative:
             return x, z - ego_m
         z += self.sway_m * float(np.sin(0.5 * time_s + self.z) - np.sin(self.z))
         return x, (z + 8.0) % (SIGHT_M + 8.0) - 8.0
 
     def faces(self, time_s: float, x: float, z: float) -> tuple[Faces, Placement]:
-        """Its mesh at a time, placed at (x, z)."""
+        """Return its mesh at a time, placed at (x, z)."""
         what = self.what
         if not isinstance(what, Faces):
             speed = max(abs(v) for v in self.velocity)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What drives and rides in the rendered street. Metres; every vehicle stands on the origin and heads along +z."""
+"""Meshes of vehicles and riders. Metres; every vehicle stands on the origin and heads along +z."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _quad(
     mesh: Mesh, x0: float, x1: float, y0: float, y1: float, z: float, albedo: ArrayLike, label: int,
     light: ArrayLike = NO_LIGHT,
 ) -> None:  # fmt: skip
-    """A detail across the vehicle, seen from the end that it is on."""
+    """Add a detail at one end of the vehicle, visible from that end."""
     mesh.board(x0, x1, y0, y1, z, albedo, label, light, inside=(0.0, y0, 0.0))
 
 
@@ -34,7 +34,7 @@ def _lights(
     mesh: Mesh, rng: np.random.Generator, label: int, w: float, zr: float, zf: float, y: float, parked: bool,
     size: float,
 ) -> None:  # fmt: skip
-    """Tail lamps and plate at zr, headlamps and grille at zf; a parked vehicle's reflect alone."""
+    """Add tail lamps and plate at zr, headlamps and grille at zf; those of a parked vehicle only reflect."""
     brake = 1.0 if rng.random() < 0.4 else 0.2
     tail = TAIL_RED * (0.0 if parked else 7.0 * brake)
     head = HEAD_WHITE * (0.0 if parked else rng.uniform(25, 60)) * (1.0, 0.97, rng.uniform(0.9, 1.15))
@@ -75,7 +75,7 @@ def _wheels(mesh: Mesh, w: float, axles: tuple[float, ...], radius: float, label
 
 
 def _underside(mesh: Mesh, w: float, zr: float, zf: float, label: int) -> None:
-    """The shadow on the road, and the tyres below the bumpers."""
+    """Add the shadow on the road, and the tyres below the bumpers."""
     x, y = w + 0.1, 0.01
     mesh.face(((-x, y, zr - 0.2), (x, y, zr - 0.2), (x, y, zf + 0.2), (-x, y, zf + 0.2)), (0.015,) * 3, IDS["road"])
     for z, inward in ((zr + 0.5, zf), (zf - 0.5, zr)):
@@ -85,7 +85,7 @@ def _underside(mesh: Mesh, w: float, zr: float, zf: float, label: int) -> None:
 
 
 def car(rng: np.random.Generator, parked: bool = False) -> Mesh:
-    """A saloon, hatchback, off-roader or van, heading along +z."""
+    """Make a saloon, hatchback, off-roader or van, heading along +z."""
     style = rng.choice(4, p=(0.4, 0.25, 0.25, 0.1))
     length, roof, boot, bonnet = (
         (4.7, 1.45, 0.7, 1.2),
@@ -133,7 +133,7 @@ def car(rng: np.random.Generator, parked: bool = False) -> Mesh:
 
 
 def heavy(rng: np.random.Generator, kind: str) -> Mesh:
-    """A "truck" or a "bus" heading along +z; buses show their lit saloon."""
+    """Make a "truck" or a "bus" heading along +z; a bus has lit windows."""
     label, length, w, top = IDS[kind], *((8.5, 1.2, 3.4) if kind == "truck" else (11.5, 1.27, 3.1))
     zr, zf = -length / 2, length / 2
     paint = np.array(((0.55, 0.55, 0.55), (0.1, 0.25, 0.5), (0.3, 0.12, 0.05), (0.6, 0.65, 0.65))[rng.integers(4)])
@@ -163,7 +163,7 @@ def heavy(rng: np.random.Generator, kind: str) -> Mesh:
 
 
 def rider(rng: np.random.Generator, motor: bool, way: str) -> Mesh:
-    """Somebody on a bicycle or motorcycle, riding "along" the street, "oncoming", or "across" it towards +x."""
+    """Make a rider on a bicycle or motorcycle, moving "along" the street, "oncoming", or "across" it towards +x."""
     label, mesh = IDS["motorcycle" if motor else "bicycle"], Mesh()
     radius, base, thick = (0.32, 0.72, 0.09) if motor else (0.34, 0.53, 0.035)
     paint = np.array(PAINTS[rng.integers(len(PAINTS))])

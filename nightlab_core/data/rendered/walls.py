@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lines the rendered street: buildings with lit and dark windows, fences, walls, hedges, the far end.
+"""Meshes along the sides of the rendered street: buildings with windows, fences, walls, hedges, the far end.
 
-Each begins at the origin, runs along +z, and stands to the right of the road: its front faces -x.
+Each begins at the origin, extends along +z, and stands to the right of the road: its front faces -x.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LABEL = IDS["building"]
 
 
 def building(rng: np.random.Generator, floors: int, shops: bool) -> Mesh:
-    """A house LONG_M metres along the street: storeys cut into bays, which lamps light one by one."""
+    """Make a house of LONG_M metres along the street, one face for each bay of a storey."""
     mesh, storey, deep = Mesh(), rng.uniform(2.9, 3.5), 4.0
     brick, bays, lit = np.array(BRICKS[rng.integers(len(BRICKS))]) * rng.uniform(0.6, 1.2), 5, rng.uniform(0.04, 0.4)
     shop, high = shops and rng.random() < 0.5, floors * storey
@@ -52,7 +52,7 @@ def building(rng: np.random.Generator, floors: int, shops: bool) -> Mesh:
                 mesh.panel(-0.04, blind, top, z - half, z + half, GLASS, _LABEL, shade * 0.5, inside)
             mesh.panel(-0.05, foot, top, z - 0.04, z + 0.04, brick, _LABEL, inside=inside)
     mesh.panel(-0.15, high - 0.1, high + 0.25, 0.0, LONG_M, brick * 0.7, _LABEL, inside=inside)
-    if not shop:  # the door, with a lamp over it at times
+    if not shop:  # the door, sometimes with a lamp over it
         door = LONG_M * rng.uniform(0.2, 0.8)
         mesh.panel(-0.06, 0.0, 2.2, door, door + 1.1, brick * 0.3, _LABEL, inside=inside)
         if rng.random() < 0.4:
@@ -64,7 +64,7 @@ def building(rng: np.random.Generator, floors: int, shops: bool) -> Mesh:
 def _shop_window(
     mesh: Mesh, rng: np.random.Generator, z0: float, z1: float, storey: float, inside: tuple[float, float, float]
 ) -> None:  # fmt: skip
-    """A display window with goods before the light, and a lit name board above, where the shop is open late."""
+    """Add a display window and, if the shop is open late, goods in front of the light and a lit name board."""
     open_late = rng.random() < 0.5
     light = (WARM if rng.random() < 0.5 else COLD) * (rng.uniform(0.08, 0.7) if open_late else 0.003)
     mesh.panel(-0.02, 0.5, storey - 0.8, z0 + 0.15, z1 - 0.15, GLASS, _LABEL, light, inside)
@@ -82,7 +82,7 @@ def _shop_window(
 
 
 def fence(rng: np.random.Generator) -> Mesh:
-    """Rails and pickets before the dark; the whole panel is fence, as annotators draw it."""
+    """Make a fence of rails and pickets; its gaps are labelled fence too, as annotators draw it."""
     mesh, label, high = Mesh(), IDS["fence"], rng.uniform(1.1, 2.2)
     tone = METAL if rng.random() < 0.5 else (0.12, 0.18, 0.22)
     for z in np.arange(0, LONG_M, 2.0):
@@ -95,7 +95,7 @@ def fence(rng: np.random.Generator) -> Mesh:
 
 
 def wall(rng: np.random.Generator, hedge: bool) -> Mesh:
-    """A wall with a coping, or a hedge."""
+    """Make a wall with a coping, or a hedge."""
     mesh, high = Mesh(), rng.uniform(1.0, 2.4)
     tone = np.array((0.03, 0.07, 0.05)) if hedge else np.array(BRICKS[rng.integers(len(BRICKS))])
     label = IDS["vegetation" if hedge else "wall"]
@@ -108,7 +108,7 @@ def wall(rng: np.random.Generator, hedge: bool) -> Mesh:
 
 
 def far_end(rng: np.random.Generator, wooded: bool) -> Mesh:
-    """What closes the street in the distance, across it at z = 0: dark blocks, towers with lit windows, woods."""
+    """Make the far end of the street, across it at z = 0: dark blocks, towers with lit windows, woods."""
     mesh, x, lit = Mesh(), -170.0, rng.uniform(0.02, 0.06)
     while x < 170:
         wide = rng.uniform(8, 22)
