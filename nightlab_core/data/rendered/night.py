@@ -151,7 +151,7 @@ class NightDrive:
         canvas[top:] += cv2.resize(film, (w, h - top), interpolation=cv2.INTER_LINEAR)
 
     def _texture_maps(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Return each half-size pixel's texel on the ground and on the street's sides, and the texture's contrast there."""
+        """Return each half-size pixel's texel on ground and sides, and the texture's contrast there."""
         full_h, full_w = self.camera.size_hw
         h, w = max(16, full_h // 2), max(16, full_w // 2)
         rays = self.camera.rays((np.arange(w) + 0.5) * full_w / w - 0.5, (np.arange(h) + 0.5) * full_h / h - 0.5)
