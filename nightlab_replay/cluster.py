@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replay in several processes or on several machines, with dask.distributed.
 
-A worker opens the bundle and the bags by their paths, which must be the same on every machine. It computes exactly
-what a serial replay would compute for its span. The scheduler gives the spans of a lost worker to other workers.
+A worker opens the bundle and the bags by their paths, which must be the same on every machine. Its result for a span
+equals that of a serial replay. The scheduler gives the spans of a lost worker to other workers.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _start_local_cluster(workers: int) -> Any:
 
 
 def _silence_dask() -> None:
-    """Suppress dask's messages about workers that start, stop or die; what matters is raised."""
+    """Suppress dask's messages about workers that start, stop or die. Errors are raised."""
     import dask
 
     dask.config.set({"distributed.scheduler.allowed-failures": _MOST_LOSSES})

@@ -130,7 +130,7 @@ def worst_frames(data: RunData) -> list[tuple[FrameRecord, str]]:
 
 
 def sheet(record: FrameRecord, reason: str, panels: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Return what the template shows of a frame, with its panels as JPEG."""
+    """Return the values that the template needs for a frame, with its panels as JPEG."""
     return {
         "name": f"{record.bag}, frame {record.index}",
         "reason": reason,
@@ -168,7 +168,7 @@ def run_panels(frame: BagFrame, result: Result, predicted: ClassSet, judged: Cla
 def compared_panels(
     frame: BagFrame, first: tuple[Result, ClassSet], second: tuple[Result, ClassSet], judged: ClassSet
 ) -> dict[str, np.ndarray]:
-    """Draw one frame as `run_panels` does for two bundles: camera, ground truth, A, B, and what B fixes and breaks."""
+    """Draw one frame for two bundles, as `run_panels` does: camera, ground truth, A, B, and errors."""
     assert frame.image_bgr is not None
     image = frame.image_bgr
     a, b = (to_class_set(result.labels, predicted, judged) for result, predicted in (first, second))
