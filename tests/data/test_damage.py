@@ -147,8 +147,9 @@ def compress(frames: list, path: Path, mode: CompressionMode) -> Path:
 
 def test_a_damaged_compressed_message_does_not_affect_others(tmp_path: Path, frames: list) -> None:
     path = compress(frames, tmp_path / "packed", CompressionMode.MESSAGE)
+    assert readable(path / "packed.db3", frames) == (COUNT, [])  # also without metadata.yaml
     connection = sqlite3.connect(path / "packed.db3")
-    connection.execute("UPDATE messages SET data = x'00' WHERE id = 5")
+    connection.execute("UPDATE messages SET data = substr(data, 1, 99) WHERE id = 5")
     connection.commit()
     connection.close()
     found, reasons = readable(path, frames)

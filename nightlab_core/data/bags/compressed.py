@@ -18,19 +18,38 @@ else:
     from backports import zstd
 
 _BLOCK_BYTES = 1 << 20
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
-class _Wrapper:
-    """A file in one of rosbag2's formats behind a compression; see `protocol.StorageFile`."""
+class CompressedFile:
+    """A file that is compressed as a whole; see `protocol.StorageFile`.
+
+    It is decompressed into a temporary folder, which exists until the file is closed.
+    """
 
     kind = "compressed"
 
-    def __init__(self, file: StorageFile) -> None:
-        self._file = file
-        self.topics, self.problems = file.topics, file.problems
+    def __init__(self, path: Path, open_file: Callable[[Path], StorageFile]) -> None:
+        """`open_file` opens the decompressed file. Raises BagError, also if the temporary folder is full."""
+        self._folder = TemporaryDirectory(prefix="nightlab_bag_")
+        plain = Path(self._folder.name) / path.stem
+        try:
+            problem = _decompress(path, plain)
+            self._file = open_file(plain)
+        except BagError as error:
+            self._folder.cleanup()
+            raise BagError(str(error).replace(str(plain), str(path))) from error
+        except OSError as error:
+            self._folder.cleanup()
+            raise BagError(
+                f"{path} cannot be decompressed into {self._folder.name}: {error}; set TMPDIR to a folder with space"
+            ) from error
+        self.topics, self.problems = self._file.topics, self._file.problems
+        if problem:
+            self.problems.insert(0, problem)
 
     def index(self, topic: str) -> np.ndarray:
-        """Return the index of the file."""
+        """Return the index of the decompressed file."""
         return self._file.index(topic)
 
     def read(self, first: int, second: int) -> bytes:
@@ -42,54 +61,22 @@ class _Wrapper:
         return self._file.head(first, second, size)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-class CompressedMessages(_Wrapper):
-    """A file whose messages are compressed one by one."""
-
-    def read(self, first: int, second: int) -> bytes:
-        """Return a decompressed message. Raises BagError."""
-        packed = self._file.read(first, second)
-        try:
-            return zstd.decompress(packed)
-        except zstd.ZstdError as error:
-            raise BagError(f"the message cannot be decompressed: {one_line(error)}") from error
-
-    def head(self, first: int, second: int, size: int) -> bytes:
-        """Return the first bytes of a message, which is decompressed completely. Raises BagError."""
-        return self.read(first, second)[:size]
-
-
-class CompressedFile(_Wrapper):
-    """A file that is compressed as a whole. It is decompressed into a temporary folder until it is closed."""
-
-    def __init__(self, path: Path, open_file: Callable[[Path], StorageFile]) -> None:
-        """`open_file` opens the decompressed file. Raises BagError, also if the temporary folder is full."""
-        self._folder = TemporaryDirectory(prefix="nightlab_bag_")
-        plain = Path(self._folder.name) / path.stem
-        try:
-            problem = _decompress(path, plain)
-            super().__init__(open_file(plain))
-        except BagError as error:
-            self._folder.cleanup()
-            raise BagError(str(error).replace(str(plain), str(path))) from error
-        except OSError as error:
-            self._folder.cleanup()
-            raise BagError(
-                f"{path} cannot be decompressed into {self._folder.name}: {error}; set TMPDIR to a folder with space"
-            ) from error
-        except BaseException:
-            self._folder.cleanup()
-            raise
-        if problem:
-            self.problems.insert(0, problem)
-
-    def close(self) -> None:
         """Close the file and delete its decompressed copy."""
-        super().close()
+        self._file.close()
         self._folder.cleanup()
+
+
+def is_compressed(message: bytes) -> bool:
+    """Return whether a message is compressed: a serialised one (CDR) begins with a zero byte."""
+    return message.startswith(_ZSTD_MAGIC)
+
+
+def decompress_message(message: bytes) -> bytes:
+    """Return a message without its compression. Raises BagError."""
+    try:
+        return zstd.decompress(message)
+    except zstd.ZstdError as error:
+        raise BagError(f"the message cannot be decompressed: {one_line(error)}") from error
 
 
 def _decompress(path: Path, plain: Path) -> str:

@@ -24,7 +24,7 @@ class Topic:
 class StorageFile(Protocol):
     """One opened file of a bag. Its constructor takes the path and raises BagError if nothing can be read."""
 
-    kind: str  #: "sqlite3", "mcap", "rosbag1" or "compressed"
+    kind: str  #: "sqlite3", "mcap", "rosbag1", or "compressed" for a file that is compressed as a whole
     topics: dict[str, Topic]
     problems: list[str]  #: one sentence per fault of the file; if there are any, messages may be missing
 

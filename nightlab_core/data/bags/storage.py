@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nightlab_core.data.bags.compressed import CompressedFile, CompressedMessages
+from nightlab_core.data.bags.compressed import CompressedFile, decompress_message, is_compressed
 from nightlab_core.data.bags.metadata import METADATA_NAME, bag_information, custom_data, custom_data_of_file
 from nightlab_core.data.bags.protocol import BagError, StorageFile, Topic, one_line
 
@@ -109,11 +109,13 @@ class BagStorage:
 
     def read(self, row: np.ndarray) -> bytes:
         """Return the serialised message (CDR) of an index row. Raises BagError."""
-        return self._files[row[1]].read(int(row[2]), int(row[3]))
+        message = self._files[row[1]].read(int(row[2]), int(row[3]))
+        return decompress_message(message) if is_compressed(message) else message
 
     def head(self, row: np.ndarray, size: int) -> bytes:
         """Return the first `size` bytes of a message at little cost. Raises BagError."""
-        return self._files[row[1]].head(int(row[2]), int(row[3]), size)
+        head = self._files[row[1]].head(int(row[2]), int(row[3]), size)
+        return self.read(row)[:size] if is_compressed(head) else head
 
     def close(self) -> None:
         """Close all files."""
@@ -145,8 +147,6 @@ def _open_folder(path: Path) -> BagStorage:
             files[file.name] = _open_file(file)
         except BagError as error:
             failures.append(str(error))
-    if str(information.get("compression_mode")).lower() == "message":
-        files = {name: CompressedMessages(file) for name, file in files.items()}
     if not files:
         raise BagError("; ".join(failures))
     return BagStorage(files, [*problems, *failures], custom_data(information))
