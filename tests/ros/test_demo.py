@@ -18,11 +18,11 @@ import pytest
 
 pytest.importorskip("rclpy")
 
+from command import nightlab
 from rich.console import Console
 from ros_harness import wait_until
 from tiny_bundle import image_level
 
-from nightlab_ros.demo.__main__ import main
 from nightlab_ros.demo.demo import DemoSettings, run_demo
 from nightlab_ros.playback import protocol
 from nightlab_ros.playback.player import PlayerSettings
@@ -46,7 +46,7 @@ def write_clip(folder: Path, count: int) -> Path:
 
 
 def start_demo(*arguments: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-u", "-m", "nightlab_ros.demo", *map(str, arguments)]
+    command = [sys.executable, "-u", "-m", "nightlab_cli", "demo", *map(str, arguments)]
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -107,7 +107,7 @@ def test_a_signal_ends_the_demo_and_its_processes(tiny_bundle: Path, tmp_path: P
         assert line, "the demo ended"
     process.send_signal(by)
     rest = process.stdout.read()
-    assert process.wait() == 130 and "Interrupted" in rest and "Traceback" not in rest
+    assert process.wait() == 130 and "nightlab demo: interrupted" in rest and "Traceback" not in rest
     wait_until(lambda: _group_is_empty(process.pid), "the end of the child processes")
 
 
@@ -161,8 +161,7 @@ def test_the_first_mask_is_waited_for_while_engines_are_built(monkeypatch: pytes
     ],
 )
 def test_wrong_arguments_are_answered_with_a_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], sentence: str
+    tmp_path: Path, arguments: tuple[str, ...], sentence: str
 ) -> None:
-    assert main([*arguments, "--out", str(tmp_path)]) == 1
-    printed = capsys.readouterr().out
-    assert printed.startswith("The demo failed: ") and sentence in printed
+    done = nightlab("demo", *arguments, "--out", tmp_path)
+    assert done.status == 1 and done.err.startswith("nightlab demo: ") and sentence in done.err
