@@ -41,7 +41,7 @@ def write_report(folder: Path, *, pictures: bool = True) -> RunSummary:
         folder / PAGE,
         "report.html.j2",
         report=report,
-        settings=flatten(data.run.settings.model_dump(exclude={"class_names"})),
+        settings=flatten(data.run.settings.model_dump(exclude={"class_names", "own_classes"})),
         findings=findings(report),
         charts=draw(report),
         confused=most_confused(report.accuracy),
