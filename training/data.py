@@ -167,7 +167,7 @@ class Samples:
 
     def __init__(self, sources: Sequence[SourceSettings], root: Path, seed: int, classes: ClassSet) -> None:
         self.sources, self.seed, self.classes = list(sources), seed, classes
-        groups = label_groups(sources, classes)
+        self._groups = groups = label_groups(sources, classes)
         self._first_ids = first_ids(classes, groups)
         self.samples = [load_source(s, root, classes, groups) for s in sources]
         weights = np.asarray([s.weight for s in sources])
@@ -175,7 +175,7 @@ class Samples:
 
     def class_ids(self, labels: np.ndarray) -> np.ndarray:
         """Return training labels with the first class in the place of each ambiguous label."""
-        return self._first_ids[labels]
+        return self._first_ids[labels] if self._groups else labels
 
     def draw(self, *index: int) -> tuple[int, Sample, np.ndarray, np.random.Generator]:
         """The source and sample of an index, its image darkened and distorted, and the generator for what follows."""
