@@ -63,6 +63,15 @@ app = new_app(
     "The node looks for it there.",
 )
 
+Capabilities = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--capability",
+        metavar="8.9",
+        help="tensorrt_rtx: compute capability to build for; can be repeated.",
+        show_default="that of the GPU, or all",
+    ),
+]
 # Typer calls the parser of the option; the type is opaque to it.
 ImageSize = Annotated[Any, image_size_option("the bundle's own")]
 EnginePrecision = Annotated[Precision, typer.Option("--precision", help="Arithmetic of the engines.")]
@@ -89,15 +98,7 @@ def build(
     image_size: ImageSize = None,
     precision: EnginePrecision = "float16",
     library: Library = None,
-    capability: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--capability",
-            metavar="8.9",
-            help="tensorrt_rtx: compute capability to build for; can be repeated.",
-            show_default="that of the GPU, or all",
-        ),
-    ] = None,
+    capability: Capabilities = None,
     verbose: Verbose = False,
 ) -> None:
     """Build the three engines of a bundle. Plans that exist are left as they are; Ctrl-C keeps the finished ones."""
