@@ -24,10 +24,10 @@ FOLDERS = ("a", "b")
 
 
 @lru_cache
-def drive(seed: int = 0, skill: float = 0.0, dark: float = 0.0, frames: int = 240, slower: float = 1.0) -> RunData:
-    """Invent a drive at 2 Hz, slow enough that every light level has several blocks."""
+def drive(seed: int = 0, skill: float = 0.0, dark: float = 0.0, frames: int = 120, slower: float = 1.0) -> RunData:
+    """Invent a drive at 1 Hz, slow enough that every light level has several blocks."""
     return sample_run(
-        frames, seed=seed, name=f"night-{seed}", skill=skill, skill_in_the_dark=dark, hz=2, slower=slower, lost=False
+        frames, seed=seed, name=f"night-{seed}", skill=skill, skill_in_the_dark=dark, hz=1, slower=slower, lost=False
     )
 
 
@@ -130,7 +130,7 @@ def test_bags_are_matched_by_their_files_not_their_names() -> None:
     renamed = run.bags[0].model_copy(update={"name": "copy.mcap"})
     second = with_run(drive(), bags=(renamed,))
     second = replace(second, records=[replace(r, bag="copy.mcap") for r in second.records])
-    assert len(pair_runs(drive(), second).records) == 240
+    assert len(pair_runs(drive(), second).records) == 120
 
 
 def test_a_bag_is_matched_only_once() -> None:
@@ -141,7 +141,7 @@ def test_a_bag_is_matched_only_once() -> None:
     copied = [replace(r, bag="copy.mcap") for r in drive().records]
     second = replace(both, records=[*drive().records, *copied], counts=twice(drive().counts))
     pairs = pair_runs(drive(), second)
-    assert len(pairs.records) == 240 and pairs.left_out == {"only in B": 240}
+    assert len(pairs.records) == 120 and pairs.left_out == {"only in B": 120}
 
 
 def twice(counts: FrameCounts) -> FrameCounts:
@@ -168,7 +168,7 @@ def test_runs_that_do_not_belong_together_are_refused() -> None:
     assert "so the bags differ" in refused(first, later)
     confusion = first.counts.confusion.copy()
     confusion[3, :, 0, 0, 0] += 1
-    assert "the labels differ between A and B in 1 of 240 frames, the first is frame 3" in refused(
+    assert "the labels differ between A and B in 1 of 120 frames, the first is frame 3" in refused(
         first, replace(first, counts=replace(first.counts, confusion=confusion))
     )
     lost = [replace(r, status="dropped", labelled=False) for r in first.records]
