@@ -163,7 +163,7 @@ class _LiveSpan:
         answer = FramePrediction(mask.labels, image_level.labels, confidence.labels if confidence else None, None)
         assert sent.clock_ns is not None
         answer_ns = mask.received_ns - sent.sent_ns
-        age_ns = sent.clock_ns + answer_ns * self._run.settings.rate - frame.stamp_ns
+        age_ns = sent.clock_ns - frame.stamp_ns + answer_ns * self._run.settings.rate
         record, counts = self._judge.prediction(frame, answer, latency_ms=answer_ns / 1e6, age_ms=age_ns / 1e6)
         return record, counts, answer
 

@@ -25,7 +25,7 @@ from nightlab_replay.report.page import write_jpeg
 from nightlab_ros.demo.report import Recording, write_report
 from nightlab_ros.playback.mask_recorder import MASK, MaskRecorder, MaskSpool
 from nightlab_ros.playback.player import FRAME_ID, PlayerSettings
-from nightlab_ros.playback.processes import ProcessError, isolated_ros, node_process
+from nightlab_ros.playback.processes import ChildProcess, ProcessError, isolated_ros, node_process
 from nightlab_ros.playback.protocol import PlayerProcess, SentFrame, record_playback, wait_for_warm_up
 
 
@@ -61,14 +61,15 @@ def run_demo(settings: DemoSettings, console: Console) -> list[str]:
     console.print(f"[bold]NightLab demo[/]: {source.name}, {width}x{height} at {player.rate:g} Hz", soft_wrap=True)
     for problem in source.problems:
         console.print("[yellow]Damaged bag:[/]", escape(problem), soft_wrap=True)
+    parameters = {"autostart": "true", "image_size": f"[{width}, {height}]", **settings.parameters}
     with _terminate_as_interrupt(), MaskSpool(out) as spool:
-        rendered = player.input is None
-        if rendered:
-            source = write_clip(source, out / "clip", player.rate, console)
-            player = PlayerSettings(input=str(out / "clip"), classes=source.classes.key, rate=player.rate)
-        parameters = {"autostart": "true", "image_size": f"[{width}, {height}]", **settings.parameters}
-        recording = _record(player, source, parameters, out, spool, console)
+        with isolated_ros(out), MaskRecorder(spool) as recorder, node_process(parameters, out / "node.log") as node:
+            if player.input is None:  # while the node starts
+                source = write_clip(source, out / "clip", player.rate, console)
+                player = PlayerSettings(input=str(out / "clip"), classes=source.classes.key, rate=player.rate)
+            recording = _record(recorder, node, player, source.num_frames, out, console)
         console.print("Scoring and drawing ...")
+        rendered = settings.player.input is None
         report = write_report(replace(recording, rendered=rendered), source, classes, out)
     console.print(report_table(report))
     for problem in report["problems"]:
@@ -80,7 +81,7 @@ def run_demo(settings: DemoSettings, console: Console) -> list[str]:
 def write_clip(source: FrameSource, folder: Path, fps: float, console: Console) -> FrameSource:
     """Write the rendered clip as a folder of images and label maps, and return it as a source.
 
-    Rendering while the clip plays would take time from the node.
+    Rendering while the clip plays would take time from the node's inference.
     """
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -141,36 +142,32 @@ def report_table(report: Mapping[str, Any]) -> Table:
 
 
 def _record(
+    recorder: MaskRecorder,
+    node: ChildProcess,
     settings: PlayerSettings,
-    source: FrameSource,
-    parameters: dict[str, str],
+    num_frames: int | None,
     out: Path,
-    spool: MaskSpool,
     console: Console,
 ) -> Recording:
     """Play the frames through the node and return everything that was sent and received."""
     arguments = [*settings.arguments(), "--warm-up"]
-    with (
-        isolated_ros(out),
-        MaskRecorder(spool) as recorder,
-        node_process(parameters, out / "node.log") as node,
-        PlayerProcess("nightlab_ros.playback.player", arguments, out / "player.log") as player,
-    ):
+    with PlayerProcess("nightlab_ros.playback.player", arguments, out / "player.log") as player:
         start_s = time.monotonic()
         with console.status("Starting the node: it loads its bundle, compiles the engines and takes a first frame ..."):
             if not wait_for_warm_up(recorder, node, player):
                 raise ProcessError(f"the player sent no frame. {player.log_tail()}")
         console.print(f"The node answers (waited {time.monotonic() - start_s:.1f} s)")
-        with ProgressLine(console, "Playing", source.num_frames) as progress:
+        with ProgressLine(console, "Playing", num_frames) as progress:
             record_playback(
                 recorder,
                 node,
                 player,
                 on_progress=lambda: progress.update(len(player.sent), playback_state(player.sent, recorder)),
             )
-        if not recorder.num_masks:
-            console.print(node.log_tail(), markup=False)
-        return Recording.collect(recorder, player, FRAME_ID, settings.rate)
+        recording = Recording.collect(recorder, player, FRAME_ID, settings.rate)
+    if not recording.masks:
+        console.print(node.log_tail(), markup=False)
+    return recording
 
 
 @contextmanager

@@ -71,24 +71,6 @@ class PlayerSettings:
         return [f"--{name}={value}" for name, value in given.items()]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add an argument for each field of PlayerSettings, of the same name."""
-    default = PlayerSettings()
-    parser.add_argument("--input", help="rosbag, folder of images or video (default: the rendered night clip)")
-    parser.add_argument("--labels", help="folder of label maps for a folder of images (default: labels beside it)")
-    parser.add_argument("--classes", help="class set of the labels, a key or YAML file (default: a bag's own)")
-    parser.add_argument("--glob", default=default.glob, help="names of the images of a folder (default: all)")
-    parser.add_argument("--topic", help="image topic of a rosbag that has several")
-    parser.add_argument("--label-topic", help="label topic of a rosbag that has several")
-    parser.add_argument("--frames", type=int, help="number of frames at most")
-    parser.add_argument("--rate", type=float, default=default.rate, help="frames per second (default: %(default)g)")
-
-
-def settings_from(args: argparse.Namespace) -> PlayerSettings:
-    """Return the settings that were given to a parser with `add_arguments`."""
-    return PlayerSettings(**{name: getattr(args, name) for name in PlayerSettings.__dataclass_fields__})
-
-
 def play(node: Any, source: FrameSource, rate: float, with_parent: bool) -> None:
     """Publish every frame on `image` at `rate` frames per second, as soon as there is a subscription.
 
@@ -129,15 +111,24 @@ def play(node: Any, source: FrameSource, rate: float, with_parent: bool) -> None
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line."""
+    """Run the command line, which has an option for each field of PlayerSettings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
+    default = PlayerSettings()
+    parser.add_argument("--input", help="rosbag, folder of images or video (default: the rendered night clip)")
+    parser.add_argument("--labels", help="folder of label maps for a folder of images (default: labels beside it)")
+    parser.add_argument("--classes", help="class set of the labels, a key or YAML file (default: a bag's own)")
+    parser.add_argument("--glob", default=default.glob, help="names of the images of a folder (default: all)")
+    parser.add_argument("--topic", help="image topic of a rosbag that has several")
+    parser.add_argument("--label-topic", help="label topic of a rosbag that has several")
+    parser.add_argument("--frames", type=int, help="number of frames at most")
+    parser.add_argument("--rate", type=float, default=default.rate, help="frames per second (default: %(default)g)")
     parser.add_argument(
         "--warm-up", action="store_true", help="repeat the first frame until a line arrives on standard input"
     )
-    args = parser.parse_args(argv)
-    settings = settings_from(args)
-    return run_player("player", lambda node: play(node, settings.open(), settings.rate, args.warm_up))
+    args = vars(parser.parse_args(argv))
+    with_parent = args.pop("warm_up")
+    settings = PlayerSettings(**args)
+    return run_player("player", lambda node: play(node, settings.open(), settings.rate, with_parent))
 
 
 if __name__ == "__main__":

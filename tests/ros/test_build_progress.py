@@ -52,16 +52,16 @@ class NodeWithGpu(NodeProcess):
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., tuple[NodeProcess, Client]]]:
-    begun: list[Any] = []
+    started: list[Any] = []
     monkeypatch.setenv("NIGHTLAB_PLANS", str(tmp_path / "plans"))
 
-    def begin(kind: type[NodeProcess] = NodeWithGpu, **parameters: Any) -> tuple[NodeProcess, Client]:
-        begun.append(kind("", image_size=[96, 64], **parameters))
-        begun.append(Client())
-        return begun[-2], begun[-1]
+    def start_node(kind: type[NodeProcess] = NodeWithGpu, **parameters: Any) -> tuple[NodeProcess, Client]:
+        started.append(kind("", image_size=[96, 64], **parameters))
+        started.append(Client())
+        return started[-2], started[-1]
 
-    yield begin
-    for one in reversed(begun):
+    yield start_node
+    for one in reversed(started):
         one.close() if isinstance(one, Client) else one.stop()
 
 

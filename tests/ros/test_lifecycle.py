@@ -38,15 +38,15 @@ def flat(green: int, size_hw: tuple[int, int] = (48, 64)) -> np.ndarray:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., tuple[NodeProcess, Client]]]:
-    begun: list[Any] = []
+    started: list[Any] = []
 
-    def begin(namespace: str = "", **parameters: Any) -> tuple[NodeProcess, Client]:
-        begun.append(NodeProcess(namespace, engine="onnxruntime", **parameters))
-        begun.append(Client(namespace))
-        return begun[-2], begun[-1]
+    def start_node(namespace: str = "", **parameters: Any) -> tuple[NodeProcess, Client]:
+        started.append(NodeProcess(namespace, engine="onnxruntime", **parameters))
+        started.append(Client(namespace))
+        return started[-2], started[-1]
 
-    yield begin
-    for one in reversed(begun):
+    yield start_node
+    for one in reversed(started):
         one.close() if isinstance(one, Client) else one.stop()
 
 

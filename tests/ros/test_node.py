@@ -49,11 +49,11 @@ class System:
 def start(tiny_bundle: Path) -> Iterator[Callable[..., System]]:
     systems: list[System] = []
 
-    def begin(namespace: str = "", **parameters: Any) -> System:
+    def start_node(namespace: str = "", **parameters: Any) -> System:
         systems.append(System(tiny_bundle, namespace, **parameters))
         return systems[-1]
 
-    yield begin
+    yield start_node
     for system in systems:
         system.close()
 
