@@ -212,7 +212,7 @@ class TestRegionDetector:
         known = torch.zeros(1, 128, 128, dtype=torch.bool)
         known[:, :40] = True
 
-        def taught(known: torch.Tensor | None) -> list[int]:
+        def sampled(known: torch.Tensor | None) -> list[int]:
             """Rows of the 8 x 8 places whose objectness has a gradient."""
             seen: list[torch.Tensor] = []
             hook = model.rpn.head.cls_logits.register_forward_hook(
@@ -222,9 +222,9 @@ class TestRegionDetector:
             hook.remove()
             return sorted(set(seen[0].grad[0, 0].nonzero()[:, 0].tolist()))
 
-        assert taught(None) == taught(torch.ones_like(known)) == list(range(8))
-        assert taught(known) == [0, 1, 2]  # row i is that of anchors from y = 16 i - 16 to 16 i + 16
-        assert taught(~known) == [1, 3, 4, 5, 6, 7]  # the box itself is told of, wherever it lies
+        assert sampled(None) == sampled(torch.ones_like(known)) == list(range(8))
+        assert sampled(known) == [0, 1, 2]  # row i is that of anchors from y = 16 i - 16 to 16 i + 16
+        assert sampled(~known) == [1, 3, 4, 5, 6, 7]  # the box itself is told of, wherever it lies
         nothing = model.loss(image, [torch.zeros(0, 4)], torch.zeros_like(known))
         assert [v.item() for v in nothing.values()] == [0, 0]
 

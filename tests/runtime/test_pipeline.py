@@ -191,7 +191,7 @@ def test_settings_take_effect_on_the_next_frame(
     assert pipeline(black()).labels[y, x] == 2
 
 
-def test_the_two_merges_differ_where_the_image_level_is_surer(make: Callable[..., Pipeline]) -> None:
+def test_the_two_merges_differ_where_the_image_level_is_more_confident(make: Callable[..., Pipeline]) -> None:
     pipeline = make(image=plain_maps(1, 250))
     assert (pipeline(black()).labels == 1).all()
     pipeline.settings = PipelineSettings(merge="replace")
@@ -203,7 +203,7 @@ def test_the_two_merges_differ_where_the_image_level_is_surer(make: Callable[...
 
 
 @pytest.mark.parametrize(("threshold", "hidden"), [(0.0, []), (0.4, []), (0.41, [1]), (0.79, [1, 2]), (1.0, [1, 2])])
-def test_unsure_pixels_are_hidden_on_both_levels(
+def test_pixels_below_the_confidence_threshold_are_unlabelled_on_both_levels(
     make: Callable[..., Pipeline], threshold: float, hidden: list[int]
 ) -> None:
     pipeline = make(PipelineSettings(confidence_threshold=threshold), image=plain_maps(1, 102))  # 102 / 255 = 0.4
@@ -211,7 +211,7 @@ def test_unsure_pixels_are_hidden_on_both_levels(
     expected = {label for label in (1, 2) if label not in hidden} | ({255} if hidden else set())
     assert set(np.unique(result.labels)) == expected
     assert set(np.unique(result.image_labels)) == ({255} if 1 in hidden else {1})
-    assert set(np.unique(result.confidence)) == {102, 200}  # what was hidden still tells how sure it was
+    assert set(np.unique(result.confidence)) == {102, 200}  # confidence is kept
 
 
 def test_image_level_mode_leaves_the_others_alone(make: Callable[..., Pipeline]) -> None:

@@ -149,7 +149,7 @@ def test_labels_and_confidence_are_resized_about_the_same_centres() -> None:
     assert resize_labels(labels, (4, 4)) is labels
 
 
-# Two levels of 6 x 6 pixels. The image level is 0 everywhere, sure on the left (200) and unsure on the right (100).
+# Two levels of 6 x 6 pixels. The image level is 0 everywhere, with confidence 200 on the left and 100 on the right.
 IMAGE_LABELS = np.zeros((6, 6), np.uint8)
 IMAGE_CONFIDENCE = np.repeat(np.array([[200, 200, 200, 100, 100, 100]], np.uint8), 6, axis=0)
 #: the best: rows 1..3, columns 1..4; its window is the whole frame, which its labels are given on

@@ -61,7 +61,7 @@ def built(bundle: Bundle, library: TensorRtLibrary, tmp_path_factory: pytest.Tem
 
 @pytest.fixture
 def plan(built: Path, tmp_path: Path) -> Path:
-    """A copy of the plan's file, to be spoilt."""
+    """A copy of the plan's file, to be damaged."""
     (source,) = plan_files(built)
     return Path(shutil.copy2(source, tmp_path))
 
@@ -167,9 +167,9 @@ def swap(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
 
 def flip(at: Callable[[int], int]) -> Callable[[bytes], bytes]:
     def change(data: bytes) -> bytes:
-        spoilt = bytearray(data)
-        spoilt[at(len(data))] ^= 1
-        return bytes(spoilt)
+        damaged = bytearray(data)
+        damaged[at(len(data))] ^= 1
+        return bytes(damaged)
 
     return change
 
@@ -266,7 +266,7 @@ def test_an_empty_cache_says_so(bundle: Bundle, library: TensorRtLibrary, tmp_pa
             find_plan(folder, key_of(bundle, library))
 
 
-def test_a_whole_plan_is_found_beside_spoilt_ones(bundle: Bundle, library: TensorRtLibrary, plan: Path) -> None:
+def test_a_whole_plan_is_found_beside_damaged_ones(bundle: Bundle, library: TensorRtLibrary, plan: Path) -> None:
     (plan.parent / "region-0000000000000000.plan").write_bytes(b"nothing")
     (plan.parent / "notes.txt").write_text("not a plan")
     header, _ = find_plan(plan.parent, key_of(bundle, library))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle's network as TensorRT takes it: no DeformConv, constants folded, half precision where that is safe.
+"""Rewrite a bundle's network for TensorRT: no DeformConv, constants folded, half precision where it is safe.
 
-`tensorrt_graph` is the one entry. What it returns is plain ONNX, which ONNX Runtime runs as well. This module needs the
-package `onnx`, which is installed where engines are built and nowhere else.
+The entry point is `tensorrt_graph`. It returns plain ONNX, which ONNX Runtime runs as well. This module needs the
+package `onnx`, which only machines that build plans need.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ Precision = Literal["float32", "float16"]
 
 
 class GraphError(ValueError):
-    """A graph that cannot be rewritten for TensorRT; the message names the node and the remedy."""
+    """A graph cannot be rewritten for TensorRT. The message names the node and the remedy."""
 
 
 def tensorrt_graph(
     model: onnx.ModelProto, precision: Precision, sizes: Mapping[str, Sequence[int]] | None = None
 ) -> onnx.ModelProto:
-    """Rewrite a network for TensorRT; the model given stays as it is.
+    """Return a network rewritten for TensorRT. The model given is not changed.
 
-    Every DeformConv becomes GridSample and a 1x1 convolution, exact to float32's rounding, for free sizes too. With
-    "float16" the graph is strongly typed: convolutions and products of matrices in half, and all that half precision
-    would harm in float32 (see `half`). `sizes` fixes inputs by name, for example {"frame": (1, 480, 640, 3)}, where
-    -1 leaves a side free: engines of fixed sizes are faster, and the sampling grids become constants.
+    Every DeformConv becomes GridSample and a 1x1 convolution, exact up to float32 rounding, for free sizes too. With
+    "float16" the graph is strongly typed: convolutions and matrix products in half precision, and everything that half
+    precision would harm in float32 (see `half`). `sizes` fixes inputs by name, for example
+    {"frame": (1, 480, 640, 3)}, where -1 leaves a side free. Plans of fixed sizes are faster.
 
-    Raises GraphError, which names the node or the input at fault.
+    Raises GraphError that names the node or the input.
     """
     if precision not in ("float32", "float16"):
         raise ValueError(f"precision: received {precision!r}, expected 'float32' or 'float16'")
@@ -49,7 +49,7 @@ def tensorrt_graph(
 
 
 def _fix_sizes(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> None:
-    """Write sizes into the inputs, and forget the outputs' old ones, which are inferred again."""
+    """Write sizes into the inputs, and clear those of the outputs, which are inferred again."""
     inputs = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
     if unknown := set(sizes) - set(inputs):
         raise GraphError(f"sizes name the inputs {sorted(unknown)}; the graph has {sorted(inputs)}")
@@ -67,7 +67,7 @@ def _fix_sizes(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> No
 
 
 def _cast_bytes(graph: onnx.GraphProto) -> None:
-    """Cast byte inputs to float32 at once, since TensorRT has bytes for casts alone. Later casts are folded."""
+    """Cast byte inputs to float32 first, since TensorRT supports bytes only in casts. Later casts are folded."""
     for value in graph.input:
         readers = [node for node in graph.node if value.name in node.input]
         is_byte = value.type.tensor_type.elem_type == TensorProto.UINT8
@@ -80,10 +80,9 @@ def _cast_bytes(graph: onnx.GraphProto) -> None:
 
 
 def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Fold constants, and batch normalisation into convolutions, by ONNX Runtime's own standard rewrites; then infer
-    the type and size of every value."""
+    """Fold constants and batch normalisation with ONNX Runtime, then infer the type and size of every value."""
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # standard operators alone
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # standard operators only
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "folded.onnx"
@@ -93,10 +92,10 @@ def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
                 model.SerializeToString(),
                 options,
                 providers=["CPUExecutionProvider"],
-                disabled_optimizers=["WeightBiasQuantization", "QDQPropagationTransformer"],  # made for its own kernels
+                disabled_optimizers=["WeightBiasQuantization", "QDQPropagationTransformer"],  # for its own kernels only
             )
-        except Exception as error:  # ONNX Runtime has no common base class for what it raises
-            raise GraphError(f"ONNX Runtime refuses the graph, so that nothing can be folded: {error}") from error
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
+            raise GraphError(f"ONNX Runtime refuses the graph, so its constants cannot be folded: {error}") from error
         folded = onnx.load(path)
     used = {node.domain for node in folded.graph.node}
     opsets = [opset for opset in folded.opset_import if opset.domain in used]
@@ -107,12 +106,12 @@ def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
     return shape_inference.infer_shapes(folded, strict_mode=True, data_prop=True)
 
 
-#: Deformable convolution (Dai et al., 2017) with operators that TensorRT has, as `models.deform.sample_conv2d` does it:
-#: the taps are sampled one below the other into a picture k x k times as high, and mixed by a 1x1 convolution.
+#: Deformable convolution (Dai et al., 2017) with TensorRT's operators, as in `models.deform.sample_conv2d`: the taps
+#: are sampled one below the other into an image k x k times as high, and mixed by a 1x1 convolution.
 #: x (B, Cin, H, W), offset (B, 2 * k * k, h, w) as (dy, dx) a tap in pixels, weight (Cout, Cin / group * k * k, 1, 1),
-#: bias (Cout,), tap_y and tap_x (k * k, 1, 1): where in pixels a tap reads for the first output pixel, without offset
-#: -> out (B, Cout, h, w). Reads zero outside of x. A position p in pixels is (2 p + 1) / size - 1 for GridSample; what
-#: does not depend on the offset stands apart, so that it becomes a constant where sizes are fixed.
+#: bias (Cout,), tap_y and tap_x (k * k, 1, 1): pixel that a tap reads for the first output pixel, without offset
+#: -> out (B, Cout, h, w). Reads zero outside of x. A position p in pixels is (2 p + 1) / size - 1 for GridSample. Terms
+#: without the offset are separate, so that they become constants when sizes are fixed.
 _SAMPLE_CONV = """
 <domain: "nightlab", opset_import: ["" : %(opset)d]>
 SampleConv <group: int = 1> (x, offset, weight, bias, tap_y, tap_x, stride_y, stride_x) => (out)
@@ -178,13 +177,13 @@ SampleConv <group: int = 1> (x, offset, weight, bias, tap_y, tap_x, stride_y, st
 
 
 def _without_deform_conv(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Put `_SAMPLE_CONV` in the place of every DeformConv."""
+    """Replace every DeformConv by `_SAMPLE_CONV`."""
     graph = model.graph
     nodes = [node for node in graph.node if node.op_type == "DeformConv"]
     if not nodes:
         return model
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    mode = "linear" if opset >= 20 else "bilinear"  # one thing, renamed
+    mode = "linear" if opset >= 20 else "bilinear"  # the same mode, renamed
     constants = _constants(graph)
     for index, node in enumerate(nodes):
         inputs, group = _sample_conv_inputs(node, constants)
@@ -201,12 +200,12 @@ def _without_deform_conv(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _sample_conv_inputs(node: onnx.NodeProto, constants: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
-    """The constant inputs of `_SAMPLE_CONV` in its order, and the groups. Raises GraphError for other forms."""
+    """Return the constant inputs of `_SAMPLE_CONV` in its order, and the groups. Raises GraphError for other forms."""
     where = f"DeformConv {node.name or node.output[0]!r}"
     attributes: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     weight = constants.get(node.input[1])
     if weight is None or weight.ndim != 4:
-        received = "one that is computed" if weight is None else f"one of shape {weight.shape}"
+        received = "computed" if weight is None else f"of shape {weight.shape}"
         raise GraphError(f"{where}: the weight is {received}; expected a constant of (Cout, Cin, k, k)")
     if (offset_group := attributes.get("offset_group", 1)) != 1:
         raise GraphError(f"{where}: received offset_group {offset_group}, expected 1: offsets that all channels share")
@@ -215,7 +214,7 @@ def _sample_conv_inputs(node: onnx.NodeProto, constants: Mapping[str, np.ndarray
     has_bias = len(node.input) > 3 and node.input[3]
     bias = constants.get(node.input[3]) if has_bias else np.zeros(len(weight), np.float32)
     if bias is None:
-        raise GraphError(f"{where}: the bias is one that is computed; expected a constant of (Cout,)")
+        raise GraphError(f"{where}: the bias is computed; expected a constant of (Cout,)")
     height, width = weight.shape[2:]
     dilation = attributes.get("dilations", (1, 1))
     pads = attributes.get("pads", (0, 0, 0, 0))
@@ -233,11 +232,11 @@ def _sample_conv_inputs(node: onnx.NodeProto, constants: Mapping[str, np.ndarray
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
-    """Constants by name, those behind a cast too: a bundle stores its weights rounded to half."""
+    """Return constants by name, including those behind a cast, since a bundle stores weights as float16."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
         elif node.op_type in ("Cast", "Identity") and node.input[0] in constants:
-            constants[node.output[0]] = constants[node.input[0]]  # the caller brings them to its own type
+            constants[node.output[0]] = constants[node.input[0]]  # the caller converts them
     return constants
