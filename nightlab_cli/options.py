@@ -105,7 +105,7 @@ PipelineSetting = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help=f"Setting of the pipeline; can be repeated. Names: {SETTINGS}."),
 ]
 Precision = Annotated[
-    Literal["auto", "float32"], typer.Option("--precision", help="Arithmetic; auto is the fastest of the machine.")
+    Literal["auto", "float32"], typer.Option("--precision", help="Arithmetic; auto: the fastest of this machine.")
 ]
 Threads = Annotated[
     int, typer.Option("--threads", metavar="N", min=0, help="Threads of each engine; 0: the library's choice.")

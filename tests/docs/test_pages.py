@@ -46,3 +46,11 @@ def test_links_lead_somewhere(page: str) -> None:
     folder = (ROOT / page).parent
     missing = [link for link in links if "://" not in link and not (folder / link.partition("#")[0]).exists()]
     assert missing == []
+
+
+def test_files_that_a_page_names_exist(page: str) -> None:
+    """Paths in backticks from the repository's folder on, without placeholders in capitals."""
+    folders = "nightlab_core|nightlab_replay|nightlab_ros|nightlab_cli|training|tests|docs|config|requirements|launch"
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    named = set(re.findall(rf"`((?:{folders})/[a-z0-9_./-]+)`", text))
+    assert sorted(path for path in named if not (ROOT / path).exists()) == []
