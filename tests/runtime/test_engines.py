@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -275,6 +276,18 @@ def test_a_missing_library_is_replaced_or_named(
             open_network(tiny_bundle / "image.onnx", options)
         with pytest.raises(ImportError, match=expected):
             Engines.open(tiny_bundle, options)
+
+
+def test_a_new_library_is_one_module_and_one_line_in_the_table(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime = pytest.importorskip("nightlab_core.runtime.engines.onnxruntime")
+    module = types.ModuleType("my_library")
+    module.MyEngine = type("MyEngine", (onnxruntime.OnnxRuntimeEngine,), {"name": "mine"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_library", module)
+    monkeypatch.setattr("nightlab_core.runtime.engines.open.LIBRARIES", {"mine": "my_library:MyEngine"})
+    with Engines.open(tiny_bundle) as engines:
+        assert engines.name == "mine" and engines.note == ""
 
 
 def test_an_unknown_engine_is_refused(tiny_bundle: Path) -> None:
