@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from nightlab_core.data.bags.write import Packing
 from nightlab_replay.judging import Judge
 from nightlab_replay.records import load_run
 from nightlab_replay.replay import replay
-from nightlab_ros.live_replay import answered_part, replay_live
+from nightlab_ros.live_replay import answered_part, describe_mismatch, playback_statistics, replay_live
 from nightlab_ros.playback.bag_player import stamp_of, with_stamp
 from nightlab_ros.playback.protocol import SentFrame
 
@@ -48,6 +50,35 @@ def test_frames_on_their_way_when_the_replay_was_stopped_are_played_again() -> N
     sent = [SentFrame(index, 10 + index, 0, 0.0) for index in range(5)]
     assert [frame.index for frame in answered_part(sent, Recorder())] == [0, 1, 2]  # type: ignore[arg-type]
     assert answered_part(sent[3:], Recorder()) == []  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({}, ""),
+        ({"frame_id": "rear"}, "the mask has the frame_id 'rear', its image 'front'"),
+        ({"size_hw": (6, 4)}, "the mask is (6, 4), its image (4, 6) (height, width)"),
+        ({"encoding": "8UC1"}, "the mask has the encoding '8UC1', expected 'mono8'"),
+    ],
+)
+def test_a_mask_that_does_not_fit_its_image_is_described(change: dict[str, Any], sentence: str) -> None:
+    frame: Any = SimpleNamespace(image_bgr=np.zeros((4, 6, 3), np.uint8), frame_id="front")
+    mask: Any = SimpleNamespace(**{"frame_id": "front", "size_hw": (4, 6), "encoding": "mono8", **change})
+    assert describe_mismatch(frame, [mask]) == sentence
+
+
+def test_repeated_late_and_unknown_masks_are_counted() -> None:
+    sent = [SentFrame(index, 10 + index, 0, 1.5 * index) for index in range(3)]
+    warm_up = [SentFrame(-1, 5, 0, 0.0)]
+    statistics = playback_statistics(sent, warm_up, [5, 10, 12, 11, 11, 99])
+    assert statistics == {
+        "replay_sent": "3",
+        "replay_masks": "4",
+        "replay_repeated": "1",
+        "replay_out_of_order": "1",
+        "replay_of_no_image": "1",
+        "replay_camera_late_ms_max": "3.0",
+    }
 
 
 @pytest.mark.parametrize("packing", ["none", pytest.param("png", marks=pytest.mark.slow)])
