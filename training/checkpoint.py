@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stage's checkpoint: what it holds, how it is written, and whether a run may go on from it."""
+"""Read and write the checkpoint of a training stage, and check that a run may continue from it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torch import Tensor
 from nightlab_core.config import Settings
 from nightlab_core.files import atomic_path
 
-#: What may change between two halves of a run: none of it decides what is learnt. The batch of all processes together
-#: is compared by itself, so that four processes may go on where one with four times the batch was stopped.
+#: Settings that may change between two parts of a run, since they do not affect the result. The batch of all processes
+#: together is compared by itself: four processes may continue a run of one process with four times the batch.
 _FREE = {f"loop.{name}" for name in ("batch_size", "workers", "checkpoint_every", "log_every", "tensorboard")}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint, on the CPU. Raises ValueError for a file that is none."""
+    """Read the state in a checkpoint, on the CPU. Raises ValueError for another file."""
     if path.exists() and not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is no checkpoint, or was cut short; remove it, or name another")
+        raise ValueError(f"{path} is not a checkpoint, or was cut short; remove it, or name another")
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or not state.keys() & {"model", "weights"}:
-        raise ValueError(f"{path} is no checkpoint of a training stage, nor a whole NightLab's")
+        raise ValueError(f"{path} is not a checkpoint of a training stage or of a whole NightLab")
     return state
 
 
@@ -38,7 +38,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The weights of a stage's checkpoint: their running mean where it kept one. Also reads a whole NightLab's."""
+    """Read the weights of a stage's checkpoint, their running mean if it has one, or of a whole NightLab's."""
     state = read(checkpoint)
     if state.get("average"):
         return {k.removeprefix("module."): v for k, v in state["average"].items() if k.startswith("module.")}
@@ -46,12 +46,12 @@ def load_weights(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def check_recipe(path: Path, state: dict[str, Any], recipe: Settings, batch: int) -> None:
-    """Raise ValueError, naming the keys, where a checkpoint was made by another recipe or batch (of all processes).
+    """Raise ValueError, naming the keys, if another recipe or batch (of all processes) made a checkpoint.
 
-    A key that the checkpoint is too old to know counts as its default.
+    A key that is newer than the checkpoint counts as its default.
     """
     if "recipe" not in state:
-        raise ValueError(f"{path} is no checkpoint of a training stage; choose another folder, or remove it")
+        raise ValueError(f"{path} is not a checkpoint of a training stage; choose another folder, or remove it")
     old = state["recipe"]
     if changed := _changes(old, recipe):
         raise ValueError(
@@ -66,7 +66,7 @@ def check_recipe(path: Path, state: dict[str, Any], recipe: Settings, batch: int
 
 
 def check_made_from(path: Path, state: dict[str, Any], made_from: Mapping[str, str]) -> None:
-    """Raise ValueError where a checkpoint says that it was made from another file than `made_from`, SHA-256 by key."""
+    """Raise ValueError if a checkpoint was made from other files than `made_from`, SHA-256 by key."""
     before = state.get("made_from", {})
     if changed := [key for key, digest in made_from.items() if before.get(key, digest) != digest]:
         raise ValueError(
@@ -75,7 +75,7 @@ def check_made_from(path: Path, state: dict[str, Any], made_from: Mapping[str, s
 
 
 def is_finished(path: Path, recipe: Settings) -> bool:
-    """Whether a checkpoint is that of the last step of this recipe."""
+    """Return whether a checkpoint is that of the last step of this recipe."""
     if not path.is_file():
         return False
     state = read(path)
@@ -85,7 +85,7 @@ def is_finished(path: Path, recipe: Settings) -> bool:
 
 
 def _changes(old: dict[str, Any], recipe: Settings) -> list[str]:
-    """Keys, with dots between depths, whose values differ and that decide what is learnt."""
+    """List the keys, with dots between depths, whose values differ and affect the result."""
     with suppress(ValidationError):  # keys or values that are unknown today are shown as differences
         old = type(recipe).model_validate(old, strict=False).model_dump(mode="json")
     before, now = _flat(old), _flat(recipe.model_dump(mode="json"))

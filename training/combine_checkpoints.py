@@ -24,23 +24,25 @@ Part = Literal["image", "region", "detector"]
 
 
 class CombineRecipe(Settings):
-    """Where the stages' checkpoints are, and what the bundle says of itself."""
+    """The stages' checkpoints, and the card of the bundle."""
 
     model: NightLabSettings
-    #: A level's checkpoint: of its stage, or of a whole NightLab. Of several the mean of the weights is taken: that of
-    #: before and after a training often reads what it did not show better than either (Wortsman et al., CVPR 2022).
+    #: A level's checkpoint: of its stage, or of a whole NightLab. The weights of several are averaged: the mean of the
+    #: weights before and after a training often generalises better than either (Wortsman et al., CVPR 2022).
     image: str | tuple[str, ...]
     region: str | tuple[str, ...]
     detector: str
-    #: Added to the region level's logits of these classes, chosen on val: its windows are crowded with hard classes in
-    #: training, so that how likely each is has to be set right again (Menon et al., ICLR 2021).
+    #: Added to the region level's logits of these classes, chosen on val: training windows hold many hard classes, so
+    #: the prior of each must be corrected (Menon et al., ICLR 2021).
     region_offsets: dict[str, float] = Field(default_factory=dict)
     card: ModelCard
 
 
 def load_stages(recipe: CombineRecipe) -> NightLab:
-    """The NightLab of the stages' weights, without offsets: what a bundle that a level comes from added to its logits
-    is taken off. A stage without a checkpoint of its own yet is an error that names it."""
+    """Build the NightLab of the stages' weights, without offsets on the region level's logits.
+
+    Raises FileNotFoundError for a missing checkpoint, ValueError for one that does not fit.
+    """
     model = recipe.model.build()
     _load(model.image, recipe.image, "image", recipe.model)
     _load(model.region, recipe.region, "region", recipe.model)
@@ -55,7 +57,7 @@ def shift_logits(segmenter: nn.Module, names: tuple[str, ...], offsets: dict[str
         raise ValueError(f"region_offsets: the segmenter ends in {classifier}, not in {len(names)} biased logits")
     for name, value in offsets.items():
         if name not in names:
-            raise KeyError(f"region_offsets names {name!r}; the network tells apart {', '.join(names)}")
+            raise KeyError(f"region_offsets names {name!r}; the network distinguishes {', '.join(names)}")
         classifier.bias.data[names.index(name)] += value
 
 
@@ -72,7 +74,7 @@ def combine_checkpoints(recipe: CombineRecipe, out: Path) -> None:
 
 
 def _load(network: nn.Module, paths: str | tuple[str, ...], part: Part, settings: NightLabSettings) -> None:
-    """Give a network its checkpoint's weights, or the mean of several's."""
+    """Load a checkpoint's weights into a network, or the mean of several."""
     found = [_weights(network, path, part, settings) for path in ((paths,) if isinstance(paths, str) else paths)]
     mean = {k: sum(weights[k].double() for weights in found) / len(found) for k in found[0]}
     network.load_state_dict({k: v.to(found[0][k].dtype) for k, v in mean.items()})  # type: ignore[union-attr]
@@ -98,7 +100,7 @@ def _weights(network: nn.Module, path: str, part: Part, settings: NightLabSettin
         before = _beyond_shapes(NightLabSettings.model_validate(stored, strict=False), part)
         now = _beyond_shapes(settings, part)
         if changed := [f"{key} {before[key]}, not {now[key]}" for key in now if before[key] != now[key]]:
-            raise ValueError(f"{path} was trained with {'; '.join(changed)}; set the recipe's model right")
+            raise ValueError(f"{path} was trained with {'; '.join(changed)}; correct the recipe's model")
     if part == "region" and own and (added := state.get("card", {}).get("region_offsets")):
         names = settings.outputs("region").names
         shift_logits(network.get_submodule("segmenter"), names, {name: -value for name, value in added.items()})
@@ -107,7 +109,7 @@ def _weights(network: nn.Module, path: str, part: Part, settings: NightLabSettin
 
 
 def _beyond_shapes(settings: NightLabSettings, part: Part) -> dict[str, object]:
-    """What decides how a part's weights are used, without a trace in their shapes."""
+    """Return the settings that decide how a part's weights are used and do not show in their shapes."""
     if part == "detector":
         keys = ("strides", "anchor_sizes", "aspect_ratios", "reduction")
         return {f"model.detector.{key}": getattr(settings.detector, key) for key in keys}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Endless training samples: sample i is decided by the seed and i alone."""
+"""Draw training samples without end: sample i is a function of the seed and i."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from training.distributed import is_first_process
 
 
 class SourceSettings(Settings):
-    """One source of images and how often it is drawn."""
+    """A source of images, and how often it is drawn."""
 
     kind: catalogue.Kind | Literal["rendered", "pseudo", "unlabelled"]
     folder: str = ""  #: under the data folder; of "pseudo", where `training.stages.pseudo` wrote
@@ -55,7 +55,7 @@ class SourceSettings(Settings):
         return tuple(value) if isinstance(value, list) else value
 
 
-#: Sources that take no more than this when decoded are kept in memory; every sample is read many times.
+#: Sources whose decoded frames take at most this are kept in memory, since every frame is read many times.
 IN_MEMORY_BYTES = 2 * 2**30
 
 
@@ -178,7 +178,7 @@ class Samples:
         return self._first_ids[labels] if self._groups else labels
 
     def draw(self, *index: int) -> tuple[int, Sample, np.ndarray, np.random.Generator]:
-        """The source and sample of an index, its image darkened and distorted, and the generator for what follows."""
+        """Draw source, sample, its image darkened and distorted, and the generator for the next steps."""
         rng = np.random.default_rng((self.seed, *index))
         source = rng.choice(len(self.sources), p=self.shares)
         sample = self.samples[source][int(rng.integers(len(self.samples[source])))]
@@ -189,10 +189,10 @@ class Samples:
 
 
 class Stream(Samples, Dataset[tuple[Tensor, ...]], ABC):
-    """Crops of labelled images; sub-classes say how one is cut.
+    """Crops of labelled images; sub-classes define how one is cut.
 
-    Into `paste_share` of the samples what another sample shows of `paste_ids` is pasted where it stood there (ClassMix:
-    Olsson et al., WACV 2021): a few cyclists are seen in every street and light.
+    Into a share `paste_share` of the samples, the pixels of `paste_ids` in another sample are pasted at the same place
+    (ClassMix; Olsson et al., WACV 2021), so that a few cyclists appear in many streets and lights.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class Stream(Samples, Dataset[tuple[Tensor, ...]], ABC):
 
     @abstractmethod
     def crop(self, *index: int) -> tuple[int, np.ndarray, np.ndarray, np.random.Generator]:
-        """Source, image and labels of the crop of an index, and the generator for what follows."""
+        """Draw the crop of an index: source, image, labels, and the generator for the next steps."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         _, image, labels, rng = self.crop(index)
@@ -219,22 +219,22 @@ class Stream(Samples, Dataset[tuple[Tensor, ...]], ABC):
 
     def _paste(self, image: np.ndarray, labels: np.ndarray, index: int, rng: np.random.Generator) -> transforms.Pair:
         _, donor, donor_labels, _ = self.crop(index, 1)
-        if donor.mean() < image.mean() / 2:  # by day what the night hid is black on bright
+        if donor.mean() < image.mean() / 2:  # pixels of the night would be black in a bright image
             return image, labels
-        if donor.mean() > image.mean() * 2:  # by night what the day lit would shine
+        if donor.mean() > image.mean() * 2:  # pixels of the day would shine in a dark image
             donor = transforms.darken(donor, rng)
         pasted = np.isin(self.class_ids(donor_labels), self.paste_ids)
         return np.where(pasted[..., None], donor, image), np.where(pasted, donor_labels, labels)
 
 
 def to_tensors(image: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(3, H, W) float32 RGB in 0..1 and (H, W) int64."""
+    """Convert to (3, H, W) float32 RGB in 0..1 and (H, W) int64."""
     rgb = np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))
     return torch.from_numpy(rgb).float() / 255, torch.from_numpy(labels.astype(np.int64))
 
 
 class FrameStream(Stream):
-    """Random crops of whole frames, seen at about the image network's working scale; `hard_share` hold a hard class."""
+    """Random crops of frames at about the image network's working scale; a share `hard_share` holds a hard class."""
 
     def __init__(
         self,
@@ -255,7 +255,7 @@ class FrameStream(Stream):
         self.hard_ids, self.hard_share = hard_ids, hard_share
 
     def crop(self, *index: int) -> tuple[int, np.ndarray, np.ndarray, np.random.Generator]:
-        """Source, image and labels of the crop of an index, and the generator for what follows."""
+        """Draw the crop of an index: source, image, labels, and the generator for the next steps."""
         source, sample, image, rng = self.draw(*index)
         working = math.sqrt(self.area / (image.shape[0] * image.shape[1]))
         scale = working * math.exp(rng.uniform(math.log(self.scale[0]), math.log(self.scale[1])))
@@ -268,7 +268,7 @@ class FrameStream(Stream):
 
 
 class RegionStream(Stream):
-    """Enlarged windows round instances of the hard classes, cut as the pipeline cuts them."""
+    """Enlarged windows around instances of the hard classes, cut as the pipeline cuts them."""
 
     def __init__(
         self,
@@ -286,11 +286,11 @@ class RegionStream(Stream):
         self.region_hw, self.hard_ids, self.elsewhere = region_hw, hard_ids, elsewhere
 
     def crop(self, *index: int) -> tuple[int, np.ndarray, np.ndarray, np.random.Generator]:
-        """Source, image and labels of the window of an index, and the generator for what follows."""
+        """Draw the window of an index: source, image, labels, and the generator for the next steps."""
         source, sample, image, rng = self.draw(*index)
         height, width = sample.labels.shape
         x0, y0, x1, y1 = self._window(self.class_ids(sample.labels), rng)
-        # A detector's box is never exact: shift and stretch it.
+        # A detector's box is not exact: shift and stretch it.
         jitter = rng.uniform(-0.15, 0.15, 4) * [x1 - x0, y1 - y0, x1 - x0, y1 - y0]
         box = np.asarray([x0, y0, x1, y1], np.float32) + jitter.astype(np.float32)
         aspect = self.region_hw[1] / self.region_hw[0]
@@ -304,10 +304,10 @@ class RegionStream(Stream):
         return source, window, labels, rng
 
     def _window(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A box, float (4,) xyxy: an instance of a hard class, or the region round it.
+        """Draw a box, float (4,) xyxy: an instance of a hard class, the region around it, or any place.
 
-        The class is drawn before the instance, or poles would crowd out riders. Now and then any place will do. Windows
-        are larger than most that a frame is read in: as small as those, which was tried, they taught less on val.
+        The class is drawn before the instance, so that the many poles do not displace riders. Windows are larger than
+        most that the pipeline reads, which gave a higher accuracy on val.
         """
         height, width = labels.shape
         present = [i for i in self.hard_ids if (labels == i).any()]
@@ -325,7 +325,7 @@ class RegionStream(Stream):
 
 
 class BoxStream(FrameStream):
-    """For the detector: crops of frames, the regions round their hard-class instances, and where they are labelled."""
+    """Samples of the detector: crops of frames, regions around hard-class instances, and where pixels are labelled."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         _, image, labels, _ = self.crop(index)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes as one: how they are started, and batch statistics over all of them.
+"""Start several processes that train as one, and compute batch statistics over all of them.
 
 `torchrun --nproc-per-node N -m training.STAGE ...` trains as one process with N times the batch would: the samples are
 the same, losses are means over all processes' pixels, and normalisation sees all processes' images.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 def start_fabric(precision: str) -> Fabric:
-    """One process on one device, or those that torchrun started. On a CPU "16-mixed" becomes "bf16-mixed"."""
+    """Start one process on one device, or join those that torchrun started. On a CPU "16-mixed" is "bf16-mixed"."""
     processes = int(os.environ.get("WORLD_SIZE", 1)) if torch.distributed.is_torchelastic_launched() else 1
     fabric = Fabric(
         accelerator="auto",
@@ -30,26 +30,28 @@ def start_fabric(precision: str) -> Fabric:
     )
     fabric.launch()
     if isinstance(precision_plugin := fabric.strategy.precision, MixedPrecision):
-        precision_plugin.__class__ = _AsGiven
+        precision_plugin.__class__ = _AutocastOnly
     return fabric
 
 
-class _AsGiven(MixedPrecision):
-    """Mixed precision by autocast alone, which casts what an operator wants in half precision. Lightning's casts all
-    that a model is given, boxes in pixels too: beyond 256 of them bfloat16 knows every second pixel only, beyond 512
-    every fourth."""
+class _AutocastOnly(MixedPrecision):
+    """Mixed precision by autocast alone, which casts the inputs of single operators.
+
+    Lightning's casts every input of a model, also boxes in pixels: beyond 256, bfloat16 has only every second pixel,
+    beyond 512 every fourth.
+    """
 
     def convert_input(self, data: Any) -> Any:
         return data
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes: the only one, or the first of those that torchrun started."""
+    """Return whether this process writes: it is the only one, or the first of those that torchrun started."""
     return int(os.environ.get("RANK", 0)) == 0 or not torch.distributed.is_torchelastic_launched()
 
 
 def synchronise_batch_norm(model: nn.Module, fabric: Fabric) -> None:
-    """Let every batch normalisation that is in training mode take its statistics over all processes, in place.
+    """Change every batch normalisation in training mode, in place, to take its statistics over all processes.
 
     On a GPU it is torch's SyncBatchNorm, which has no CPU form; `ReducedBatchNorm2d` is one. Parameters, keys, modes
     and the activations that timm builds into its normalisations stay. A normalisation in evaluation mode keeps its

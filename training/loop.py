@@ -25,38 +25,38 @@ from training.step_log import StepLog
 
 __all__ = ["LoopSettings", "Losses", "Mean", "fit", "learning_rate_at", "load_weights"]
 
-#: A loss scale below this means that the gradients themselves overflow, not their scaled form.
+#: A loss scale below this means that the gradients themselves overflow, not only their scaled form.
 LEAST_LOSS_SCALE = 2.0**-10
 
 
 class Mean(NamedTuple):
-    """A loss that is a mean over things of which each process has another number, such as labelled pixels."""
+    """Loss that is a mean over items whose number differs between processes, such as labelled pixels."""
 
     total: Tensor  #: scalar, the sum
-    number: Tensor  #: scalar, of how many
+    number: Tensor  #: scalar, the number of items
 
     @property
     def value(self) -> Tensor:
-        """The mean in this process, 0 where there is nothing to count."""
+        """Return the mean in this process, 0 if there are no items."""
         return self.total / self.number.clamp(min=1)
 
 
-#: Losses by name, which are added up. A plain scalar is a mean over the process's samples.
+#: Losses by name, to be added up. A plain scalar is a mean over the process's samples.
 Losses = Mapping[str, Tensor | Mean]
 
 
 class LoopSettings(Settings):
-    """How a stage is trained."""
+    """Settings of the training loop."""
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)  #: samples a step of one process
     learning_rate: float = Field(gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)  #: AdamW's memory of gradients and of their squares
+    betas: tuple[float, float] = (0.9, 0.999)  #: AdamW's decay rates of the means of gradients and of their squares
     weight_decay: float = Field(default=0.01, ge=0)
     warmup_steps: int = Field(default=50, ge=0)
     decay_power: float = Field(default=0.9, gt=0)
     clip_norm: float = Field(default=1.0, gt=0)
-    ema_decay: float = Field(default=0.0, ge=0, lt=1)  #: of the running mean of the weights that is kept; 0: none
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)  #: decay rate of the running mean of the weights; 0: no mean
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     seed: int = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=200, ge=1)
@@ -66,8 +66,10 @@ class LoopSettings(Settings):
 
 
 class _Share(Sampler[int]):
-    """This process's samples of the steps `first` to `steps`: a sample is a function of its index, so that resuming is
-    counting on, and process r of n takes every n-th index from r on, so that a step sees the same samples whatever n.
+    """This process's samples of the steps `first` to `steps`.
+
+    A sample is a function of its index, so a resumed run only counts on. Process r of n takes every n-th index from r
+    on, so a step has the same samples for any n.
     """
 
     def __init__(self, first: int, steps: int, batch_size: int, rank: int, processes: int) -> None:
@@ -82,7 +84,7 @@ class _Share(Sampler[int]):
 
 
 def learning_rate_at(step: int, settings: LoopSettings) -> float:
-    """Linear warm-up, then polynomial decay to zero at the last step."""
+    """Return the rate of a step: linear warm-up, then polynomial decay to zero at the last step."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
@@ -90,8 +92,10 @@ def learning_rate_at(step: int, settings: LoopSettings) -> float:
 
 
 def running_mean(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], int | Tensor], None]:
-    """An update of the weights' running mean in which every step counts `decay` times the step after it, the first too:
-    unless that is set right, the weights that a short run began with make up a large part of its mean."""
+    """Return an update of the weights' running mean in which every step counts `decay` times the step after it.
+
+    This includes the first step: otherwise the first weights of a short run would be a large part of its mean.
+    """
 
     @torch.no_grad()
     def update(means: Sequence[Tensor], weights: Sequence[Tensor], seen: int | Tensor) -> None:
@@ -112,17 +116,17 @@ def fit(
     collate: Callable[[list[Any]], Any] | None = None,
     made_from: Mapping[str, str] | None = None,
 ) -> None:
-    """Train `model` in place, from `checkpoint` on where that file exists, and leave the final state in it.
+    """Train `model` in place, continuing from `checkpoint` if that file exists, and write the final state to it.
 
-    data[i] is the i-th training sample, for any i; it alone decides what is seen. loss_of calls the model once and
-    returns named losses, which are added up. What a step draws at random (dropout) is decided by seed, step and
-    process. The checkpoint carries model, optimiser, step and `recipe`, of which `settings` are a part, and is replaced
-    whole; only the first process writes. made_from: SHA-256 of files that the run learns from, by the recipe's key;
-    a checkpoint that was made from others is refused. Normalisation in training mode takes all processes' statistics;
-    one that the caller put into evaluation mode stays there.
+    data[i] is the i-th training sample, for any i. loss_of calls the model once and returns named losses, which are
+    added up. Seed, step and process decide what a step draws at random (dropout). The checkpoint carries model,
+    optimiser, step and `recipe`, of which `settings` are a part, and is replaced whole; only the first process writes.
+    made_from: SHA-256 of files that the run learns from, by the recipe's key; a checkpoint that was made from others is
+    refused. Normalisation in training mode uses all processes' statistics; one that the caller put into evaluation mode
+    stays there.
 
-    Raises FloatingPointError, naming step and losses, on a loss or gradient that is not finite; ValueError where the
-    checkpoint was made by another recipe or batch.
+    Raises FloatingPointError, naming step and losses, for a loss or gradient that is not finite; ValueError if another
+    recipe or batch made the checkpoint.
     """
     fabric = start_fabric(settings.precision)
     batch_of_all = settings.batch_size * fabric.world_size
@@ -146,7 +150,7 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         if average is not None:
             average.load_state_dict(state["average"])
-        if state.get("scaler"):  # a run that a CPU began has none
+        if state.get("scaler"):  # a run that started on a CPU has none
             precision.load_state_dict(state["scaler"])
         first = state["step"]
 
@@ -157,7 +161,7 @@ def fit(
         num_workers=settings.workers,
         collate_fn=collate,
         pin_memory=fabric.device.type == "cuda",
-        generator=torch.Generator(),  # its own, or it would draw from the step's
+        generator=torch.Generator(),  # without one, it would draw from the step's
     )
     board = checkpoint.parent if settings.tensorboard else None
     with StepLog(first, settings.steps, settings.log_every, board, shown=fabric.is_global_zero) as log:
@@ -193,19 +197,19 @@ def fit(
                     "made_from": dict(made_from or {}),
                 }
                 checkpoints.write(checkpoint, state)
-    fabric.barrier()  # whoever reads the checkpoint after this finds the last one
+    fabric.barrier()  # every process may read the last checkpoint after this
 
 
 def _seed(seed: int, step: int, rank: int) -> None:
-    """Nothing needs to be remembered of the random state where every step starts a new one."""
+    """Start a new random state, so that a checkpoint need not hold one."""
     seed_everything(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]), verbose=False)
 
 
 def _mean_over_processes(losses: Losses, fabric: Fabric) -> tuple[Tensor, dict[str, float]]:
-    """The loss to differentiate in this process, and the value of every loss over all processes.
+    """Return the loss to differentiate in this process, and the value of every loss over all processes.
 
-    The mean of all processes' gradients, which is what they exchange, is then the gradient of the mean over all that
-    was counted, as one process would have it.
+    Processes exchange the mean of their gradients. With this loss it is the gradient of the mean over all items, as in
+    one process.
     """
     parts = [loss if isinstance(loss, Mean) else Mean(loss, torch.ones_like(loss)) for loss in losses.values()]
     totals = torch.stack([part.total.float() for part in parts])

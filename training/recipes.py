@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes: settings files that may say in what they differ from others, instead of repeating them.
+"""Load recipes: settings files that may extend others.
 
-    extends: [image.yaml, night_only.yaml]  # beside this file; a later one goes before an earlier one
-    model: {relam: null}                    # and this file before them all
+    extends: [image.yaml, night_only.yaml]  # beside this file; a later one overrides an earlier one
+    model: {relam: null}                    # this file overrides them all
     start_from: runs/{folder}/deform/checkpoint.pt  # {folder}: the name of the folder that holds this file
 
 Mappings are merged key by key, anything else is replaced. `{folder}` in a file that is extended means the folder of
@@ -22,17 +22,17 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def load_recipe(path: str | Path, cls: type[T]) -> T:
-    """Read the recipe in `path`, and what it extends, into `cls`. Raises ConfigError, or FileNotFoundError."""
+    """Read the recipe in `path`, with what it extends, into `cls`. Raises ConfigError, or FileNotFoundError."""
     return checked(read_recipe(path), cls, path)
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The whole mapping of a recipe, not yet validated. Raises ConfigError, or FileNotFoundError."""
+    """Read the whole mapping of a recipe, not yet validated. Raises ConfigError, or FileNotFoundError."""
     return _in_folder(_merged(Path(path), ()), Path(path).resolve().parent.name)
 
 
 def _merged(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
-    """The mapping of a file over those that it extends; `extending`: the files that led here."""
+    """Merge a file over those that it extends. `extending`: the files that led here."""
     if path.resolve() in extending:
         raise ConfigError(f"{path}: extends itself, by way of {', '.join(p.name for p in extending)}")
     own = read_yaml(path)

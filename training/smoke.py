@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does a recipe build and train at its full size on this machine, and how much memory does that take?
+"""Check that a recipe trains at its full size on this machine, and measure time and memory.
 
 python -m training.smoke config/train/nightcity_plus_swin_b/image.yaml --steps 2
 
-runs the stage's own loop for a few steps on random images and labels; no data set and no ImageNet weights are needed.
+Run the stage's own loop for a few steps on random images and labels. No data set and no ImageNet weights are needed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TrainMode = Callable[[Any, Any], None]
 
 
 class RandomImages(Dataset[Any]):
-    """Sample i is what `draw` makes of a random generator seeded with i."""
+    """Random samples: sample i is `draw` of a generator seeded with i."""
 
     def __init__(self, draw: Callable[[torch.Generator], Any]) -> None:
         self.draw = draw
@@ -45,7 +45,7 @@ class RandomImages(Dataset[Any]):
 
 
 def recipe_class(path: Path) -> type[Settings]:
-    """The stage of a recipe by its file's name. Raises ValueError for one that trains no network from images."""
+    """Return the recipe's class by its file's name. Raises ValueError for one that trains no network from images."""
     if "relam" in path.stem:
         return relam.ReLAMRecipe
     stages: dict[str, type[Settings]] = {
@@ -61,8 +61,7 @@ def recipe_class(path: Path) -> type[Settings]:
 
 
 def stage(recipe: Any) -> tuple[nn.Module, TrainMode, Loss, RandomImages, Collate | None]:
-    """The network of a recipe with random weights, how its stage brings it into training mode, its loss, and random
-    samples of the size that it trains on."""
+    """Return a recipe's network with random weights, its stage's `train_mode`, loss, random samples and collation."""
     windows = getattr(recipe, "level", "") == "region"
     size_hw = recipe.model.region_hw if windows else recipe.crop_hw
 
@@ -112,21 +111,21 @@ def _joint_samples(recipe: joint.JointRecipe, boxes: Tensor) -> RandomImages:
 def smoke(path: Path, steps: int, batch_size: int = 0, precision: str = "") -> dict[str, float]:
     """Run `steps` steps of a recipe; with `batch_size` or `precision`, with that instead of the recipe's.
 
-    Returns seconds a step (the median, from one step's begin to the next one's; of one step alone all that the run
-    took), millions of weights, and the peak memory in GB: of the process, and of the GPU if any.
+    Returns seconds a step (the median from one start to the next; for a single step the whole run), millions of
+    weights, and the peak memory in GB: of the process, and of the GPU if any.
     """
     recipe: Any = load_recipe(path, recipe_class(path))
     changes: dict[str, Any] = {"steps": steps, "warmup_steps": 0, "workers": 0, "tensorboard": False, "log_every": 1}
     changes |= ({"batch_size": batch_size} if batch_size else {}) | ({"precision": precision} if precision else {})
     recipe = replace(recipe, loop=replace(recipe.loop, **changes))
     model, train_mode, loss, samples, collate = stage(recipe)
-    # The operator that a GPU trains with: sampling by grid_sample takes nine times the memory.
+    # The operator that a GPU trains with: grid_sample takes nine times the memory.
     set_deform_form(model, "deform_conv")
     train_mode(model, recipe)
     begins: list[float] = []
 
     def timed(model: nn.Module, batch: Any) -> Losses:
-        # The loop reads every step's losses, so that a GPU is done with the step before.
+        # The loop reads every step's losses, so a GPU has finished the step before.
         begins.append(time.monotonic())
         return loss(model, batch)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a training goes: a bar with the time left, a line every few steps, TensorBoard."""
+"""Show the progress of a training: a bar with the time left, a line every few steps, TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class StepLog:
-    """Shows steps `first` to `steps`; a process that is not the first of several shows nothing.
+    """Log of the steps `first` to `steps`; a process that is not the first of several logs nothing.
 
-    A line holds the mean of every loss since the line before, so that one odd batch is not taken for news. On a
-    terminal a bar stands below the lines; anywhere else the lines are all there is. `folder` gets TensorBoard's files;
-    None writes none.
+    A line holds the mean of every loss since the line before, so that single batches have little effect. On a terminal
+    there is also a bar below the lines. `folder` gets TensorBoard's files; None writes none.
     """
 
     def __init__(self, first: int, steps: int, every: int, folder: Path | None, *, shown: bool = True) -> None:
         self.steps, self.every, self.shown = steps, every, shown
-        # Not rich's console, where nothing reads a terminal: it folds long lines at 80 columns.
+        # Without soft_wrap, rich folds long lines at 80 columns where there is no terminal.
         self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self.bar = Progress(*columns, console=self.console, disable=not (shown and self.console.is_terminal))
         self.task = self.bar.add_task("training", total=steps, completed=first)
         self.board: Any = None
         if folder is not None and shown and first < steps:
-            # What a killed run wrote after its last checkpoint is written again: purge_step hides the first of both.
+            # A resumed run repeats the steps after the last checkpoint: purge_step hides their first record.
             self.board = TensorBoardLogger(folder, name="", version="", purge_step=first)
         self.sums: defaultdict[str, float] = defaultdict(float)
         self.last_step, self.last_time = first, perf_counter()
@@ -52,7 +51,7 @@ class StepLog:
             self.board.finalize("success" if kind is None else "failed")
 
     def update(self, done: int, losses: dict[str, float], learning_rate: float, gradient: float) -> None:
-        """Take in a step: `done` steps are behind, `gradient` is the norm before clipping."""
+        """Record a step: `done` is the number of finished steps, `gradient` the norm before clipping."""
         if not self.shown:
             return
         self.bar.update(self.task, completed=done)

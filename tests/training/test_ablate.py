@@ -197,7 +197,7 @@ def test_a_row_that_is_not_there_keeps_what_an_earlier_run_measured(bundle: str,
     with pytest.raises(ValueError, match=r"mine had 2 frames of 19 classes, now 3 of 19"):
         earlier_entries(stored, "mine", 3, CITYSCAPES19)
     stored.write_text("{}")
-    with pytest.raises(ValueError, match=r"results\.json is no file that training\.evaluation\.ablate --json wrote"):
+    with pytest.raises(ValueError, match=r"results\.json is not a file that training\.evaluation\.ablate --json wrote"):
         earlier_entries(stored, "mine", 2, CITYSCAPES19)
 
 

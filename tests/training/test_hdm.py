@@ -150,7 +150,7 @@ def test_a_finished_run_of_another_detector_is_no_result(
     state = torch.load(tmp_path / "rdn.pt", weights_only=True)
     state["weights"] = {key: value * 1.01 for key, value in state["weights"].items()}
     torch.save(state, tmp_path / "rdn.pt")
-    # Also where what was measured is removed, as the error about it says: what was learnt from it is not.
+    # Also where what was measured is removed, as the error about it says: the trained head is not.
     for leave_out in ([], [tmp_path / "p.npz"]):
         for path in leave_out:
             path.unlink()
@@ -209,7 +209,7 @@ def test_several_processes_are_refused(root: Path, tmp_path: Path, monkeypatch: 
     """Each would measure all proposals, and write the same file."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="for one process"):
+    with pytest.raises(ValueError, match="runs in one process"):
         hdm.train(_recipe(root), root, tmp_path)
 
 
@@ -221,7 +221,7 @@ def test_workers_are_refused(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_class_comes_before_the_order_and_a_gain_is_the_order(root: Path) -> None:
-    """What was learnt decides how boxes are ranked, and travels with the checkpoint's weights."""
+    """The trained target decides the ranking, and the checkpoint's weights carry it."""
     image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     for target in ("equation6", "helps", "gain"):
         detector = hdm.build(_recipe(root, target=target)).eval()

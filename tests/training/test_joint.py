@@ -35,7 +35,7 @@ LIGHT = joint.LightSettings(
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> joint.JointRecipe:
-    """The shipped recipe on tiny networks, and checkpoints of stages that learnt nothing yet."""
+    """The shipped recipe on tiny networks, and checkpoints with random weights."""
     folder = tmp_path_factory.mktemp("stages")
     torch.manual_seed(0)
     torch.save({"model": MODEL.build_level().state_dict(), "average": None}, folder / "level.pt")

@@ -134,10 +134,10 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="with 4 samples a step, this run takes 8"):
         _train(tmp_path, batch_size=8)
     torch.save({"weights": {}, "settings": {}, "card": {}}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="no checkpoint of a training stage"):
+    with pytest.raises(ValueError, match="not a checkpoint of a training stage"):
         _train(tmp_path)
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
-    with pytest.raises(ValueError, match="is no checkpoint, or was cut short"):
+    with pytest.raises(ValueError, match="is not a checkpoint, or was cut short"):
         _train(tmp_path)
 
 

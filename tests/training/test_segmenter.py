@@ -20,7 +20,7 @@ from nightlab_core.models.checkpoint import load_checkpoint, save_checkpoint  # 
 from nightlab_core.models.output_labels import OutputLabels  # noqa: E402
 from training.combine_checkpoints import CombineRecipe, combine_checkpoints, load_stages  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
-from training.stages.segmenter import at_pixels, freeze, loss_weights, segmentation_loss, settle, start  # noqa: E402
+from training.stages.segmenter import at_pixels, freeze, loss_weights, resolve_ambiguous, segmentation_loss, start  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
 
@@ -36,7 +36,7 @@ def test_an_open_label_is_settled_by_the_likeliest_of_its_classes() -> None:
     logits[0, 11] = 9.0  # the person is likelier still, and not among them
     logits[0, 12, 0, 0] = logits[0, 18, 0, 1] = logits[0, 7, 0, 2] = 1.0
     labels = torch.tensor([[[20, 20, 19, 255]]])
-    assert settle(logits, labels, ALL_CLASSES).tolist() == [[[12, 18, 7, 255]]]
+    assert resolve_ambiguous(logits, labels, ALL_CLASSES).tolist() == [[[12, 18, 7, 255]]]
 
 
 def test_an_open_label_pushes_the_other_classes_of_it_down_too() -> None:
@@ -127,7 +127,7 @@ def test_statistics_that_are_not_finite_are_begun_anew(tmp_path: Path, capsys: p
     torch.save({"model": source.state_dict()}, tmp_path / "stage.pt")
     start(fresh, tmp_path / "stage.pt", "image")
     assert fresh[1].running_var.tolist() == [1.0, 7.0] and torch.equal(fresh[0].weight, source[0].weight)
-    assert "1.running_var holds numbers that are not finite, which are begun anew" in capsys.readouterr().out
+    assert "1.running_var holds numbers that are not finite, which are reset" in capsys.readouterr().out
     source[0].bias.data[0] = torch.nan
     torch.save({"model": source.state_dict()}, tmp_path / "stage.pt")
     with pytest.raises(ValueError, match=r"0\.bias holds numbers that are not finite; start from another"):

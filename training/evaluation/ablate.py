@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print the paper's ladder on any data set: what each network and each choice of boxes adds, and how much is left.
+"""Measure the paper's ladder on any data set: the gain of each network and of each choice of boxes.
 
 python -m training.evaluation.ablate config/ablate/lite.yaml --data DATA --set camvid/val --json results.json
 
 Every network runs once a frame, whatever number of rows uses it. A row whose checkpoint is not there is shown as not
-trained, with the command that trains it; `--keep results.json` shows what an earlier run measured of it instead, and
-says so.
+trained, with the command that trains it; `--keep results.json` shows the figures of an
+earlier run instead, marked as such.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def ablate(
     name: str,
     earlier: Mapping[str, dict[str, Any]] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Measure all rows on a data set. Returns what `--json` writes of it; IoU in percent, None for absent classes.
+    """Measure all rows on a data set. Return the content of `--json`; IoU in percent, None for absent classes.
 
     earlier: by name, entries that an earlier run measured, for rows that are not trained here (`earlier_entries`).
     """
@@ -82,14 +82,14 @@ def ablate(
 
 
 def earlier_entries(path: Path, name: str, frames: int, classes: ClassSet) -> dict[str, dict[str, Any]]:
-    """By row, what a file of `--json` holds on a data set, marked as kept; a row that was not trained then is left out.
+    """Read the rows of a data set from a `--json` file, by name, marked as kept; untrained rows are left out.
 
-    Raises ValueError for a file that is none, or where the set had other frames or classes.
+    Raises ValueError for another file, or if the set had other frames or classes.
     """
     try:
         found = {of_set["name"]: of_set for of_set in json.loads(path.read_text(encoding="utf-8"))["sets"]}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no file that training.evaluation.ablate --json wrote: {error!r}") from None
+        raise ValueError(f"{path} is not a file that training.evaluation.ablate --json wrote: {error!r}") from None
     if name not in found:
         return {}
     before = found[name]["frames"], found[name]["classes"]
@@ -101,7 +101,7 @@ def earlier_entries(path: Path, name: str, frames: int, classes: ClassSet) -> di
 
 
 def final(ablation: Ablation, row: Row, counts: Counts) -> np.ndarray:
-    """The matrices (N, C, C + 1) that a row stands for: with the recipe's merge and its number of regions."""
+    """Return a row's matrices (N, C, C + 1), with the recipe's merge and the row's number of regions."""
     if counts.sweep is None:
         return counts.image
     return counts.sweep[:, MERGES.index(ablation.pipeline.merge), ablation.regions_of(row)]
@@ -127,7 +127,7 @@ def _entry(
 
 
 def _stacked(counts: list[Counts]) -> Counts:
-    """Of single frames, one of all: (N, C, C + 1), the sweep (N, M, MAX_REGIONS + 1, C, C + 1)."""
+    """Stack the counts of single frames: (N, C, C + 1), the sweep (N, M, MAX_REGIONS + 1, C, C + 1)."""
     columns = {f.name: [getattr(c, f.name) for c in counts] for f in fields(Counts)}
     return Counts(**{name: None if column[0] is None else np.stack(column) for name, column in columns.items()})  # type: ignore[arg-type]
 
@@ -137,7 +137,7 @@ def _how_to_train(ablation: Ablation, row: Row) -> list[dict[str, str]]:
 
 
 def print_ladder(found: dict[str, Any], ablation: Ablation) -> None:
-    """One table a data set."""
+    """Print a table for a data set."""
     settings = ablation.pipeline
     way = f"{settings.merge} merge, {settings.max_regions} regions unless a row says otherwise"
     table = Table(title=f"{found['name']}, {found['frames']} frames, mean IoU in %, {way}")

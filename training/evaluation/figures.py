@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of labelled frames that evaluation and ablation share: differences with intervals, and the parts of a set."""
+"""Compute differences of accuracy with intervals, and the figures of parts of a data set."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from nightlab_core.runtime.light import DARK, LIGHT_BINS
 NAMED_PARTS = {"camvid": {"dusk": "0001TP_*", "daylight": "Seq05VD_*"}}
 
 
-#: With fewer frames nothing is claimed: six that point the same way by chance alone are one case in thirty.
+#: With fewer frames there is no interval: six that point the same way by chance are one case in thirty.
 LEAST_FRAMES = 6
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Points of IoU in percent, with the 95 % interval of the paired bootstrap; None of too few frames."""
+    """Points of IoU in percent, with the 95 % interval of the paired bootstrap; None for too few frames."""
 
     points: float
     low: float | None
@@ -36,17 +36,17 @@ class Difference:
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> Difference:
-    """How much better the second method is; matrices (N, C, C + 1) of the same frames."""
+    """Compute the gain of the second method over the first; matrices (N, C, C + 1) of the same frames."""
     return _difference([100 * value for value in paired_bootstrap(first, second)], len(first))
 
 
 def percent(matrices: np.ndarray) -> float:
-    """Mean IoU of matrices (N, C, C + 1) in percent, from the one matrix of all frames."""
+    """Compute the mean IoU of matrices (N, C, C + 1) in percent, from their sum."""
     return 100 * mean_iou(matrices.sum(axis=0))
 
 
 def by_class(classes: ClassSet, first: np.ndarray, second: np.ndarray) -> list[dict[str, Any]]:
-    """One entry a class: name, IoU of both methods in percent and their difference; None for a class without truth."""
+    """Return an entry for each class: name, IoU of both methods in percent, difference; None for an absent class."""
     pairs = zip(classes.names, iou(first.sum(axis=0)), iou(second.sum(axis=0)), strict=True)
     intervals = 100 * paired_bootstrap_by_class(first, second)
     return [
@@ -70,7 +70,7 @@ def _difference(interval: list[float], frames: int) -> Difference:
 def by_part(
     name: str, frames: Sequence[str], light: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> list[dict[str, Any]]:
-    """One entry a part that holds frames: named parts of the set, then light levels; as `by_class`, of mean IoU."""
+    """Return an entry for each part that holds frames, with the mean IoU: named parts, then light levels."""
     return [
         {
             "name": part,
@@ -85,7 +85,7 @@ def by_part(
 
 
 def parts(name: str, frames: Sequence[str], light: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Name, span in words and frames, bool (N,), of the parts of a set that hold any frame.
+    """Yield name, description of the span and frames, bool (N,), of the parts of a set that hold any frame.
 
     name: such as "camvid/test". light: of each frame, see `runtime.light`.
     """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a region brings when the truth is known: by equation 6 of the patent, by class, and the best that could be kept.
+"""Measure the effect of regions against the ground truth: equation 6 of the patent, gain by class, the best choice.
 
-Label maps are uint8 (H, W), 255 = unlabelled; pixels whose truth is 255 count nowhere.
+Label maps are uint8 (H, W), 255 = unlabelled; pixels whose true label is 255 are not counted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PASTES = {"replace": rg.paste_replace, "confident": rg.paste_confident}
 
 @dataclass(frozen=True)
 class RegionGains:
-    """What each of K regions changes when it is pasted alone over the image level, M = MERGES, C classes."""
+    """Changes by each of K regions when it is merged alone over the image level; M = MERGES, C classes."""
 
     iou: np.ndarray  #: float32 (K, 2): mean IoU inside the box, image level and region level; NaN without truth
     hits: np.ndarray  #: int32 (K, M, C): change of the pixels of each true class that are right
@@ -30,12 +30,12 @@ class RegionGains:
 
 
 def pasted_areas(regions: rg.Regions, frame_hw: tuple[int, int], merge: Merge) -> np.ndarray:
-    """Where each region's result may land, int64 (K, 4) xyxy half open."""
+    """Return the area that each region may change, int64 (K, 4) xyxy half open."""
     return rg.box_pixels(regions.boxes_xyxy, frame_hw) if merge == "replace" else rg.inner_windows(regions, frame_hw)
 
 
 def changed_counts(truth: np.ndarray, before: np.ndarray, after: np.ndarray, num_classes: int) -> np.ndarray:
-    """Confusion matrix of `after` less that of `before`, int64 (C, C + 1): only pixels that differ are looked at."""
+    """Compute the confusion matrix of `after` minus that of `before`, int64 (C, C + 1), from pixels that differ."""
     places = np.flatnonzero(before != after)
     t, b, a = (m.ravel()[places] for m in (truth, before, after))
     return confusion_matrix(t, a, num_classes) - confusion_matrix(t, b, num_classes)
@@ -69,11 +69,11 @@ def equation6(gains: RegionGains) -> np.ndarray:
 
 
 def miou_gain(gains: RegionGains, merge: Merge, matrix: np.ndarray, floor: float = 1e-3) -> np.ndarray:
-    """What each region adds to the data set's mean IoU, to first order, float64 (K,), in parts of 1.
+    """Compute the gain of each region in the data set's mean IoU, to first order, float64 (K,), as a fraction.
 
     matrix: the image level's confusion matrix over the whole set, (C, C + 1). The derivative of IoU = hits / union is
     (d hits - IoU x d union) / union, and a union grows by what is newly called the class less what is newly right.
-    Classes with less than `floor` of the pixels count as if they had that much: a handful of pixels decides nothing.
+    Classes with less than the share `floor` of the pixels count as if they had it, so that few pixels have no effect.
     """
     m = MERGES.index(merge)
     present = matrix.sum(axis=1) > 0
@@ -86,7 +86,7 @@ def miou_gain(gains: RegionGains, merge: Merge, matrix: np.ndarray, floor: float
 def paste_oracle(
     labels: np.ndarray, confidence: np.ndarray, regions: rg.Regions, truth: np.ndarray, merge: Merge
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Merge as `merge` does, but each region keeps the better level by the truth: what a perfect choice of them gains.
+    """Merge as `merge` does, but keep for each region the level that is better by the ground truth.
 
     The better one has the higher mean IoU where the region lands, over what lies there by then; a tie keeps what is
     there. Returns new labels and confidence.
@@ -96,18 +96,18 @@ def paste_oracle(
     for k in np.argsort(-regions.scores, kind="stable")[::-1]:
         x0, y0, x1, y1 = areas[k]
         area = np.s_[y0:y1, x0:x1]
-        pasted, sure = PASTES[merge](labels, confidence, _only(regions, k))
+        pasted, pasted_confidence = PASTES[merge](labels, confidence, _only(regions, k))
         before, after = (mean_iou(confusion_matrix(truth[area], m[area], num_classes)) for m in (labels, pasted))
         if after > before:
-            labels, confidence = pasted, sure
+            labels, confidence = pasted, pasted_confidence
     return labels, confidence
 
 
 def either_level(labels: np.ndarray, regions: rg.Regions, truth: np.ndarray, merge: Merge) -> np.ndarray:
     """Labels, uint8 (H, W), that are right where the regions land wherever one level is: the bound of such a merge."""
-    labels, unsure = labels.copy(), np.zeros_like(labels)
+    labels, no_confidence = labels.copy(), np.zeros_like(labels)
     for k in range(len(regions.scores)):
-        found, _ = PASTES[merge](labels, unsure, _only(regions, k))
+        found, _ = PASTES[merge](labels, no_confidence, _only(regions, k))
         right = (found == truth) & (truth != IGNORE_ID)
         labels[right] = truth[right]
     return labels

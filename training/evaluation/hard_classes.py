@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Name the hard classes: those whose IoU is below 0.5 on data held out from training (NightLab, CVPR 2022).
+"""Find the hard classes: those with an IoU below 0.5 on data held out from training (NightLab, CVPR 2022).
 
 python -m training.evaluation.hard_classes runs/lite_image/checkpoint.pt --data DATA --set camvid/val \\
     --out runs/hard_classes.yaml
 
-The model is the image level's checkpoint, which says itself what it was trained on: a set that shares a frame with that
-is refused, and so is a test set, since what is chosen on it could not be measured on it. The list goes to
-`hard_classes` of the recipes of the region level and the detector.
+The model is the image level's checkpoint, which names its training data. A set that shares a frame with that data is
+refused, and so is a test set, which would no longer be independent. Put the list into `hard_classes` of the recipes of
+the region level and the detector.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ def training_images(sources: Sequence[SourceSettings], data: Path, classes: Clas
 
 
 def refuse_trained_on(name: str, images: Sequence[Path], trained_on: Sequence[Path]) -> None:
-    """Raise ValueError where a set shares a frame with the training images: the file, or a copy of equal name, of
-    whatever size."""
+    """Raise ValueError if a set shares a frame with the training images: a file, or a copy of equal name, any size."""
     of_stem: defaultdict[str, list[Path]] = defaultdict(list)
     for path in trained_on:
         of_stem[path.stem].append(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of an ablation, and what each makes of one frame: every network runs once a frame, whatever needs it."""
+"""Measure the rows of an ablation frame by frame; every network runs once a frame, whatever number of rows uses it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from training.evaluation.gains import MERGES, PASTES, changed_counts, either_lev
 
 
 class Row(Settings):
-    """One row: which network stands where. A path is a bundle or a checkpoint."""
+    """One row: the networks of the image level, the region level and the boxes. A path is a bundle or a checkpoint."""
 
     name: str
     image: str
@@ -48,7 +48,7 @@ class Row(Settings):
         return self
 
     def paths(self) -> list[str]:
-        """What has to be there for the row to be measured."""
+        """List the paths that must exist to measure the row."""
         return [p for p in (self.image, self.region, self.detector) if p]
 
 
@@ -59,10 +59,10 @@ class Ablation(Settings):
     hard_classes: tuple[str, ...]
     pipeline: PipelineSettings = PipelineSettings()
     train: dict[str, str] = Field(default_factory=dict)  #: the command that makes a path, for rows that lack it
-    note: str = ""  #: what a reader of the page must know of these rows
+    note: str = ""  #: text for the page, about these rows
 
     def regions_of(self, row: Row) -> int:
-        """How many regions of a frame a row reads."""
+        """Return the number of regions of a frame that a row reads."""
         return self.pipeline.max_regions if row.max_regions is None else row.max_regions
 
     @model_validator(mode="after")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Show where a bundle does well and where it does not, on rendered night scenes that it was not trained on.
+"""Draw the results of a bundle on rendered night scenes that it was not trained on.
 
 python -m training.evaluation.pictures nightlab_core/bundles/nightlab-lite --out docs/images
 
 Writes results_good.jpg, results_bad.jpg and results_gain.jpg: the frames with the highest and the lowest IoU, and those
-where the region level helps most. Real frames are not drawn, since their owners' terms may not allow it.
+where the region level helps most. Real frames are not used, since their licences may not allow it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PANEL_HW = (270, 480)
 
 @dataclass(frozen=True)
 class Judged:
-    """A scene, what the bundle made of it, and the mean IoU of the image level and of both levels."""
+    """A scene, the bundle's result, and the mean IoU of the image level and of both levels."""
 
     seed: int
     frame: NightFrame
@@ -54,7 +54,7 @@ def judge(pipeline: Pipeline, seed: int) -> Judged:
 
 
 def sheet(scenes: list[Judged]) -> np.ndarray:
-    """One row a scene, uint8 (H, W, 3) BGR: frame with the regions, image level, both levels, truth."""
+    """One row a scene, uint8 (H, W, 3) BGR: frame with the regions, image level, both levels, ground truth."""
     rows = []
     for scene in scenes:
         picture = scene.frame.image_bgr.copy()
@@ -66,7 +66,7 @@ def sheet(scenes: list[Judged]) -> np.ndarray:
             f"scene {scene.seed}, {np.count_nonzero(scene.result.refined)} regions",
             f"image level, IoU {100 * scene.image_level:.1f}",
             f"both levels, IoU {100 * scene.both_levels:.1f}",
-            "truth",
+            "ground truth",
         )
         rows.append(cv2.hconcat([_named(p, n) for p, n in zip(panels, names, strict=True)]))
     return cv2.vconcat(rows)

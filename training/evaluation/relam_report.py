@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trained light adaptation does to images that it has not seen: figures, and a contact sheet to look at.
+"""Measure a trained light adaptation on images that it has not seen, and draw a contact sheet.
 
 python -m training.evaluation.relam_report config/train/relam_image.yaml --data DATA --out runs/relam_image
 
-reads OUT/checkpoint.pt and the recipe's `check_night` and `check_day`; writes OUT/report.json and OUT/report.jpg, whose
-rows are night, adapted, and the light map (grey is no change).
+Read OUT/checkpoint.pt and the recipe's `check_night` and `check_day`. Write OUT/report.json and OUT/report.jpg, whose
+columns are night, adapted, and the light map (grey means no change).
 """
 
 from __future__ import annotations

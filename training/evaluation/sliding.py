@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a segmenter reads a frame when accuracy counts more than time: at several scales, mirrored, window by window."""
+"""Read a frame at several scales, mirrored or window by window, when accuracy counts more than time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from nightlab_core.runtime import regions as rg
 
 
 class TestTime(Settings):
-    """What is read of a frame; the probabilities of all readings are averaged. By default it is read once and whole."""
+    """Readings of a frame, whose probabilities are averaged. By default it is read once and whole."""
 
-    __test__ = False  # pytest takes the name for a test's
+    __test__ = False  # not a test, whatever pytest makes of the name
 
     scales: tuple[PositiveFloat, ...] = Field(default=(1.0,), min_length=1)  #: of the network's working size
     flip: bool = False  #: read the mirror image too
@@ -35,7 +35,7 @@ class TestTime(Settings):
 def probabilities(
     model: nn.Module, frame_bgr: np.ndarray, input_hw: tuple[int, int], multiple: int, test_time: TestTime
 ) -> Tensor:
-    """Class probabilities (C, H, W) at the frame's own size, of a frame uint8 (H, W, 3) BGR.
+    """Compute class probabilities (C, H, W), at the frame's own size, of a frame uint8 (H, W, 3) BGR.
 
     model: image (1, 3, H, W) RGB in 0..1 -> logits (1, C, h, w). `input_hw` is its working size, of which the area
     counts; both sides of what it is given are multiples of `multiple`. Logits are enlarged, not labels.
@@ -61,7 +61,7 @@ def probabilities(
 
 
 def slide(model: nn.Module, image: Tensor, window_hw: tuple[int, int], stride: float, multiple: int) -> Tensor:
-    """Logits (1, C, H, W) of an image (1, 3, H, W), the mean over all windows that see a pixel.
+    """Compute logits (1, C, H, W) of an image (1, 3, H, W), the mean over all windows that hold a pixel.
 
     Windows are rounded up to `multiple` and never larger than the image; the last of a row ends at the image's edge.
     """

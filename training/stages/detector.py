@@ -35,7 +35,7 @@ class DetectorRecipe(Settings):
 
 
 class ProposalLosses(nn.Module):
-    """The detector's losses as a forward pass, so that a wrapper of it sees every call."""
+    """Forward pass that returns the detector's losses, so that a wrapper sees every call."""
 
     def __init__(self, detector: RegionDetector) -> None:
         super().__init__()
@@ -47,25 +47,25 @@ class ProposalLosses(nn.Module):
 
 
 def collate(samples: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Images and where they are labelled stacked, boxes as a list, since each image has its own number of them."""
+    """Stack images and labelled areas; boxes stay a list, since their number differs."""
     images, boxes, known = zip(*samples, strict=True)
     return torch.stack(images), list(boxes), torch.stack(known)
 
 
 def detection_loss(model: Callable[..., dict[str, Tensor]], batch: tuple[Tensor, list[Tensor], Tensor]) -> Losses:
-    """torchvision's losses of proposals, with the boxes' weighted up to the size of the objectness."""
+    """Compute torchvision's losses of proposals, with the box loss weighted up to the size of the objectness."""
     losses = model(*batch)
     return {"objectness": losses["objectness"], "box": 5 * losses["box"]}
 
 
 def train_mode(losses: ProposalLosses, recipe: DetectorRecipe) -> None:
-    """Into training mode, but for what the recipe keeps fixed."""
+    """Enter training mode, except for the parts that the recipe keeps fixed."""
     losses.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     freeze(losses.detector.backbone, recipe.frozen_stages)
 
 
 def train(recipe: DetectorRecipe, data: Path, out: Path) -> None:
-    """Run the stage, or go on with it where `out` holds its checkpoint."""
+    """Run the stage, or continue it if `out` holds its checkpoint."""
     torch.manual_seed(recipe.loop.seed)
     detector = recipe.model.build_detector()
     detector.backbone.load_pretrained()

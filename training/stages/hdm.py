@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Teach the detector which of its proposals are worth reading again (the paper's HDM).
+"""Train the detector to rank its proposals by the effect of the region level (the paper's HDM).
 
 python -m training.stages.hdm config/train/lite_hdm_helps.yaml --data DATA --out OUT
 
-First both levels read the trained detector's proposals on training frames, once, and what each region brings is stored
-(`training.stages.proposals`). Then a second head of the detector learns it; boxes and objectness stay as they are.
+First both levels read the trained detector's proposals on training frames, once, and the effect of each region is
+stored (`training.stages.proposals`). Then a second head of the detector learns it; boxes and objectness stay unchanged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from training.stages import proposals
 
 #: The backbone's features [(1, Ci, H / si, W / si)], anchors int64 (n,), targets float32 (n,).
 Sample = tuple[list[Tensor], Tensor, Tensor]
-#: Features are kept up to this size in all: the backbone is fixed, and each frame comes many times.
+#: Limit of the features kept in memory: the backbone is fixed, and each frame is drawn many times.
 CACHE_BYTES = 2 * 2**30
 
 
@@ -43,8 +43,8 @@ class HdmRecipe(Settings):
     model: NightLabSettings  #: its detector has hdm_channels above 0, and is else that of `detector`
     detector: str  #: checkpoint of the trained detector
     levels: str  #: bundle, or NightLab checkpoint, with the image and the region level
-    proposals: str  #: file that keeps what was measured; recipes that differ in `target` share it
-    frames: int = Field(default=800, ge=1)  #: draws from the sources that are measured
+    proposals: str  #: file that stores the measurement; recipes that differ in `target` share it
+    frames: int = Field(default=800, ge=1)  #: number of frames to draw and measure
     per_frame: int = Field(default=24, ge=1)  #: proposals of a frame, the best after suppression
     nms_iou: float = Field(default=0.7, gt=0, le=1)
     region_margin: float = Field(default=PipelineSettings().region_margin, ge=0, le=1)
@@ -56,7 +56,7 @@ class HdmRecipe(Settings):
 
 
 class ProposalSet(Dataset[Sample]):
-    """Measured frames with what each proposal brings, in an order of its own each time round."""
+    """Measured frames with the target of each proposal, in a new order each time round."""
 
     def __init__(
         self, detector: RegionDetector, reader: proposals.FrameReader, measured: proposals.Proposals,
@@ -64,7 +64,7 @@ class ProposalSet(Dataset[Sample]):
     ) -> None:  # fmt: skip
         self.detector, self.reader, self.measured, self.targets = detector, reader, measured, targets
         self.seed, self.input_hw = recipe.loop.seed, recipe.input_hw
-        self.frames = np.unique(measured.frame)  # those that have a proposal with a truth
+        self.frames = np.unique(measured.frame)  # frames with a proposal on labelled pixels
         self.kept: dict[int, list[Tensor]] = {}
         self.room = CACHE_BYTES
 
@@ -82,7 +82,7 @@ class ProposalSet(Dataset[Sample]):
         _, image, _ = self.reader.frame(frame)
         ready = models.detector_input(image, self.input_hw, self.detector)
         device = next(self.detector.parameters()).device
-        # In half precision whether they are kept or not, so that a frame is the same every time.
+        # Half precision, kept or not, so that a frame gives the same sample every time.
         features = [f.half().cpu() for f in self.detector.features(ready.to(device))]
         size = sum(f.nbytes for f in features)
         if size <= self.room:
@@ -91,33 +91,33 @@ class ProposalSet(Dataset[Sample]):
 
 
 class _Hardness(nn.Module):
-    """The logits of some proposals as a forward pass, so that a wrapper of it sees every call."""
+    """Forward pass that returns the hardness logits of proposals, so that a wrapper sees every call."""
 
     def __init__(self, detector: RegionDetector) -> None:
         super().__init__()
         self.detector = detector
 
     def forward(self, features: list[list[Tensor]], anchors: list[Tensor]) -> Tensor:
-        # Frames differ in size, and only a small head is learnt: one by one costs little.
+        # Frames differ in size, and only a small head is trained: one by one costs little.
         found = [self.detector.hardness_logits(f, a[None])[0] for f, a in zip(features, anchors, strict=True)]
         return torch.cat(found)
 
 
 def collate(samples: list[Sample]) -> tuple[list[list[Tensor]], list[Tensor], Tensor]:
-    """Features and anchors as lists, targets in one row."""
+    """Collect features and anchors in lists, and targets in one row."""
     features, anchors, targets = zip(*samples, strict=True)
     return list(features), list(anchors), torch.cat(targets)
 
 
 def hardness_loss(model: nn.Module, batch: tuple[list[list[Tensor]], list[Tensor], Tensor]) -> Losses:
-    """Binary cross-entropy; with targets between 0 and 1 the score that is learnt is their expectation."""
+    """Compute the binary cross-entropy. With targets between 0 and 1, the trained score is their expected value."""
     features, anchors, targets = batch
     loss = F.binary_cross_entropy_with_logits(model(features, anchors).float(), targets, reduction="sum")
     return {"hardness": Mean(loss, torch.tensor(float(len(targets)), device=loss.device))}
 
 
 def build(recipe: HdmRecipe) -> RegionDetector:
-    """The trained detector with a fresh second head; everything else is fixed."""
+    """Build the trained detector with a fresh second head; everything else is fixed."""
     rdn, _ = models.load_detector(Path(recipe.detector))
     detector = recipe.model.build_detector()
     if detector.hdm is None:
@@ -136,10 +136,12 @@ def build(recipe: HdmRecipe) -> RegionDetector:
 
 
 def train(recipe: HdmRecipe, data: Path, out: Path) -> None:
-    """Run the stage, or go on with it where `out` holds its checkpoint. Raises ValueError for more than
-    one process, those of `workers` included."""
+    """Run the stage, or continue it if `out` holds its checkpoint.
+
+    Raises ValueError for more than one process, those of `workers` included.
+    """
     if torch.distributed.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
-        raise ValueError("this stage is for one process, which measures the proposals; start it without torchrun")
+        raise ValueError("this stage runs in one process, which measures the proposals; start it without torchrun")
     if recipe.loop.workers:
         raise ValueError(
             f"loop.workers is {recipe.loop.workers}; expected 0: the samples are read by the detector, in this process"
@@ -161,12 +163,12 @@ def train(recipe: HdmRecipe, data: Path, out: Path) -> None:
 
 
 def made_from(recipe: HdmRecipe) -> dict[str, str]:
-    """SHA-256 of the detector and of the levels that the stage learns from. Raises FileNotFoundError."""
+    """Compute the SHA-256 of the detector and of the levels that the stage learns from. Raises FileNotFoundError."""
     return {key: proposals.fingerprint(Path(getattr(recipe, key))) for key in ("detector", "levels")}
 
 
 def measure(recipe: HdmRecipe, detector: RegionDetector, reader: proposals.FrameReader) -> proposals.Proposals:
-    """What each proposal brings, from the recipe's file as far as that goes."""
+    """Measure the proposals, or read them from the recipe's file as far as it goes."""
     source = Path(recipe.levels)
     made_by = recipe.model_dump(mode="json", include={"sources", "per_frame", "nms_iou", "region_margin", "input_hw"})
     made_by |= {"seed": recipe.loop.seed, "frames": recipe.frames, **made_from(recipe)}

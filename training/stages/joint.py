@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train both levels, the detector and the light adaptation together, from the stages' checkpoints on.
+"""Train both levels, the detector and the light adaptation together, starting from the stages' checkpoints.
 
 python -m training.stages.joint config/train/lite_joint.yaml --data DATA --out runs/lite_joint
 
@@ -7,9 +7,9 @@ Equation 8 of the patent application (WO 2023/146470) adds three losses up, each
 
     L = lambda_1 L_segmentation + lambda_2 L_detection + lambda_3 L_ReLAM
 
-Its three weights are published nowhere. Here L_segmentation is the cross-entropy of the image level plus that of the
+Its three weights are not published. Here L_segmentation is the cross-entropy of the image level plus that of the
 region level; L_detection is the proposals' (RDN) plus, for a detector with one, the hardness detection module's, on
-labels that equation 6 gives by what both levels read at that very step; L_ReLAM is the light adaptation's, SSIM and
+labels that equation 6 gives for both levels' readings in the same step; L_ReLAM is the light adaptation's, SSIM and
 adversarial, summed over the levels. A discriminator's own loss is no part of L and has no weight.
 
 The result, OUT/nightlab.pt, is a whole NightLab as `training.combine_checkpoints` writes it.
@@ -61,7 +61,7 @@ class LossWeights(Settings):
 
 
 class LightSettings(Settings):
-    """What one level's light adaptation learns from, see `ReLAMRecipe`."""
+    """Data and weights of one level's light adaptation, see `ReLAMRecipe`."""
 
     night: tuple[SourceSettings, ...]
     day: tuple[SourceSettings, ...]
@@ -72,7 +72,7 @@ class LightSettings(Settings):
 
 
 class JointRecipe(CombineRecipe):
-    """A recipe of this stage, one YAML file: where the stages' checkpoints are, and how they are trained on."""
+    """A recipe of this stage, one YAML file: the stages' checkpoints, and how training continues from them."""
 
     loop: LoopSettings
     weights: LossWeights = LossWeights()
@@ -92,7 +92,7 @@ class JointRecipe(CombineRecipe):
     region_margin: float = Field(default=PipelineSettings().region_margin, ge=0, le=1)
 
     def light_recipe(self, level: LevelName) -> ReLAMRecipe:
-        """The recipe of one level's light adaptation."""
+        """Return the recipe of one level's light adaptation."""
         light = self.image_light if level == "image" else self.region_light
         return ReLAMRecipe(
             model=self.model, level=level, loop=self.loop, **{k: getattr(light, k) for k in LightSettings.model_fields},
@@ -123,7 +123,7 @@ class JointStream(Dataset[JointBatch]):
         self.frames = FrameStream(
             sources, data, seed, classes, recipe.crop_hw, recipe.input_hw, recipe.scale, hard, 0.5
         )
-        # With one seed both levels would be shown the same frames in the same light.
+        # With one seed both levels would see the same frames in the same light.
         self.windows = RegionStream(sources, data, seed + 1, classes, recipe.model.region_hw, hard)
         self.light: list[Unpaired] = [streams(recipe.light_recipe(level), data) for level in LEVELS]
 
@@ -137,7 +137,7 @@ class JointStream(Dataset[JointBatch]):
 
 
 def collate(samples: list[JointBatch]) -> JointBatch:
-    """B samples of `JointStream` as one batch."""
+    """Join B samples of `JointStream` to one batch."""
     frames, labels, boxes, sources, windows, window_labels, light = zip(*samples, strict=True)
     pairs = [tuple(torch.stack(side) for side in zip(*level, strict=True)) for level in zip(*light, strict=True)]
     return JointBatch(
@@ -147,7 +147,7 @@ def collate(samples: list[JointBatch]) -> JointBatch:
 
 
 class Joint(nn.Module):
-    """A NightLab and its light adaptations' discriminators; the forward pass gives equation 8's losses, weighted."""
+    """A NightLab and the discriminators of its light adaptations; the forward pass returns equation 8's losses."""
 
     def __init__(self, nightlab: NightLab, recipe: JointRecipe) -> None:
         super().__init__()
@@ -189,15 +189,17 @@ class Joint(nn.Module):
         return losses
 
     def hardness(self, batch: JointBatch) -> Mean:
-        """The detection module's cross-entropy on each frame's best proposals, which equation 6 labels: 1 where the
-        mean IoU in the box is higher at the region level, as both levels are now."""
+        """Compute the hardness detection module's cross-entropy on each frame's best proposals.
+
+        Equation 6 gives the targets: 1 where the region level's current mean IoU in the box is higher.
+        """
         anchors, targets = [], []
         with _evaluating(self.nightlab):
             for image, labels, source in zip(batch.frames, batch.labels, batch.sources, strict=True):
                 found = self._read(image, labels, source)
                 anchors.append(torch.from_numpy(found["anchor"]).to(image.device))
                 targets.append(torch.from_numpy(found["iou"][:, 1] > found["iou"][:, 0]).to(image))
-        # Frames differ in how many proposals have a truth: one by one.
+        # The number of proposals on labelled pixels differs between frames: one by one.
         features = self.nightlab.detector.features(batch.frames)
         picked = [
             self.nightlab.detector.hardness_logits([f[i : i + 1] for f in features], index[None])[0].float()
@@ -208,7 +210,7 @@ class Joint(nn.Module):
         return Mean(total, torch.tensor(float(len(target)), device=total.device))
 
     def _read(self, image: Tensor, labels: Tensor, source: int) -> dict[str, np.ndarray]:
-        """What both levels make of a frame's proposals, see `proposals.Measurer`."""
+        """Measure a frame's proposals, see `proposals.Measurer`."""
         recipe, nightlab = self.recipe, self.nightlab
         frame_bgr = (image * 255).round().to(torch.uint8).flip(0).permute(1, 2, 0).contiguous().cpu().numpy()
         class_ids = self.first_ids[labels.to(torch.uint8).cpu().numpy()]
@@ -231,7 +233,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     """Enter evaluation mode, without gradients and in full precision; then give each module its mode back."""
     learning = [module for module in model.modules() if module.training]
     model.eval()
-    # The pipeline runs one level on another thread, which knows nothing of this thread's autocast.
+    # The pipeline runs one level on another thread, where this thread's autocast has no effect.
     with torch.no_grad(), torch.autocast(next(model.parameters()).device.type, enabled=False):
         yield
     for module in learning:
@@ -244,7 +246,7 @@ def joint_loss(model: nn.Module, batch: JointBatch) -> Losses:
 
 
 def train_mode(model: Joint, recipe: JointRecipe) -> None:
-    """Into training mode, but for what the recipe keeps fixed."""
+    """Enter training mode, except for the parts that the recipe keeps fixed."""
     nightlab = model.nightlab
     model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.frozen_stages or recipe.frozen_statistics:
@@ -254,7 +256,7 @@ def train_mode(model: Joint, recipe: JointRecipe) -> None:
 
 
 def train(recipe: JointRecipe, data: Path, out: Path) -> None:
-    """Run the stage, or go on with it where `out` holds its checkpoint, and write out/nightlab.pt."""
+    """Run the stage, or continue it if `out` holds its checkpoint, and write out/nightlab.pt."""
     torch.manual_seed(recipe.loop.seed)
     nightlab = load_stages(recipe)
     set_deform_form(nightlab, "deform_conv" if torch.cuda.is_available() else "grid_sample")

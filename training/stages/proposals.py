@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What both levels make of the detector's proposals on training frames: measured once, stored, learnt from often.
+"""Measure how both levels read the detector's proposals on training frames, and store the result.
 
-The segmenters were trained on these frames, so that the region level looks better here than it is. Darkened and
-distorted images, of which a recipe draws many, are partly new to them and take some of that away, not all.
+The segmenters were trained on these frames, so the region level looks better here than it is. Recipes reduce this bias
+with darkened and distorted images, or with frames that were held out from the levels' training.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Proposals:
     matrix: np.ndarray  #: int32 (F, C, C + 1): confusion matrix of the image level
 
     def of(self, chosen: np.ndarray) -> RegionGains:
-        """The gains of some proposals, bool (N,)."""
+        """Select the gains of some proposals, bool (N,)."""
         return RegionGains(self.iou[chosen], self.hits[chosen], self.predicted[chosen])
 
 
 class FrameReader(Samples):
-    """Frame i as the levels and the detector are given it: whole, darkened and distorted, mirrored half of the time."""
+    """Whole frames, darkened and distorted at random, half of them mirrored; frame i is always the same."""
 
     def frame(self, index: int) -> tuple[int, np.ndarray, np.ndarray]:
         """Source, image uint8 (H, W, 3) BGR, labels uint8 (H, W) in the class set that the source is judged in."""
@@ -61,12 +61,12 @@ class FrameReader(Samples):
         return source, image, labels
 
     def judged(self, source: int) -> ClassSet:
-        """The class set that a source is judged in."""
+        """Return the class set that a source is judged in."""
         return source_classes(self.sources[source], self.classes)[1]
 
     @property
     def num_classes(self) -> int:
-        """The number of classes that counts in smaller class sets are padded to."""
+        """Return the number of classes that counts in smaller class sets are padded to."""
         return max(len(self.classes), *(len(self.judged(i)) for i in range(len(self.sources))))
 
 
@@ -123,7 +123,7 @@ class Measurer:
         return result, rg.Regions(*(np.concatenate([getattr(r, f.name) for r in found]) for f in fields(rg.Regions)))
 
     def __call__(self, image_bgr: np.ndarray, labels: np.ndarray, classes: ClassSet) -> dict[str, np.ndarray]:
-        """Columns of `Proposals` for one frame, without `frame` and `source`. Boxes without any truth are left out.
+        """Measure one frame: columns of `Proposals` without `frame` and `source`. Boxes without labels are left out.
 
         labels: uint8 (H, W) in `classes`, in which the frame is judged.
         """
@@ -154,9 +154,9 @@ class Measurer:
 
 
 def measure(measurer: Measurer, reader: FrameReader, frames: int, path: Path, made_by: dict[str, object]) -> Proposals:
-    """The proposals of frames 0 to `frames` - 1, read from `path` as far as it goes, and stored there.
+    """Measure the proposals of frames 0 to `frames` - 1, read from `path` as far as it goes, and store them there.
 
-    made_by: what decides the figures. Raises ValueError where the file was made by something else.
+    made_by: everything that decides the figures. Raises ValueError if something else made the file.
     """
     parts = [load(path, made_by)] if path.is_file() else []
     first = len(parts[0].source) if parts else 0
@@ -172,7 +172,7 @@ def measure(measurer: Measurer, reader: FrameReader, frames: int, path: Path, ma
 
 
 def load(path: Path, made_by: dict[str, object]) -> Proposals:
-    """Read what `measure` stored. Raises ValueError where something else made it."""
+    """Read the file that `measure` stored. Raises ValueError if something else made it."""
     with np.load(path, allow_pickle=False) as stored:
         before = json.loads(str(stored["made_by"]))
         if changed := [key for key in made_by if before.get(key) != json.loads(json.dumps(made_by[key]))]:
@@ -183,15 +183,14 @@ def load(path: Path, made_by: dict[str, object]) -> Proposals:
 def targets(
     proposals: Proposals, target: str, merge: Merge, classes: Sequence[ClassSet], clip_at: float = 90
 ) -> np.ndarray:
-    """What the classification learns, float32 (N,) in 0..1; `classes` has the class set of every source.
+    """Compute the training targets, float32 (N,) in 0..1; `classes` has the class set of every source.
 
     "equation6": 1 where the region level's mean IoU in the box beats the image level's, else 0 (the patent's).
-    "helps": the same asked of what the vehicle makes of it: 1 where the region, pasted by `merge`, raises the data
-    set's mean IoU, else 0.
+    "helps": 1 where the region, merged by `merge`, raises the data set's mean IoU, else 0.
     "gain": 0.5 + half of the gain in the data set's mean IoU (`gains.miou_gain`), which is 1 where the gain is that of
-    the `clip_at`-th percentile or more, and 0 where it is as large a loss: what is learnt is the expected gain, and
-    0.5 means none. All regions take the same time, so that this is also the order of gain per millisecond.
-    Each class set is measured by itself, per frame, so that no data set's size weighs in.
+    the `clip_at`-th percentile or more, and 0 where it is as large a loss: the trained score is the expected gain,
+    and 0.5 means none. All regions take the same time, so this is also the order of gain per millisecond.
+    Each class set is measured by itself, per frame, so that the size of a data set has no effect.
     """
     if target == "equation6":
         return equation6(proposals.of(np.ones(len(proposals.frame), bool))).astype(np.float32)
@@ -210,7 +209,7 @@ def targets(
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a checkpoint, or of a bundle's networks, whatever else its manifest says."""
+    """Compute the SHA-256 of a checkpoint, or of a bundle's networks without its manifest. Raises FileNotFoundError."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint or bundle; make it first, see docs/training.md")
     if not path.is_dir():
@@ -220,7 +219,7 @@ def fingerprint(path: Path) -> str:
 
 
 def open_reader(sources: Sequence[SourceSettings], data: Path, seed: int, classes: ClassSet) -> FrameReader:
-    """The frames of a recipe's sources."""
+    """Open the frames of a recipe's sources."""
     return FrameReader(sources, data, seed, classes)
 
 

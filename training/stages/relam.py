@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the light adaptation of either level on unpaired day and night images (NightLab's first stage).
+"""Train the light adaptation of a level on unpaired day and night images (NightLab's first stage).
 
 python -m training.stages.relam config/train/relam_image.yaml --data DATA --out runs/relam_image
 
-The image level learns on whole frames, which need no labels; the region level on enlarged windows round hard classes,
-which do. An SSIM loss keeps the structure of the night image and an adversarial one (least squares: Mao et al., 2017)
-draws its light towards day, as in NightLab (CVPR 2022). Beyond the paper, day images are asked to stay as they are
-(CycleGAN's identity loss), since one network serves both times of day.
+The image level learns on whole frames, which need no labels, the region level on enlarged windows around hard classes,
+which need them. An SSIM loss keeps the structure of the night image, and an adversarial loss (least squares; Mao et
+al., 2017) moves its light towards day, as in NightLab (CVPR 2022). Beyond the paper, an identity loss (CycleGAN's)
+keeps day images unchanged, since one network serves both times of day.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class ReLAMRecipe(Settings):
     crop_hw: tuple[int, int] = (352, 480)  #: of the image level
     scale: tuple[float, float] = (0.8, 1.25)  #: random scale round the working size
     hard_classes: tuple[str, ...] = ()  #: what the region level's windows are cut round
-    check_night: tuple[SourceSettings, ...] = ()  #: not trained on: what `training.evaluation.relam_report` looks at
+    check_night: tuple[SourceSettings, ...] = ()  #: not trained on; `training.evaluation.relam_report` uses them
     check_day: tuple[SourceSettings, ...] = ()
 
 
 class Unpaired(Dataset[tuple[Tensor, Tensor]]):
-    """A night and a day image, (3, H, W) float RGB in 0..1 each, that have nothing to do with each other."""
+    """Unrelated night and day images, (3, H, W) float RGB in 0..1 each."""
 
     def __init__(self, night: FrameStream | RegionStream, day: FrameStream | RegionStream) -> None:
         self.night, self.day = night, day
@@ -102,7 +102,7 @@ class LightAdaptation(nn.Module):
         """Mean SSIM of two batches of images (Wang et al., 2004), at `structure_reduction` of their size."""
         if self.structure_reduction > 1:
             adapted, night = (F.avg_pool2d(x, self.structure_reduction) for x in (adapted, night))
-        # SSIM subtracts the square of a mean from a mean of squares: in half precision only noise is left of it.
+        # SSIM subtracts the square of a mean from a mean of squares: half precision leaves only noise.
         with torch.autocast(adapted.device.type, enabled=False):
             return ssim(adapted.float(), night.float(), data_range=1.0)
 
@@ -113,7 +113,7 @@ def adaptation_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
 
 
 def streams(recipe: ReLAMRecipe, data: Path) -> Unpaired:
-    """The recipe's training images: crops of frames, or windows round hard classes."""
+    """Open the recipe's training images: crops of frames, or windows around hard classes."""
     sides: list[FrameStream | RegionStream] = []
     classes = recipe.model.classes
     hard = classes.ids_of(recipe.hard_classes)
@@ -127,8 +127,10 @@ def streams(recipe: ReLAMRecipe, data: Path) -> Unpaired:
 
 
 def load_relam(level: Level, checkpoint: Path) -> None:
-    """Give a level the light adaptation in a checkpoint of this stage. Raises FileNotFoundError, and ValueError for a
-    checkpoint without one or of another size."""
+    """Load the light adaptation in a checkpoint of this stage into a level.
+
+    Raises FileNotFoundError, and ValueError for a checkpoint without one or with one of another size.
+    """
     if not checkpoint.is_file():
         raise FileNotFoundError(f"{checkpoint}: no such checkpoint; train that stage first, see docs/training.md")
     weights = load_weights(checkpoint)
@@ -141,12 +143,12 @@ def load_relam(level: Level, checkpoint: Path) -> None:
 
 
 def train_mode(model: LightAdaptation, recipe: ReLAMRecipe) -> None:
-    """Into training mode, all of it."""
+    """Enter training mode."""
     model.train()
 
 
 def train(recipe: ReLAMRecipe, data: Path, out: Path) -> None:
-    """Run the stage, or go on with it where `out` holds its checkpoint."""
+    """Run the stage, or continue it if `out` holds its checkpoint."""
     torch.manual_seed(recipe.loop.seed)
     model = LightAdaptation(recipe)
     train_mode(model, recipe)

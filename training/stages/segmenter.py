@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the segmenter of either level.
+"""Train the segmenter of the image level or the region level.
 
 python -m training.stages.segmenter config/train/lite_image.yaml --data DATA --out OUT
 """
@@ -40,37 +40,42 @@ class SegmenterRecipe(Settings):
     sources: tuple[SourceSettings, ...]
     input_hw: tuple[int, int] = (480, 640)  #: working size of the image network; its area is what counts
     crop_hw: tuple[int, int] = (352, 480)
-    scale: tuple[float, float] = (0.6, 1.8)  #: random scale round the working size
-    hard_classes: tuple[str, ...] = ()  #: what crops and the region level's windows are cut round
-    hard_share: float = 0.0  #: part of the image level's crops that are cut round a hard class
-    paste_classes: tuple[str, ...] = ()  #: what is pasted from one crop, or window, into another
-    paste_share: float = 0.0  #: part of the crops, or windows, that are pasted into
-    #: How much a true pixel of a class counts in the loss; 1 for all that are not named.
+    scale: tuple[float, float] = (0.6, 1.8)  #: random scale, relative to the working size
+    hard_classes: tuple[str, ...] = ()  #: classes that crops and the region level's windows are cut around
+    hard_share: float = 0.0  #: share of the image level's crops that are cut around a hard class
+    paste_classes: tuple[str, ...] = ()  #: classes pasted from one crop, or window, into another
+    paste_share: float = 0.0  #: share of the crops, or windows, that get pasted pixels
+    #: Weight of a pixel of a class in the loss; 1 for classes that are not named.
     class_weights: dict[str, float] = Field(default_factory=dict)
     lovasz_weight: float = Field(default=0.0, ge=0)  #: of the Lovasz softmax loss beside the cross-entropy
-    loss_stride: int = Field(default=2, ge=1)  #: the loss looks at every so many-th pixel of every so many-th row
+    loss_stride: int = Field(default=2, ge=1)  #: the loss uses every n-th pixel of every n-th row
     frozen_stages: int = 2  #: leading backbone stages that keep their ImageNet weights
-    frozen_statistics: bool = True  #: the backbone's normalisation keeps its statistics: batches of 8 or less want it
-    start_from: str = ""  #: checkpoint whose weights are taken; empty: ImageNet's
+    frozen_statistics: bool = (
+        True  #: the backbone's normalisation keeps its statistics; use it for batches of 8 or less
+    )
+    start_from: str = ""  #: checkpoint with the first weights; empty: ImageNet's
     relam_from: str = ""  #: checkpoint of `training.stages.relam` for the light adaptation; empty: it starts as it is
 
 
 def backbone_of(level: Level) -> Backbone:
-    """The backbone of a level, to freeze. Raises ValueError for a library's network."""
+    """Return the backbone of a level, to freeze it. Raises ValueError for a library's network."""
     if isinstance(level.segmenter, LibrarySegmenter):
-        raise ValueError("a library's network cannot be frozen: say frozen_stages: 0 and frozen_statistics: false")
+        raise ValueError("a library's network cannot be frozen; set frozen_stages: 0 and frozen_statistics: false")
     return level.segmenter.backbone
 
 
 def freeze(backbone: Backbone, stages: int, statistics: bool = True) -> None:
-    """Fix the stem and the leading stages of an EfficientNet backbone, and the statistics of its normalisations: of
-    all of them, or of the fixed stages alone.
+    """Fix the stem and the leading stages of an EfficientNet backbone, and the statistics of its normalisations.
 
-    A few images a batch are too few for either, and the leading stages are most of a CPU's backward pass.
+    statistics: of all normalisations, or only of those in the fixed stages.
+
+    A few images a batch are too few to train either, and the leading stages are most of a CPU's backward pass.
     """
     net: Any = backbone.net
     if stages and not hasattr(net, "conv_stem"):
-        raise ValueError(f"frozen_stages is {stages}; the leading stages of an EfficientNet alone can be kept: say 0")
+        raise ValueError(
+            f"frozen_stages is {stages}; only the leading stages of an EfficientNet can be kept: set it to 0"
+        )
     fixed = (net.conv_stem, net.bn1, *net.blocks[:stages]) if stages else ()
     for part in fixed:
         part.requires_grad_(False)
@@ -80,11 +85,11 @@ def freeze(backbone: Backbone, stages: int, statistics: bool = True) -> None:
                 module.eval()
 
 
-def settle(logits: Tensor, labels: Tensor, outputs: OutputLabels) -> Tensor:
-    """Labels (B, H, W) below C, or 255, from targets that may be ambiguous; see `OutputLabels.ambiguous`.
+def resolve_ambiguous(logits: Tensor, labels: Tensor, outputs: OutputLabels) -> Tensor:
+    """Resolve ambiguous targets (B, H, W) to labels below C, or 255; see `OutputLabels.ambiguous`.
 
     Such a label becomes the likeliest of its classes by the logits (B, C, H, W). The mask shows the one likeliest
-    class of all: a cyclist shared out among rider, motorcycle and bicycle would lose to the person.
+    class of all: a cyclist whose probability is split among rider, motorcycle and bicycle would lose to the person.
     """
     for k, members in enumerate(outputs.ambiguous, start=len(outputs)):
         likeliest = torch.tensor(members, device=labels.device)[logits[:, members].argmax(1)]
@@ -93,20 +98,20 @@ def settle(logits: Tensor, labels: Tensor, outputs: OutputLabels) -> Tensor:
 
 
 def loss_weights(classes: dict[str, float], outputs: OutputLabels) -> Tensor:
-    """Weight of every target, (C + ambiguous,): 1 by default; an ambiguous one has its classes' least weight."""
+    """Return the weight of every target, (C + ambiguous,): 1 by default, an ambiguous one its classes' least."""
     weight = torch.ones(len(outputs))
     for name, value in classes.items():
         if name not in outputs.names:
-            raise KeyError(f"class_weights names {name!r}; the network tells apart {', '.join(outputs.names)}")
+            raise KeyError(f"class_weights names {name!r}; the network distinguishes {', '.join(outputs.names)}")
         weight[outputs.names.index(name)] = value
     return torch.cat([weight, *(weight[list(members)].min()[None] for members in outputs.ambiguous)])
 
 
 def at_pixels(logits: Tensor, size_hw: tuple[int, int], stride: int) -> Tensor:
-    """Logits (B, C, h, w) of an image of size (H, W), at every `stride`-th pixel of every `stride`-th row.
+    """Sample logits (B, C, h, w) of an image of size (H, W) at every `stride`-th pixel of every `stride`-th row.
 
-    As enlarged to (H, W) and subsampled, without the large tensor. Enlarged to half the size they would be those of
-    the corners between four pixels, and every mask would come out half a pixel aside.
+    Equal to logits enlarged to (H, W) and subsampled, without the large tensor. Enlarged to half the size, they would
+    belong to the corners between four pixels, and every mask would be shifted by half a pixel.
     """
     rows, columns = ((2 * torch.arange(0, n, stride, device=logits.device) + 1) / n - 1 for n in size_hw)
     places = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
@@ -125,14 +130,14 @@ def segmentation_loss(
     """Pixel-wise cross-entropy on every `stride`-th pixel of every `stride`-th row, unlabelled pixels left out; and the
     Lovasz softmax loss (Berman et al., CVPR 2018), which stands for the IoU itself, on a quarter of these.
 
-    Neighbours hold the same answer, and logits of every class at full size are a CPU's largest tensors. `weight` is
+    Neighbours have the same result, and logits of every class at full size are a CPU's largest tensors. `weight` is
     that of `loss_weights`; the mean is over pixels, so that a heavy class adds to the loss and takes nothing away.
     """
     image, labels = batch
     logits = model(image.contiguous(memory_format=torch.channels_last))
     logits = at_pixels(logits.float(), (labels.shape[1], labels.shape[2]), stride)
     labels = torch.tensor(outputs.targets, device=labels.device)[labels[:, ::stride, ::stride]]
-    settled = settle(logits.detach(), labels, outputs)
+    settled = resolve_ambiguous(logits.detach(), labels, outputs)
     known = labels != IGNORE_ID
     costs = F.cross_entropy(logits, settled, ignore_index=IGNORE_ID, reduction="none")
     total = (costs * weight[labels.where(known, 0)]).sum()
@@ -144,12 +149,12 @@ def segmentation_loss(
 
 
 def start(model: nn.Module, checkpoint: Path, level: str) -> None:
-    """Take the weights of a stage's checkpoint, or of one level of a whole NightLab's.
+    """Load the weights of a stage's checkpoint, or of one level of a whole NightLab's.
 
-    A part that the checkpoint lacks, or has in another shape, keeps its fresh weights and is named. What a bundle added
-    to a region level's logits is taken off: it was chosen for weights without it. A normalisation's statistics that
-    are not finite, which leave their channel dead, are begun anew. Raises FileNotFoundError, and ValueError for a
-    checkpoint that does not fit or whose weights are not finite.
+    A part that the checkpoint lacks, or has in another shape, keeps its fresh weights and is named. The offsets that a
+    bundle added to a region level's logits are removed, since they were chosen for weights without them. A
+    normalisation's statistics that are not finite, which give a channel without output, are reset. Raises
+    FileNotFoundError, and ValueError for a checkpoint that does not fit or whose weights are not finite.
     """
     if not checkpoint.is_file():
         raise FileNotFoundError(f"{checkpoint}: no such checkpoint; train that stage first, see docs/training.md")
@@ -164,11 +169,11 @@ def start(model: nn.Module, checkpoint: Path, level: str) -> None:
         raise ValueError(f"{checkpoint} holds no weight that fits this model; was it trained with another recipe?")
     fresh = sorted({k.rsplit(".", 1)[0] for k in own.keys() - fitting.keys()})
     if fresh:
-        _say(f"{checkpoint} lacks {', '.join(fresh)}: fresh weights")
+        _print_once(f"{checkpoint} lacks {', '.join(fresh)}: fresh weights")
     for key in (k for k, v in fitting.items() if not torch.isfinite(v).all()):
         if not key.endswith(("running_mean", "running_var")):
             raise ValueError(f"{checkpoint}: {key} holds numbers that are not finite; start from another checkpoint")
-        _say(f"{checkpoint}: {key} holds numbers that are not finite, which are begun anew")
+        _print_once(f"{checkpoint}: {key} holds numbers that are not finite, which are reset")
         fitting[key] = torch.where(torch.isfinite(fitting[key]), fitting[key], own[key])
     model.load_state_dict({**own, **fitting})
     if added and not fresh:
@@ -176,20 +181,20 @@ def start(model: nn.Module, checkpoint: Path, level: str) -> None:
         shift_logits(model.get_submodule("segmenter"), names, {name: -value for name, value in added.items()})
 
 
-def _say(text: str) -> None:
+def _print_once(text: str) -> None:
     if is_first_process():
         print(text)
 
 
 def train_mode(level: Level, recipe: SegmenterRecipe) -> None:
-    """Into training mode, but for what the recipe keeps fixed."""
+    """Enter training mode, except for the parts that the recipe keeps fixed."""
     level.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.frozen_stages or recipe.frozen_statistics:
         freeze(backbone_of(level), recipe.frozen_stages, recipe.frozen_statistics)
 
 
 def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
-    """Run the stage, or go on with it where `out` holds its checkpoint."""
+    """Run the stage, or continue it if `out` holds its checkpoint."""
     torch.manual_seed(recipe.loop.seed)
     model = recipe.model.build_level(recipe.level)
     classes = recipe.model.classes
