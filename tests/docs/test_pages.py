@@ -15,8 +15,6 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
 )
 MAX_LINE, MAX_COLUMNS = 120, 8
-#: Pages that are not rewritten yet; remove a page from here with its rewriting.
-NOT_REWRITTEN: set[str] = set()
 
 
 def lines(page: str) -> list[str]:
@@ -25,8 +23,6 @@ def lines(page: str) -> list[str]:
 
 @pytest.fixture(params=PAGES)
 def page(request: pytest.FixtureRequest) -> str:
-    if request.param in NOT_REWRITTEN:
-        request.applymarker(pytest.mark.xfail(reason="the page is not rewritten yet"))
     return str(request.param)
 
 
