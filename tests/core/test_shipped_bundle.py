@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bundle in the package: small, whole, what its card says, equal to its checkpoint, and not blind."""
+"""The shipped bundle: size, card, agreement with its checkpoint, and accuracy on real frames."""
 
 import os
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Doubles of CUDA and of TensorRT's runtime, which record every call and behave as the real ones do where it matters:
+"""Test doubles of CUDA and of TensorRT's runtime. They record every call and behave like the real ones in these points:
 
 - what is queued on a stream happens at `synchronize`, not before;
 - memory that was freed, or never allocated, cannot be used, and nothing can be freed twice;
@@ -22,7 +22,7 @@ Network = Callable[..., Mapping[str, np.ndarray]]
 
 
 class Ledger:
-    """The order of all calls, and what is alive."""
+    """The calls in their order, and the objects that are alive."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -48,7 +48,7 @@ class Ledger:
 
 
 class FakeCuda(Cuda):
-    """Device memory is numpy arrays by address."""
+    """CUDA with numpy arrays, by address, as device memory."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -142,7 +142,7 @@ class FakeCuda(Cuda):
 
 
 class FakeTensorRt:
-    """The part of the module ``tensorrt`` that runs plans. A plan's bytes name the network that it holds."""
+    """The part of the module `tensorrt` that runs plans. The bytes of a plan are the name of its network."""
 
     __version__ = "99.1"
 
@@ -173,7 +173,7 @@ class FakeTensorRt:
 
 
 class _Object:
-    """Alive while a Python reference is, as with TensorRT's bindings."""
+    """An object that lives as long as its Python references, as in TensorRT's bindings."""
 
     def __init__(self, trt: FakeTensorRt, kind: str, logger: Any) -> None:
         self._trt, self._kind, self._logger = trt, kind, logger
@@ -255,14 +255,14 @@ class _Context(_Object):
 
 
 def fake_library(cuda: FakeCuda, networks: Mapping[bytes, tuple[Network, PlanHeader]]) -> TensorRtLibrary:
-    """A library that runs these networks, by the bytes of their plans."""
+    """Return a library that runs these networks, by the bytes of their plans."""
     return TensorRtLibrary("tensorrt", FakeTensorRt(cuda, networks))
 
 
 def fake_header(
     kind: str, shapes: dict[str, Range], inputs: dict[str, TensorInfo], outputs: dict[str, TensorInfo]
 ) -> PlanHeader:
-    """A header that says what is needed to run a plan, and nothing true of how it was built."""
+    """Return a header with the fields that running a plan needs; the build's fields are made up."""
     key = PlanKey(
         kind=kind,  # type: ignore[arg-type]
         onnx_sha256="0" * 64,
