@@ -76,7 +76,7 @@ def test_camvid_is_recognised_by_its_path_and_its_void_becomes_unlabelled(tmp_pa
     ("label_map", "says"),
     [
         (random_labels(0, (24, 31)), r"a_0\.png are \(24, 31\), their image is \(24, 32\)"),
-        (picture(0), "not colours"),
+        (picture(0), "colours"),
         (np.full((24, 32), 34, np.uint8), r"a_0\.png hold the ids \[34\]; cityscapes19 has 0-18 and 255"),
         (np.zeros((24, 32), np.uint16), "uint16"),
     ],
