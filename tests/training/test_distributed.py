@@ -71,6 +71,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None
     assert "all 6 steps done" in _run(STAGE, str(tmp_path / "two"), "4", "6")
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_a_checkpoint_that_continues_bit_by_bit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

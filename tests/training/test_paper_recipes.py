@@ -121,7 +121,10 @@ def test_the_networks_are_of_the_papers_size(name: str, millions: tuple[int, int
     assert millions[0] < count < millions[1], count
 
 
-@pytest.mark.parametrize("stage", ["image", "region", "relam_image", "detector", "joint"])
+@pytest.mark.parametrize(
+    "stage",
+    ["detector", *(pytest.param(s, marks=pytest.mark.slow) for s in ("image", "region", "relam_image", "joint"))],
+)
 def test_the_smoke_run_trains_and_states_its_memory(stage: str, tmp_path: Path) -> None:
     """As the command does it, with the recipe made small: the schedule, losses and the loop are the stage's own."""
     recipe = load_recipe(RECIPES / NAMES[2] / f"{stage}.yaml", STAGES[stage])

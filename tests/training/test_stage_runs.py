@@ -105,7 +105,9 @@ def test_a_run_that_is_killed_ends_as_a_whole_one(
         assert all(torch.equal(value, second[kept][key]) for key, value in first[kept].items()), file
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize(
+    "name", [*KINDS, *(pytest.param(n, marks=pytest.mark.slow) for n in ("lite_region", "relam_region"))]
+)
 def test_the_loss_falls_on_one_batch(
     name: str, frames: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
