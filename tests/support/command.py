@@ -6,10 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
-
-pytest.importorskip("typer")
-
 from typer.testing import CliRunner
 
 from nightlab_cli.main import app, load_command
