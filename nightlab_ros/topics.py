@@ -22,7 +22,7 @@ class NodeTopic:
 IMAGE = NodeTopic(
     "image",
     "sensor_msgs/msg/Image",
-    "Camera images, if `transport` is raw. A reliable publisher suits, too, and loses fewer large images.",
+    "Camera images, if `transport` is raw. A reliable publisher also works, and loses fewer large images.",
     "best effort",
 )
 COMPRESSED_IMAGE = NodeTopic(
@@ -35,13 +35,15 @@ CLOCK = NodeTopic("/clock", "rosgraph_msgs/msg/Clock", "Simulated time, if `use_
 SUBSCRIPTIONS = (IMAGE, COMPRESSED_IMAGE, CLOCK)
 
 MASK = NodeTopic(
-    "~/mask", "sensor_msgs/msg/Image", "Class id of each pixel, mono8; 255 is unlabelled. Size, stamp: the image's."
+    "~/mask",
+    "sensor_msgs/msg/Image",
+    "Class id of each pixel, mono8; 255 is unlabelled. It has the size and stamp of the image.",
 )
 CONFIDENCE = NodeTopic("~/confidence", "sensor_msgs/msg/Image", "Probability of each label, mono8, 0 to 255.")
 REGIONS = NodeTopic(
     "~/regions",
     "vision_msgs/msg/Detection2DArray",
-    "Hard regions in pixels with their score, 0 to 1. Class id: refined, or hard if the region was not refined.",
+    "Hard regions in pixels with their score, 0 to 1. The class id is `refined`, or `hard` if it was not refined.",
 )
 LABEL_INFO = NodeTopic(
     "~/label_info", "vision_msgs/msg/LabelInfo", "Names of the class ids, published at activation.", latched=True
@@ -62,15 +64,15 @@ DIAGNOSTICS = NodeTopic(
 #: Time of each stage of a frame, in milliseconds of the wall clock.
 STAGE_DESCRIPTIONS = {
     "wait": "from the arrival of the image until the worker takes it",
-    "convert": "message to array",
-    "resize": "frame to the networks' input size",
-    "image": "image network, and labels to the frame's size",
-    "hardness": "hardness network and suppression",
+    "convert": "convert the message to an array",
+    "resize": "resize the frame to the input size of the networks",
+    "image": "run the image network and resize its labels to the frame",
+    "hardness": "run the hardness network and suppress overlapping boxes",
     "crop": "crop and enlarge the regions",
-    "region": "region network",
-    "merge": "merge both levels' labels",
-    "total": "pipeline; less than the sum, since both levels overlap",
-    "latency": "from the arrival of the image until everything but the overlay is published",
+    "region": "run the region network",
+    "merge": "merge the labels of both levels",
+    "total": "the whole pipeline; less than the sum of its stages, because both levels run at the same time",
+    "latency": "from the arrival of the image until everything except the overlay is published",
     "overlay": "draw and publish the overlay, on its own thread",
 }
 #: Names in the order of a frame: the pipeline's stages and the node's own.
@@ -95,7 +97,7 @@ DIAGNOSTIC_KEYS = {
     "light_level": "mean linear luminance of the last frame, 0 to 1",
     "frame_age_ms_p50, _p95, _p99": "percentiles from the image's stamp until its mask, over the last 100 frames",
     "STAGE_ms_p50, _p95, _p99": "percentiles of each stage above, over the last 100 frames in which it ran",
-    "mode, engine, bundle": "what runs",
-    "engine_note": "why a faster engine was skipped, and what to do about it",
+    "mode, engine, bundle": "the mode, the inference library and the name of the bundle",
+    "engine_note": "the reason why a faster engine was skipped, and the remedy",
     "build_network, build_percent, build_phase": "progress of a build of TensorRT plans, while configuring",
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The golden vectors in docs/bundle_vectors.json, by which other runtimes are tested, are what this runtime computes.
+"""This runtime computes the golden vectors in docs/data/bundle_vectors.json, which test other runtimes.
 
 To write the expected values again after a change of the method: python tests/runtime/test_vectors.py
 """
@@ -16,7 +16,7 @@ import pytest
 
 from nightlab_core.runtime import regions as rg
 
-PATH = Path(__file__).parents[2] / "docs" / "bundle_vectors.json"
+PATH = Path(__file__).parents[2] / "docs" / "data" / "bundle_vectors.json"
 Case = dict[str, Any]
 
 

@@ -323,16 +323,16 @@ def test_the_shipped_pages_are_what_the_figures_give(name: str, tmp_path: Path) 
     (tmp_path / "images").mkdir()
     for picture in (docs / "images").glob("results_*.jpg"):
         (tmp_path / "images" / picture.name).touch()
-    write_page(json.loads((docs / f"{name}.json").read_text()), tmp_path / "page.md", docs / f"{name}.json")
+    stored = Path("docs/data") / f"{name}.json"
+    write_page(json.loads((CONFIG.parent / stored).read_text()), tmp_path / "page.md", stored)
     assert (tmp_path / "page.md").read_text() == (docs / f"{name}.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["lite", "lite_shipped"])
 def test_the_shipped_figures_are_of_the_shipped_ladder(name: str) -> None:
     """Row names, commands and the note agree, so that a later run can keep rows by name."""
-    stored = json.loads(
-        (CONFIG.parent / "docs" / f"{'results' if name == 'lite' else 'results_test'}.json").read_text()
-    )
+    file = "results.json" if name == "lite" else "results_test.json"
+    stored = json.loads((CONFIG.parent / "docs" / "data" / file).read_text())
     ablation = load_recipe(CONFIG / "ablate" / f"{name}.yaml", Ablation)
     assert [row["name"] for row in stored["ablation"]["rows"]] == [row.name for row in ablation.rows]
     assert stored["ablation"]["note"] == ablation.note and stored["ablation"]["train"] == ablation.train

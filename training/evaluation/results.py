@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write the page of results from the figures that `training.evaluation.ablate --json` stored.
 
-python -m training.evaluation.results docs/results.json --out docs/results.md
+python -m training.evaluation.results docs/data/results.json --out docs/results.md
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ NUMBERS = (0, 1, 2, 3, 5, 10)  #: numbers of regions that the page shows; the JS
 
 _INTRODUCTION = """
 Mean IoU in percent, from one confusion matrix over all frames of a set. Pixels without a label are left out; classes
-without a true pixel are absent. Bundles run on the vehicle's engines in float32, at a single scale. Brackets hold the
-95 % interval of the paired bootstrap over frames. Frames of one drive are alike, so the interval is too narrow. These
-frames are not those of NightCity or BDD100K: do not compare the figures with published ones.
+without a labelled pixel are absent. Bundles run on the vehicle's engines in float32, at a single scale. Brackets hold
+the 95 % interval of the paired bootstrap over frames. Frames of one drive are alike, so the interval is too narrow.
+These frames are not those of NightCity or BDD100K: do not compare the figures with published ones.
 
 - **boxes from the prediction**: connected regions of the hard classes in the image level's own labels.
 - **RDN**: the detector's boxes, ranked by objectness.
 - **HDM**: the same boxes, ranked by the expected effect of the region level. It is trained on one of three targets: the
-  patent's equation 6, whether the merged region helps, or the gain itself.
+  patent's equation 6, a binary target that is 1 if the merged region helps, or the gain itself.
 - **replace** and **confident**: the two ways to merge. `replace` takes the region level's labels inside the boxes,
   `confident` the label of the more confident level everywhere in the windows that were read.
 - **oracle**: each region keeps the level that is better by the ground truth, so that it shows how much a better choice
-  among these regions could gain. It decides by the mean IoU where a region lands, and a merge may exceed it.
-- **bound**: right where regions land wherever either level is right. No merge of these regions can exceed it. Oracle
-  and bound use the merge of the recipe.
+  among these regions could gain. It compares the levels by their mean IoU in each region, so a merge may exceed it.
+- **bound**: a pixel of a region counts as right if either level is right there. No merge of these regions can exceed
+  the bound. Oracle and bound use the merge of the recipe.
 """
 
 KEPT = " †"  #: marks a row that an earlier run measured, see `ablate.earlier_entries`
@@ -67,16 +67,17 @@ def write_page(results: dict[str, Any], out: Path, stored: Path | None = None) -
 
 
 def markdown(results: dict[str, Any], stored: Path | None = None) -> str:
-    """Return the page's text and tables for what `training.evaluation.ablate` found."""
+    """Return the page's text and tables for the figures of `training.evaluation.ablate`."""
     ablation, sets = results["ablation"], results["sets"]
     arguments = " ".join(f"--set {found['name']}" for found in sets)
-    command = f"python -m training.evaluation.ablate {results['recipe']} --data DATA {arguments} --json JSON"
-    page = f"python -m training.evaluation.results {stored.name if stored else 'JSON'} --out PAGE"
+    json_file = stored.as_posix() if stored else "JSON"
+    command = f"python -m training.evaluation.ablate {results['recipe']} --data DATA {arguments} --json {json_file}"
+    page = f"python -m training.evaluation.results {json_file} --out PAGE"
     parts = ["# Results\n", f"Made by these commands:\n\n{_code(command)}{_code(page)}", _INTRODUCTION.lstrip()]
     if ablation["note"]:
         parts.append(_wrapped(ablation["note"].strip()))
     if stored is not None:
-        parts.append(f"All figures, for every number of regions and with all digits: `{stored.name}`.\n")
+        parts.append(f"All figures, for every number of regions and with all digits: `{json_file}`.\n")
     for found in sets:
         parts += _of_set(found, ablation["pipeline"])
     missing = commands_to_train([row for found in sets for row in found["rows"]], ablation["train"])
