@@ -54,7 +54,7 @@ def compare(
     no_pictures: Annotated[bool, typer.Option("--no-pictures", help="Do not open the bags for pictures.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare two replays of the same bags, frame by frame, and judge whether the new bundle is better.
+    """Compare two replays of the same bags, frame by frame, and decide whether the new bundle is better.
 
     Writes compare.json and compare.html, and prints the verdict. Exit status: 0 if every gate passed or none was
     given, 1 if a gate failed, 2 if the replays cannot be compared.

@@ -24,7 +24,10 @@ def export(
     frames: Annotated[int, typer.Option("--frames", metavar="N", min=1, help="Use N frames.")] = 8,
     deform: Annotated[
         Literal["deform_conv", "grid_sample"],
-        typer.Option("--deform", help="Operator of deformable convolution; TensorRT takes only grid_sample."),
+        typer.Option(
+            "--deform",
+            help="Operator of deformable convolution. Every inference library takes both.",
+        ),
     ] = "deform_conv",
     weights: Annotated[
         Literal["float16", "float32"], typer.Option("--weights", help="Type in which the weights are stored.")

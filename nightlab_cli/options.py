@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options that several commands share: one name and one meaning each. Defaults stand in the commands."""
+"""The options that several commands share: one name and one meaning each. Defaults are in the commands."""
 
 from __future__ import annotations
 

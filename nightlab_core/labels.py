@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from nightlab_core.config import Settings
 
 IGNORE_ID = 255
-#: Class ids are below this; 254 marks ids without a class in tables.
+#: Class ids are below this. 254 is never a class: evaluation maps predicted ids outside the class set to it.
 MAX_CLASSES = 254
 
 ColorRGB = tuple[
@@ -42,7 +42,7 @@ class ClassSet(Settings):
         if len(self.names) != len(self.colors_rgb):
             raise ValueError(f"{self.key}: {len(self.names)} names but {len(self.colors_rgb)} colours")
         if repeated := sorted({name for name in self.names if self.names.count(name) > 1}):
-            raise ValueError(f"{self.key}: the name {repeated[0]!r} stands there twice; expected distinct names")
+            raise ValueError(f"{self.key}: the name {repeated[0]!r} appears twice; expected distinct names")
         return self
 
     def __len__(self) -> int:

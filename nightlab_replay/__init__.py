@@ -10,7 +10,7 @@ Read `replay.py` first: it is `nightlab replay` from the bags to the report.
     execute.py       run every frame as fast as possible
     realtime.py      run at the recorded rate and drop frames as the node does
     cluster.py       run in several processes or on several machines
-    judging.py       record and counts of a single frame
+    evaluation.py    record and counts of a single frame
     statistics.py    accuracy of two methods, with intervals
     summary.py       all figures of a run
     pairing.py       match the frames of two runs

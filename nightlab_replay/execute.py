@@ -16,7 +16,7 @@ from nightlab_core.data.bags.reader import Bag, BagFrame
 from nightlab_core.data.prefetch import Prefetcher
 from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.pipeline import Pipeline, Result
-from nightlab_replay.judging import Judge
+from nightlab_replay.evaluation import FrameEvaluator
 from nightlab_replay.records import FrameCounts, FrameRecord
 
 #: Frames in each queue between two threads. Two would do; more absorb a chunk of the bag that decompresses slowly.
@@ -68,33 +68,33 @@ class _Item(NamedTuple):
 def replay_spans(
     spans: Iterable[Span],
     pipeline: Pipeline,
-    judged: ClassSet,
+    evaluated: ClassSet,
     *,
     keep_masks: bool = False,
     on_frames: Callable[[Sequence[FrameRecord]], None] = lambda records: None,
     stopped: Callable[[], bool] = lambda: False,
     prepared: set[tuple[int, int]] | None = None,
 ) -> Generator[SpanResult, None, None]:
-    """Yield the result of each span. `judged` is the class set of labels and counts.
+    """Yield the result of each span. `evaluated` is the class set of labels and counts.
 
     One thread reads and decodes, one runs the pipeline, and the caller's thread evaluates. When `stopped` returns True,
     the finished part of the current span is yielded and the generator ends. `prepared` holds the frame sizes (H, W)
     that the pipeline was prepared for, and is extended; pass the same set to repeated calls with one pipeline.
     """
     prepared = set() if prepared is None else prepared
-    frames = Prefetcher(_read(spans, judged), max_items=_QUEUE_FRAMES)
+    frames = Prefetcher(_read(spans, evaluated), max_items=_QUEUE_FRAMES)
     items = Prefetcher(_infer(frames, pipeline, prepared), max_items=_QUEUE_FRAMES)
-    judge: Judge | None = None
-    results = _Results(len(judged), keep_masks)
+    evaluator: FrameEvaluator | None = None
+    results = _Results(len(evaluated), keep_masks)
     with frames, items:
         for span, frame, result, recorded in items:
-            if judge is None or not recorded or frame.index == 0:
-                judge = Judge(span.source.name, pipeline.bundle.class_set, judged)
+            if evaluator is None or not recorded or frame.index == 0:
+                evaluator = FrameEvaluator(span.source.name, pipeline.bundle.class_set, evaluated)
             if not recorded:
                 if result is not None:
-                    judge.set_previous(frame, result.labels)
+                    evaluator.set_previous(frame, result.labels)
                 continue
-            results.add(judge, frame, result)
+            results.add(evaluator, frame, result)
             on_frames(results.records[-1:])
             if frame.index == span.stop - 1:
                 yield results.take()
@@ -113,12 +113,12 @@ class _Results:
         self._counts: list[FrameCounts] = []
         self._masks: dict[int, bytes] = {}
 
-    def add(self, judge: Judge, frame: BagFrame, result: Result | None) -> None:
+    def add(self, evaluator: FrameEvaluator, frame: BagFrame, result: Result | None) -> None:
         """Evaluate and add a frame, without a result if it is unreadable."""
         if result is None:
-            self.records.append(judge.missing(frame))
+            self.records.append(evaluator.missing(frame))
             return
-        record, counts = judge.result(frame, result)
+        record, counts = evaluator.result(frame, result)
         self.records.append(record)
         self._counts.append(counts)
         if self._keep_masks:
@@ -131,7 +131,7 @@ class _Results:
         return done
 
 
-def _read(spans: Iterable[Span], judged: ClassSet) -> Iterator[_Item]:
+def _read(spans: Iterable[Span], evaluated: ClassSet) -> Iterator[_Item]:
     with ExitStack() as stack:
         bag: Bag | None = None
         opened: BagSource | None = None
@@ -143,7 +143,7 @@ def _read(spans: Iterable[Span], judged: ClassSet) -> Iterator[_Item]:
             if span.first != position:
                 yield _Item(span, bag.frame(span.first - 1), None, False)
             for index in range(span.first, span.stop):
-                yield _Item(span, bag.frame(index, judged), None, True)
+                yield _Item(span, bag.frame(index, evaluated), None, True)
             position = span.stop
 
 

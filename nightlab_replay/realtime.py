@@ -17,8 +17,8 @@ from nightlab_core.data.prefetch import Prefetcher
 from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.runtime.pipeline import Pipeline
+from nightlab_replay.evaluation import FrameEvaluator
 from nightlab_replay.execute import Span, SpanResult, pack_masks
-from nightlab_replay.judging import Judge
 from nightlab_replay.records import FrameCounts, FrameRecord
 
 #: Messages read before they are due, so that a slow disk does not disturb the rate.
@@ -60,7 +60,7 @@ def recorded_at(times_ns: np.ndarray, due_s: np.ndarray, rate: float) -> Callabl
 def replay_realtime(
     spans: list[Span],
     pipeline: Pipeline,
-    judged: ClassSet,
+    evaluated: ClassSet,
     *,
     rate: float = 1.0,
     keep_masks: bool = False,
@@ -76,18 +76,22 @@ def replay_realtime(
         if stopped():
             return
         with span.source.open() as bag:
-            judge = Judge(span.source.name, pipeline.bundle.class_set, judged)
-            results = _FrameResults(judge, span.first, len(judged), on_frames)
-            yield from _replay_span(span, _Processing(bag, pipeline, judged, keep_masks, results), rate, stopped)
+            evaluator = FrameEvaluator(span.source.name, pipeline.bundle.class_set, evaluated)
+            results = _FrameResults(evaluator, span.first, len(evaluated), on_frames)
+            yield from _replay_span(span, _Processing(bag, pipeline, evaluated, keep_masks, results), rate, stopped)
 
 
 class _FrameResults:
     """Records and counts by frame, which camera and evaluation add in any order."""
 
     def __init__(
-        self, judge: Judge, first: int, num_classes: int, on_frames: Callable[[Sequence[FrameRecord]], None]
+        self,
+        evaluator: FrameEvaluator,
+        first: int,
+        num_classes: int,
+        on_frames: Callable[[Sequence[FrameRecord]], None],
     ) -> None:
-        self.judge = judge
+        self.evaluator = evaluator
         self.masks: dict[int, bytes] = {}
         self._next, self._num_classes, self._on_frames = first, num_classes, on_frames
         self._records: dict[int, tuple[FrameRecord, FrameCounts]] = {}
@@ -124,7 +128,7 @@ class _Processing:
 
     bag: Bag
     pipeline: Pipeline
-    judged: ClassSet
+    evaluated: ClassSet
     keep_masks: bool
     results: _FrameResults
     failures: list[Exception] = field(default_factory=list)
@@ -139,8 +143,8 @@ class _Processing:
         image = self.bag.decode(first, self.bag.raw(first)).image_bgr
         if image is not None:
             self._prepare(image)
-        self._judging = threading.Thread(target=self._judge, name="judge")
-        self._judging.start()
+        self._evaluation = threading.Thread(target=self._evaluate_waiting, name="evaluation")
+        self._evaluation.start()
         self._worker = LatestWorker("pipeline", self._handle, self._failed)
 
     def submit(self, message: _Message) -> bool:
@@ -155,7 +159,7 @@ class _Processing:
         """Finish the current message and all evaluations, then end both threads."""
         self._worker.stop()
         self._waiting.put(None)
-        self._judging.join()
+        self._evaluation.join()
 
     def _prepare(self, image: np.ndarray) -> None:
         height, width = image.shape[:2]
@@ -166,7 +170,7 @@ class _Processing:
     def _handle(self, message: _Message) -> None:
         frame = self.bag.decode(message.index, message.raw)
         if frame.image_bgr is None:
-            self._waiting.put(lambda: self.results.add(self.results.judge.missing(frame)))
+            self._waiting.put(lambda: self.results.add(self.results.evaluator.missing(frame)))
         else:
             self._prepare(frame.image_bgr)
             result = self.pipeline(frame.image_bgr)
@@ -175,8 +179,8 @@ class _Processing:
             def evaluate() -> None:
                 if self.keep_masks:
                     self.results.masks[message.index] = pack_masks(result)
-                labelled = self.bag.with_labels(frame, self.judged)
-                self.results.add(*self.results.judge.result(labelled, result, latency_ms))
+                labelled = self.bag.with_labels(frame, self.evaluated)
+                self.results.add(*self.results.evaluator.result(labelled, result, latency_ms))
 
             self._waiting.put(evaluate)
         self._processed.release()
@@ -185,7 +189,7 @@ class _Processing:
         self.failures.append(error)
         self._processed.release()
 
-    def _judge(self) -> None:
+    def _evaluate_waiting(self) -> None:
         while (evaluate := self._waiting.get()) is not None:
             try:
                 evaluate()
@@ -211,7 +215,7 @@ def _replay_span(
                 if stopped() or processing.failures:
                     break
                 if processing.submit(_Message(index, raw, time.perf_counter())):
-                    results.add(results.judge.missing(_unread(bag, previous), "dropped", DROPPED))
+                    results.add(results.evaluator.missing(_unread(bag, previous), "dropped", DROPPED))
                     unfinished -= 1
                 previous, unfinished = index, unfinished + 1
                 next_due = start + due_s[min(index + 1, span.stop - 1) - span.first]

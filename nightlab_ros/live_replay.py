@@ -13,8 +13,8 @@ from pathlib import Path
 from nightlab_core.data.bags.messages import COMPRESSED_TYPE
 from nightlab_core.data.bags.reader import Bag, BagFrame
 from nightlab_core.runtime.bundle import Bundle
+from nightlab_replay.evaluation import FrameEvaluator, FramePrediction
 from nightlab_replay.execute import Span, SpanResult, pack_arrays
-from nightlab_replay.judging import FramePrediction, Judge
 from nightlab_replay.records import FrameCounts, FrameRecord, Run
 from nightlab_ros.playback.mask_recorder import (
     CONFIDENCE,
@@ -76,8 +76,8 @@ class _LiveSpan:
 
     def __init__(self, span: Span, bag: Bag, run: Run, bundle: Bundle, recorder: MaskRecorder) -> None:
         self._span, self._bag, self._run, self._bundle, self._recorder = span, bag, run, bundle, recorder
-        self._judged = run.settings.class_set
-        self._judge = Judge(span.source.name, bundle.class_set, self._judged)
+        self._evaluated = run.settings.class_set
+        self._evaluator = FrameEvaluator(span.source.name, bundle.class_set, self._evaluated)
 
     def play(
         self, out: Path, node: dict[str, str], on_note: Callable[[str], None], stopped: Callable[[], bool]
@@ -112,14 +112,14 @@ class _LiveSpan:
         stop = self._stop(sent[-1].index if sent else first - 1)
         for start in range(first, stop, chunk):
             records, counts, masks = [], [], {}
-            for frame in self._bag.frames(start, min(start + chunk, stop), self._judged):
+            for frame in self._bag.frames(start, min(start + chunk, stop), self._evaluated):
                 record, frame_counts, answer = self._evaluate(frame, sent_by_index.get(frame.index))
                 records.append(record)
                 counts.append(frame_counts)
                 if keep_masks and answer is not None and answer.confidence is not None:
                     masks[frame.index] = pack_arrays(answer.labels, answer.confidence, answer.image_labels)
             on_frames(records)
-            yield SpanResult(records, FrameCounts.concatenate(counts, len(self._judged)), masks)
+            yield SpanResult(records, FrameCounts.concatenate(counts, len(self._evaluated)), masks)
 
     def _node_parameters(self) -> dict[str, str]:
         first = self._bag.frame(self._span.first).image_bgr
@@ -149,22 +149,22 @@ class _LiveSpan:
     def _evaluate(
         self, frame: BagFrame, sent: SentFrame | None
     ) -> tuple[FrameRecord, FrameCounts, FramePrediction | None]:
-        no_counts = FrameCounts.empty(len(self._judged))
+        no_counts = FrameCounts.empty(len(self._evaluated))
         if frame.image_bgr is None or sent is None:
-            return self._judge.missing(frame), no_counts, None
+            return self._evaluator.missing(frame), no_counts, None
         mask, image_level, confidence = (
             self._recorder.take(topic, sent.stamp_ns) for topic in (MASK, IMAGE_LEVEL_MASK, CONFIDENCE)
         )
         if mask is None or image_level is None:
             reason = LOST if mask is None else "the mask came back, but not the image level's mask"
-            return self._judge.missing(frame, "dropped", reason), no_counts, None
+            return self._evaluator.missing(frame, "dropped", reason), no_counts, None
         if mismatch := describe_mismatch(frame, [m for m in (mask, image_level, confidence) if m is not None]):
-            return self._judge.missing(frame, "dropped", mismatch), no_counts, None
+            return self._evaluator.missing(frame, "dropped", mismatch), no_counts, None
         answer = FramePrediction(mask.labels, image_level.labels, confidence.labels if confidence else None, None)
         assert sent.clock_ns is not None
         answer_ns = mask.received_ns - sent.sent_ns
         age_ns = sent.clock_ns - frame.stamp_ns + answer_ns * self._run.settings.rate
-        record, counts = self._judge.prediction(frame, answer, latency_ms=answer_ns / 1e6, age_ms=age_ns / 1e6)
+        record, counts = self._evaluator.prediction(frame, answer, latency_ms=answer_ns / 1e6, age_ms=age_ns / 1e6)
         return record, counts, answer
 
 

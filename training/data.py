@@ -37,7 +37,7 @@ class SourceSettings(Settings):
 
     kind: catalogue.Kind | Literal["rendered", "pseudo", "unlabelled"]
     folder: str = ""  #: under the data folder; of "pseudo", where `training.stages.pseudo` wrote
-    split: str = ""  #: train, val or test; of plain folders (train_ids) a sub-folder
+    split: str = ""  #: train, val or test; of plain folders (kind folder) a sub-folder
     classes: str = ""  #: of plain folders and "pseudo": key or YAML file of their class set; empty: the recipe's
     pattern: str = "*"  #: glob of the file stems that are drawn, for example those of one drive
     leave_out_pattern: str = ""  #: glob of the file stems that are not drawn; empty: none
@@ -82,7 +82,7 @@ _HELD: WeakValueDictionary[tuple[object, ...], Sequence[Sample]] = WeakValueDict
 
 
 def source_classes(source: SourceSettings, classes: ClassSet) -> tuple[ClassSet, ClassSet]:
-    """Return the class set of a source's labels, and the one that they are judged in; `classes` is the recipe's."""
+    """Return the class set of a source's labels, and the one that they are evaluated in; `classes` is the recipe's."""
     if source.kind == "rendered":
         return RENDERED_CLASSES, RENDERED_CLASSES
     return catalogue.classes_of(source.kind, load_class_set(source.classes) if source.classes else classes)
@@ -124,7 +124,7 @@ def open_source(
         images = samples.paths
     else:
         if kind == "pseudo":
-            kind, folder = "train_ids", Path(source.folder)
+            kind, folder = "folder", Path(source.folder)
         samples, _ = catalogue.open_dataset(
             kind, folder, source.split, complete=source.complete,
             classes=classes, folder_classes=source_classes(source, classes)[0], groups=groups,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start several processes that train as one, and compute batch statistics over all of them.
 
-`torchrun --nproc-per-node N -m training.STAGE ...` trains as one process with N times the batch would: the samples are
-the same, losses are means over all processes' pixels, and normalisation sees all processes' images.
+`torchrun --nproc-per-node N -m training.stages.STAGE ...` trains as one process with N times the batch would: the
+samples are the same, losses are means over all processes' pixels, and normalisation sees all processes' images.
 """
 
 from __future__ import annotations

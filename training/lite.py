@@ -32,8 +32,8 @@ RECIPES = Path("config/train")
 RUNS = Path("runs")
 VAL_SETS = ("camvid/val", "nightcoarse/val")  #: the sets that the figures in a bundle's manifest are measured on
 
-#: Environment of a stage. On a CPU, half of a step's time can go to the kernel, which zeroes fresh pages for every
-#: large tensor; with these settings of glibc the allocator keeps its pages.
+#: Environment of a stage. On a CPU, the operating system can take half of a step's time to clear new memory for large
+#: tensors. With these settings of glibc the allocator keeps its memory.
 ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_MMAP_MAX_": "0",

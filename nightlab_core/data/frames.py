@@ -16,11 +16,10 @@ import numpy as np
 
 from nightlab_core.classes import DEFAULT, class_set_of_folder, load_class_set
 from nightlab_core.data.bags.storage import SUFFIXES, is_bag
-from nightlab_core.data.images import read_image
+from nightlab_core.data.images import IMAGE_SUFFIXES, image_files, read_image
 from nightlab_core.data.label_maps import checked_labels, read_label_map
 from nightlab_core.labels import ClassSet
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v")
 
 
@@ -164,8 +163,7 @@ def _folder(
         raise FileNotFoundError(f"folder of labels {labels} does not exist")
     usual = [d for d in (folder / "labels", images.parent / "labels") if d.is_dir()]
     label_folder = Path(labels) if labels is not None else (usual[0] if usual else None)
-    visible = [f for f in images.iterdir() if not f.name.startswith(".")]
-    files = sorted(f for f in visible if f.suffix.lower() in IMAGE_SUFFIXES and fnmatch(f.name, pattern))
+    files = [f for f in image_files(images) if fnmatch(f.name, pattern)]
     if not files:
         raise ValueError(
             f"{images} holds no image named {pattern!r}; expected files ending in {', '.join(IMAGE_SUFFIXES)}"

@@ -22,6 +22,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -128,6 +130,12 @@ def decode_image(data: bytes, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
     if image is None:
         raise ImageError(f"received {len(data)} bytes of {kind} that are corrupt")
     return image
+
+
+def image_files(folder: Path) -> list[Path]:
+    """List the image files of a folder by name, without hidden files, which other file systems leave beside images."""
+    visible = (p for p in folder.iterdir() if not p.name.startswith("."))
+    return sorted(p for p in visible if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def read_image(file: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:

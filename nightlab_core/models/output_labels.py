@@ -25,8 +25,8 @@ class OutputLabels:
     def of(cls, classes: ClassSet, names: Sequence[str] = (), groups: Sequence[tuple[int, ...]] = ()) -> OutputLabels:
         """Make the channels of all classes, or, given names of some, of those in that order and then "other".
 
-        groups: of `labels.ambiguous_groups`. Raises KeyError for an unknown name and ValueError for one that is there
-        twice or is "other".
+        groups: of `labels.ambiguous_groups`. Raises KeyError for an unknown name and ValueError for one that
+        appears twice or is "other".
         """
         if len(set(names)) != len(names):
             raise ValueError(f"received the classes {', '.join(names)}; expected each name once")

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from nightlab_core.classes import shipped_class_set
 from nightlab_core.config import ConfigError, Settings, load_yaml, read_yaml
 from nightlab_core.files import write_atomic
-from nightlab_core.labels import IGNORE_ID, ClassMapping, ClassSet
+from nightlab_core.labels import MAX_CLASSES, ClassMapping, ClassSet
 from nightlab_core.runtime.regions import network_size_hw
 
 FORMAT = 1
@@ -88,8 +88,8 @@ class Classes(Settings):
 
     @model_validator(mode="after")
     def _one_colour_a_name(self) -> Classes:
-        if not 1 <= len(self.names) <= IGNORE_ID or len(set(self.names)) != len(self.names):
-            raise ValueError(f"expected 1 to {IGNORE_ID} distinct names, received {list(self.names)}")
+        if not 1 <= len(self.names) <= MAX_CLASSES or len(set(self.names)) != len(self.names):
+            raise ValueError(f"expected 1 to {MAX_CLASSES} distinct names, received {list(self.names)}")
         if len(self.names) != len(self.colors_rgb):
             raise ValueError(f"{len(self.names)} names but {len(self.colors_rgb)} colours")
         return self

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Process the newest item on a thread and drop older ones, since a vehicle has no use for old frames."""
+"""Process the newest item on a thread and drop the older ones: a vehicle needs the newest frame only."""
 
 from __future__ import annotations
 

@@ -122,13 +122,13 @@ def _sheets(pairs: PairedRuns) -> tuple[list[dict[str, Any]], str]:
     """Draw the changed frames. Also return why pictures are missing, or ""."""
     sheets: list[dict[str, Any]] = []
     wanted = _changed_frames(pairs)
-    judged = pairs.second.run.settings.class_set
+    evaluated = pairs.second.run.settings.class_set
     try:
         if wanted:
             with Resegmenter(pairs.first.run) as old, Resegmenter(pairs.second.run) as new:
                 for (first, second), reason in wanted:
                     frame, result = new(second)
-                    panels = compared_panels(frame, (old(first)[1], old.predicted), (result, new.predicted), judged)
+                    panels = compared_panels(frame, (old(first)[1], old.predicted), (result, new.predicted), evaluated)
                     sheets.append(sheet(second, reason, panels))
     except PicturesError as error:
         log.warning("pictures are missing in the comparison: %s", error)

@@ -139,7 +139,7 @@ def sheet(record: FrameRecord, reason: str, panels: dict[str, np.ndarray]) -> di
     }
 
 
-def run_panels(frame: BagFrame, result: Result, predicted: ClassSet, judged: ClassSet) -> dict[str, np.ndarray]:
+def run_panels(frame: BagFrame, result: Result, predicted: ClassSet, evaluated: ClassSet) -> dict[str, np.ndarray]:
     """Draw caption -> picture, uint8 (h, PANEL_WIDTH or less, 3) BGR, of one frame.
 
     With labels: camera, ground truth, prediction with regions, errors. Without: camera, image level, prediction with
@@ -147,16 +147,16 @@ def run_panels(frame: BagFrame, result: Result, predicted: ClassSet, judged: Cla
     """
     assert frame.image_bgr is not None
     image = frame.image_bgr
-    first, second = (to_class_set(x, predicted, judged) for x in (result.image_labels, result.labels))
-    prediction = overlay(image, second, judged)
+    first, second = (to_class_set(x, predicted, evaluated) for x in (result.image_labels, result.labels))
+    prediction = overlay(image, second, evaluated)
     thickness = max(1, round(image.shape[1] / 320))
     for x1, y1, x2, y2 in result.boxes_xyxy[result.refined].round().astype(int).tolist():
         cv2.rectangle(prediction, (x1, y1), (x2, y2), (255, 255, 255), thickness)
     panels: dict[str, np.ndarray] = {"camera": image}
     if frame.labels is None:
-        panels["image level"] = overlay(image, first, judged)
+        panels["image level"] = overlay(image, first, evaluated)
     else:
-        panels["ground truth"] = overlay(image, frame.labels, judged)
+        panels["ground truth"] = overlay(image, frame.labels, evaluated)
     panels["both levels, regions outlined"] = prediction
     if frame.labels is None:
         panels["where the levels differ"] = difference_picture(image, first, second)
@@ -166,16 +166,16 @@ def run_panels(frame: BagFrame, result: Result, predicted: ClassSet, judged: Cla
 
 
 def compared_panels(
-    frame: BagFrame, first: tuple[Result, ClassSet], second: tuple[Result, ClassSet], judged: ClassSet
+    frame: BagFrame, first: tuple[Result, ClassSet], second: tuple[Result, ClassSet], evaluated: ClassSet
 ) -> dict[str, np.ndarray]:
     """Draw one frame for two bundles, as `run_panels` does: camera, ground truth, A, B, and errors."""
     assert frame.image_bgr is not None
     image = frame.image_bgr
-    a, b = (to_class_set(result.labels, predicted, judged) for result, predicted in (first, second))
+    a, b = (to_class_set(result.labels, predicted, evaluated) for result, predicted in (first, second))
     panels = {"camera": image}
     if frame.labels is not None:
-        panels["ground truth"] = overlay(image, frame.labels, judged)
-    panels |= {"A": overlay(image, a, judged), "B": overlay(image, b, judged)}
+        panels["ground truth"] = overlay(image, frame.labels, evaluated)
+    panels |= {"A": overlay(image, a, evaluated), "B": overlay(image, b, evaluated)}
     if frame.labels is None:
         panels["where A and B differ"] = difference_picture(image, a, b)
     else:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from class_sets import CITYSCAPES19
 
-from nightlab_core.data.datasets.catalogue import camvid, train_id_folder
+from nightlab_core.data.datasets.catalogue import camvid, plain_folder
 from nightlab_core.data.datasets.paired import DatasetError, PairedFolder
 from nightlab_core.data.hard_regions import hard_regions, label_instances
 
@@ -28,35 +28,42 @@ def test_camvid_ids_become_cityscapes_train_ids(tmp_path: Path) -> None:
     assert sample.image_bgr[0, 0].tolist() == [10, 20, 30] and sample.name == "a"
 
 
-def test_train_ids_stay_as_they_are(tmp_path: Path) -> None:
+def test_a_plain_folder_is_read_without_mapping(tmp_path: Path) -> None:
     _write(tmp_path, "a", np.array([[0, 18, 255]], np.uint8))
-    assert train_id_folder(tmp_path)[0].labels.tolist() == [[0, 18, 255]]
+    assert plain_folder(tmp_path)[0].labels.tolist() == [[0, 18, 255]]
 
 
 def test_patterns_choose_and_names_are_sorted(tmp_path: Path) -> None:
     for stem in ("0002_b", "0001_a", "9_c"):
         _write(tmp_path, stem, np.zeros((2, 2), np.uint8))
-    assert [s.name for s in train_id_folder(tmp_path, "000*")] == ["0001_a", "0002_b"]
-    assert [s.name for s in train_id_folder(tmp_path, "*_[bc]")] == ["0002_b", "9_c"]
+    assert [s.name for s in plain_folder(tmp_path, "000*")] == ["0001_a", "0002_b"]
+    assert [s.name for s in plain_folder(tmp_path, "*_[bc]")] == ["0002_b", "9_c"]
+
+
+def test_hidden_files_beside_the_images_are_skipped(tmp_path: Path) -> None:
+    _write(tmp_path, "a", np.zeros((2, 2), np.uint8))
+    for part in ("images", "labels"):
+        (tmp_path / part / "._a.png").write_bytes(b"a file that macOS writes beside images")
+    assert [s.name for s in plain_folder(tmp_path)] == ["a"]
 
 
 def test_label_ids_of_34_classes_are_caught(tmp_path: Path) -> None:
     _write(tmp_path, "a", np.array([[7, 26, 33]], np.uint8))
     with pytest.raises(DatasetError, match=r"a\.png: labels hold ids \[26, 33\]"):
-        train_id_folder(tmp_path)[0]
+        plain_folder(tmp_path)[0]
 
 
 def test_a_label_of_another_size_is_named(tmp_path: Path) -> None:
     _write(tmp_path, "a", np.zeros((4, 6), np.uint8), image_hw=(8, 12))
     with pytest.raises(DatasetError, match=r"a\.png is \(4, 6\), its image \(8, 12\)"):
-        train_id_folder(tmp_path)[0]
+        plain_folder(tmp_path)[0]
 
 
 def test_coloured_labels_are_refused(tmp_path: Path) -> None:
     _write(tmp_path, "a", np.zeros((4, 6), np.uint8))
     cv2.imwrite(str(tmp_path / "labels" / "a.png"), np.zeros((4, 6, 3), np.uint8))
     with pytest.raises(DatasetError, match="colours"):
-        train_id_folder(tmp_path)[0]
+        plain_folder(tmp_path)[0]
 
 
 def test_labels_with_a_palette_give_their_indices(tmp_path: Path) -> None:
@@ -66,15 +73,15 @@ def test_labels_with_a_palette_give_their_indices(tmp_path: Path) -> None:
     painted = image.fromarray(ids, mode="P")
     painted.putpalette([90, 30, 200] * 256)
     painted.save(tmp_path / "labels" / "a.png")
-    assert train_id_folder(tmp_path)[0].labels.tolist() == ids.tolist()
+    assert plain_folder(tmp_path)[0].labels.tolist() == ids.tolist()
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="not a folder"):
-        train_id_folder(tmp_path / "nowhere")
+        plain_folder(tmp_path / "nowhere")
     _write(tmp_path, "a", np.zeros((4, 6), np.uint8))
     with pytest.raises(DatasetError, match="no image that matches"):
-        train_id_folder(tmp_path, "z*")
+        plain_folder(tmp_path, "z*")
     (tmp_path / "labels" / "a.png").unlink()
     with pytest.raises(DatasetError, match=r"a\.png has no label"):
         PairedFolder(tmp_path / "images", tmp_path / "labels", CITYSCAPES19)
@@ -84,7 +91,7 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
     _write(tmp_path, "a", np.zeros((4, 6), np.uint8))
     (tmp_path / "images" / "a.png").write_bytes(b"not a picture")
     with pytest.raises(DatasetError, match=r"images.a\.png cannot be read as an image"):
-        train_id_folder(tmp_path)[0]
+        plain_folder(tmp_path)[0]
 
 
 def test_instances_are_connected_regions_of_one_class() -> None:

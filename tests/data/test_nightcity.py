@@ -17,7 +17,7 @@ AS_TRAIN_IDS = [0, 2, 10, 13, 18, 255, 255, 255]
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Both archives of NightCity, with three frames to train on, Dubai_0016 among them, and two to judge by."""
+    """Both archives of NightCity, with three frames to train on, Dubai_0016 among them, and two to validate on."""
     monkeypatch.setattr(nc, "FRAMES", {"train": 3, "val": 2})
     for split, stems in {"train": ["Chicago_0002", "Dubai_0016", "Paris_0001"], "val": ["Rome_2", "Rome_1"]}.items():
         for stem in stems:

@@ -46,15 +46,15 @@ def test_cityscapes_errors(tmp_path: Path) -> None:
 
 
 def test_every_kind_has_a_function_and_a_class_set(tmp_path: Path) -> None:
-    assert sorted(("train_ids", *DATASETS)) == sorted(get_args(Kind))
-    assert {kind: known.judged.key for kind, known in DATASETS.items() if known.judged is not CITYSCAPES19} == {
+    assert sorted(("folder", *DATASETS)) == sorted(get_args(Kind))
+    assert {kind: known.evaluated.key for kind, known in DATASETS.items() if known.evaluated is not CITYSCAPES19} == {
         "camvid": "camvid11",
         "bdd100k_night": "bdd18",
     }
     for kind in DATASETS:
         with pytest.raises(DatasetError, match=str(tmp_path)):
             open_dataset(kind, tmp_path, "val")
-    with pytest.raises(DatasetError, match="received the data set 'nightcity\\+'; expected one of train_ids, camvid"):
+    with pytest.raises(DatasetError, match="received the data set 'nightcity\\+'; expected one of folder, camvid"):
         open_dataset("nightcity+", tmp_path)
 
 
@@ -63,7 +63,7 @@ def test_the_guide_names_every_kind_its_frames_and_its_classes() -> None:
     rows = {line.split("`")[1]: line for line in guide.splitlines() if line.startswith("| `")}
     assert sorted(rows) == sorted(get_args(Kind))
     for kind, known in DATASETS.items():
-        assert f"{len(known.judged)} classes" in rows[kind] and f"| `{known.folder}`" in rows[kind]
+        assert f"{len(known.evaluated)} classes" in rows[kind] and f"| `{known.folder}`" in rows[kind]
     for counts, kind in ((nightcity.FRAMES, "nightcity"), (bdd.FRAMES, "bdd100k")):
         assert f"| {counts['train']}, {counts['val']} |" in rows[kind]
 
@@ -73,7 +73,7 @@ def test_plain_folders_with_and_without_a_split(tmp_path: Path) -> None:
         write_image(folder / "images/a.png")
         write_label(folder / "labels/a.png", [0, 18])
     for split in ("", "val"):
-        samples, classes = open_dataset("train_ids", tmp_path, split)
+        samples, classes = open_dataset("folder", tmp_path, split)
         assert [s.name for s in samples] == ["a"] and classes is CITYSCAPES19
 
 
@@ -83,7 +83,7 @@ def test_a_part_of_a_data_set_can_be_opened(tmp_path: Path) -> None:
     assert len(samples) == 1
 
 
-def test_a_train_label_is_not_judged_in_18_classes() -> None:
+def test_train_labels_are_not_evaluated_in_18_classes() -> None:
     train_ids = np.array([[0, 15, 16, 17, 18, 255]], np.uint8)
     assert to_class_set(train_ids, CITYSCAPES19, BDD18).tolist() == [[0, 15, 255, 16, 17, 255]]
     assert to_class_set(train_ids, CITYSCAPES19, CITYSCAPES19) is train_ids

@@ -21,7 +21,7 @@ from tiny_bags import FRAME_ID, START_NS, STEP_NS, make_frames, write_tiny_bag
 
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.write import Packing
-from nightlab_replay.judging import Judge
+from nightlab_replay.evaluation import FrameEvaluator
 from nightlab_replay.records import load_run
 from nightlab_replay.replay import replay
 from nightlab_ros.live_replay import answered_part, describe_mismatch, playback_statistics, replay_live
@@ -102,12 +102,12 @@ def test_masks_of_the_live_node_are_evaluated(tmp_path: Path, tiny_bundle: Path,
     assert data.complete and data.run.settings.mode == "live"
     answered = [r for r in data.records if r.status == "ok"]
     assert len(answered) >= 5, printed.getvalue()  # one every 250 ms; a busy machine may miss some
-    judge = Judge("bag", CITYSCAPES19, CITYSCAPES19)
+    evaluator = FrameEvaluator("bag", CITYSCAPES19, CITYSCAPES19)
     with Bag(path) as bag, open_pipeline(tiny_bundle, engine="onnxruntime", threads=1) as pipeline:
         for record, confusion in zip(data.labelled, data.counts.confusion, strict=True):
             frame = bag.frame(record.index, CITYSCAPES19)
             assert frame.image_bgr is not None
-            expected, counts = judge.result(frame, pipeline(frame.image_bgr))
+            expected, counts = evaluator.result(frame, pipeline(frame.image_bgr))
             np.testing.assert_array_equal(confusion, counts.confusion[0])
             assert (record.mean_confidence, record.agreement) == (expected.mean_confidence, expected.agreement)
             assert (record.frame_id, record.stamp_ns) == (FRAME_ID, START_NS + record.index * STEP_NS)

@@ -13,6 +13,7 @@ import yaml
 from class_sets import CITYSCAPES19
 from pydantic import ValidationError
 
+from nightlab_core.labels import MAX_CLASSES
 from nightlab_core.runtime.bundle import (
     Bundle,
     BundleError,
@@ -39,6 +40,15 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     data = yaml.safe_load(path.read_text())
     change(data)
     path.write_text(yaml.safe_dump(data))
+
+
+def _classes(count: int) -> dict[str, Any]:
+    return {"names": [f"class {i}" for i in range(count)], "colors_rgb": [[i, 1, 2] for i in range(count)]}
+
+
+def test_the_largest_number_of_classes_gives_a_class_set(copy: Path) -> None:
+    edit(copy, lambda m: (m["classes"].update(_classes(MAX_CLASSES)), m.update(hard_classes=[])))
+    assert len(load_bundle(copy).class_set) == MAX_CLASSES
 
 
 def test_a_bundle_is_read_whole(tiny_bundle: Path) -> None:
@@ -123,6 +133,7 @@ def test_a_link_out_of_the_folder_is_held_by_its_sha(copy: Path, tmp_path: Path)
         (lambda m: m["engines"].pop("region"), "key 'engines.region': received nothing"),
         (lambda m: m["classes"].update(names=["pole"]), "1 names but 19 colours"),
         (lambda m: m["classes"].update(names=["road"] * 19), "distinct names"),
+        (lambda m: m["classes"].update(_classes(MAX_CLASSES + 1)), "expected 1 to 254 distinct names"),
         (lambda m: m["classes"].update(ignore_id=254), "key 'classes.ignore_id'"),
         (lambda m: m["classes"]["colors_rgb"].__setitem__(3, [0, 0, 256]), "less than or equal to 255"),
         (lambda m: m.update(hard_classes=["pole", "unicorn"]), r"\['unicorn'\] are not among the classes"),

@@ -103,7 +103,7 @@ def test_a_bundles_detector_cannot_leave_its_order(bundle: str) -> None:
         _networks([replace(_ablation(bundle).rows[3], boxes="objectness")])
 
 
-def test_labels_are_judged_in_the_sets_own_classes(bundle: str) -> None:
+def test_labels_are_evaluated_in_the_sets_own_classes(bundle: str) -> None:
     ablation, sample = _ablation(bundle), _samples(1)[0]
     row = ablation.rows[3]
     fine = _count(row, ablation, sample, CITYSCAPES19)

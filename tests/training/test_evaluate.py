@@ -226,7 +226,7 @@ def test_tables_say_what_is_absent(capsys: pytest.CaptureFixture[str]) -> None:
         assert "absent" in shown and "mine, 2 frames" in shown and ("both levels" in shown) == both
 
 
-def test_bdd18_is_judged_without_trains() -> None:
+def test_bdd18_is_evaluated_without_trains() -> None:
     found = evaluate.evaluate(_constant(16, 18), _samples(BDD18), BDD18, "bdd100k_night/val", CITYSCAPES19)  # type: ignore[arg-type]
     assert found.image_level.shape == (2, 18, 19) and found.image_level[:, :, 18].sum() == 2 * 199
 

@@ -39,7 +39,7 @@ def test_a_class_is_hard_below_half_in_the_mean_of_the_sets_that_hold_it() -> No
     assert hc.hard_classes({"a": first, "b": second}, CITYSCAPES19.names, 0.51)[0] == ["pole", "traffic sign"]
 
 
-def test_a_class_of_camvid_stands_for_all_that_is_judged_as_it() -> None:
+def test_a_camvid_class_gives_its_iou_to_every_class_that_maps_to_it() -> None:
     labels = np.full((2, 4), 7, np.uint8)
     labels[1] = 0
     seen = labels.copy()
@@ -69,7 +69,7 @@ def test_the_sets_of_training_are_refused(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     cv2.imwrite(str(held_out), rng.integers(0, 256, (90, 160, 3), np.uint8))  # another picture of that name
     sources = [
-        SourceSettings(kind="train_ids", folder="mine/train", weight=1),
+        SourceSettings(kind="folder", folder="mine/train", weight=1),
         SourceSettings(kind="rendered", count=2, weight=1),
     ]
     seen = hc.training_images(sources, tmp_path, CITYSCAPES19)
@@ -97,7 +97,7 @@ def test_the_command_writes_what_recipes_take(
         write_label(tmp_path / folder / f"labels/{i}.png", [0, 5, 11], (64, 64))
     # The pictures are of one colour, so equal names would make them copies.
     settings = tiny_settings()
-    source = SourceSettings(kind="train_ids", folder="mine/train", weight=1)
+    source = SourceSettings(kind="folder", folder="mine/train", weight=1)
     loop = LoopSettings(steps=1, batch_size=1, learning_rate=1)
     recipe = SegmenterRecipe(model=settings, level="image", loop=loop, sources=(source,), input_hw=(64, 64))
     checkpoint = tmp_path / "checkpoint.pt"

@@ -52,7 +52,7 @@ def _recipe(root: Path, **changes: object) -> hdm.HdmRecipe:
             "per_frame": 6,
             "input_hw": (64, 96),
             "loop": loop,
-            "sources": (SourceSettings(kind="train_ids", folder="mine", weight=1.0, darken=0.5),),
+            "sources": (SourceSettings(kind="folder", folder="mine", weight=1.0, darken=0.5),),
             **changes,
         },
     )

@@ -23,7 +23,7 @@ from training.stages import joint  # noqa: E402
 SHIPPED = Path(__file__).parents[2] / "config" / "train" / "lite_joint.yaml"
 MODEL = tiny_settings(8)
 SOURCES = (
-    SourceSettings(kind="train_ids", folder="mine", weight=1.0),
+    SourceSettings(kind="folder", folder="mine", weight=1.0),
     SourceSettings(kind="camvid", folder="camvid", split="train", weight=1.0),
 )
 LIGHT = joint.LightSettings(
@@ -67,9 +67,9 @@ def test_equation_8_adds_the_losses_of_all_stages(recipe: joint.JointRecipe, fra
     torch.manual_seed(0)
     found = _values(model(batch))
     light = {f"{level}_{part}" for level in joint.LEVELS for part in ("adversarial", "structure", "identity")}
-    judges = {f"{level}_discriminator" for level in joint.LEVELS}
+    discriminators = {f"{level}_discriminator" for level in joint.LEVELS}
     segmentation, detection = {"image_cross_entropy", "region_cross_entropy"}, {"objectness", "box", "hardness"}
-    assert set(found) == segmentation | detection | light | judges
+    assert set(found) == segmentation | detection | light | discriminators
     assert all(value >= 0 for value in found.values()) and found["hardness"] > 0
 
     weights = joint.LossWeights(segmentation=2.0, detection=3.0, light=0.5)

@@ -139,9 +139,11 @@ def test_the_smoke_run_trains_and_states_its_memory(stage: str, tmp_path: Path) 
         changes["crop_hw"] = (64, 96)
     if stage == "joint":
         small = replace(small, detector=replace(small.detector, hdm_channels=8))
-        judge = relam.DiscriminatorSettings(channels=4, layers=1)
+        small_discriminator = relam.DiscriminatorSettings(channels=4, layers=1)
         changes |= {"model": small, "per_frame": 2}
-        changes |= {k: replace(getattr(recipe, k), discriminator=judge) for k in ("image_light", "region_light")}
+        changes |= {
+            k: replace(getattr(recipe, k), discriminator=small_discriminator) for k in ("image_light", "region_light")
+        }
     if stage == "relam_image":
         changes["crop_hw"] = (96, 96)
         changes["discriminator"] = relam.DiscriminatorSettings(channels=4, layers=2)

@@ -36,8 +36,8 @@ def test_three_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     height, width = pictures.PANEL_HW
     assert all(sheet.shape == (height, 4 * width, 3) for sheet in sheets.values())
     with open_pipeline(bundle, precision="float32") as pipeline:
-        judged = [pictures.judge(pipeline, pictures.FIRST_SEED + i) for i in range(2)]
-    assert judged[0].both_levels != judged[1].both_levels
+        evaluated = [pictures.evaluate_scene(pipeline, pictures.FIRST_SEED + i) for i in range(2)]
+    assert evaluated[0].both_levels != evaluated[1].both_levels
     assert (sheets["results_good"] != sheets["results_bad"]).any()
 
 

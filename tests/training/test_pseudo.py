@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 from pipelines import open_pipeline
 
-from nightlab_core.data.datasets.catalogue import train_id_folder
+from nightlab_core.data.datasets.catalogue import plain_folder
 from nightlab_core.data.rendered import night
 from tests.support.tiny_bundle import write_tiny_bundle
 from training.stages.pseudo import label_folder, read_both_ways, thresholds
@@ -51,5 +51,5 @@ def test_a_labelled_folder_reads_back_as_a_data_set(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="equal stem"):
             label_folder(pipeline, [*images, images[0].with_suffix(".jpg")], tmp_path / "other", 0.5, 230)
     assert shares.sum() == pytest.approx(1)
-    samples = train_id_folder(tmp_path / "out")
+    samples = plain_folder(tmp_path / "out")
     assert [s.name for s in samples] == ["0", "1"] and samples[0].labels.shape == (96, 160)

@@ -45,12 +45,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _recipe(level: str, steps: int = 2) -> relam.ReLAMRecipe:
     shipped = load_recipe(RECIPES / f"relam_{level}.yaml", relam.ReLAMRecipe)
-    kind = "unlabelled" if level == "image" else "train_ids"
+    kind = "unlabelled" if level == "image" else "folder"
     sources = {
         name: (SourceSettings(kind=kind, folder=f"{name}/images" if level == "image" else name, weight=1.0),)  # type: ignore[arg-type]
         for name in ("night", "day")
     }
-    labelled = {f"check_{name}": (SourceSettings(kind="train_ids", folder=name, weight=1.0),) for name in sources}
+    labelled = {f"check_{name}": (SourceSettings(kind="folder", folder=name, weight=1.0),) for name in sources}
     loop = LoopSettings(
         steps=steps, batch_size=2, learning_rate=2e-3, betas=(0.5, 0.999), warmup_steps=0, checkpoint_every=1,
         workers=0, tensorboard=False,

@@ -76,7 +76,7 @@ def test_evaluation_finds_each_set_by_its_name(root: Path) -> None:
 
 
 def test_every_sample_is_distorted_in_its_colours_alone(root: Path) -> None:
-    source = data.SourceSettings(kind="train_ids", folder="mine", split="val", weight=1)
+    source = data.SourceSettings(kind="folder", folder="mine", split="val", weight=1)
     samples = data.Samples([source], root, 0, CITYSCAPES19)
     drawn = [samples.draw(i) for i in range(8)]
     assert all(
@@ -98,7 +98,7 @@ def paste_stream(root: Path, levels: tuple[int, int], share: float, windows: boo
         for folder, picture in (("images", np.full((8, 8, 3), level, np.uint8)), ("labels", labels)):
             (root / "two" / folder).mkdir(parents=True, exist_ok=True)
             assert cv2.imwrite(str(root / "two" / folder / f"{name}.png"), picture)
-    source = data.SourceSettings(kind="train_ids", folder="two", weight=1)
+    source = data.SourceSettings(kind="folder", folder="two", weight=1)
     if windows:
         return data.RegionStream([source], root, 0, CITYSCAPES19, (16, 16), [12], paste_ids=[12], paste_share=share)
     return data.FrameStream(
@@ -145,7 +145,7 @@ def test_frames_that_a_model_is_measured_on_are_left_out_of_any_source(tmp_path:
         write_label(tmp_path / f"mine/labels/{name}.png", [0])
     write_image(tmp_path / "val/images/a_2.jpg")
     write_image(tmp_path / "val2/images/b_2.jpg")
-    for kind, folder in (("unlabelled", "night"), ("train_ids", "mine")):
+    for kind, folder in (("unlabelled", "night"), ("folder", "mine")):
 
         def drawn(kind: str = kind, folder: str = folder, **changes: object) -> list[str]:
             source = data.SourceSettings(kind=kind, folder=folder, weight=1, **changes)  # type: ignore[arg-type]
@@ -172,7 +172,7 @@ def test_shipped_recipes_leave_the_measured_night_frames_out(recipe: str) -> Non
 
 
 def test_streams_are_decided_by_seed_and_index(frames: Path) -> None:
-    sources = [data.SourceSettings(kind="train_ids", folder="mine", weight=1.0, darken=0.5)]
+    sources = [data.SourceSettings(kind="folder", folder="mine", weight=1.0, darken=0.5)]
     crops = data.FrameStream(sources, frames, 0, CITYSCAPES19, (64, 96), (96, 128), (0.8, 1.2))
     regions = data.RegionStream(sources, frames, 0, CITYSCAPES19, (64, 64), [5, 11, 13])
     boxes = data.BoxStream(sources, frames, 0, CITYSCAPES19, (64, 96), (96, 128), (0.8, 1.2), hard_ids=[5, 11, 13])

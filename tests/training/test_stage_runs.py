@@ -35,7 +35,7 @@ STAGES: dict[str, tuple[Any, Any]] = {
     "lite_joint": (joint, joint.JointStream),
 }
 KINDS = ("lite_image", "lite_detector", "lite_hdm_helps", "relam_image", "lite_joint")
-SOURCES = [{"kind": "train_ids", "folder": "mine", "weight": 1.0, "darken": 0.5}]
+SOURCES = [{"kind": "folder", "folder": "mine", "weight": 1.0, "darken": 0.5}]
 LIGHT = {"night": SOURCES, "day": SOURCES, "discriminator": DISCRIMINATOR}
 
 #: Trains without dropout, which each process draws for itself.

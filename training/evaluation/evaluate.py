@@ -65,16 +65,16 @@ class Evaluation:
 def open_set(
     root: Path, name: str, pattern: str = "*", complete: bool = True, classes: ClassSet | None = None
 ) -> tuple[LabelledImages, ClassSet]:
-    """Open a data set under `root`: return its samples, and the class set of their labels, in which it is judged.
+    """Open a data set under `root`: return its samples, and the class set of their labels, in which it is evaluated.
 
-    "nightcity_plus/val" is a split of a known data set, in the folder of its name (docs/datasets.md). Any other name,
+    "nightcity_plus/val" is a split of a known data set, in the folder that docs/datasets.md names. Any other name,
     such as "nightcoarse/val", is a plain folder with labels of the set `classes` (default: cityscapes19).
     `complete=False` takes a part of a known data set.
     """
     head, _, split = name.partition("/")
     if head in catalogue.DATASETS:
         return catalogue.open_dataset(head, root / catalogue.DATASETS[head].folder, split, pattern, complete)
-    return catalogue.open_dataset("train_ids", root, name, pattern, folder_classes=classes or load_class_set(DEFAULT))
+    return catalogue.open_dataset("folder", root, name, pattern, folder_classes=classes or load_class_set(DEFAULT))
 
 
 def evaluate(
@@ -90,7 +90,7 @@ def evaluate(
     Args:
         segment: a pipeline or a `Model`.
         samples: images with labels.
-        classes: class set of the labels, in which results are judged.
+        classes: class set of the labels, in which results are evaluated.
         name: of the data set.
         predicted: class set of the model's labels.
         both_levels: false for a model that has an image level alone.
@@ -203,9 +203,9 @@ def evaluate_model(
     folder_classes = load_class_set(classes) if classes else predicted
     with _opened(model, engine, precision, settings, test_time) as (segment, both_levels):
         for name in sets:
-            samples, judged = open_set(data, name, pattern, not partial, folder_classes)
+            samples, evaluated = open_set(data, name, pattern, not partial, folder_classes)
             name = name if pattern == "*" else f"{name}/{pattern}"
-            evaluations[name] = evaluate(segment, samples, judged, name, predicted, both_levels)
+            evaluations[name] = evaluate(segment, samples, evaluated, name, predicted, both_levels)
             print_evaluation(evaluations[name])
     if record_figures:
         record(model, {name: evaluation.figures() for name, evaluation in evaluations.items()})

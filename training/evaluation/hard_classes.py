@@ -83,15 +83,15 @@ def class_iou(
 ) -> np.ndarray:
     """Return the IoU of each class of `predicted`, the model's set, float64 (C,); NaN if the data set cannot tell.
 
-    classes: of the samples' labels. A class of a smaller set stands for all of the model's classes that are judged as
-    it: CamVid's sign is a traffic light or a traffic sign, and both get the IoU of sign.
+    classes: of the samples' labels. A class of a smaller set stands for all of the model's classes that are
+    evaluated as it: CamVid's sign is a traffic light or a traffic sign, and both get the IoU of sign.
     """
     matrix = np.zeros((len(classes), len(classes) + 1), np.int64)
     for sample in track(samples, name, total=len(samples)):
         found = segment(sample.image_bgr).image_labels
         matrix += confusion_matrix(sample.labels, to_class_set(found, predicted, classes), len(classes))
-    judged_as = to_class_set(np.arange(len(predicted), dtype=np.uint8)[None], predicted, classes)[0]
-    return np.append(iou(matrix), np.full(256 - len(classes), np.nan))[judged_as]
+    evaluated_as = to_class_set(np.arange(len(predicted), dtype=np.uint8)[None], predicted, classes)[0]
+    return np.append(iou(matrix), np.full(256 - len(classes), np.nan))[evaluated_as]
 
 
 def hard_classes(

@@ -31,7 +31,7 @@ PANEL_HW = (270, 480)
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluatedScene:
     """A scene, the bundle's result, and the mean IoU of the image level and of both levels."""
 
     seed: int
@@ -43,17 +43,17 @@ class Judged:
     both_levels: float
 
 
-def judge(pipeline: Pipeline, seed: int) -> Judged:
-    """Render a scene and segment it."""
+def evaluate_scene(pipeline: Pipeline, seed: int) -> EvaluatedScene:
+    """Render a scene, segment it and evaluate the result."""
     frame = render_scene(seed, size_hw=(720, 1280))
     result = pipeline(frame.image_bgr)
     predicted = pipeline.bundle.class_set
     maps = [to_class_set(labels, predicted, CLASSES) for labels in (result.image_labels, result.labels)]
     first, second = (mean_iou(confusion_matrix(frame.labels, labels, len(CLASSES))) for labels in maps)
-    return Judged(seed, frame, result, maps[0], maps[1], first, second)
+    return EvaluatedScene(seed, frame, result, maps[0], maps[1], first, second)
 
 
-def sheet(scenes: list[Judged]) -> np.ndarray:
+def sheet(scenes: list[EvaluatedScene]) -> np.ndarray:
     """One row a scene, uint8 (H, W, 3) BGR: frame with the regions, image level, both levels, ground truth."""
     rows = []
     for scene in scenes:
@@ -96,7 +96,7 @@ def main() -> None:
         options = EngineOptions(precision="float32")
         seeds = range(FIRST_SEED, FIRST_SEED + arguments.scenes)
         with Engines.open(arguments.bundle, options) as engines, Pipeline(engines) as pipeline:
-            scenes = [judge(pipeline, seed) for seed in track(seeds, "scenes")]
+            scenes = [evaluate_scene(pipeline, seed) for seed in track(seeds, "scenes")]
         orders = {
             "good": sorted(scenes, key=lambda s: -s.both_levels),
             "bad": sorted(scenes, key=lambda s: s.both_levels),

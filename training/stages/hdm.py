@@ -150,7 +150,7 @@ def train(recipe: HdmRecipe, data: Path, out: Path) -> None:
     detector = build(recipe)
     reader = proposals.open_reader(recipe.sources, data, recipe.loop.seed, recipe.model.classes)
     measured = measure(recipe, detector, reader)
-    class_sets = [reader.judged(i) for i in range(len(recipe.sources))]
+    class_sets = [reader.evaluated_classes(i) for i in range(len(recipe.sources))]
     targets = proposals.targets(measured, recipe.target, recipe.merge, class_sets)
     better = proposals.targets(measured, "equation6", recipe.merge, class_sets).mean()
     print(

@@ -106,7 +106,7 @@ class JointBatch(NamedTuple):
     frames: Tensor  #: (B, 3, H, W)
     labels: Tensor  #: (B, H, W)
     boxes: list[Tensor]  #: B times float32 (n, 4) xyxy: hard regions of the frame
-    sources: list[int]  #: index of each frame's source, which decides the class set that it is judged in
+    sources: list[int]  #: index of each frame's source, which decides the class set that it is evaluated in
     windows: Tensor  #: (B, 3, h, w), of other frames
     window_labels: Tensor  #: (B, h, w)
     light: tuple[tuple[Tensor, ...], ...]  #: night and day images (B, 3, ., .) of image and region level
@@ -160,7 +160,7 @@ class Joint(nn.Module):
         self.classes = recipe.model.classes
         groups = label_groups(recipe.sources, self.classes)
         self.first_ids = first_ids(self.classes, groups)
-        self.judged = [source_classes(source, self.classes)[1] for source in recipe.sources]
+        self.evaluated = [source_classes(source, self.classes)[1] for source in recipe.sources]
         self.outputs = [recipe.model.outputs(level, groups) for level in LEVELS]
         for name, outputs in zip(LEVELS, self.outputs, strict=True):
             weights = recipe.class_weights
@@ -214,14 +214,14 @@ class Joint(nn.Module):
         recipe, nightlab = self.recipe, self.nightlab
         frame_bgr = (image * 255).round().to(torch.uint8).flip(0).permute(1, 2, 0).contiguous().cpu().numpy()
         class_ids = self.first_ids[labels.to(torch.uint8).cpu().numpy()]
-        judged = self.judged[source]
+        evaluated = self.evaluated[source]
         image_network = models.Network(TorchEngine("image", nightlab.image_level, device=image.device))
         region_engine = TorchEngine("region", nightlab.region_level, device=image.device, crop_hw=nightlab.region_hw)
         with Measurer(
             nightlab.detector, image_network, models.Network(region_engine, nightlab.region_hw),
             recipe.crop_hw, recipe.per_frame, recipe.nms_iou, recipe.region_margin, self.classes, len(self.classes),
         ) as measurer:  # fmt: skip
-            return measurer(frame_bgr, to_class_set(class_ids, self.classes, judged), judged)
+            return measurer(frame_bgr, to_class_set(class_ids, self.classes, evaluated), evaluated)
 
 
 def _scaled(loss: Tensor | Mean, weight: float) -> Tensor | Mean:

@@ -53,21 +53,21 @@ class FrameReader(Samples):
     """Whole frames, darkened and distorted at random, half of them mirrored; frame i is always the same."""
 
     def frame(self, index: int) -> tuple[int, np.ndarray, np.ndarray]:
-        """Source, image uint8 (H, W, 3) BGR, labels uint8 (H, W) in the class set that the source is judged in."""
+        """Source, image uint8 (H, W, 3) BGR, labels uint8 (H, W) in the class set that the source is evaluated in."""
         source, sample, image, rng = self.draw(index)
-        labels = to_class_set(self.class_ids(sample.labels), self.classes, self.judged(source))
+        labels = to_class_set(self.class_ids(sample.labels), self.classes, self.evaluated_classes(source))
         if rng.random() < 0.5:
             return source, np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(labels[:, ::-1])
         return source, image, labels
 
-    def judged(self, source: int) -> ClassSet:
-        """Return the class set that a source is judged in."""
+    def evaluated_classes(self, source: int) -> ClassSet:
+        """Return the class set that a source is evaluated in."""
         return source_classes(self.sources[source], self.classes)[1]
 
     @property
     def num_classes(self) -> int:
         """Return the number of classes that counts in smaller class sets are padded to."""
-        return max(len(self.classes), *(len(self.judged(i)) for i in range(len(self.sources))))
+        return max(len(self.classes), *(len(self.evaluated_classes(i)) for i in range(len(self.sources))))
 
 
 class Measurer:
@@ -125,7 +125,7 @@ class Measurer:
     def __call__(self, image_bgr: np.ndarray, labels: np.ndarray, classes: ClassSet) -> dict[str, np.ndarray]:
         """Measure one frame: columns of `Proposals` without `frame` and `source`. Boxes without labels are left out.
 
-        labels: uint8 (H, W) in `classes`, in which the frame is judged.
+        labels: uint8 (H, W) in `classes`, in which the frame is evaluated.
         """
         with torch.inference_mode():
             device = next(self.detector.parameters()).device
@@ -162,7 +162,7 @@ def measure(measurer: Measurer, reader: FrameReader, frames: int, path: Path, ma
     first = len(parts[0].source) if parts else 0
     for index in track(range(first, frames), f"proposals of {frames - first} frames"):
         source, image, labels = reader.frame(index)
-        columns = measurer(image, labels, reader.judged(source))
+        columns = measurer(image, labels, reader.evaluated_classes(source))
         frame = np.full(len(columns["anchor"]), index, np.int64)
         parts.append(Proposals(**columns, frame=frame, source=np.array([source], np.int64)))
         if (index + 1) % CHUNK == 0 or index + 1 == frames:

@@ -89,10 +89,10 @@ class LightAdaptation(nn.Module):
     def forward(self, night: Tensor, day: Tensor) -> Losses:
         adapted = self.generator(night)
         fixed = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        judged: Tensor = functional_call(self.discriminator, fixed, (adapted,))
+        rated: Tensor = functional_call(self.discriminator, fixed, (adapted,))
         of_night, of_day = self.discriminator(adapted.detach()), self.discriminator(day)
         return {
-            "adversarial": (judged - 1).square().mean(),
+            "adversarial": (rated - 1).square().mean(),
             "structure": self.structure_weight * (1 - self.similarity(adapted, night)),
             "identity": self.identity_weight * (self.generator(day) - day).abs().mean(),
             "discriminator": (of_night.square().mean() + (of_day - 1).square().mean()) / 2,

@@ -29,7 +29,7 @@ class MissingTopicError(TopicError):
 
 
 def is_label_topic(topic: str) -> bool:
-    """Return whether a topic holds label maps, judged by its name."""
+    """Return whether a topic holds label maps, by its name."""
     return any(part in LABEL_PARTS for part in topic.lower().split("/"))
 
 

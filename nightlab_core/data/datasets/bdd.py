@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nightlab_core.data.datasets.cityscapes import CLASSES
 from nightlab_core.data.datasets.paired import DatasetError, LabelledImages, check_mapping
+from nightlab_core.data.images import image_files
 
 FRAMES = {"train": 7000, "val": 1000}
 
@@ -27,7 +28,7 @@ def bdd100k(root: Path, split: str, pattern: str = "*", complete: bool = True) -
     if split not in FRAMES:
         raise DatasetError(f"BDD100K has semantic labels of the splits {' and '.join(FRAMES)}; received {split!r}")
     masks = _first_folder(root, f"labels/sem_seg/masks/{split}", f"seg/labels/{split}")
-    labels = {mask_stem(p): p for p in sorted(masks.glob("*.png"))}
+    labels = {mask_stem(p): p for p in image_files(masks) if p.suffix == ".png"}
     if complete and len(labels) != FRAMES[split]:
         raise DatasetError(
             f"{masks} holds {len(labels)} masks; BDD100K {split} has {FRAMES[split]}. Is the download complete?"
@@ -35,7 +36,7 @@ def bdd100k(root: Path, split: str, pattern: str = "*", complete: bool = True) -
         )
     images = _first_folder(root, f"images/10k/{split}", f"seg/images/{split}", "images/100k")
     if images.name == "100k":
-        found = {p.stem: p for p in images.glob("*/*.jpg")}
+        found = {p.stem: p for p in images.glob("*/[!.]*.jpg")}
         pairs = [(found[stem], label) for stem, label in labels.items() if stem in found]
     else:
         pairs = [(images / f"{stem}.jpg", label) for stem, label in labels.items()]
@@ -51,8 +52,8 @@ def bdd100k(root: Path, split: str, pattern: str = "*", complete: bool = True) -
 def bdd100k_night(root: Path, split: str, pattern: str = "*", complete: bool = True) -> LabelledImages:
     """Open BDD100K's labelled night frames: those in root/night.txt.
 
-    `python -m nightlab_core.data.datasets.bdd_night` writes this file; a line is "val/81d5165d-fcfc6c67". Judged in 18
-    classes, since these frames hold no train. Raises DatasetError for listed frames without image or mask;
+    `python -m nightlab_core.data.datasets.bdd_night` writes this file; a line is "val/81d5165d-fcfc6c67". Evaluated in
+    18 classes, since these frames hold no train. Raises DatasetError for listed frames without image or mask;
     `complete=False` leaves them out.
     """
     return _listed(root, split, pattern, complete, "night.txt", "")

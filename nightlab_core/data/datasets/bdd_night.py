@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="LIST")
     parser.add_argument("--timeofday", choices=("night", "daytime", "dawn/dusk"), default="night")
     arguments = parser.parse_args()
-    masks = sorted(arguments.masks.rglob("*.png"))
+    masks = sorted(arguments.masks.rglob("[!.]*.png"))
     try:
         if not masks:
             raise DatasetError(f"{arguments.masks} holds no mask; expected {{train,val}}/<stem>.png")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labelled driving images on disk: every known data set, and plain folders.
 
+To add a data set, write one module with a function that opens it and add one line to `DATASETS`.
+
 Nothing here needs torch. A data set is a sequence of `Sample`; opening one only lists its files and checks a few
 labels, so that a wrong layout is reported at once. docs/datasets.md says where to get each and how to unpack it.
 """
@@ -10,19 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from nightlab_core.classes import load_class_set
-from nightlab_core.data.datasets.bdd import bdd100k, bdd100k_day, bdd100k_night
+from nightlab_core.data.datasets import bdd, nightcity
 from nightlab_core.data.datasets.cityscapes import CLASSES, cityscapes
-from nightlab_core.data.datasets.nightcity import nightcity, nightcity_fine, nightcity_plus
 from nightlab_core.data.datasets.paired import DatasetError, LabelledImages, PairedFolder
 from nightlab_core.labels import ClassSet
-
-Kind = Literal[
-    "camvid", "train_ids", "cityscapes", "nightcity", "nightcity_plus", "nightcity_fine", "bdd100k", "bdd100k_night",
-    "bdd100k_day",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class KnownDataset:
 
     open: Callable[[Path, str, str, bool], LabelledImages]  #: root, split, pattern, complete
     classes: ClassSet  #: of its label images
-    judged: ClassSet  #: in which results on it are reported
+    evaluated: ClassSet  #: in which results on it are reported
     folder: str  #: under the folder of all data sets; kinds with other labels of the same images share one
 
 
@@ -40,23 +36,29 @@ def camvid(root: Path, split: str, pattern: str = "*", complete: bool = True) ->
     return PairedFolder(root / split / "images", root / split / "labels", _CAMVID, pattern)
 
 
-def train_id_folder(root: Path, pattern: str = "*", classes: ClassSet = CLASSES) -> LabelledImages:
+def plain_folder(root: Path, pattern: str = "*", classes: ClassSet = CLASSES) -> LabelledImages:
     """Open root/{images,labels}: frames with label PNGs of equal stems, which hold the ids of `classes` and 255."""
     return PairedFolder(root / "images", root / "labels", classes, pattern)
 
 
 _CAMVID, _BDD18 = load_class_set("camvid11"), load_class_set("bdd18")
-#: All kinds but plain folders, whose class set the user names.
+#: All kinds but `FOLDER`.
 DATASETS: dict[str, KnownDataset] = {
     "camvid": KnownDataset(camvid, _CAMVID, _CAMVID, "camvid"),
     "cityscapes": KnownDataset(cityscapes, CLASSES, CLASSES, "cityscapes"),
-    "nightcity": KnownDataset(nightcity, CLASSES, CLASSES, "nightcity"),
-    "nightcity_plus": KnownDataset(nightcity_plus, CLASSES, CLASSES, "nightcity"),
-    "nightcity_fine": KnownDataset(nightcity_fine, CLASSES, CLASSES, "nightcity_fine"),
-    "bdd100k": KnownDataset(bdd100k, CLASSES, CLASSES, "bdd100k"),
-    "bdd100k_night": KnownDataset(bdd100k_night, CLASSES, _BDD18, "bdd100k"),
-    "bdd100k_day": KnownDataset(bdd100k_day, CLASSES, CLASSES, "bdd100k"),
+    "nightcity": KnownDataset(nightcity.nightcity, CLASSES, CLASSES, "nightcity"),
+    "nightcity_plus": KnownDataset(nightcity.nightcity_plus, CLASSES, CLASSES, "nightcity"),
+    "nightcity_fine": KnownDataset(nightcity.nightcity_fine, CLASSES, CLASSES, "nightcity_fine"),
+    "bdd100k": KnownDataset(bdd.bdd100k, CLASSES, CLASSES, "bdd100k"),
+    "bdd100k_night": KnownDataset(bdd.bdd100k_night, CLASSES, _BDD18, "bdd100k"),
+    "bdd100k_day": KnownDataset(bdd.bdd100k_day, CLASSES, CLASSES, "bdd100k"),
 }
+#: The kind of a plain folder, whose class set the user names.
+FOLDER = "folder"
+if TYPE_CHECKING:
+    Kind = str
+else:  # a literal type, so that recipes accept these names and no others
+    Kind = Literal[(FOLDER, *DATASETS)]
 
 
 def open_dataset(
@@ -75,7 +77,7 @@ def open_dataset(
     Args:
         kind: which data set, see `Kind`.
         root: its folder, laid out as the docstring of the data set's own function says.
-        split: train or val, and test of CamVid; for plain folders (train_ids) a sub-folder, or none.
+        split: train or val, and test of CamVid; for plain folders a sub-folder, or none.
         pattern: glob of image stems.
         complete: check the number of frames, where it is known, and that ids were mapped once. False to work with a
             part of the data set.
@@ -85,17 +87,17 @@ def open_dataset(
 
     Raises DatasetError for files that are not what the layout says.
     """
-    if kind == "train_ids":
-        samples, judged = train_id_folder(root / split, pattern, folder_classes), folder_classes
+    if kind == FOLDER:
+        samples, evaluated = plain_folder(root / split, pattern, folder_classes), folder_classes
     elif kind in DATASETS:
-        samples, judged = DATASETS[kind].open(root, split, pattern, complete), DATASETS[kind].judged
+        samples, evaluated = DATASETS[kind].open(root, split, pattern, complete), DATASETS[kind].evaluated
     else:
-        raise DatasetError(f"received the data set {kind!r}; expected one of train_ids, {', '.join(DATASETS)}")
-    return samples.in_class_set(classes or judged, groups), judged
+        raise DatasetError(f"received the data set {kind!r}; expected one of {FOLDER}, {', '.join(DATASETS)}")
+    return samples.in_class_set(classes or evaluated, groups), evaluated
 
 
 def classes_of(kind: str, folder_classes: ClassSet = CLASSES) -> tuple[ClassSet, ClassSet]:
     """Return the class set of a kind's label images, and the one in which results on it are reported."""
     if kind in DATASETS:
-        return DATASETS[kind].classes, DATASETS[kind].judged
+        return DATASETS[kind].classes, DATASETS[kind].evaluated
     return folder_classes, folder_classes

@@ -24,7 +24,7 @@ def cityscapes(root: Path, split: str, pattern: str = "*", complete: bool = True
     if split not in frames:
         raise DatasetError(f"Cityscapes has labels of the splits {' and '.join(frames)}; received {split!r}")
     folder, ending = root / "leftImg8bit" / split, "_leftImg8bit.png"
-    images = sorted(folder.glob(f"*/*{ending}"))
+    images = sorted(folder.glob(f"*/[!.]*{ending}"))
     if not images or (complete and len(images) != frames[split]):
         raise DatasetError(
             f"{folder} holds {len(images)} files <city>/*{ending}; expected {frames[split]}."

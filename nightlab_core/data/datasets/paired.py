@@ -14,11 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nightlab_core.data.images import read_image
+from nightlab_core.data.images import IMAGE_SUFFIXES, image_files, read_image
 from nightlab_core.data.label_maps import read_label_map
 from nightlab_core.labels import IGNORE_ID, ClassSet, map_ids, training_ids
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class DatasetError(ValueError):
@@ -118,11 +116,10 @@ class PairedFolder(LabelledImages):
 
 
 def list_images(folder: Path, pattern: str = "*") -> list[Path]:
-    """List the images of a folder whose stem matches a glob, by name. Raises DatasetError if there are none."""
+    """List the image files of a folder whose stem matches a glob, by name. Raises DatasetError if there are none."""
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder; expected images and labels in two folders side by side")
-    files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    images = sorted(p for p in files if fnmatchcase(p.stem, pattern))
+    images = [p for p in image_files(folder) if fnmatchcase(p.stem, pattern)]
     if not images:
         raise DatasetError(f"{folder} holds no image that matches {pattern!r} with one of {IMAGE_SUFFIXES}")
     return images
@@ -147,7 +144,7 @@ def check_mapping(samples: LabelledImages, read: int = 16) -> None:
     if by_label_ids and (not found or found[-1] < len(classes)):
         raise DatasetError(
             f"{seen}; expected label ids with {usual}. These are train ids: open them as a set of train ids"
-            " (nightcity_fine, or train_ids for a plain folder), or get the labelIds"
+            " (nightcity_fine, or folder), or get the labelIds"
         )
     if not by_label_ids and found and len(classes) <= found[-1] <= max(classes.label_file_ids):
         raise DatasetError(

@@ -151,7 +151,7 @@ def _open_on_gpu(
     if not libraries:
         raise ImportError("TensorRT is not installed: " + ", or ".join(PACKAGES.values()))
     if options.frame_hw is None:
-        raise PlanError("the camera's size is unknown, and a plan fits one size only: set image_size")
+        raise PlanError("the camera's size is not known, and a plan fits one size: set image_size (node) or frame_hw")
     precision: Precision = "float32" if options.precision == "float32" else "float16"
     folder = cache_folder()
     refusals = []

@@ -2,7 +2,7 @@
 """Evaluate single frames: the record of a frame, and integer counts if it has labels.
 
 The counts equal those of `training.evaluation`, which a test checks. OpenCV's histograms take a tenth of the time of
-NumPy's, so judging does not slow down inference.
+NumPy's, so evaluation does not slow down inference.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class FramePrediction:
     image_confidence: np.ndarray | None
 
 
-class Judge:
+class FrameEvaluator:
     """Evaluate the frames of one bag in their order, because flicker compares a frame with the previous one."""
 
-    def __init__(self, bag: str, predicted: ClassSet, judged: ClassSet) -> None:
-        """Map predictions from the class set `predicted` (the bundle's) to `judged` (of labels and counts)."""
-        self._bag, self._judged, self._mapping = bag, judged, id_mapping(predicted, judged)
+    def __init__(self, bag: str, predicted: ClassSet, evaluated: ClassSet) -> None:
+        """Map predictions from the class set `predicted` (the bundle's) to `evaluated` (of labels and counts)."""
+        self._bag, self._evaluated, self._mapping = bag, evaluated, id_mapping(predicted, evaluated)
         self._previous: tuple[np.ndarray, np.ndarray] | None = None
 
     def missing(
@@ -99,8 +99,8 @@ class Judge:
             **fields,
         )
         if frame.labels is None:
-            return record, FrameCounts.empty(len(self._judged))
-        return record, count_pixels(frame.labels, prediction, self._mapping, len(self._judged))
+            return record, FrameCounts.empty(len(self._evaluated))
+        return record, count_pixels(frame.labels, prediction, self._mapping, len(self._evaluated))
 
     def set_previous(self, frame: BagFrame, labels: np.ndarray) -> None:
         """Set the previous frame and its mask, uint8 (H, W), without evaluating it."""
@@ -132,11 +132,11 @@ class Judge:
         return int(np.count_nonzero(still & (small_labels != previous[1]))) / num_still
 
 
-def id_mapping(predicted: ClassSet, judged: ClassSet) -> np.ndarray:
+def id_mapping(predicted: ClassSet, evaluated: ClassSet) -> np.ndarray:
     """Return the table from ids of one class set to the other, uint8 (256,); 254 for an id outside `predicted`."""
     table = np.full(256, _INVALID_ID, np.uint8)
     known = np.array([*range(len(predicted)), IGNORE_ID], np.uint8)
-    table[known] = to_class_set(known, predicted, judged)
+    table[known] = to_class_set(known, predicted, evaluated)
     return table
 
 

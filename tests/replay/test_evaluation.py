@@ -10,7 +10,7 @@ from class_sets import CAMVID11, CITYSCAPES19
 from nightlab_core.data.bags.reader import BagFrame
 from nightlab_core.labels import IGNORE_ID, ClassSet, to_class_set
 from nightlab_core.metrics import confusion_matrix
-from nightlab_replay.judging import FramePrediction, Judge, band_rows, count_pixels, id_mapping
+from nightlab_replay.evaluation import FrameEvaluator, FramePrediction, band_rows, count_pixels, id_mapping
 from nightlab_replay.records import NUM_BINS
 
 
@@ -26,24 +26,26 @@ def make_prediction(random: np.random.Generator, size_hw: tuple[int, int], hidde
 
 
 @pytest.mark.parametrize("size_hw", [(37, 50), (3, 5), (64, 64)])
-@pytest.mark.parametrize("judged", [CITYSCAPES19, CAMVID11])
+@pytest.mark.parametrize("label_classes", [CITYSCAPES19, CAMVID11])
 @pytest.mark.parametrize("hidden", [False, True])
-def test_counts_equal_the_reference(size_hw: tuple[int, int], judged: ClassSet, hidden: bool) -> None:
-    random = np.random.default_rng(len(judged) + size_hw[0])
-    truth = random.integers(0, len(judged), size_hw, np.uint8)
+def test_counts_equal_the_reference(size_hw: tuple[int, int], label_classes: ClassSet, hidden: bool) -> None:
+    random = np.random.default_rng(len(label_classes) + size_hw[0])
+    truth = random.integers(0, len(label_classes), size_hw, np.uint8)
     truth[random.random(size_hw) < 0.2] = IGNORE_ID
     prediction = make_prediction(random, size_hw, hidden)
-    counts = count_pixels(truth, prediction, id_mapping(CITYSCAPES19, judged), len(judged))
+    counts = count_pixels(truth, prediction, id_mapping(CITYSCAPES19, label_classes), len(label_classes))
     rows = band_rows(size_hw[0])
     methods = ((prediction.image_labels, prediction.image_confidence), (prediction.labels, prediction.confidence))
     for method, (predicted, confidence) in enumerate(methods):
-        mapped = predicted if judged is CITYSCAPES19 else to_class_set(predicted, CITYSCAPES19, CAMVID11)
+        mapped = predicted if label_classes is CITYSCAPES19 else to_class_set(predicted, CITYSCAPES19, CAMVID11)
         for band in range(len(rows) - 1):
             part = slice(rows[band], rows[band + 1])
             np.testing.assert_array_equal(
-                counts.confusion[0, method, band], confusion_matrix(truth[part], mapped[part], len(judged))
+                counts.confusion[0, method, band], confusion_matrix(truth[part], mapped[part], len(label_classes))
             )
-        np.testing.assert_array_equal(counts.confusion[0, method].sum(0), confusion_matrix(truth, mapped, len(judged)))
+        np.testing.assert_array_equal(
+            counts.confusion[0, method].sum(0), confusion_matrix(truth, mapped, len(label_classes))
+        )
         assert confidence is not None
         counted = (truth != IGNORE_ID) & (predicted != IGNORE_ID)
         for b in range(NUM_BINS):
@@ -67,23 +69,23 @@ def test_flicker_counts_only_still_pixels() -> None:
     moved[:10] = 200  # a quarter of the image moved, and its labels with it
     changed[:10] = 1
     changed[10:13] = 2  # 3 of the 30 still rows flicker
-    judge = Judge("bag", CITYSCAPES19, CITYSCAPES19)
-    first, _ = judge.prediction(frame(image), plain(labels))
-    second, counts = judge.prediction(frame(moved, 1), plain(changed))
+    evaluator = FrameEvaluator("bag", CITYSCAPES19, CITYSCAPES19)
+    first, _ = evaluator.prediction(frame(image), plain(labels))
+    second, counts = evaluator.prediction(frame(moved, 1), plain(changed))
     assert first.flicker is None and second.flicker == pytest.approx(0.1)
     assert not len(counts) and not second.labelled
     assert (second.mean_confidence, second.agreement) == (100.0, 1.0)
-    third, _ = judge.prediction(frame(np.full((40, 40, 3), 9, np.uint8), 2), plain(changed))
+    third, _ = evaluator.prediction(frame(np.full((40, 40, 3), 9, np.uint8), 2), plain(changed))
     assert third.flicker is None  # no pixel is still
-    assert judge.missing(frame(image, 3)).status == "unreadable"
-    after, _ = judge.prediction(frame(np.full((40, 40, 3), 9, np.uint8), 4), plain(changed))
+    assert evaluator.missing(frame(image, 3)).status == "unreadable"
+    after, _ = evaluator.prediction(frame(np.full((40, 40, 3), 9, np.uint8), 4), plain(changed))
     assert after.flicker is None  # nothing to compare with after an unreadable frame
 
 
 def test_agreement_is_the_share_of_equal_pixels() -> None:
     labels, other = np.zeros((10, 10), np.uint8), np.zeros((10, 10), np.uint8)
     other[:3] = 4
-    record, _ = Judge("bag", CITYSCAPES19, CITYSCAPES19).prediction(
+    record, _ = FrameEvaluator("bag", CITYSCAPES19, CITYSCAPES19).prediction(
         frame(np.zeros((10, 10, 3), np.uint8)), FramePrediction(labels, other, None, None)
     )
     assert record.agreement == pytest.approx(0.7)
