@@ -6,16 +6,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, TypeVar
 
 import typer
-import yaml
 from pydantic import ValidationError
 from rich.console import Console
 
 from nightlab_core.classes import load_class_set, shipped_keys
-from nightlab_core.config import ConfigError, replace
-from nightlab_core.runtime.engines.engine import EngineChoice
+from nightlab_core.config import ConfigError, Settings
+from nightlab_core.runtime.engines.engine import EngineChoice, PrecisionChoice
 from nightlab_core.runtime.pipeline import PipelineSettings
 
 #: Width of what is printed into a file or a pipe, in characters.
@@ -41,17 +40,27 @@ def parse_size_hw(text: str) -> tuple[int, int]:
     return int(match[2]), int(match[1])
 
 
+Model = TypeVar("Model", bound=Settings)
+
+
 def pipeline_settings(given: Sequence[str] | None) -> PipelineSettings:
     """Return the settings of a pipeline from texts NAME=VALUE. Raises ValueError that names the setting."""
+    return settings_of_texts(PipelineSettings, given or ())
+
+
+def settings_of_texts(cls: type[Model], given: Sequence[str]) -> Model:
+    """Return settings from texts NAME=VALUE; the field's type decides how a value is read.
+
+    Raises ValueError that names the setting.
+    """
     values = {}
-    for text in given or ():
+    for text in given:
         name, equals, value = text.partition("=")
-        if not equals or name not in PipelineSettings.model_fields:
-            raise ValueError(f"--set {text}: expected NAME=VALUE with a name of {SETTINGS}")
-        number = yaml.safe_load(value)
-        values[name] = float(number) if isinstance(number, int) and name != "max_regions" else number
+        if not equals or name not in cls.model_fields:
+            raise ValueError(f"--set {text}: expected NAME=VALUE with a name of {', '.join(cls.model_fields)}")
+        values[name] = value.strip()
     try:
-        return replace(PipelineSettings(), **values)
+        return cls.model_validate_strings(values, strict=False)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"--set {first['loc'][0]}={first['input']}: {first['msg']}") from None
@@ -105,7 +114,7 @@ PipelineSetting = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help=f"Setting of the pipeline; can be repeated. Names: {SETTINGS}."),
 ]
 Precision = Annotated[
-    Literal["auto", "float32"], typer.Option("--precision", help="Arithmetic; auto: the fastest of this machine.")
+    PrecisionChoice, typer.Option("--precision", help="Arithmetic; auto: the fastest of this machine.")
 ]
 Threads = Annotated[
     int, typer.Option("--threads", metavar="N", min=0, help="Threads of each engine; 0: the library's choice.")

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nightlab_core.classes import load_class_set, shipped_keys
 from nightlab_core.files import atomic_path, write_atomic
 from nightlab_core.labels import ClassSet
-from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions
+from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PrecisionChoice
 from nightlab_core.runtime.pipeline import PipelineSettings
 
 FORMAT = 1
@@ -102,7 +102,7 @@ class ReplaySettings(JsonModel):
 
     mode: Literal["all", "realtime", "live"] = "all"  #: every frame; at the recorded rate; through the live node
     engine: EngineChoice = "auto"
-    precision: Literal["auto", "float32"] = "auto"
+    precision: PrecisionChoice = "auto"
     threads: int = 0
     pipeline: PipelineSettings = PipelineSettings()
     classes: str  #: key of the class set of labels and counts

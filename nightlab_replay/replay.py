@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from nightlab_core.runtime.bundle import Bundle, default_bundle, load_bundle
-from nightlab_core.runtime.engines.engine import EngineChoice
+from nightlab_core.runtime.engines.engine import EngineChoice, PrecisionChoice
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
 from nightlab_replay.bags import write_mask_bags
@@ -66,7 +66,7 @@ def replay(
     workers: int = 0,
     scheduler: str | None = None,
     engine: EngineChoice = "auto",
-    precision: Literal["auto", "float32"] = "auto",
+    precision: PrecisionChoice = "auto",
     threads: int = 0,
     pipeline: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
     write_bag: bool = False,

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from nightlab_core.config import replace
-from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions
+from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PrecisionChoice
 from nightlab_core.runtime.pipeline import PipelineSettings
 
 #: Marks in a field's metadata that say when it may change. Without a mark: at any time, from the next frame on.
@@ -19,6 +19,8 @@ AT_CONFIGURE, AT_START = "at configure", "at start"
 #: Types of parameters, as ROS names them.
 ROS_TYPES = {bool: "bool", int: "integer", float: "double", str: "string", tuple: "integer array"}
 Side = Annotated[int, Field(ge=0, le=65535)]
+#: Defaults of the options of the engines.
+_ENGINE = EngineOptions()
 
 
 def _engine_option(name: str) -> FieldInfo:
@@ -41,14 +43,14 @@ class NodeSettings(PipelineSettings):
     bundle: Annotated[
         str, AT_CONFIGURE, Field(description="folder of the bundle; empty: the bundle that ships with the package")
     ] = ""
-    engine: Annotated[EngineChoice, AT_CONFIGURE, _engine_option("engine")] = "auto"
+    engine: Annotated[EngineChoice, AT_CONFIGURE, _engine_option("engine")] = _ENGINE.engine
     build_engines: Annotated[
         bool,
         AT_CONFIGURE,
         Field(description="build missing TensorRT plans while the node configures, which takes minutes"),
-    ] = False
-    precision: Annotated[Literal["auto", "float32"], AT_CONFIGURE, _engine_option("precision")] = "auto"
-    threads: Annotated[int, AT_CONFIGURE, _engine_option("threads")] = 0
+    ] = _ENGINE.build
+    precision: Annotated[PrecisionChoice, AT_CONFIGURE, _engine_option("precision")] = _ENGINE.precision
+    threads: Annotated[int, AT_CONFIGURE, _engine_option("threads")] = _ENGINE.threads
     transport: Annotated[
         Literal["raw", "compressed"],
         AT_CONFIGURE,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -22,7 +22,7 @@ from nightlab_core.data.datasets.paired import LabelledImages, Sample
 from nightlab_core.labels import ClassSet, to_class_set
 from nightlab_core.metrics import confusion_matrix, iou
 from nightlab_core.runtime.bundle import load_bundle, write_manifest
-from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions
+from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PrecisionChoice
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings, Result
 from training.evaluation import models
@@ -171,7 +171,7 @@ def evaluate_model(
     partial: bool = False,
     classes: str | None = None,
     engine: EngineChoice = "auto",
-    precision: Literal["auto", "float32"] = "float32",
+    precision: PrecisionChoice = "float32",
     settings: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
     test_time: TestTime = TestTime(),  # noqa: B008 - frozen
     record_figures: bool = False,
@@ -219,7 +219,7 @@ def evaluate_model(
 def _opened(
     model: Path,
     engine: EngineChoice,
-    precision: Literal["auto", "float32"],
+    precision: PrecisionChoice,
     settings: PipelineSettings,
     test_time: TestTime,
 ) -> Iterator[tuple[Callable[[np.ndarray], Result], bool]]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     EngineChoice = str
 else:  # a literal type, so that YAML files, command lines and ROS parameters accept these names and no others
     EngineChoice = Literal[("auto", *LIBRARIES)]
+PrecisionChoice = Literal["auto", "float32"]
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,13 @@ class EngineOptions(Settings):
 
     engine: Annotated[
         EngineChoice,
-        Field(description="inference library; auto: TensorRT if a GPU and its plans exist, else OpenVINO, else ONNX "
-        "Runtime"),
-    ] = "auto"  # fmt: skip
+        Field(
+            description=f"inference library; auto: the first of {', '.join(LIBRARIES)} that can run here; TensorRT "
+            "needs the camera's size, a GPU, and plans that were built for them"
+        ),
+    ] = "auto"
     precision: Annotated[
-        Literal["auto", "float32"],
+        PrecisionChoice,
         Field(description="arithmetic; auto lets the library use half precision where the hardware supports it"),
     ] = "auto"
     threads: Annotated[int, Field(ge=0, le=1024, description="threads per engine; 0: the library's own choice")] = 0
@@ -134,9 +137,7 @@ class EngineLibrary(Protocol):
 class OnnxEngine:
     """Base of the engines that read a bundle's ONNX files as they are."""
 
-    def __init__(
-        self, onnx_path: str | Path, *, precision: Literal["auto", "float32"] = "auto", threads: int = 0
-    ) -> None:
+    def __init__(self, onnx_path: str | Path, *, precision: PrecisionChoice = "auto", threads: int = 0) -> None:
         """Open one network. `precision` and `threads`: see `EngineOptions`."""
         raise NotImplementedError
 

@@ -6,12 +6,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnxruntime
 
-from nightlab_core.runtime.engines.engine import OnnxEngine, TensorSpec, check_inputs
+from nightlab_core.runtime.engines.engine import OnnxEngine, PrecisionChoice, TensorSpec, check_inputs
 
 _DTYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -21,9 +20,7 @@ class OnnxRuntimeEngine(OnnxEngine):
 
     name = "onnxruntime"
 
-    def __init__(
-        self, onnx_path: str | Path, *, precision: Literal["auto", "float32"] = "auto", threads: int = 0
-    ) -> None:
+    def __init__(self, onnx_path: str | Path, *, precision: PrecisionChoice = "auto", threads: int = 0) -> None:
         self._path = Path(onnx_path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

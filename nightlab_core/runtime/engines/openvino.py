@@ -8,14 +8,14 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import openvino
 from openvino import opset8
 from openvino.frontend.onnx import ConversionExtension
 
-from nightlab_core.runtime.engines.engine import OnnxEngine, TensorSpec, check_inputs
+from nightlab_core.runtime.engines.engine import OnnxEngine, PrecisionChoice, TensorSpec, check_inputs
 
 CACHED_SHAPES = 4
 
@@ -32,9 +32,7 @@ class OpenVinoEngine(OnnxEngine):
 
     name = "openvino"
 
-    def __init__(
-        self, onnx_path: str | Path, *, precision: Literal["auto", "float32"] = "auto", threads: int = 0
-    ) -> None:
+    def __init__(self, onnx_path: str | Path, *, precision: PrecisionChoice = "auto", threads: int = 0) -> None:
         self._path = Path(onnx_path)
         self._model: openvino.Model | None = _core().read_model(self._path)
         self.inputs: Mapping[str, TensorSpec] = {port.any_name: _spec(port) for port in self._model.inputs}
