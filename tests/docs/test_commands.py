@@ -38,7 +38,7 @@ def commands(page: str) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with everything that the pages name: bags, images with labels, and two bundles."""
+    """A working folder with everything that the pages name: bags, images with labels, the demo's clip, two bundles."""
     monkeypatch.chdir(tmp_path)
     for module in ("nightlab_core.runtime.bundle", "nightlab_replay.replay"):
         monkeypatch.setattr(f"{module}.default_bundle", lambda: tiny_bundle, raising=False)
@@ -52,26 +52,24 @@ def folder(tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     for index, (image, labels) in enumerate(make_frames(6)):
         cv2.imwrite(str(tmp_path / "frames" / "images" / f"{index}.png"), image)
         cv2.imwrite(str(tmp_path / "frames" / "labels" / f"{index}.png"), labels)
+    (tmp_path / "demo_out").mkdir()
+    (tmp_path / "demo_out" / "clip").symlink_to(tmp_path / "frames", target_is_directory=True)
     return tmp_path
 
 
 def check_nightlab(words: list[str]) -> None:
-    """Run a command; of those that take part in a longer story, what they need is made first."""
+    """Run a command. The runs that `nightlab compare` needs are made first."""
     if words[0] == "demo":
         parse(words)
         return
     if words[0] == "compare":
         for out in (Path(word) for word in words[1:3]):
             if not out.exists():
-                done = nightlab("replay", *_bags_of(words), "--bundle", "my_bundle", "--out", out)
+                done = nightlab("replay", "night_drive", "dusk.mcap", "--bundle", "my_bundle", "--out", out)
                 assert done.status == 0, done.err
     done = nightlab(*words)
     # A gate of the comparison may fail on tiny data, which is what it is for.
     assert done.status == 0 or (words[0] == "compare" and done.status == 1 and not done.err), (words, done)
-
-
-def _bags_of(words: list[str]) -> list[str]:
-    return ["drive_bag"] if Path("drive_bag").exists() else ["night_drive", "dusk.mcap"]
 
 
 def check_make(words: list[str]) -> None:
@@ -99,7 +97,7 @@ def check_other(words: list[str]) -> None:
         assert all(f'"{word.partition(":=")[0]}"' in launch for word in words[4:]), words
     if "colcon build" in line:
         assert "nightlab_ros" in words
-    known = ("pip install", "sudo apt install", "colcon build", "ros2 launch", "export ")
+    known = ("pip install", "sudo apt install", "colcon build", "ros2 launch", "export ", ". .venv-demo/bin/activate")
     assert any(start in line for start in known), f"this test does not know the command: {line}"
 
 
