@@ -67,7 +67,7 @@ def evaluate(
         --dataset camvid/val --flip
     """
     from training.evaluation.evaluate import evaluate_model
-    from training.evaluation.sliding import TestTime
+    from training.sliding import TestTime
 
     evaluate_model(
         model,

@@ -37,6 +37,16 @@ def test_import_contracts_hold() -> None:
     assert "6 kept, 0 broken" in done.stdout, done.stdout
 
 
+def test_the_contract_without_torch_lists_every_module_that_runs_in_the_vehicle() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (contract,) = (c for c in contracts if c["name"] == "Nothing that runs in the vehicle imports torch")
+    top_level = {".".join(name.split(".")[:2]) for name in modules("nightlab_core")} - {"nightlab_core"}
+    vehicle = top_level - {"nightlab_core.models", "nightlab_core.export"}
+    assert {"nightlab_core.runtime", "nightlab_core.labels"} < vehicle
+    assert set(contract["source_modules"]) == vehicle | {"nightlab_replay", "nightlab_ros", "nightlab_cli"}
+
+
 @pytest.mark.parametrize(
     "names",
     [

@@ -27,9 +27,9 @@ from nightlab_core.labels import ClassSet, to_class_set
 from nightlab_core.metrics import confusion_matrix
 from nightlab_core.runtime.pipeline import PipelineSettings
 from training.evaluation.ablate import ablate, earlier_entries, print_ladder
-from training.evaluation.gains import MERGES
 from training.evaluation.ladder import Ablation, Counts, Ladder, Networks, Row
 from training.evaluation.results import commands_to_train, markdown, write_page
+from training.gains import MERGES
 from training.recipes import load_recipe, read_recipe
 from training.stages.segmenter import SegmenterRecipe
 

@@ -27,10 +27,11 @@ from nightlab_core.runtime.bundle import EngineFile, load_bundle  # noqa: E402
 from nightlab_core.runtime.light import light_level  # noqa: E402
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings  # noqa: E402
 from nightlab_core.runtime.regions import network_size_hw  # noqa: E402
-from training.evaluation import evaluate, models  # noqa: E402
+from training import models  # noqa: E402
+from training.evaluation import evaluate  # noqa: E402
 from training.evaluation.figures import difference, parts  # noqa: E402
-from training.evaluation.models import open_model  # noqa: E402
-from training.evaluation.sliding import TestTime, probabilities, slide  # noqa: E402
+from training.models import open_model  # noqa: E402
+from training.sliding import TestTime, probabilities, slide  # noqa: E402
 
 
 class _Colours(nn.Module):

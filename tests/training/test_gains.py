@@ -8,7 +8,7 @@ import pytest
 
 from nightlab_core.metrics import confusion_matrix, mean_iou
 from nightlab_core.runtime.regions import Regions
-from training.evaluation.gains import (
+from training.gains import (
     MERGES,
     PASTES,
     Merge,

@@ -20,8 +20,8 @@ from tiny_training import tiny_settings, write_frames, write_tiny_checkpoint  # 
 
 from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data.rendered import night  # noqa: E402
+from training import models  # noqa: E402
 from training.data import SourceSettings  # noqa: E402
-from training.evaluation import models  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
 from training.stages import hdm, proposals  # noqa: E402
 

@@ -30,9 +30,9 @@ from nightlab_core.runtime.light import light_level
 from training.command import exit_on_error
 from training.evaluation.evaluate import open_set
 from training.evaluation.figures import Difference, by_class, by_part, difference, percent
-from training.evaluation.gains import MERGES
 from training.evaluation.ladder import Ablation, Counts, Ladder, Networks, Row, missing_paths
 from training.evaluation.results import KEPT, commands_to_train, write_page
+from training.gains import MERGES
 from training.recipes import load_recipe
 
 

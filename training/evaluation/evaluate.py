@@ -25,9 +25,9 @@ from nightlab_core.runtime.bundle import load_bundle, write_manifest
 from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PrecisionChoice
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings, Result
-from training.evaluation import models
+from training import models
 from training.evaluation.figures import Difference, by_class, by_part, difference, percent
-from training.evaluation.sliding import TestTime
+from training.sliding import TestTime
 
 
 @dataclass(frozen=True)

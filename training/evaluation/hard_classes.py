@@ -35,7 +35,7 @@ from training import checkpoint as checkpoints
 from training.command import exit_on_error
 from training.data import SourceSettings, open_source
 from training.evaluation.evaluate import open_set
-from training.evaluation.models import open_model
+from training.models import open_model
 from training.stages.segmenter import SegmenterRecipe
 
 THRESHOLD = 0.5  #: the paper's

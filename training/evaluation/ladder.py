@@ -20,8 +20,8 @@ from nightlab_core.labels import ClassSet, to_class_set
 from nightlab_core.metrics import confusion_matrix
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.pipeline import MAX_REGIONS, PipelineSettings
-from training.evaluation import models
-from training.evaluation.gains import MERGES, PASTES, changed_counts, either_level, paste_oracle
+from training import models
+from training.gains import MERGES, PASTES, changed_counts, either_level, paste_oracle
 
 
 class Row(Settings):

@@ -24,10 +24,10 @@ from nightlab_core.config import Settings
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.nightlab import NightLabSettings
 from nightlab_core.runtime.pipeline import PipelineSettings
+from training import models
 from training.command import TrainingStage
 from training.data import SourceSettings
-from training.evaluation import models
-from training.evaluation.gains import Merge
+from training.gains import Merge
 from training.loop import LoopSettings, Losses, Mean, fit
 from training.stages import proposals
 

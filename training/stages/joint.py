@@ -36,12 +36,12 @@ from nightlab_core.models.deform import set_deform_form
 from nightlab_core.models.engine import TorchEngine
 from nightlab_core.models.nightlab import NightLab
 from nightlab_core.runtime.pipeline import PipelineSettings
+from training import models
 from training.checkpoint import load_weights
 from training.combine_checkpoints import CombineRecipe, load_stages, write_checkpoint
 from training.command import TrainingStage
 from training.data import FrameStream, RegionStream, SourceSettings, label_groups, source_classes, to_tensors
 from training.distributed import is_first_process
-from training.evaluation import models
 from training.loop import LoopSettings, Losses, Mean, fit
 from training.stages.detector import detection_loss
 from training.stages.proposals import Measurer

@@ -24,9 +24,9 @@ from nightlab_core.models.detector import RegionDetector
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import ENGINE_KINDS, load_bundle, sha256_of
 from nightlab_core.runtime.pipeline import MAX_REGIONS, PipelineSettings, Result
+from training import models
 from training.data import Samples, SourceSettings, source_classes
-from training.evaluation import models
-from training.evaluation.gains import Merge, RegionGains, equation6, miou_gain, region_gains
+from training.gains import Merge, RegionGains, equation6, miou_gain, region_gains
 
 CHUNK = 50  #: frames between two savings
 

@@ -38,7 +38,7 @@ from nightlab_core.runtime.engines.engine import Engine, EngineOptions
 from nightlab_core.runtime.engines.open import Engines, open_network
 from nightlab_core.runtime.pipeline import MAX_REGIONS, Pipeline, PipelineSettings, Result
 from training import checkpoint as checkpoints
-from training.evaluation.sliding import TestTime, probabilities
+from training.sliding import TestTime, probabilities
 
 INPUT_HW = (480, 640)  #: working size of a stage whose checkpoint does not name one
 
