@@ -70,7 +70,7 @@ def _write_files() -> None:
 
 def _run(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a command of the guide in this process."""
-    words = shlex.split(line)
+    words = shlex.split(line.replace("python -m nightlab_cli", "nightlab", 1))
     if words[0] == "nightlab":
         done = nightlab(*words[1:])
         assert done.status == 0, done.err
