@@ -281,9 +281,12 @@ class RegionStream(Stream):
         elsewhere: float = 0.15,
         paste_ids: Sequence[int] = (),
         paste_share: float = 0.0,
+        margin: tuple[float, float] = (0.05, 0.6),
+        instance_share: float = 0.25,
     ) -> None:
         super().__init__(sources, root, seed, classes, paste_ids, paste_share)
         self.region_hw, self.hard_ids, self.elsewhere = region_hw, hard_ids, elsewhere
+        self.margin, self.instance_share = margin, instance_share
 
     def crop(self, *index: int) -> tuple[int, np.ndarray, np.ndarray, np.random.Generator]:
         """Draw the window of an index: source, image, labels, and the generator for the next steps."""
@@ -294,7 +297,7 @@ class RegionStream(Stream):
         jitter = rng.uniform(-0.15, 0.15, 4) * [x1 - x0, y1 - y0, x1 - x0, y1 - y0]
         box = np.asarray([x0, y0, x1, y1], np.float32) + jitter.astype(np.float32)
         aspect = self.region_hw[1] / self.region_hw[0]
-        margin = float(rng.uniform(0.05, 0.6))
+        margin = float(rng.uniform(*self.margin))
         left, top, right, bottom = regions.context_boxes(box[None], (height, width), margin, aspect)[0]
         window, labels = transforms.resize_pair(
             image[top:bottom, left:right], sample.labels[top:bottom, left:right], self.region_hw
@@ -306,8 +309,8 @@ class RegionStream(Stream):
     def _window(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Draw a box, float (4,) xyxy: an instance of a hard class, the region around it, or any place.
 
-        The class is drawn before the instance, so that the many poles do not displace riders. Windows are larger than
-        most that the pipeline reads, which gave a higher accuracy on val.
+        The class is drawn before the instance, so that the many poles do not displace riders. By default windows are
+        larger than most that the pipeline reads, which gave a higher accuracy on val.
         """
         height, width = labels.shape
         present = [i for i in self.hard_ids if (labels == i).any()]
@@ -316,7 +319,7 @@ class RegionStream(Stream):
             top_left = rng.uniform(0, 0.7, 2) * [width, height]
             return np.concatenate([top_left, top_left + rng.uniform(0.08, 0.3, 2) * [width, height]])
         box = boxes[rng.integers(len(boxes))]
-        if rng.random() < 0.25:
+        if rng.random() < self.instance_share:
             return box
         centre = (box[:2] + box[2:]) / 2
         around = hard_regions(labels, self.hard_ids)

@@ -10,6 +10,7 @@ pytest.importorskip("torch")
 from class_sets import CITYSCAPES19
 
 from nightlab_core.config import ConfigError
+from nightlab_core.runtime.pipeline import PipelineSettings
 from training.combine_checkpoints import CombineRecipe
 from training.evaluation.ladder import Ablation
 from training.recipes import load_recipe, read_recipe
@@ -67,8 +68,24 @@ def test_shipped_recipes_are_valid() -> None:
     }
     rungs = (RECIPES / "ablation").glob("*.yaml")
     of_path |= {p: hdm.HdmRecipe if "hdm" in p.stem else segmenter.SegmenterRecipe for p in rungs}
-    assert len(of_path) >= 20
+    of_path |= {RECIPES / "next" / f"lite_{level}.yaml": segmenter.SegmenterRecipe for level in ("image", "region")}
+    assert len(of_path) >= 22
     for path, cls in of_path.items():
         recipe = load_recipe(path, cls)
         for name in getattr(recipe, "hard_classes", ()):
             CITYSCAPES19.id_of(name)
+
+
+def test_the_next_lite_levels_leave_frames_for_hdm() -> None:
+    """Both draw alike, from the same frames; the region level continues from the image level's network."""
+    names = {p.stem for p in (RECIPES / "next").glob("*.yaml")} - {"model", "sources"}
+    recipes = {n: load_recipe(RECIPES / "next" / f"{n}.yaml", segmenter.SegmenterRecipe) for n in sorted(names)}
+    image, region = recipes["lite_image"], recipes["lite_region"]
+    assert len(recipes) == 2 and (image.level, region.level) == ("image", "region")
+    assert image.sources == region.sources and image.model == region.model
+    assert sum(source.weight for source in image.sources) == pytest.approx(1)
+    held_out = {source.folder for source in image.sources if source.leave_out_pattern == "*7"}
+    assert held_out == {"cityscapes_small/train", "nightcoarse/train"}
+    assert image.model.relam is None and image.model.segmenter.deformable == () and not image.start_from
+    assert region.start_from == "runs/next_image/checkpoint.pt" and region.model.region_hw == (192, 192)
+    assert region.window_margin == (PipelineSettings().region_margin,) * 2 and region.instance_share == 0

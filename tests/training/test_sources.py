@@ -171,6 +171,28 @@ def test_shipped_recipes_leave_the_measured_night_frames_out(recipe: str) -> Non
     assert list(pseudo.HELD_OUT) == held_out
 
 
+def test_windows_have_the_margin_that_is_wanted_and_need_not_be_of_one_instance(
+    frames: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = data.SourceSettings(kind="folder", folder="mine", weight=1.0)
+    cut, margins = data.regions.context_boxes, []
+
+    def context_boxes(boxes: np.ndarray, size_hw: tuple[int, int], margin: float, aspect: float) -> np.ndarray:
+        margins.append(margin)
+        return cut(boxes, size_hw, margin, aspect)
+
+    monkeypatch.setattr(data.regions, "context_boxes", context_boxes)
+    wanted = {"margin": (0.2, 0.2), "elsewhere": 0.0, "instance_share": 0.0}
+    stream = data.RegionStream([source], frames, 0, CITYSCAPES19, (32, 32), [5, 11, 13], **wanted)  # type: ignore[arg-type]
+    labels = stream.samples[0][0].labels
+    regions = data.hard_regions(labels, [5, 11, 13])
+    for i in range(10):
+        stream.crop(i)
+        window = stream._window(labels, np.random.default_rng(i))
+        assert any(np.array_equal(window, region) for region in regions)
+    assert margins == [0.2] * 10
+
+
 def test_streams_are_decided_by_seed_and_index(frames: Path) -> None:
     sources = [data.SourceSettings(kind="folder", folder="mine", weight=1.0, darken=0.5)]
     crops = data.FrameStream(sources, frames, 0, CITYSCAPES19, (64, 96), (96, 128), (0.8, 1.2))

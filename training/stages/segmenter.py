@@ -45,6 +45,8 @@ class SegmenterRecipe(Settings):
     hard_share: float = 0.0  #: share of the image level's crops that are cut around a hard class
     paste_classes: tuple[str, ...] = ()  #: classes pasted from one crop, or window, into another
     paste_share: float = 0.0  #: share of the crops, or windows, that get pasted pixels
+    window_margin: tuple[float, float] = (0.05, 0.6)  #: least and largest context around a window, as `region_margin`
+    instance_share: float = Field(default=0.25, ge=0, le=1)  #: share of the windows that hold a single instance
     #: Weight of a pixel of a class in the loss; 1 for classes that are not named.
     class_weights: dict[str, float] = Field(default_factory=dict)
     lovasz_weight: float = Field(default=0.0, ge=0)  #: of the Lovasz softmax loss beside the cross-entropy
@@ -220,6 +222,7 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
         stream = RegionStream(
             recipe.sources, data, recipe.loop.seed, classes, recipe.model.region_hw, hard,
             paste_ids=paste, paste_share=recipe.paste_share,
+            margin=recipe.window_margin, instance_share=recipe.instance_share,
         )  # fmt: skip
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
