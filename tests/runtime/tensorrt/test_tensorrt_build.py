@@ -260,7 +260,7 @@ fsync, replace = os.fsync, Path.replace
 
 def dying_fsync(descriptor):
     if moment == "half written":
-        os.truncate(descriptor, os.fstat(descriptor).st_size // 2)
+        os.truncate(f"/proc/self/fd/{descriptor}", os.fstat(descriptor).st_size // 2)
     if moment in ("half written", "written"):
         die()
     fsync(descriptor)
