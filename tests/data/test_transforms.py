@@ -47,9 +47,32 @@ def test_one_seed_one_result(change: object) -> None:
 
 
 def test_darkening_darkens() -> None:
-    image = np.full((32, 32, 3), 200, np.uint8)
-    means = [transforms.darken(image, np.random.default_rng(s)).mean() for s in range(20)]
-    assert max(means) < 215 and np.mean(means) < 130
+    image = np.random.default_rng(0).integers(60, 256, (48, 64, 3), np.uint8)
+    means = [transforms.darken(image, np.random.default_rng(s)).mean() for s in range(60)]
+    assert max(means) < image.mean() * 0.75 and np.median(means) < 70
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_darkening_takes_any_image_and_leaves_it_as_it_is(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    height, width, least = (int(rng.integers(*limits)) for limits in ((1, 40), (1, 60), (0, 256)))
+    image = rng.integers(least, 256, (height, width, 3), np.uint8)
+    image = image[:, ::-1] if seed % 2 else image  # a mirrored view, as crops are
+    before = image.copy()
+    dark = transforms.darken(image, np.random.default_rng(seed))
+    assert dark.dtype == np.uint8 and dark.shape == image.shape
+    assert np.array_equal(image, before)
+    assert np.array_equal(dark, transforms.darken(image, np.random.default_rng(seed)))
+
+
+def test_lamps_are_saturated_and_lights_differ_in_colour() -> None:
+    image = np.full((88, 120, 3), 90, np.uint8)
+    dark = [transforms.darken(image, np.random.default_rng(s)) for s in range(60)]
+    assert 0.5 < np.mean([d.max() == 255 for d in dark]) < 0.95
+    below = np.array([d[-20:].reshape(-1, 3).mean(0) for d in dark])
+    red_to_blue = below[:, 2] / np.maximum(below[:, 0], 1)
+    assert red_to_blue.min() < 0.9 and red_to_blue.max() > 1.5
+    assert np.median([d[:20].mean() / max(d[-20:].mean(), 1) for d in dark]) < 0.8  # the sky is darker than the road
 
 
 def test_a_crop_holds_the_wanted_class_wherever_it_is() -> None:
