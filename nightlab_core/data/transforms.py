@@ -19,7 +19,6 @@ Pair = tuple[np.ndarray, np.ndarray]
 #: A uniformly random byte -> a sample of the standard normal distribution; much faster than the generator's own.
 _BYTE_TO_NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)], np.float32)
 #: Colours of lamps, BGR.
-_RED, _GREEN = np.array([0.06, 0.08, 1.2], np.float32), np.array([0.7, 1.0, 0.08], np.float32)
 
 
 def resize_pair(image: np.ndarray, labels: np.ndarray, size_hw: tuple[int, int]) -> Pair:
@@ -123,12 +122,6 @@ def _cast(rng: np.random.Generator) -> np.ndarray:
     return np.float32(2.0) ** np.asarray([temperature, tint, -0.5 * temperature], np.float32)
 
 
-def _lamp_colour(rng: np.random.Generator) -> np.ndarray:
-    """Draw the colour of a lamp, float32 (3,) BGR: white or yellow, or red or green as of traffic and tail lights."""
-    kind = rng.random()
-    return _RED if kind < 0.25 else _GREEN if kind < 0.35 else _cast(rng)
-
-
 def _add_lamps(linear: np.ndarray, saturation: float, rng: np.random.Generator) -> None:
     """Add up to 14 lamps to a linear image, float32 (H, W, 3) BGR, in place: saturated spots with halos.
 
@@ -140,7 +133,8 @@ def _add_lamps(linear: np.ndarray, saturation: float, rng: np.random.Generator) 
     radius = height * np.exp(rng.uniform(np.log(0.003), np.log(0.02), count))
     strength = saturation * np.exp(rng.uniform(np.log(0.04), np.log(0.6), count))
     reach = radius * rng.uniform(2, 6, count)
-    colours = np.stack([_lamp_colour(rng) for _ in range(count)])
+    # No red or green: labels stay as they are, so coloured lamps would train traffic lights away.
+    colours = np.stack([_cast(rng) for _ in range(count)])
     # Halos are smooth, so that an eighth of the resolution is enough for them.
     rows, columns = np.arange(4, height + 4, 8), np.arange(4, width + 4, 8)
     squared = (rows[:, None] - y[:, None, None]) ** 2 + (columns - x[:, None, None]) ** 2

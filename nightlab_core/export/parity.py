@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from nightlab_core.data.images import image_files, read_image
 from nightlab_core.export.recording import recording
 from nightlab_core.runtime.bundle import ENGINE_KINDS, EngineKind, load_bundle
 from nightlab_core.runtime.engines.engine import EngineOptions
@@ -95,14 +95,11 @@ def compare_boxes(expected: list[tuple[np.ndarray, ...]], got: list[tuple[np.nda
 
 def read_frames(folder: Path, count: int) -> list[np.ndarray]:
     """Read `count` images, spread evenly over a folder: uint8 (H, W, 3) BGR. Raises ValueError if there is none."""
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
+    paths = image_files(folder)
     if not paths:
-        raise ValueError(f"{folder} contains no .jpg, .png or .webp image; give a folder of camera images")
-    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)]
-    frames = [cv2.imread(str(p), cv2.IMREAD_COLOR) for p in chosen]
-    if broken := [p.name for p, frame in zip(chosen, frames, strict=True) if frame is None]:
-        raise ValueError(f"{folder} contains files that are not images: {', '.join(broken)}; remove them")
-    return [frame for frame in frames if frame is not None]
+        raise ValueError(f"{folder} contains no image; give a folder of camera images")
+    chosen = np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)
+    return [read_image(paths[i]) for i in chosen]
 
 
 def print_parity(rows: Sequence[Parity]) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 from rich.progress import track
 
 from nightlab_core.data.datasets.paired import list_images
+from nightlab_core.data.images import read_image
 from nightlab_core.labels import IGNORE_ID
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline
@@ -62,10 +63,7 @@ def label_folder(pipeline: Pipeline, images: list[Path], out: Path, keep: float,
     counts = np.zeros(256 * 256, np.int64)
     found = []
     for path in track(images, "reading"):
-        frame = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if frame is None:
-            raise ValueError(f"{path} cannot be decoded as an image")
-        labels, confidence = read_both_ways(pipeline, frame)
+        labels, confidence = read_both_ways(pipeline, read_image(path))
         counts += np.bincount((labels.astype(np.int64) * 256 + confidence).ravel(), minlength=counts.size)
         found.append((labels, confidence))
     least = thresholds(counts.reshape(256, 256), keep, ceiling)
