@@ -6,7 +6,18 @@ import math
 import numpy as np
 import pytest
 
-from nightlab_core.metrics import confusion_matrix, iou, mean_iou, paired_bootstrap, paired_bootstrap_by_class
+from nightlab_core.metrics import (
+    CONFIDENCE_BINS,
+    calibration_error,
+    confidence_counts,
+    confusion_matrix,
+    iou,
+    mean_iou,
+    paired_bootstrap,
+    paired_bootstrap_by_class,
+    uiou_by_threshold,
+    uncertainty_aware_iou,
+)
 
 NAN = math.nan
 
@@ -70,6 +81,73 @@ def test_wrong_shapes_and_ids_are_refused(truth: list[int], guess: list[int], me
 
 def test_ignored_truth_may_have_any_prediction() -> None:
     assert confusion_matrix(u8([255]), u8([77]), 19).sum() == 0
+
+
+def test_uiou_of_a_table_worked_by_hand() -> None:
+    # 10 pixels of class 0 in a valid area, 4 in an area that annotators marked as invalid; 8 of class 1.
+    # Class 0: 6 hits (TP), 1 confused (FN), 3 declared invalid in the valid area (FI) and 4 in the invalid one (TI).
+    # Class 1: 5 hits, 1 confused, 2 FI. The confused pixel of each class is a false positive of the other.
+    labelled, predicted, correct = np.array([14, 8, 0]), np.array([6 + 1, 5 + 1, 0]), np.array([6, 5, 0])
+    found = uncertainty_aware_iou(labelled, predicted, correct, np.array([4, 0, 0]))
+    np.testing.assert_allclose(found, [(6 + 4) / (6 + 4 + 1 + 1 + 3), 5 / (5 + 1 + 1 + 2), NAN])
+    # Without annotated invalid areas the 4 are false invalid, too.
+    without = uncertainty_aware_iou(labelled, predicted, correct)
+    np.testing.assert_allclose(without, [6 / (6 + 1 + 1 + 3 + 4), 5 / 9, NAN])
+
+
+def uncertain_frame() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, prediction and confidence: of class 0 a confident hit, a hit and an error; of class 1 two hits."""
+    return u8([0, 0, 0, 1, 1, 255]), u8([0, 0, 1, 1, 1, 1]), u8([255, 128, 26, 255, 200, 9])
+
+
+def test_uiou_over_thresholds_worked_by_hand() -> None:
+    labels, prediction, confidence = uncertain_frame()
+    counts = confidence_counts(labels, prediction, confidence, 2)
+    assert counts.shape == (CONFIDENCE_BINS, 3, 3) and counts.dtype == np.int64
+    labelled = confusion_matrix(labels, prediction, 2).sum(axis=1)
+    found = uiou_by_threshold(labelled, counts[:, :2, 0], counts[:, :2, 1])
+    # At 0, the mean IoU: class 0 has 2 of 3, class 1 has 2 of 3. The error, of confidence 0.1, becomes invalid at 0.15:
+    # FI for class 0, and no FP of class 1 any more. At 0.55 the second hit of class 0 follows.
+    assert found.by_threshold[0] == pytest.approx(mean_iou(confusion_matrix(labels, prediction, 2)))
+    expected = [2 / 3] * 3 + [(2 / 3 + 1) / 2] * 8 + [(1 / 3 + 1) / 2] * 5 + [(1 / 3 + 1 / 2) / 2] * 4
+    assert found.by_threshold == pytest.approx(expected)
+    assert (found.best, found.threshold) == (pytest.approx(5 / 6), pytest.approx(0.15))
+    assert found.average == pytest.approx(np.mean(expected))
+
+
+def test_uiou_at_a_threshold_is_the_iou_of_the_mask_that_the_threshold_leaves() -> None:
+    """Without annotated invalid areas, as the node publishes it: invalid pixels are 255."""
+    rng = np.random.default_rng(0)
+    labels, prediction = rng.integers(0, 4, (2, 40, 50), np.uint8)
+    prediction = np.where(rng.random(labels.shape) < 0.7, labels, prediction)
+    confidence = rng.integers(0, 256, labels.shape, np.uint8)
+    counts = confidence_counts(labels, prediction, confidence, 4)
+    found = uiou_by_threshold(np.bincount(labels.ravel()), counts[:, :4, 0], counts[:, :4, 1])
+    for place, value in enumerate(found.by_threshold):
+        left = np.where(confidence >= 256 * place / CONFIDENCE_BINS, prediction, np.uint8(255))
+        assert value == pytest.approx(mean_iou(confusion_matrix(labels, left, 4)))
+
+
+def test_uiou_without_labels_is_nan() -> None:
+    nothing = np.zeros((CONFIDENCE_BINS, 2), np.int64)
+    found = uiou_by_threshold(np.zeros(2), nothing, nothing)
+    assert math.isnan(found.best) and math.isnan(found.threshold) and math.isnan(found.average)
+
+
+def test_confidence_counts_of_frames_add_up() -> None:
+    labels, prediction, confidence = uncertain_frame()
+    both = confidence_counts(*(np.stack([a, np.roll(a, 1)]) for a in (labels, prediction, confidence)), 2)
+    assert np.array_equal(both, 2 * confidence_counts(labels, prediction, confidence, 2))
+    unlabelled = confidence_counts(u8([0, 1]), u8([255, 1]), u8([100, 100]), 2)
+    assert unlabelled[:, 2].sum(axis=0).tolist() == [1, 0, 100]  # a prediction of 255 is never correct
+
+
+def test_calibration_error_worked_by_hand() -> None:
+    counts = confidence_counts(*uncertain_frame(), 2).sum(axis=1)
+    # Confidences 255, 255, 200 and 128 are right, each 1 - p too low; 26 is wrong, p too high.
+    gaps = [0, 0, 1 - 200 / 255, 1 - 128 / 255, 26 / 255]
+    assert calibration_error(*counts.T) == pytest.approx(np.mean(gaps))
+    assert math.isnan(calibration_error(*np.zeros((3, CONFIDENCE_BINS))))
 
 
 def frames(hits: list[int], size: int = 100) -> np.ndarray:

@@ -165,7 +165,11 @@ def test_a_working_size_that_is_no_multiple_keeps_its_area() -> None:
 def _constant(first: int, second: int) -> object:
     def predict(frame: np.ndarray) -> object:
         maps = [np.full(frame.shape[:2], i, np.uint8) for i in (first, second)]
-        return SimpleNamespace(image_labels=maps[0], labels=maps[1], light_level=light_level(frame))
+        half = np.full(frame.shape[:2], 51, np.uint8)  # the left half with a confidence of 1, the right one of 0.2
+        half[:, : frame.shape[1] // 2] = 255
+        return SimpleNamespace(
+            image_labels=maps[0], labels=maps[1], light_level=light_level(frame), image_confidence=half, confidence=half
+        )
 
     return predict
 
@@ -200,7 +204,24 @@ def test_figures_by_hand() -> None:
     }
     json.dumps(report, allow_nan=False)
     alone = evaluate.evaluate(_constant(2, 2), _samples(CAMVID11), CAMVID11, "camvid/test", CITYSCAPES19, False)  # type: ignore[arg-type]
-    assert set(alone.figures()) == {"image_level_miou"} and alone.both_levels is None
+    assert set(alone.figures()) == {"image_level_miou", "image_level_uiou"} and alone.both_levels is None
+    assert set(alone.report()["uiou"]) == {"image_level"}
+
+
+def test_uiou_and_calibration_by_hand() -> None:
+    found = evaluate.evaluate(_constant(2, 0), _samples(CAMVID11), CAMVID11, "camvid/test", CITYSCAPES19)  # type: ignore[arg-type]
+    report = found.report()
+    # Image level: building everywhere. From a threshold of 0.2 on, the 100 wrong pixels are invalid: 99 of 99, and
+    # 0 of road. Both levels: road everywhere, and what is right in it becomes invalid.
+    assert report["image_level_uiou"] == report["uiou"]["image_level"]["best"] == pytest.approx(50)
+    assert report["uiou"]["image_level"]["threshold"] == pytest.approx(0.2)
+    assert report["both_levels_uiou"] == pytest.approx(report["both_levels_miou"])
+    assert report["uiou"]["both_levels"]["threshold"] == 0
+    # 99 pixels of confidence 1 and 100 of 0.2: the first right and the second wrong, or the other way round.
+    errors = {row["name"]: (row["image_level"], row["both_levels"]) for row in report["calibration"]}
+    expected = (100 * 100 * 0.2 / 199, 100 * (99 * 1 + 100 * 0.8) / 199)
+    assert set(errors) == {"all", "dusk", "daylight", "dark", "in the dark"}
+    assert all(values == pytest.approx(expected) for values in errors.values())
 
 
 def test_an_interval_needs_frames() -> None:
@@ -225,6 +246,7 @@ def test_tables_say_what_is_absent(capsys: pytest.CaptureFixture[str]) -> None:
         evaluate.print_evaluation(found)
         shown = capsys.readouterr().out
         assert "absent" in shown and "mine, 2 frames" in shown and ("both levels" in shown) == both
+        assert "mean UIoU, best threshold" in shown and "calibration error, in the dark (1 frames)" in shown
 
 
 def test_bdd18_is_evaluated_without_trains() -> None:

@@ -19,20 +19,27 @@ from nightlab_core.classes import DEFAULT, load_class_set
 from nightlab_core.config import replace
 from nightlab_core.data.datasets import catalogue
 from nightlab_core.data.datasets.paired import LabelledImages, Sample
-from nightlab_core.labels import ClassSet, to_class_set
-from nightlab_core.metrics import confusion_matrix, iou
+from nightlab_core.labels import IGNORE_ID, ClassSet, to_class_set
+from nightlab_core.metrics import (
+    UncertaintyAwareIoU,
+    calibration_error,
+    confidence_counts,
+    confusion_matrix,
+    iou,
+    uiou_by_threshold,
+)
 from nightlab_core.runtime.bundle import load_bundle, write_manifest
 from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PrecisionChoice
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings, Result
 from training import models
-from training.evaluation.figures import Difference, by_class, by_part, difference, percent
+from training.evaluation.figures import Difference, by_class, by_part, difference, parts, percent
 from training.sliding import TestTime
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Confusion matrices of N frames, (N, C, C + 1), by each method."""
+    """Confusion matrices of N frames, (N, C, C + 1), and `confidence_counts` of these, by each method."""
 
     name: str
     classes: ClassSet
@@ -40,10 +47,29 @@ class Evaluation:
     light: np.ndarray  #: float64 (N,): light level of each frame
     image_level: np.ndarray
     both_levels: np.ndarray | None  #: None for a model that has an image level alone
+    confidence: dict[str, np.ndarray]  #: by method ("image_level", "both_levels"): int64 (N, bins, C + 1, 3)
+
+    def uiou(self) -> dict[str, UncertaintyAwareIoU]:
+        """Mean uncertainty-aware IoU by method, at each threshold; see `metrics.uncertainty_aware_iou`."""
+        labelled = self.image_level.sum(axis=(0, 2))
+        totals = {method: counts.sum(axis=0)[:, : len(self.classes)] for method, counts in self.confidence.items()}
+        return {m: uiou_by_threshold(labelled, total[..., 0], total[..., 1]) for m, total in totals.items()}
+
+    def calibration(self) -> list[dict[str, Any]]:
+        """Return an entry for the whole set, named "all", and each part: the expected calibration error by method.
+
+        It is in points of percent, None without a labelled prediction.
+        """
+        whole = ("all", "", np.ones(len(self.frames), bool))
+        return [
+            {"name": name, "span": span, "frames": int(held.sum())}
+            | {method: _error_points(counts[held]) for method, counts in self.confidence.items()}
+            for name, span, held in (whole, *parts(self.name, self.frames, self.light))
+        ]
 
     def figures(self) -> dict[str, float]:
-        """Mean IoU in percent, and where there are both levels their difference, with its 95 % interval if frames
-        are enough."""
+        """Mean IoU and best uncertainty-aware IoU in percent, and where there are both levels their difference of mean
+        IoU, with its 95 % interval if frames are enough."""
         found = {"image_level_miou": percent(self.image_level)}
         if self.both_levels is not None:
             d = difference(self.image_level, self.both_levels)
@@ -51,15 +77,24 @@ class Evaluation:
             found |= {"difference": d.points}
             if d.low is not None and d.high is not None:
                 found |= {"difference_low": d.low, "difference_high": d.high}
-        return found
+        return found | {f"{method}_uiou": 100 * values.best for method, values in self.uiou().items()}
 
     def report(self) -> dict[str, Any]:
         """`figures`, and the same by class and by part of the set (named parts, light levels)."""
         # An image level alone is laid beside itself, so that one form serves both.
         second = self.image_level if self.both_levels is None else self.both_levels
         by_name = {"frames": len(self.frames), "by_class": by_class(self.classes, self.image_level, second)}
-        parts = by_part(self.name, self.frames, self.light, self.image_level, second)
-        return {**self.figures(), **by_name, "by_part": parts}
+        of_parts = by_part(self.name, self.frames, self.light, self.image_level, second)
+        uiou = {
+            method: {
+                "best": 100 * values.best,
+                "threshold": values.threshold,
+                "average": 100 * values.average,
+                "by_threshold": [100 * value for value in values.by_threshold],
+            }
+            for method, values in self.uiou().items()
+        }
+        return {**self.figures(), **by_name, "by_part": of_parts, "uiou": uiou, "calibration": self.calibration()}
 
 
 def open_set(
@@ -96,24 +131,50 @@ def evaluate(
         both_levels: false for a model that has an image level alone.
     """
     frames, light = [], []
-    image_level: list[np.ndarray] = []
-    merged: list[np.ndarray] = []
+    methods = ("image_level", "both_levels") if both_levels else ("image_level",)
+    matrices: dict[str, list[np.ndarray]] = {method: [] for method in methods}
+    confidences: dict[str, list[np.ndarray]] = {method: [] for method in methods}
     for sample in track(samples, name, total=len(samples)):
         result = segment(sample.image_bgr)
         frames.append(sample.name)
         light.append(result.light_level)
-        for labels, matrices in ((result.image_labels, image_level), (result.labels, merged)):
+        masks = (result.image_labels, result.image_confidence), (result.labels, result.confidence)
+        for method, (labels, confidence) in zip(methods, masks, strict=False):
             mapped = to_class_set(labels, predicted, classes)
-            matrices.append(confusion_matrix(sample.labels, mapped, len(classes)))
-    both = np.stack(merged) if both_levels else None
-    return Evaluation(name, classes, tuple(frames), np.array(light), np.stack(image_level), both)
+            matrices[method].append(confusion_matrix(sample.labels, mapped, len(classes)))
+            # The threshold has removed these pixels; their confidence belongs to no label.
+            kept = np.where(labels == IGNORE_ID, np.uint8(IGNORE_ID), sample.labels)
+            confidences[method].append(confidence_counts(kept, mapped, confidence, len(classes)))
+    first, both = (np.stack(matrices[m]) if m in matrices else None for m in ("image_level", "both_levels"))
+    assert first is not None
+    by_confidence = {method: np.stack(counts) for method, counts in confidences.items()}
+    return Evaluation(name, classes, tuple(frames), np.array(light), first, both, by_confidence)
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """Two tables: IoU of every class in percent and the mean, then the mean by part of the set.
+    """Tables of the IoU of every class in percent and the mean, of the mean by part of the set, and of the confidence.
 
-    A class without a true pixel is shown as absent.
+    A class without a labelled pixel is shown as absent.
     """
+    _print_accuracy(evaluation)
+    _print_confidence(evaluation)
+
+
+def _print_confidence(evaluation: Evaluation) -> None:
+    """Print UIoU beside the mean IoU, and the calibration error of the set and its parts."""
+    names = [method.replace("_", " ") for method in evaluation.confidence]
+    table = _table("confidence", "", *names)
+    uiou = evaluation.uiou().values()
+    table.add_row("mean UIoU, best threshold", *(f"{100 * u.best:.2f} at {u.threshold:.2f}" for u in uiou))
+    table.add_row("mean UIoU, average of thresholds", *(f"{100 * u.average:.2f}" for u in uiou))
+    for row in evaluation.calibration():
+        errors = (row[method] for method in evaluation.confidence)
+        cells = ("" if error is None else f"{error:.2f}" for error in errors)
+        table.add_row(f"calibration error, {row['name']} ({row['frames']} frames)", *cells)
+    Console().print(table)
+
+
+def _print_accuracy(evaluation: Evaluation) -> None:
     report, both = evaluation.report(), evaluation.both_levels is not None
     title = f"{evaluation.name}, {report['frames']} frames, IoU in %"
     if not both:
@@ -148,6 +209,12 @@ def record(bundle_dir: Path, figures: dict[str, dict[str, float]]) -> None:
         for key, value in values.items()
     }
     write_manifest(bundle_dir, replace(manifest, accuracy={**manifest.accuracy, **measured}))
+
+
+def _error_points(counts: np.ndarray) -> float | None:
+    """Compute the expected calibration error in points from counts (N, bins, C + 1, 3)."""
+    error = calibration_error(*counts.sum(axis=(0, 2)).T)
+    return None if np.isnan(error) else 100 * error
 
 
 def _table(title: str, *columns: str) -> Table:
