@@ -42,12 +42,12 @@ def test_gradients_of_both_forms_agree() -> None:
         assert torch.allclose(a, b, rtol=1e-3, atol=2e-3)
 
 
-def test_zero_offsets_are_a_plain_convolution() -> None:
+def test_zero_offsets_give_a_plain_convolution() -> None:
     layer, x = DeformConv2d(4, 6), torch.randn(1, 4, 10, 12)
     assert torch.allclose(layer(x), F.conv2d(x, layer.weight, padding=1), atol=1e-5)
 
 
-def test_a_hand_worked_sample_between_border_and_outside() -> None:
+def test_a_sample_at_the_border_equals_the_hand_computed_value() -> None:
     # A 1x1 kernel moved by (-0.25, 0) on a column [4, 8]: row 0 blends 3/4 of 4 with 1/4 of the zero above it.
     x, offset = torch.tensor([[[[4.0], [8.0]]]]), torch.zeros(1, 2, 2, 1)
     offset[:, 0] = -0.25
@@ -60,7 +60,7 @@ def test_even_kernels_are_refused() -> None:
         DeformConv2d(3, 3, 2)
 
 
-def test_form_is_set_throughout_a_model() -> None:
+def test_the_form_is_set_in_every_layer_of_a_model() -> None:
     model = torch.nn.Sequential(DeformConv2d(3, 3), torch.nn.Sequential(DeformConv2d(3, 3)))
     set_deform_form(model, "grid_sample")
     assert {m.form for m in model.modules() if isinstance(m, DeformConv2d)} == {"grid_sample"}

@@ -29,7 +29,7 @@ def random_bytes(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
 
 
-def test_a_pipeline_runs_on_a_model(model: NightLab) -> None:
+def test_a_pipeline_runs_on_a_torch_model(model: NightLab) -> None:
     frame = random_bytes(128, 192)
     with torch_engines(model, SETTINGS, CARD) as engines, Pipeline(engines) as pipeline:  # checks the contract
         result = pipeline(frame)
@@ -40,7 +40,7 @@ def test_a_pipeline_runs_on_a_model(model: NightLab) -> None:
     np.testing.assert_array_equal(result.image_labels, expected[0].numpy())
 
 
-def test_a_checkpoint_opens_as_engines(model: NightLab, tmp_path: Path) -> None:
+def test_engines_open_from_a_checkpoint(model: NightLab, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "tiny.pt", model, SETTINGS, CARD)
     frame = random_bytes(96, 128)
     with open_checkpoint(tmp_path / "tiny.pt") as engines, Pipeline(engines) as pipeline:
@@ -48,7 +48,7 @@ def test_a_checkpoint_opens_as_engines(model: NightLab, tmp_path: Path) -> None:
         assert engines.bundle.manifest.name == "tiny" and engines.bundle.hard_class_ids == (5,)
 
 
-def test_crops_are_read_in_small_batches(model: NightLab) -> None:
+def test_crops_are_processed_in_small_batches(model: NightLab) -> None:
     sizes = []
 
     def network(crops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,14 +73,14 @@ def test_inputs_that_do_not_fit_are_refused(model: NightLab) -> None:
         engine(crops=random_bytes(1, 64, 96))
 
 
-def test_the_image_level_alone(model: NightLab) -> None:
+def test_the_image_level_runs_alone(model: NightLab) -> None:
     settings = PipelineSettings(mode="image_level")
     with torch_engines(model, SETTINGS, CARD) as engines, Pipeline(engines, settings) as pipeline:
         result = pipeline(random_bytes(128, 192))
     np.testing.assert_array_equal(result.labels, result.image_labels)
 
 
-def test_pixels_of_other_keep_the_image_levels_labels() -> None:
+def test_pixels_of_class_other_keep_the_label_of_the_image_level() -> None:
     torch.manual_seed(0)
     settings = SETTINGS.model_copy(update={"region_classes": ("person", "pole")})
     model = settings.build()

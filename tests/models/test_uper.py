@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from nightlab_core.models.uper import UPerHead  # noqa: E402
 
 
-def test_the_detail_branch_keeps_the_finest_size_and_uses_it() -> None:
+def test_the_detail_branch_has_the_finest_size_and_affects_the_result() -> None:
     features = [torch.rand(2, c, s, s) for c, s in ((8, 32), (12, 16), (16, 8))]
     head = UPerHead([8, 12, 16], 16, 5, detail_channels=10).eval()
     logits = head(features)
@@ -20,7 +20,7 @@ def test_the_detail_branch_keeps_the_finest_size_and_uses_it() -> None:
     assert features[0].grad.abs().sum() > 0
 
 
-def test_without_it_the_finest_features_are_the_pyramids_own() -> None:
+def test_without_a_detail_branch_the_pyramid_gives_the_finest_features() -> None:
     head = UPerHead([8, 12, 16], 16, 5).eval()
     assert len(head.laterals) == 2 and not hasattr(head, "refine")
     assert head([torch.rand(1, c, s, s) for c, s in ((8, 32), (12, 16), (16, 8))]).shape == (1, 5, 32, 32)

@@ -51,7 +51,7 @@ def test_the_largest_number_of_classes_gives_a_class_set(copy: Path) -> None:
     assert len(load_bundle(copy).class_set) == MAX_CLASSES
 
 
-def test_a_bundle_is_read_whole(tiny_bundle: Path) -> None:
+def test_a_bundle_is_read_completely(tiny_bundle: Path) -> None:
     bundle = load_bundle(tiny_bundle)
     assert bundle.class_set is CITYSCAPES19
     assert bundle.hard_class_ids == (5, 6)  # pole, traffic light
@@ -60,7 +60,7 @@ def test_a_bundle_is_read_whole(tiny_bundle: Path) -> None:
     assert bundle.manifest.engines.image.sha256 == sha256_of(tiny_bundle / "image.onnx")
 
 
-def test_other_classes_make_a_set_of_the_bundles_name(copy: Path) -> None:
+def test_unknown_classes_form_a_class_set_named_after_the_bundle(copy: Path) -> None:
     edit(copy, lambda m: m["classes"].update(names=["pole", "rest"], colors_rgb=[[1, 2, 3], [4, 5, 6]]))
     edit(copy, lambda m: m.update(hard_classes=["pole"]))
     bundle = load_bundle(copy)
@@ -69,12 +69,12 @@ def test_other_classes_make_a_set_of_the_bundles_name(copy: Path) -> None:
     assert bundle.hard_class_ids == (0,)
 
 
-def test_sha256_is_the_published_function(tmp_path: Path) -> None:
+def test_sha256_of_a_file_equals_the_published_test_value(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_the_manifest_survives_being_written_and_leaves_nothing_beside(copy: Path) -> None:
+def test_writing_and_reading_a_manifest_keeps_its_values_and_leaves_no_temporary_file(copy: Path) -> None:
     before = sorted(p.name for p in copy.iterdir())
     manifest = load_bundle(copy).manifest
     assert write_manifest(copy, manifest) == manifest
@@ -82,7 +82,7 @@ def test_the_manifest_survives_being_written_and_leaves_nothing_beside(copy: Pat
     assert sorted(p.name for p in copy.iterdir()) == before
 
 
-def test_a_manifest_is_not_written_without_its_files(copy: Path) -> None:
+def test_writing_a_manifest_without_its_onnx_files_fails(copy: Path) -> None:
     manifest = load_bundle(copy).manifest
     (copy / "region.onnx").unlink()
     text = (copy / "bundle.yaml").read_text()
@@ -91,12 +91,12 @@ def test_a_manifest_is_not_written_without_its_files(copy: Path) -> None:
     assert (copy / "bundle.yaml").read_text() == text
 
 
-def test_no_bundle_there(tmp_path: Path) -> None:
+def test_a_folder_without_a_bundle_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"bundle\.yaml: no such file; expected the folder of a bundle"):
         load_bundle(tmp_path / "nowhere")
 
 
-def test_a_changed_file_is_noticed(copy: Path) -> None:
+def test_a_changed_file_is_refused(copy: Path) -> None:
     with (copy / "image.onnx").open("ab") as file:
         file.write(b"\0")
     with pytest.raises(
@@ -105,13 +105,13 @@ def test_a_changed_file_is_noticed(copy: Path) -> None:
         load_bundle(copy)
 
 
-def test_a_lost_file_is_noticed(copy: Path) -> None:
+def test_a_missing_file_is_refused(copy: Path) -> None:
     (copy / "hardness.onnx").unlink()
     with pytest.raises(BundleError, match=r"hardness\.onnx: no such file; the hardness network"):
         load_bundle(copy)
 
 
-def test_a_link_out_of_the_folder_is_held_by_its_sha(copy: Path, tmp_path: Path) -> None:
+def test_a_symlink_to_another_file_is_refused_by_its_sha256(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "other.onnx").write_bytes(b"other")
     (copy / "image.onnx").unlink()
     (copy / "image.onnx").symlink_to(tmp_path / "other.onnx")
@@ -149,12 +149,12 @@ def test_a_wrong_manifest_is_refused(copy: Path, change: Callable[[dict[str, Any
 
 
 @pytest.mark.parametrize("file", ["../image.onnx", "/etc/passwd", "a/../../b.onnx", "C:\\b.onnx", "..\\b.onnx", ""])
-def test_file_names_stay_inside_the_folder(file: str) -> None:
+def test_file_names_outside_the_folder_are_refused(file: str) -> None:
     with pytest.raises(ValidationError, match="inside the bundle's folder"):
         EngineFile(file=file, input_hw=(32, 32), multiple=32)
 
 
-def test_a_file_in_a_folder_of_the_bundle_is_fine() -> None:
+def test_a_file_in_a_subfolder_of_the_bundle_is_accepted() -> None:
     assert EngineFile(file="v1/image..onnx", input_hw=(32, 32), multiple=32).file == "v1/image..onnx"
 
 
@@ -185,7 +185,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_what_keeps_the_contract_passes(kind: EngineKind) -> None:
+def test_engines_that_keep_the_contract_are_accepted(kind: EngineKind) -> None:
     inputs, outputs = GOOD[kind]
     check_contract(kind, SimpleNamespace(inputs=inputs, outputs=outputs))  # type: ignore[arg-type]
 
@@ -218,7 +218,7 @@ def test_what_keeps_the_contract_passes(kind: EngineKind) -> None:
         ),
     ],
 )
-def test_what_breaks_the_contract_is_named(
+def test_the_error_names_the_broken_part_of_the_contract(
     kind: EngineKind, side: int, change: dict[str, TensorSpec], message: str
 ) -> None:
     sides = list(GOOD[kind])
@@ -234,7 +234,7 @@ def test_real_engines_keep_the_contract(tiny_bundle: Path) -> None:
         check_contract("image", make(bundle.path("region")))
 
 
-def test_a_bundle_is_frozen_data(tiny_bundle: Path) -> None:
+def test_a_loaded_bundle_cannot_be_changed(tiny_bundle: Path) -> None:
     bundle = load_bundle(tiny_bundle)
     with pytest.raises(AttributeError):
         bundle.dir = Path()  # type: ignore[misc]

@@ -79,7 +79,7 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt, "has_driver", lambda: False)
 
 
-def test_auto_builds_only_if_told_and_loads_what_is_there(bundle: Bundle, machine: Path) -> None:
+def test_auto_loads_existing_plans_and_builds_only_on_request(bundle: Bundle, machine: Path) -> None:
     # A GPU but no plan: the next engine, and a sentence with the command.
     engines = open_engines(bundle, frame_hw=FRAME_HW)
     assert engines.name in ("openvino", "onnxruntime")
@@ -128,7 +128,7 @@ def test_auto_builds_only_if_told_and_loads_what_is_there(bundle: Bundle, machin
         open_engines(bundle, engine="tensorrt", frame_hw=FRAME_HW)
 
 
-def test_auto_without_a_gpu_says_nothing(bundle: Bundle, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_without_a_gpu_gives_no_note(bundle: Bundle, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_gpu(monkeypatch)
     engines = open_engines(bundle, frame_hw=FRAME_HW, build=True)
     assert engines.note == "" and engines.name in ("openvino", "onnxruntime")
@@ -137,7 +137,7 @@ def test_auto_without_a_gpu_says_nothing(bundle: Bundle, machine: Path, monkeypa
         open_engines(bundle, engine="tensorrt", frame_hw=FRAME_HW)
 
 
-def test_a_driver_without_a_usable_gpu_is_told(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_without_a_usable_gpu_gives_a_note(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA's bindings may be missing or newer than the driver: the CPU must not take over in silence."""
     without_gpu(monkeypatch)
     monkeypatch.setattr(tensorrt, "has_driver", lambda: True)
@@ -147,20 +147,24 @@ def test_a_driver_without_a_usable_gpu_is_told(bundle: Bundle, monkeypatch: pyte
     assert open_engines(bundle, engine="onnxruntime", frame_hw=FRAME_HW).note == ""
 
 
-def test_a_gpu_without_tensorrt_says_what_to_install(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_tensorrt_gives_a_note_that_names_the_package(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tensorrt, "installed_libraries", list)
     assert "TensorRT is not installed: JetPack" in open_engines(bundle, frame_hw=FRAME_HW).note
     with pytest.raises(ImportError, match="pip install tensorrt-rtx-cu13"):
         open_engines(bundle, engine="tensorrt", frame_hw=FRAME_HW)
 
 
-def test_without_the_camera_s_size_no_plan_can_be_chosen(bundle: Bundle) -> None:
+def test_tensorrt_needs_the_cameras_size(bundle: Bundle) -> None:
     assert "set image_size" in open_engines(bundle).note
     with pytest.raises(PlanError, match="set image_size"):
         open_engines(bundle, engine="tensorrt", build=True)
 
 
-def test_a_plan_that_the_gpu_refuses(bundle: Bundle, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_the_gpu_refuses_is_reported_and_closed(
+    bundle: Bundle, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     open_engines(bundle, frame_hw=FRAME_HW, build=True)
     LoadedPlan.opened.clear()
     monkeypatch.setattr(LoadedPlan, "fail_on", "region")
@@ -170,12 +174,12 @@ def test_a_plan_that_the_gpu_refuses(bundle: Bundle, machine: Path, monkeypatch:
     assert [plan.closed for plan in LoadedPlan.opened] == [True, True]
 
 
-def test_other_engines_are_never_overridden(bundle: Bundle, machine: Path) -> None:
+def test_an_engine_that_the_user_chose_is_used_without_tensorrt(bundle: Bundle, machine: Path) -> None:
     engines = open_engines(bundle, engine="onnxruntime", frame_hw=FRAME_HW, build=True)
     assert (engines.name, engines.note) == ("onnxruntime", "") and not machine.exists()
 
 
-def test_a_build_that_is_stopped_opens_nothing(bundle: Bundle, machine: Path) -> None:
+def test_a_stopped_build_opens_no_engine(bundle: Bundle, machine: Path) -> None:
     for engine in ("auto", "tensorrt"):
         with pytest.raises(BuildStopped):
             open_engines(
@@ -188,7 +192,7 @@ def test_a_build_that_is_stopped_opens_nothing(bundle: Bundle, machine: Path) ->
     assert not plan_files(machine)
 
 
-def test_a_camera_of_another_size_never_starts_a_build(bundle: Bundle, machine: Path) -> None:
+def test_another_camera_size_does_not_start_a_build(bundle: Bundle, machine: Path) -> None:
     """The first frame may not have the size that was promised: then the plan is missed while the node is active."""
     with open_engines(bundle, frame_hw=FRAME_HW, build=True) as engines:
         assert engines.name == "tensorrt_rtx" and engines.note == ""
@@ -199,7 +203,7 @@ def test_a_camera_of_another_size_never_starts_a_build(bundle: Bundle, machine: 
         assert plan_files(machine) == before
 
 
-def test_the_command_can_be_pasted(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_suggested_build_command_is_complete(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NIGHTLAB_PLANS")
     assert build_command(bundle, (720, 1280)) == f"nightlab engine build --bundle {bundle.dir} --image-size 1280x720"
     monkeypatch.setenv("NIGHTLAB_PLANS", "/my plans")

@@ -39,7 +39,7 @@ def random_frame(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
 
 
-def test_specs_tell_dtypes_and_free_sizes(image_engine: Engine, library: str) -> None:
+def test_specs_give_dtypes_and_variable_sizes(image_engine: Engine, library: str) -> None:
     assert image_engine.name == library
     assert image_engine.inputs == {"frame": TensorSpec(np.dtype(np.uint8), (1, None, None, 3))}
     assert {name: spec.dtype for name, spec in image_engine.outputs.items()} == {
@@ -49,7 +49,7 @@ def test_specs_tell_dtypes_and_free_sizes(image_engine: Engine, library: str) ->
     assert str(image_engine.inputs["frame"]) == "uint8 (1, ?, ?, 3)"
 
 
-def test_the_three_networks_answer_what_numpy_answers(library: str, tiny_bundle: Path) -> None:
+def test_the_three_networks_equal_the_numpy_reference(library: str, tiny_bundle: Path) -> None:
     make = partial(open_network, options=EngineOptions(engine=library))
     frame, crops = random_frame(1, 64, 96), random_frame(3, 32, 48)
     frame[0, 0, 0, 0] = 255
@@ -66,7 +66,7 @@ def test_the_three_networks_answer_what_numpy_answers(library: str, tiny_bundle:
     np.testing.assert_allclose(output["scores"][0], SCORES, rtol=1e-6)
 
 
-def test_results_belong_to_the_caller(image_engine: Engine) -> None:
+def test_results_are_not_overwritten_by_later_calls(image_engine: Engine) -> None:
     frame = random_frame(1, 64, 96)
     first = image_engine(frame=frame)
     kept = {name: array.copy() for name, array in first.items()}
@@ -77,13 +77,13 @@ def test_results_belong_to_the_caller(image_engine: Engine) -> None:
         assert array.flags.writeable
 
 
-def test_more_sizes_than_are_cached(image_engine: Engine) -> None:
+def test_more_sizes_than_the_cache_holds_are_accepted(image_engine: Engine) -> None:
     for side in (32, 64, 96, 128, 160, 192, 32, 64):
         frame = random_frame(1, side, 32, seed=side)
         np.testing.assert_array_equal(image_engine(frame=frame)["labels"], image_level(frame)[0])
 
 
-def test_arrays_that_are_not_contiguous_are_read_right(image_engine: Engine) -> None:
+def test_arrays_that_are_not_contiguous_are_read_correctly(image_engine: Engine) -> None:
     frame = random_frame(1, 64, 96)[..., ::-1]
     assert not frame.flags.c_contiguous
     np.testing.assert_array_equal(image_engine(frame=frame)["confidence"], image_level(frame)[1])
@@ -106,7 +106,7 @@ def test_inputs_that_do_not_fit_are_refused(
         image_engine(frame=np.zeros((1, 32, 32, 3), np.float32))
 
 
-def test_threads_take_turns(image_engine: Engine) -> None:
+def test_concurrent_calls_run_one_at_a_time(image_engine: Engine) -> None:
     frames = [random_frame(1, 32 * (1 + n % 3), 64, seed=n) for n in range(24)]
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda frame: image_engine(frame=frame)["labels"], frames))
@@ -114,7 +114,7 @@ def test_threads_take_turns(image_engine: Engine) -> None:
         np.testing.assert_array_equal(labels, image_level(frame)[0])
 
 
-def test_a_closed_engine_says_so(image_engine: Engine) -> None:
+def test_a_closed_engine_raises_an_error(image_engine: Engine) -> None:
     image_engine.close()
     image_engine.close()
     with pytest.raises(RuntimeError, match="closed"):
@@ -135,7 +135,7 @@ def test_prepare_leaves_nothing_to_compile(tiny_bundle: Path) -> None:
     assert len(engine._requests) == CACHED_SHAPES
 
 
-def test_one_compiled_form_serves_every_batch(tiny_bundle: Path) -> None:
+def test_one_compiled_network_serves_every_batch_size(tiny_bundle: Path) -> None:
     pytest.importorskip("openvino")
     from nightlab_core.runtime.engines.openvino import OpenVinoEngine
 
@@ -189,7 +189,7 @@ def deform_model(
     ],
     ids=["plain", "bias", "groups, stride, mask", "dilation, mask"],
 )
-def test_openvino_convolves_as_onnxruntime_does_borders_included(
+def test_openvino_equals_onnxruntime_in_deformable_convolution_also_at_borders(
     tmp_path: Path, form: dict[str, int], reach: float
 ) -> None:
     pytest.importorskip("openvino")
@@ -232,7 +232,7 @@ def test_the_same_input_gives_the_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("slow_bfloat16", [False, True])
-def test_the_precision_asked_for_is_compiled(
+def test_the_chosen_precision_is_compiled(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, slow_bfloat16: bool
 ) -> None:
     openvino = pytest.importorskip("openvino")
@@ -259,7 +259,7 @@ def test_the_precision_asked_for_is_compiled(
         ({"openvino", "onnxruntime"}, "auto", r"pip install openvino \(or onnxruntime\)"),
     ],
 )
-def test_a_missing_library_is_replaced_or_named(
+def test_auto_skips_a_missing_library_and_an_explicit_choice_names_it(
     monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, missing: set[str], engine: str, expected: str
 ) -> None:
     for name in LIBRARIES:

@@ -28,7 +28,7 @@ class Gate:
         assert self.begun.acquire(timeout=10)
 
 
-def test_only_the_newest_is_handled_and_the_others_are_counted() -> None:
+def test_only_the_newest_item_is_handled_and_the_others_are_counted() -> None:
     gate = Gate()
     worker = LatestWorker("test", gate, gate.errors.append)
     assert worker.submit(1) is False
@@ -41,7 +41,7 @@ def test_only_the_newest_is_handled_and_the_others_are_counted() -> None:
     assert gate.items == [1, 4]
 
 
-def test_an_error_is_told_and_the_thread_goes_on() -> None:
+def test_an_error_is_reported_and_the_thread_continues() -> None:
     gate = Gate()
     worker = LatestWorker("test", gate, gate.errors.append)
     gate.go.release(2)
@@ -54,7 +54,7 @@ def test_an_error_is_told_and_the_thread_goes_on() -> None:
     assert [str(error) for error in gate.errors] == ["-1"]
 
 
-def test_stop_finishes_the_item_at_hand_and_leaves_the_next() -> None:
+def test_stop_finishes_the_current_item_and_skips_the_next() -> None:
     gate = Gate()
     worker = LatestWorker("test", gate, gate.errors.append)
     worker.submit(1)

@@ -26,18 +26,18 @@ def plain(blue: int, green: int, red: int, size_hw: tuple[int, int] = (40, 60)) 
         ((0, 0, 255), 0.2126),
     ],
 )
-def test_known_colours(bgr: tuple[int, int, int], level: float) -> None:
+def test_the_light_level_of_plain_colours_is_known(bgr: tuple[int, int, int], level: float) -> None:
     assert light_level(plain(*bgr)) == pytest.approx(level, abs=1e-4)
 
 
-def test_light_is_averaged_not_codes() -> None:
+def test_linear_light_is_averaged_instead_of_pixel_values() -> None:
     frame = plain(0, 0, 0, (128, 128))
     frame[:64] = 255
     assert light_level(frame) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("size_hw", [(1, 1), (3, 1000), (1000, 3), (63, 65), (1080, 1920)])
-def test_the_grid_covers_every_size(size_hw: tuple[int, int]) -> None:
+def test_the_light_level_uses_the_whole_frame_at_every_size(size_hw: tuple[int, int]) -> None:
     frame = plain(255, 255, 255, size_hw)
     assert light_level(frame) == pytest.approx(1.0)
     ramp = np.broadcast_to(np.linspace(0, 255, size_hw[1])[None, :, None], (*size_hw, 3)).astype(np.uint8)
@@ -45,7 +45,7 @@ def test_the_grid_covers_every_size(size_hw: tuple[int, int]) -> None:
     assert light_level(ramp) == pytest.approx(whole, abs=0.02)
 
 
-def test_it_costs_next_to_nothing() -> None:
+def test_the_light_level_takes_little_time() -> None:
     frame = np.random.default_rng(0).integers(0, 256, (1024, 2048, 3), np.uint8)
 
     def fastest_s(measure: Callable[[], object]) -> float:

@@ -97,7 +97,7 @@ def random_frame(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_the_whole_path_on_real_engines_equals_the_path_in_numpy(tiny_bundle: Path, engine: Any) -> None:
+def test_a_pipeline_on_real_engines_equals_the_numpy_reference(tiny_bundle: Path, engine: Any) -> None:
     pytest.importorskip(engine)
     frame = random_frame(96, 144)
     frame[:6, :6, 0] = 255  # the brightest blue, also when made smaller, so that the scores are SCORES
@@ -123,7 +123,7 @@ def test_the_whole_path_on_real_engines_equals_the_path_in_numpy(tiny_bundle: Pa
 
 
 @pytest.mark.parametrize("size_hw", [(64, 96), (1, 1), (7, 300), (333, 211), (721, 1281), (2, 3)])
-def test_every_frame_size_comes_back_at_its_size(tiny_bundle: Path, size_hw: tuple[int, int]) -> None:
+def test_results_have_the_size_of_the_frame(tiny_bundle: Path, size_hw: tuple[int, int]) -> None:
     with open_pipeline(tiny_bundle) as pipeline:
         result = pipeline(random_frame(*size_hw))
         for array in (result.labels, result.confidence, result.image_labels, result.image_confidence):
@@ -133,14 +133,14 @@ def test_every_frame_size_comes_back_at_its_size(tiny_bundle: Path, size_hw: tup
         assert (result.boxes_xyxy[:, [2, 3]] <= [size_hw[1], size_hw[0]]).all()
 
 
-def test_frames_that_are_not_contiguous(tiny_bundle: Path) -> None:
+def test_frames_that_are_not_contiguous_are_accepted(tiny_bundle: Path) -> None:
     frame = random_frame(96, 144)
     with open_pipeline(tiny_bundle) as pipeline:
         for view in (frame[::2, ::2], frame[..., ::-1], frame[:, ::-1], np.asfortranarray(frame)):
             np.testing.assert_array_equal(pipeline(view).labels, pipeline(np.ascontiguousarray(view)).labels)
 
 
-def test_both_paths_run_at_the_same_time(make: Callable[..., Pipeline]) -> None:
+def test_image_and_region_path_run_at_the_same_time(make: Callable[..., Pipeline]) -> None:
     """Each engine waits for the other: one after the other, neither would ever answer."""
     meeting = threading.Barrier(2)
 
@@ -191,7 +191,7 @@ def test_settings_take_effect_on_the_next_frame(
     assert pipeline(black()).labels[y, x] == 2
 
 
-def test_the_two_merges_differ_where_the_image_level_is_more_confident(make: Callable[..., Pipeline]) -> None:
+def test_merge_replace_overwrites_labels_that_are_more_confident(make: Callable[..., Pipeline]) -> None:
     pipeline = make(image=plain_maps(1, 250))
     assert (pipeline(black()).labels == 1).all()
     pipeline.settings = PipelineSettings(merge="replace")
@@ -214,7 +214,7 @@ def test_pixels_below_the_confidence_threshold_are_unlabelled_on_both_levels(
     assert set(np.unique(result.confidence)) == {102, 200}  # confidence is kept
 
 
-def test_image_level_mode_leaves_the_others_alone(make: Callable[..., Pipeline]) -> None:
+def test_image_level_mode_runs_the_image_network_only(make: Callable[..., Pipeline]) -> None:
     pipeline = make(PipelineSettings(mode="image_level"))
     result = pipeline(black())
     assert pipeline.engines.hardness.received == pipeline.engines.region.received == []  # type: ignore[attr-defined]
@@ -223,7 +223,7 @@ def test_image_level_mode_leaves_the_others_alone(make: Callable[..., Pipeline])
     np.testing.assert_array_equal(result.labels, result.image_labels)
 
 
-def test_no_boxes_is_an_answer_too(make: Callable[..., Pipeline]) -> None:
+def test_a_frame_without_boxes_keeps_the_image_level(make: Callable[..., Pipeline]) -> None:
     pipeline = make(hardness=known_boxes(np.zeros((0, 4)), np.zeros(0)))
     result = pipeline(black())
     assert (result.labels == 1).all()
@@ -232,7 +232,7 @@ def test_no_boxes_is_an_answer_too(make: Callable[..., Pipeline]) -> None:
     assert pipeline.engines.region.received == []  # type: ignore[attr-defined]
 
 
-def test_at_most_ten_boxes_and_only_inside_the_frame(make: Callable[..., Pipeline]) -> None:
+def test_boxes_are_at_most_ten_and_inside_the_frame(make: Callable[..., Pipeline]) -> None:
     x0 = np.linspace(-0.1, 0.95, 30)
     boxes = np.stack([x0, np.full(30, 0.1), x0 + 0.01, np.full(30, 2.0)], axis=1)
     pipeline = make(hardness=known_boxes(boxes, np.linspace(1, 0, 30)))
@@ -289,7 +289,7 @@ def test_an_engines_error_reaches_the_caller_and_the_next_frame_works(make: Call
         ([[1, 2, 3]], "list"),
     ],
 )
-def test_other_frames_are_refused(make: Callable[..., Pipeline], frame: Any, received: str) -> None:
+def test_frames_of_a_wrong_shape_or_dtype_are_refused(make: Callable[..., Pipeline], frame: Any, received: str) -> None:
     with pytest.raises(ValueError, match=rf"received {received}, expected uint8 \(H, W, 3\) in BGR order"):
         make()(frame)
     with pytest.raises(ValueError, match="empty image"):
@@ -308,7 +308,7 @@ def test_every_setting_is_described() -> None:
     assert all(field.description for field in PipelineSettings.model_fields.values())
 
 
-def test_prepare_asks_for_the_shapes_that_frames_will_have(make: Callable[..., Pipeline]) -> None:
+def test_prepare_compiles_the_shapes_of_the_frames(make: Callable[..., Pipeline]) -> None:
     pipeline = make()
     seconds = pipeline.prepare((720, 1280))
     assert 0 < seconds < 60
@@ -319,7 +319,7 @@ def test_prepare_asks_for_the_shapes_that_frames_will_have(make: Callable[..., P
     assert region.prepared == [(batch, 32, 48, 3) for batch in range(1, 11)]  # type: ignore[attr-defined]
 
 
-def test_pipelines_share_engines_until_these_are_closed(make: Callable[..., Pipeline]) -> None:
+def test_closing_a_pipeline_leaves_shared_engines_open(make: Callable[..., Pipeline]) -> None:
     first = make()
     engines = first.engines
     with Pipeline(engines, PipelineSettings(mode="image_level")) as second:

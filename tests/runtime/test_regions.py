@@ -37,7 +37,7 @@ def test_network_size_keeps_aspect_and_area(
     assert network_size_hw(frame_hw, input_hw, multiple) == expected
 
 
-def test_suppression_of_a_table_worked_by_hand() -> None:
+def test_suppression_equals_a_hand_computed_table() -> None:
     boxes = np.array(
         [
             [0, 0, 10, 10],  # 0
@@ -58,7 +58,7 @@ def test_suppression_of_a_table_worked_by_hand() -> None:
     assert non_maximum_suppression(boxes, scores, 0.5, 0).tolist() == []
 
 
-def test_suppression_leaves_out_what_is_no_box() -> None:
+def test_suppression_drops_invalid_boxes() -> None:
     nan, inf = np.nan, np.inf
     boxes = np.array(
         [[5, 5, 5, 9], [0, 0, nan, 9], [0, 0, inf, 9], [9, 9, 5, 5], [0, 0, 9, 9], [0, 0, 9, 9]], np.float32
@@ -69,7 +69,7 @@ def test_suppression_leaves_out_what_is_no_box() -> None:
     assert non_maximum_suppression(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), 0.5, 10).tolist() == []
 
 
-def test_suppression_agrees_with_the_definition() -> None:
+def test_suppression_equals_a_direct_implementation() -> None:
     rng = np.random.default_rng(0)
     corner, size = rng.uniform(0, 50, (200, 2)), rng.uniform(1, 40, (200, 2))
     boxes, scores = np.hstack([corner, corner + size]).astype(np.float32), rng.permutation(200).astype(np.float32)
@@ -87,7 +87,7 @@ def test_suppression_agrees_with_the_definition() -> None:
     assert 10 < len(expected) < 200
 
 
-def test_box_pixels_are_those_touched_inside_the_frame() -> None:
+def test_box_pixels_are_all_touched_pixels_inside_the_frame() -> None:
     boxes = np.array([[1.2, 2.0, 3.0001, 4.5], [-3, -1, 99, 1], [2.9996, 0, 5, 5]], np.float32)
     assert box_pixels(boxes, (6, 8)).tolist() == [[1, 2, 3, 5], [0, 0, 8, 1], [3, 0, 5, 5]]
 
@@ -106,13 +106,13 @@ def test_box_pixels_are_those_touched_inside_the_frame() -> None:
         ((50.5, 50.5, 60.5, 60.5), 0.0, 1.0, (50, 50, 61, 61)),  # the pixels touched
     ],
 )
-def test_context_windows_worked_by_hand(
+def test_context_windows_equal_hand_computed_values(
     box: tuple[float, ...], margin: float, aspect: float, window: tuple[int, ...]
 ) -> None:
     assert context_boxes(np.array([box], np.float32), (80, 100), margin, aspect).tolist() == [list(window)]
 
 
-def test_windows_lie_in_the_frame_and_hold_their_boxes() -> None:
+def test_windows_are_inside_the_frame_and_contain_their_boxes() -> None:
     rng = np.random.default_rng(1)
     for frame_hw in ((5, 7), (61, 97), (97, 61)):
         height, width = frame_hw
@@ -139,7 +139,7 @@ def test_crops_are_cut_and_resized() -> None:
     assert crop_and_enlarge(frame, np.zeros((0, 4), np.int64), (16, 16)).shape == (0, 16, 16, 3)
 
 
-def test_labels_and_confidence_are_resized_about_the_same_centres() -> None:
+def test_labels_and_images_are_resized_around_the_same_pixel_centres() -> None:
     labels = np.zeros((4, 4), np.uint8)
     labels[:, 2:] = 7
     larger = resize_labels(labels, (10, 10))
@@ -232,7 +232,7 @@ CONFIDENT_CONFIDENCE = [
         (paste_confident, CONFIDENT_LABELS, CONFIDENT_CONFIDENCE),
     ],
 )
-def test_merges_of_tables_worked_by_hand(paste, expected_labels, expected_confidence) -> None:  # type: ignore[no-untyped-def]
+def test_merges_equal_hand_computed_tables(paste, expected_labels, expected_confidence) -> None:  # type: ignore[no-untyped-def]
     labels, confidence = paste(IMAGE_LABELS, IMAGE_CONFIDENCE, two_regions())
     assert labels.tolist() == expected_labels
     assert confidence.tolist() == expected_confidence
@@ -240,13 +240,13 @@ def test_merges_of_tables_worked_by_hand(paste, expected_labels, expected_confid
     assert not IMAGE_LABELS.any()  # the image level is left as it was
 
 
-def test_the_order_of_the_scores_decides_who_lies_on_top() -> None:
+def test_the_region_with_the_higher_score_is_on_top() -> None:
     overlap = np.s_[3, 3:5]
     assert paste_replace(IMAGE_LABELS, IMAGE_CONFIDENCE, two_regions((0.9, 0.4)))[0][overlap].tolist() == [1, 1]
     assert paste_replace(IMAGE_LABELS, IMAGE_CONFIDENCE, two_regions((0.4, 0.9)))[0][overlap].tolist() == [2, 2]
 
 
-def test_of_equal_scores_the_first_lies_on_top() -> None:
+def test_the_first_of_two_regions_with_equal_scores_is_on_top() -> None:
     overlap = np.s_[3, 3:5]
     assert paste_replace(IMAGE_LABELS, IMAGE_CONFIDENCE, two_regions((0.5, 0.5)))[0][overlap].tolist() == [1, 1]
     # Where both are equally confident, the one that was pasted before stays: here the second.
@@ -255,7 +255,7 @@ def test_of_equal_scores_the_first_lies_on_top() -> None:
     assert paste_confident(IMAGE_LABELS, IMAGE_CONFIDENCE, equal)[0][overlap].tolist() == [2, 2]
 
 
-def test_a_rim_of_each_window_is_left_but_at_the_frames_edge_and_in_the_box() -> None:
+def test_inner_windows_drop_a_margin_except_at_the_frames_edge_and_in_the_box() -> None:
     boxes = np.array([[120, 120, 150, 140], [0, 10, 30, 60], [101, 20, 120, 90], [0, 0, 300, 200]], np.float32)
     windows = np.array([[100, 100, 200, 150], [0, 0, 100, 100], [100, 0, 200, 100], [0, 0, 300, 200]])
     regions = Regions(boxes, np.ones(4, np.float32), windows, *np.zeros((2, 4, 2, 2), np.uint8))
@@ -268,7 +268,7 @@ def test_a_rim_of_each_window_is_left_but_at_the_frames_edge_and_in_the_box() ->
 
 
 @pytest.mark.parametrize("paste", [paste_replace, paste_confident])
-def test_results_land_where_their_window_was(paste) -> None:  # type: ignore[no-untyped-def]
+def test_results_are_pasted_at_their_window(paste) -> None:  # type: ignore[no-untyped-def]
     """A region that answers with the frame's own content must change nothing but its place, at any scale."""
     rng = np.random.default_rng(0)
     truth = np.kron(rng.integers(0, 19, (9, 12)), np.ones((8, 8))).astype(np.uint8)  # blocks of 8 pixels
@@ -290,7 +290,7 @@ def test_results_land_where_their_window_was(paste) -> None:  # type: ignore[no-
     assert (confidence == np.where(inside, 9, 0)).all()
 
 
-def test_no_region_changes_nothing() -> None:
+def test_a_merge_without_regions_keeps_the_image_level() -> None:
     none = Regions(
         np.zeros((0, 4), np.float32),
         np.zeros(0, np.float32),
@@ -307,7 +307,7 @@ def test_no_region_changes_nothing() -> None:
     [((2, 3, 3, 6), 3), ((1, 4, 5, 5), 4), ((5, 5, 6, 6), 1), ((2, 2, 2.0005, 4), 0), ((6, 6, 9, 9), 0)],
     ids=["one wide", "one high", "one pixel", "none wide", "outside"],
 )
-def test_the_thinnest_boxes(box: tuple[float, ...], pasted: int) -> None:
+def test_boxes_thinner_than_a_pixel_are_pasted(box: tuple[float, ...], pasted: int) -> None:
     boxes = np.array([box], np.float32)
     windows = context_boxes(boxes, (6, 6), 0.15, 1.0)
     maps = np.full((2, 1, 16, 16), 255, np.uint8)

@@ -83,14 +83,14 @@ STEPS: dict[str, Callable[[Case], Case]] = {
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_this_runtime_computes_the_golden_vectors(step: str) -> None:
+def test_the_runtime_reproduces_the_golden_vectors(step: str) -> None:
     cases = json.loads(PATH.read_text(encoding="utf-8"))[step]
     assert len(cases) >= 2
     for case in cases:
         assert STEPS[step](case["input"]) == case["expected"], case["name"]
 
 
-def test_the_file_stays_small_and_has_no_other_step() -> None:
+def test_the_file_of_golden_vectors_is_small_and_has_only_known_steps() -> None:
     assert PATH.stat().st_size < 20_000
     assert set(json.loads(PATH.read_text(encoding="utf-8"))) == {"format", *STEPS}
 

@@ -73,7 +73,7 @@ def _samples(number: int) -> list[Sample]:
 
 @pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("number", [2, 10])
-def test_a_row_is_what_the_pipeline_does(bundle: str, merge: Any, number: int) -> None:
+def test_a_row_equals_the_pipeline_with_the_same_settings(bundle: str, merge: Any, number: int) -> None:
     settings = PipelineSettings(merge=merge, max_regions=number)
     ablation = _ablation(bundle, pipeline=settings)
     row, sample = ablation.rows[3], _samples(1)[0]
@@ -90,7 +90,7 @@ def test_a_row_is_what_the_pipeline_does(bundle: str, merge: Any, number: int) -
         assert (np.diagonal(matrix) <= most).all()
 
 
-def test_boxes_below_a_rows_threshold_are_left_alone(bundle: str) -> None:
+def test_boxes_below_a_rows_threshold_are_not_refined(bundle: str) -> None:
     row = replace(_ablation(bundle).rows[3], score_threshold=0.85)
     ablation, sample = _ablation(bundle, rows=(row,)), _samples(1)[0]
     counts = _count(row, ablation, sample, CITYSCAPES19)
@@ -98,7 +98,7 @@ def test_boxes_below_a_rows_threshold_are_left_alone(bundle: str) -> None:
     assert (counts.sweep[:, 1] != counts.sweep[:, 0]).any() and (counts.sweep[:, 10] == counts.sweep[:, 1]).all()
 
 
-def test_a_bundles_detector_cannot_leave_its_order(bundle: str) -> None:
+def test_a_bundle_has_one_ranking_of_boxes(bundle: str) -> None:
     with pytest.raises(ValueError, match=r"is a bundle, whose engine has one ranking; objectness needs its checkpoint"):
         _networks([replace(_ablation(bundle).rows[3], boxes="objectness")])
 
@@ -129,7 +129,7 @@ def _count_calls(engine: Any, kind: str, calls: Counter[str]) -> None:
     engine.__class__ = Counting
 
 
-def test_each_network_runs_once_a_frame(bundle: str) -> None:
+def test_each_network_runs_once_per_frame(bundle: str) -> None:
     both: dict[str, Any] = {"image": bundle, "region": bundle, "boxes": "detector", "detector": bundle}
     rows = (Row(name="a", image=bundle), Row(name="b", **both), Row(name="c", **both))
     ablation = _ablation(bundle, rows=rows)
@@ -142,7 +142,7 @@ def test_each_network_runs_once_a_frame(bundle: str) -> None:
     assert found["rows"][2]["difference"] == {"points": 0, "low": None, "high": None}  # two frames
 
 
-def test_the_table_the_figures_and_the_page_agree(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_figures_and_page_agree(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:
     ablation = _ablation(bundle)
     networks = _networks(ablation.rows[1:])
     found = ablate(ablation, networks, _samples(3), CITYSCAPES19, "mine")
@@ -169,7 +169,7 @@ def test_the_table_the_figures_and_the_page_agree(bundle: str, capsys: pytest.Ca
         assert not line.startswith("|") or line.endswith("|")
 
 
-def test_commands_come_in_the_order_in_which_they_can_run() -> None:
+def test_commands_are_listed_in_the_order_of_their_dependencies() -> None:
     rows = [
         {"name": "hdm", "not_trained": [{"path": "hdm.pt", "command": "learn"}, {"path": "odd.pt", "command": ""}]},
         {"name": "there", "miou": 1.0},
@@ -179,7 +179,7 @@ def test_commands_come_in_the_order_in_which_they_can_run() -> None:
     assert list(commands_to_train(rows, train).items()) == [("image.pt", "train"), ("hdm.pt", "learn"), ("odd.pt", "")]
 
 
-def test_a_row_that_is_not_there_keeps_what_an_earlier_run_measured(bundle: str, tmp_path: Path) -> None:
+def test_a_row_without_its_files_keeps_earlier_results(bundle: str, tmp_path: Path) -> None:
     there = _ablation(bundle, rows=(Row(name="plain", image=bundle), *_ablation(bundle).rows[1:]))
     before = ablate(there, _networks(there.rows), _samples(2), CITYSCAPES19, "mine")
     stored = tmp_path / "results.json"
@@ -201,7 +201,7 @@ def test_a_row_that_is_not_there_keeps_what_an_earlier_run_measured(bundle: str,
         earlier_entries(stored, "mine", 2, CITYSCAPES19)
 
 
-def test_the_page_shows_the_pictures_that_are_there(bundle: str, tmp_path: Path) -> None:
+def test_the_page_shows_the_pictures_that_exist(bundle: str, tmp_path: Path) -> None:
     ablation = _ablation(bundle)
     found = ablate(ablation, _networks(ablation.rows[1:]), _samples(2), CITYSCAPES19, "mine")
     whole = {"recipe": "x.yaml", "ablation": ablation.model_dump(mode="json"), "sets": [found]}
@@ -258,7 +258,7 @@ def test_a_row_may_read_fewer_regions(bundle: str) -> None:
         ("{name: a, image: x, against: b}", "which is no row before it"),
     ],
 )
-def test_recipes_that_cannot_be_are_refused(tmp_path: Path, rows: str, message: str) -> None:
+def test_wrong_recipes_are_refused(tmp_path: Path, rows: str, message: str) -> None:
     (tmp_path / "x.yaml").write_text(f"hard_classes: [pole]\nrows: [{rows}]\n")
     with pytest.raises(ConfigError, match=message):
         load_recipe(tmp_path / "x.yaml", Ablation)
@@ -268,7 +268,7 @@ LADDERS = [*(CONFIG / "ablate").glob("*.yaml"), *(CONFIG / "train").glob("*/ladd
 
 
 @pytest.mark.parametrize("path", sorted(LADDERS), ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_shipped_ladders_say_how_each_path_is_made(path: Path) -> None:
+def test_shipped_ladders_give_the_command_that_makes_each_path(path: Path) -> None:
     ablation = load_recipe(path, Ablation)
     named = {p for row in ablation.rows for p in row.paths()}
     torchrun = r"(-m torch\.distributed\.run --standalone --nproc-per-node 8 )?"
@@ -297,7 +297,7 @@ def _whole_text(recipe: Path) -> str:
     return text + "".join(_whole_text(recipe.parent / base) for base in bases)
 
 
-def test_the_rungs_differ_in_the_model_alone() -> None:
+def test_ablation_recipes_differ_in_the_model_only() -> None:
     names = ("lite_upernet", "lite_deform_head", "lite_deform", "lite_relam")
     rungs = [load_recipe(CONFIG / "train" / "ablation" / f"{name}.yaml", SegmenterRecipe) for name in names]
     assert all(replace(rung, model=rungs[0].model) == rungs[0] for rung in rungs)
@@ -305,7 +305,7 @@ def test_the_rungs_differ_in_the_model_alone() -> None:
     assert [rung.model.relam is None for rung in rungs] == [True, True, True, False]
 
 
-def test_predicted_regions_are_scored_by_doubt() -> None:
+def test_predicted_regions_are_scored_by_low_confidence() -> None:
     labels, confidence = np.zeros((100, 200), np.uint8), np.full((100, 200), 255, np.uint8)
     labels[20:30, 20:26], labels[20:30, 150:156] = 5, 7
     confidence[:, 100:] = 51
@@ -318,7 +318,7 @@ def test_predicted_regions_are_scored_by_doubt() -> None:
 
 
 @pytest.mark.parametrize("name", ["results", "results_test"])
-def test_the_shipped_pages_are_what_the_figures_give(name: str, tmp_path: Path) -> None:
+def test_the_shipped_pages_match_the_figures(name: str, tmp_path: Path) -> None:
     docs = CONFIG.parent / "docs"
     (tmp_path / "images").mkdir()
     for picture in (docs / "images").glob("results_*.jpg"):
@@ -329,7 +329,7 @@ def test_the_shipped_pages_are_what_the_figures_give(name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["lite", "lite_shipped"])
-def test_the_shipped_figures_are_of_the_shipped_ladder(name: str) -> None:
+def test_the_shipped_figures_match_the_shipped_ladder(name: str) -> None:
     """Row names, commands and the note agree, so that a later run can keep rows by name."""
     file = "results.json" if name == "lite" else "results_test.json"
     stored = json.loads((CONFIG.parent / "docs" / "data" / file).read_text())

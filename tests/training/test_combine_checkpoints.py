@@ -20,7 +20,7 @@ RECIPES = Path(__file__).parents[2] / "config" / "train"
 MODEL = tiny_settings()
 
 
-def test_an_offset_raises_one_class_alone() -> None:
+def test_an_offset_raises_the_logits_of_one_class_only() -> None:
     segmenter = MODEL.build_level("region").segmenter.eval()
     image, names = torch.rand(1, 3, 64, 64), CITYSCAPES19.names
     with torch.inference_mode():
@@ -35,7 +35,7 @@ def test_an_offset_raises_one_class_alone() -> None:
         combining.shift_logits(segmenter, names[:3], {"road": 1.0})
 
 
-def test_a_bundle_is_made_of_finished_stages_of_its_own_levels(tmp_path: Path) -> None:
+def test_a_bundle_combines_finished_stages_of_its_levels(tmp_path: Path) -> None:
     shipped = load_recipe(RECIPES / "lite_bundle.yaml", combining.CombineRecipe)
     parts = {name: str(tmp_path / f"{name}.pt") for name in ("image", "region", "detector")}
     recipe = replace(shipped, model=MODEL, **parts)
@@ -58,7 +58,7 @@ def test_a_bundle_is_made_of_finished_stages_of_its_own_levels(tmp_path: Path) -
         combining.load_stages(recipe)
 
 
-def test_a_bundle_refuses_a_stage_whose_weights_fit_but_mean_something_else(tmp_path: Path) -> None:
+def test_a_stage_with_equal_weight_shapes_but_other_settings_is_refused(tmp_path: Path) -> None:
     whole, recipe = tmp_path / "whole.pt", load_recipe(RECIPES / "lite_bundle.yaml", combining.CombineRecipe)
     parts = dict.fromkeys(("image", "region", "detector"), str(whole))
     save_checkpoint(whole, MODEL.build(), MODEL, recipe.card)
@@ -71,7 +71,7 @@ def test_a_bundle_refuses_a_stage_whose_weights_fit_but_mean_something_else(tmp_
         combining.load_stages(replace(recipe, model=finer, **parts))
 
 
-def test_of_several_checkpoints_a_bundle_takes_the_mean(tmp_path: Path) -> None:
+def test_several_checkpoints_of_a_level_are_averaged(tmp_path: Path) -> None:
     shipped = load_recipe(RECIPES / "lite_bundle.yaml", combining.CombineRecipe)
     torch.manual_seed(0)
     whole, stage = MODEL.build(), MODEL.build_level("image")

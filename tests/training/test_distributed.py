@@ -72,7 +72,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_a_checkpoint_that_continues_bit_by_bit(
+def test_a_killed_process_leaves_a_checkpoint_that_resumes_bit_for_bit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = 30
@@ -94,7 +94,7 @@ def test_a_killed_process_leaves_a_checkpoint_that_continues_bit_by_bit(
     assert _same(_state(tmp_path / "killed"), _state(tmp_path / "whole"))
 
 
-def test_the_samples_tell_a_mean_of_means_from_a_mean() -> None:
+def test_the_test_samples_distinguish_a_mean_of_means_from_a_mean() -> None:
     """Or the test with two processes would pass with a wrong mean."""
     model, samples = network().eval(), [Halves()[i] for i in range(4)]
     images, labels = (torch.stack(part) for part in zip(*samples, strict=True))
@@ -103,7 +103,7 @@ def test_the_samples_tell_a_mean_of_means_from_a_mean() -> None:
     assert abs(whole - (halves[0] + halves[1]) / 2) > 1e-3
 
 
-def test_reduced_normalisation_of_one_process_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reduced_normalisation_in_one_process_equals_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.distributed.nn.functional.all_reduce", lambda tensor: tensor)
     torch.manual_seed(0)
     plain = nn.BatchNorm2d(5)
@@ -125,7 +125,7 @@ def test_reduced_normalisation_of_one_process_is_torchs(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
-def test_a_model_is_given_boxes_as_they_are(precision: str) -> None:
+def test_boxes_reach_the_model_in_full_precision(precision: str) -> None:
     """In bfloat16 a box at x = 613 begins at 612, and one at 1001 at 1000."""
     seen: list[Any] = []
 

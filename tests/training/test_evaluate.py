@@ -53,7 +53,7 @@ def _frame(height: int = 60, width: int = 80) -> np.ndarray:
     return cv2.resize(rng.integers(0, 256, (4, 5, 3), np.uint8), (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def test_windows_of_a_model_without_context_change_nothing() -> None:
+def test_sliding_windows_do_not_change_a_model_without_context() -> None:
     model, image = _Colours(), torch.rand(1, 3, 64, 96)
     whole = nn.functional.interpolate(model(image), size=(64, 96), mode="bilinear", align_corners=False)
     for window, stride in (((32, 32), 1.0), ((64, 32), 0.5), ((200, 200), 0.5)):
@@ -67,7 +67,7 @@ def test_windows_of_a_model_without_context_change_nothing() -> None:
     assert set(model.sizes) == {(64, 96), (32, 32), (64, 32)}
 
 
-def test_every_pixel_is_seen_and_counted_alike() -> None:
+def test_sliding_windows_weight_every_pixel_equally() -> None:
     model = _Colours()
     flat = torch.full((1, 3, 64, 100), 0.5)
     torch.testing.assert_close(slide(model, flat, (32, 48), 2 / 3, 16), torch.full((1, 3, 64, 100), 4.0))
@@ -155,7 +155,7 @@ def test_a_cached_engine_runs_each_crop_once(tmp_path: Path) -> None:
     assert read == [2, 1, 1]
 
 
-def test_a_working_size_that_is_no_multiple_keeps_its_area() -> None:
+def test_a_working_size_that_is_not_a_multiple_keeps_its_area() -> None:
     network = models.Network(models.GivenBoxes(), (720, 1280), 32)
     file = EngineFile(file="x", **network.size_for((720, 1280)))
     assert file.input_hw[0] * file.input_hw[1] == 720 * 1280
@@ -184,7 +184,7 @@ def _samples(classes: ClassSet = CITYSCAPES19) -> list[Sample]:
     return [Sample(dark, labels, "0001TP_1"), Sample(bright, labels, "Seq05VD_1")]
 
 
-def test_figures_by_hand() -> None:
+def test_figures_equal_hand_computed_values() -> None:
     found = evaluate.evaluate(_constant(2, 0), _samples(CAMVID11), CAMVID11, "camvid/test", CITYSCAPES19)  # type: ignore[arg-type]
     # Building everywhere: 99 of 199 labelled pixels; then road everywhere: 100 of 199.
     report = found.report()
@@ -224,7 +224,7 @@ def test_uiou_and_calibration_by_hand() -> None:
     assert all(values == pytest.approx(expected) for values in errors.values())
 
 
-def test_an_interval_needs_frames() -> None:
+def test_a_confidence_interval_needs_several_frames() -> None:
     six = evaluate.evaluate(_constant(2, 0), _samples(CAMVID11) * 3, CAMVID11, "mine", CITYSCAPES19)  # type: ignore[arg-type]
     few = evaluate.evaluate(_constant(2, 0), _samples(CAMVID11), CAMVID11, "mine", CITYSCAPES19)  # type: ignore[arg-type]
     assert few.figures().keys() == six.figures().keys() - {"difference_low", "difference_high"}
@@ -234,13 +234,13 @@ def test_an_interval_needs_frames() -> None:
     assert [row["difference"]["low"] for row in few.report()["by_class"] if row["difference"]] == [None, None]
 
 
-def test_parts_hold_every_frame_once() -> None:
+def test_every_frame_is_in_one_part() -> None:
     light = np.array([0.0, 0.014, 0.015, 0.05, 0.06, 0.3, 1.0])
     held = [part for name, _, part in parts("mine/val", ["x"] * 7, light) if name != "in the dark"]
     assert (np.sum(held, axis=0) == 1).all()
 
 
-def test_tables_say_what_is_absent(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_mark_missing_values(capsys: pytest.CaptureFixture[str]) -> None:
     for both in (True, False):
         found = evaluate.evaluate(_constant(2, 0), _samples(), CITYSCAPES19, "mine", CITYSCAPES19, both)  # type: ignore[arg-type]
         evaluate.print_evaluation(found)
@@ -262,7 +262,7 @@ def test_options_that_do_not_fit_the_model_are_refused(tmp_path: Path, tiny_chec
         evaluate.evaluate_model(tiny_checkpoint, tmp_path, ["mine"], record_figures=True)
 
 
-def test_a_part_of_a_data_set_is_measured_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_part_of_a_data_set_is_evaluated_on_request(tmp_path: Path) -> None:
     write_image(tmp_path / "nightcity/images/val/Rome_1.png", (64, 96))
     write_label(tmp_path / "nightcity/label/val/Rome_1_labelIds.png", [7, 11], (64, 96))
     bundle, figures = write_tiny_bundle(tmp_path / "bundle"), tmp_path / "figures.json"

@@ -32,7 +32,7 @@ def _regions(left: np.ndarray, right: np.ndarray, confidence: int = 200) -> Regi
     return Regions(boxes, np.array([0.9, 0.8], np.float32), boxes.astype(np.int64), labels, sure)
 
 
-def test_changes_are_the_difference_of_two_matrices() -> None:
+def test_changed_counts_are_the_difference_of_two_confusion_matrices() -> None:
     rng = np.random.default_rng(0)
     truth, before, after = rng.integers(0, 3, (3, 20, 20), np.uint8)
     truth[rng.random((20, 20)) < 0.2] = 255
@@ -42,7 +42,7 @@ def test_changes_are_the_difference_of_two_matrices() -> None:
     assert not changed_counts(truth, before, before, 3).any()
 
 
-def test_gains_by_hand() -> None:
+def test_gains_equal_hand_computed_values() -> None:
     # The left region finds class 1 but for its last column; the right one invents it.
     left = np.array([[0, 0, 1, 0]] * 4)
     gains = region_gains(TRUTH, IMAGE, SURE, _regions(left, np.ones((4, 4))), 2)
@@ -56,7 +56,7 @@ def test_gains_by_hand() -> None:
     assert not unsure.hits[:, MERGES.index("confident")].any()
 
 
-def test_beside_its_box_a_window_counts_where_it_is_pasted() -> None:
+def test_gains_include_pasted_pixels_outside_the_box() -> None:
     found = Regions(
         np.array([[0, 0, 2, 4]], np.float32), np.ones(1, np.float32), np.array([[0, 0, 4, 4]]), TRUTH[None, :, :4],
         np.full((1, 4, 4), 200, np.uint8),
@@ -69,7 +69,7 @@ def test_beside_its_box_a_window_counts_where_it_is_pasted() -> None:
             assert (best == TRUTH).sum() == right
 
 
-def test_a_box_without_truth_is_not_a_number() -> None:
+def test_the_gain_of_a_box_without_labels_is_nan() -> None:
     gains = region_gains(np.full((4, 8), 255, np.uint8), IMAGE, SURE, _regions(np.ones((4, 4)), np.ones((4, 4))), 2)
     assert np.isnan(gains.iou).all() and not gains.hits.any() and not gains.predicted.any()
     assert not equation6(gains).any()
@@ -94,7 +94,7 @@ def test_the_gain_is_the_derivative_of_mean_iou() -> None:
             assert wanted > 0 and miou_gain(gains, merge, before)[0] == pytest.approx(wanted, rel=0.02)
 
 
-def test_a_class_of_a_few_pixels_counts_little() -> None:
+def test_a_floor_limits_the_gain_of_small_classes() -> None:
     truth = np.zeros((100, 100), np.uint8)
     truth[0, :2] = 1
     labels = np.zeros_like(truth)

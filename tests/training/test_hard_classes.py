@@ -28,7 +28,7 @@ from training.loop import LoopSettings  # noqa: E402
 from training.stages.segmenter import SegmenterRecipe  # noqa: E402
 
 
-def test_a_class_is_hard_below_half_in_the_mean_of_the_sets_that_hold_it() -> None:
+def test_a_class_is_hard_if_its_mean_iou_over_the_sets_is_below_half() -> None:
     absent = np.full(19, np.nan)
     first, second = absent.copy(), absent.copy()
     first[[0, 5, 7]] = 0.9, 0.5, 0.6
@@ -56,12 +56,12 @@ def test_a_test_set_is_refused(name: str) -> None:
         hc.refuse_test(name)
 
 
-def test_other_names_are_not_taken_for_a_test_set() -> None:
+def test_other_names_are_not_test_sets() -> None:
     for name in ("camvid/val", "latest/val", "contest"):
         hc.refuse_test(name)
 
 
-def test_the_sets_of_training_are_refused(tmp_path: Path) -> None:
+def test_sets_used_in_training_are_refused(tmp_path: Path) -> None:
     for folder in ("mine/train", "mine/val"):
         write_image(tmp_path / folder / "images/a.png")
         write_label(tmp_path / folder / "labels/a.png", [0, 5])
@@ -89,7 +89,7 @@ def test_the_sets_of_training_are_refused(tmp_path: Path) -> None:
     assert hc.training_images(unlabelled, tmp_path, CITYSCAPES19) == [held_out]
 
 
-def test_the_command_writes_what_recipes_take(
+def test_the_command_writes_a_list_for_recipes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for i, folder in enumerate(("mine/train", "mine/val", "mine/test")):

@@ -58,7 +58,7 @@ def _recipe(root: Path, **changes: object) -> hdm.HdmRecipe:
     )
 
 
-def test_the_shipped_recipes_differ_in_their_target_alone() -> None:
+def test_the_shipped_recipes_differ_in_their_target_only() -> None:
     targets = ("equation6", "helps", "gain")
     recipes = [load_recipe(RECIPES / "ablation" / f"lite_hdm_{target}.yaml", hdm.HdmRecipe) for target in targets]
     assert all(replace(recipes[0], target=target) == r for target, r in zip(targets, recipes, strict=True))
@@ -67,7 +67,7 @@ def test_the_shipped_recipes_differ_in_their_target_alone() -> None:
     assert replace(ours, **{key: getattr(recipes[1], key) for key in of_what}) == recipes[1]
 
 
-def test_only_the_scores_learn(root: Path, tmp_path: Path) -> None:
+def test_only_the_hardness_module_is_trained(root: Path, tmp_path: Path) -> None:
     recipe = _recipe(root)
     hdm.train(recipe, root, tmp_path)
     before, _ = models.load_detector(root / "nightlab.pt")
@@ -105,7 +105,7 @@ def test_only_the_scores_learn(root: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(plain["scores"], aside["scores"])
 
 
-def test_measuring_goes_on_where_it_stopped_and_refuses_what_else_made_it(
+def test_measuring_resumes_and_refuses_files_of_another_recipe(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proposals, "CHUNK", 1)
@@ -135,7 +135,7 @@ def test_measuring_goes_on_where_it_stopped_and_refuses_what_else_made_it(
         hdm.measure(replace(recipe, per_frame=5), detector, reader)
 
 
-def test_a_finished_run_of_another_detector_is_no_result(
+def test_a_finished_run_of_another_detector_is_refused(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(root / "nightlab.pt", tmp_path / "rdn.pt")
@@ -174,7 +174,7 @@ def _measured(hits: list[int], source: list[int], frame: list[int]) -> proposals
     )
 
 
-def test_targets() -> None:
+def test_targets_equal_hand_computed_values() -> None:
     measured = _measured([10, -10, 0, 40, 20], source=[0, 1], frame=[0, 0, 0, 1, 1])
     sets = [CAMVID11, CITYSCAPES19]
     np.testing.assert_array_equal(proposals.targets(measured, "equation6", "confident", sets), [1, 0, 0, 1, 1])
@@ -193,7 +193,7 @@ def test_targets() -> None:
     np.testing.assert_allclose(proposals.targets(more, "gain", "confident", sets, clip_at=100)[:5], gain, atol=1e-6)
 
 
-def test_what_cannot_be_used_is_said(root: Path, tmp_path: Path) -> None:
+def test_unusable_recipes_and_checkpoints_are_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="hdm_channels is 0"):
         hdm.build(_recipe(root, model=PLAIN))
     with pytest.raises(ValueError, match="does not fit the recipe's model"):
@@ -220,7 +220,7 @@ def test_workers_are_refused(root: Path, tmp_path: Path) -> None:
         hdm.train(replace(recipe, loop=replace(recipe.loop, workers=1)), root, tmp_path)
 
 
-def test_a_class_comes_before_the_order_and_a_gain_is_the_order(root: Path) -> None:
+def test_the_trained_target_decides_the_ranking(root: Path) -> None:
     """The trained target decides the ranking, and the checkpoint's weights carry it."""
     image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     for target in ("equation6", "helps", "gain"):
@@ -236,7 +236,7 @@ def test_a_class_comes_before_the_order_and_a_gain_is_the_order(root: Path) -> N
         torch.testing.assert_close(scores, wanted.sort(descending=True).values)
 
 
-def test_features_are_the_same_whether_they_are_kept_or_not(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_features_equal_recomputed_ones(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = _recipe(root)
     detector = hdm.build(recipe)
     reader = proposals.open_reader(recipe.sources, root, 0, CITYSCAPES19)

@@ -80,7 +80,7 @@ def test_equation_8_adds_the_losses_of_all_stages(recipe: joint.JointRecipe, fra
         assert value == pytest.approx(found[name] * of_stage.get(name, 1.0), rel=1e-5), name  # light: 0.1 before
 
 
-def test_each_level_weighs_the_classes_as_it_is_told(recipe: joint.JointRecipe) -> None:
+def test_each_level_uses_its_own_class_weights(recipe: joint.JointRecipe) -> None:
     nightlab, own = load_stages(recipe), {"car": 3.0}
     for of_region, expected in ((own, (1.0, 3.0)), (None, (2.0, 1.0))):
         told = replace(recipe, class_weights={"pole": 2.0}, region_class_weights=of_region)
@@ -92,7 +92,7 @@ def test_each_level_weighs_the_classes_as_it_is_told(recipe: joint.JointRecipe) 
         joint.Joint(nightlab, replace(recipe, region_class_weights={"lamp": 2.0}))
 
 
-def test_the_levels_are_not_shown_the_same_frames(recipe: joint.JointRecipe, frames: Path) -> None:
+def test_the_levels_draw_different_frames(recipe: joint.JointRecipe, frames: Path) -> None:
     stream = joint.JointStream(recipe, frames)
     images = [stream.frames.draw(i)[2] for i in range(6)]
     windows = [stream.windows.draw(i)[2] for i in range(6)]
@@ -100,7 +100,7 @@ def test_the_levels_are_not_shown_the_same_frames(recipe: joint.JointRecipe, fra
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
-def test_the_proposals_are_ranked_in_mixed_precision_too(
+def test_proposals_are_also_ranked_in_mixed_precision(
     recipe: joint.JointRecipe, frames: Path, precision: torch.dtype
 ) -> None:
     stream = joint.JointStream(recipe, frames)
@@ -112,7 +112,7 @@ def test_the_proposals_are_ranked_in_mixed_precision_too(
     assert scores.dtype == torch.float32 and scores.unique().numel() > scores.numel() // 2
 
 
-def test_every_weight_learns_and_modes_stay(recipe: joint.JointRecipe, frames: Path) -> None:
+def test_every_weight_is_trained_and_modes_stay(recipe: joint.JointRecipe, frames: Path) -> None:
     stream = joint.JointStream(recipe, frames)
     model = joint.Joint(load_stages(recipe), recipe).train()
     joint.freeze(model.nightlab.image.segmenter.backbone, 1)

@@ -45,7 +45,7 @@ OLD, NEW = {"a.pt": "1"}, {"a.pt": "2"}
         (StageRecord({}, finished=True), {}, [True], True, "skip"),  # a stage without inputs
     ],
 )
-def test_the_state_of_its_files_decides_what_happens_to_a_stage(
+def test_the_state_of_a_stage_follows_from_its_files(
     record: StageRecord | None, inputs: dict[str, str], outputs_exist: list[bool], continues: bool, expected: str
 ) -> None:
     assert next_action(record, inputs, outputs_exist, continues) == expected
@@ -103,7 +103,7 @@ def test_a_stopped_stage_continues_and_a_missing_input_is_named(
         run_chain((two,), Path("data"), run_here)
 
 
-def test_a_part_of_the_chain_is_chosen_by_name() -> None:
+def test_stages_are_selected_by_name() -> None:
     stages = lite.chain()
     names = [stage.name for stage in stages]
     assert list(select(stages, None, None)) == list(stages)
@@ -113,16 +113,14 @@ def test_a_part_of_the_chain_is_chosen_by_name() -> None:
         select(stages, "bundle", "image")
 
 
-def test_without_data_the_command_says_what_is_missing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_data_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["lite", "--data", "/no/such/folder"])
     with pytest.raises(SystemExit) as stopped:
         lite.main()
     assert stopped.value.code == 1 and "expected the folder of the data sets" in capsys.readouterr().err
 
 
-def test_the_command_starts_a_process_for_each_stage_and_stops_where_one_fails(
+def test_each_stage_runs_in_a_process_and_a_failure_stops_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: list[list[str]] = []
@@ -186,7 +184,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_whole_chain_makes_measured_bundles_and_repeats_only_what_changed(workplace: Path) -> None:
+def test_the_command_writes_measured_bundles_and_repeats_only_changed_stages(workplace: Path) -> None:
     data, runs = workplace / "data", workplace / "runs"
     names = [stage.name for stage in lite.chain()]
     assert list(run_chain(lite.chain(), data, run_here)) == names

@@ -61,7 +61,7 @@ def _equal(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def test_the_running_mean_counts_the_first_step_no_more_than_its_share() -> None:
+def test_the_running_mean_weights_the_first_step_like_the_others() -> None:
     model = nn.Linear(1, 1, bias=False)
     average = AveragedModel(model, multi_avg_fn=running_mean(0.9))
     values = [5.0, 1.0, 2.0, 4.0]
@@ -81,7 +81,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path, precision: str) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, precision: str) -> None:
     whole = _train(tmp_path / "whole", precision=precision, ema_decay=0.9)
     # Point 33 is in step 8's batch (indices 32 to 35): the run dies there, after the checkpoint of step 8.
     with pytest.raises(FloatingPointError, match=r"step 8: the loss is not finite \(square nan\)"):
@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path, precision: str) -> Non
     assert not torch.equal(means[0]["0.weight"], whole[0].weight)  # type: ignore[index]
 
 
-def test_the_seed_decides_everything(tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_runs(tmp_path: Path) -> None:
     first = _train(tmp_path / "a")
     torch.rand(7)  # what happened before does not matter
     assert _equal(first, _train(tmp_path / "b"))
@@ -109,7 +109,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def test_a_mean_over_pixels_counts_them(tmp_path: Path) -> None:
+def test_a_mean_over_pixels_is_weighted_by_their_number(tmp_path: Path) -> None:
     def counted(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
         square = (model(batch[0]) - batch[1]).square()
         return {"square": Mean(square.sum(), torch.tensor(square.numel()))}
@@ -120,7 +120,7 @@ def test_a_mean_over_pixels_counts_them(tmp_path: Path) -> None:
         torch.testing.assert_close(x, y)
 
 
-def test_nothing_to_count_is_no_loss(tmp_path: Path) -> None:
+def test_the_mean_over_no_items_is_0(tmp_path: Path) -> None:
     def nothing(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
         return {"none": Mean((0 * model(batch[0])).sum(), torch.tensor(0))}
 
@@ -141,7 +141,9 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
         _train(tmp_path)
 
 
-def test_a_run_that_had_no_loss_scale_goes_on_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_without_a_loss_scale_can_be_resumed_with_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A CPU scales no loss; a GPU that goes on from its checkpoint does."""
     with pytest.raises(FloatingPointError):
         _train(tmp_path, poison=33)
@@ -154,7 +156,9 @@ def test_a_run_that_had_no_loss_scale_goes_on_with_one(tmp_path: Path, monkeypat
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 12
 
 
-def test_a_checkpoint_has_its_name_once_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_gets_its_name_after_it_was_written_to_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[str] = []
     sync, rename = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda file: (seen.append("sync"), sync(file)))
@@ -163,7 +167,7 @@ def test_a_checkpoint_has_its_name_once_it_is_on_the_disk(tmp_path: Path, monkey
     assert seen == ["sync", "name", "sync"] and [p.name for p in (tmp_path / "a").iterdir()] == ["checkpoint.pt"]
 
 
-def test_a_checkpoint_from_before_a_setting_was_added_goes_on(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_newer_setting_can_be_resumed(tmp_path: Path) -> None:
     path = tmp_path / "old" / "checkpoint.pt"
     with pytest.raises(FloatingPointError):
         _train(path.parent, poison=33)
@@ -191,7 +195,7 @@ def test_a_finished_run_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     assert "all 12 steps done" in capsys.readouterr().out
 
 
-def test_the_log_is_of_use_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_is_readable_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -205,7 +209,7 @@ def test_the_log_is_of_use_without_a_terminal(tmp_path: Path, capsys: pytest.Cap
     assert all(math.isfinite(e.value) for e in events.Scalars("gradient"))
 
 
-def test_no_step_takes_a_larger_gradient_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     norms: list[float] = []
     step = torch.optim.AdamW.step
 
@@ -232,7 +236,7 @@ def test_learning_rate_rises_and_falls() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_half_precision_goes_on_with_its_loss_scale(tmp_path: Path) -> None:
+def test_half_precision_resumes_with_its_loss_scale(tmp_path: Path) -> None:
     whole = _train(tmp_path / "whole", precision="16-mixed")
     with pytest.raises(FloatingPointError):
         _train(tmp_path / "parts", poison=33, precision="16-mixed")

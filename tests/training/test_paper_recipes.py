@@ -51,7 +51,7 @@ def _recipes(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [*NAMES, *NIGHT_ONLY])
-def test_every_stage_is_there_and_reads_what_another_writes(name: str) -> None:
+def test_every_stage_exists_and_reads_files_that_another_writes(name: str) -> None:
     recipes = _recipes(name)
     assert {p.stem for p in (RECIPES / name).glob("*.yaml")} - PARTS == {*recipes, "ladder"}
     written = {f"runs/{name}/{stage}/checkpoint.pt" for stage in recipes}
@@ -77,7 +77,7 @@ def test_every_stage_is_there_and_reads_what_another_writes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*NAMES, *NIGHT_ONLY])
-def test_rungs_differ_from_the_whole_in_the_model_alone(name: str) -> None:
+def test_ablation_recipes_differ_from_the_full_one_in_the_model_only(name: str) -> None:
     recipes = _recipes(name)
     for stage in {*RUNGS, "plain"} & set(recipes):
         whole = recipes["region" if "region" in stage else "image"]
@@ -96,7 +96,7 @@ LADDERS = {
 
 
 @pytest.mark.parametrize("name", [*NAMES, *NIGHT_ONLY])
-def test_every_row_of_the_papers_tables_has_its_recipe(name: str) -> None:
+def test_every_row_of_the_papers_tables_has_a_recipe(name: str) -> None:
     ablation = load_recipe(RECIPES / name / "ladder.yaml", Ablation)
     assert tuple(row.name for row in ablation.rows) == LADDERS.get(name, LADDERS[NAMES[0]])
     assert {path.split("/")[1] for row in ablation.rows for path in row.paths()} == {name}
@@ -113,7 +113,7 @@ def test_the_schedule_is_the_papers(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "millions"), [(NAMES[0], (120, 180)), (NAMES[2], (60, 90))])
-def test_the_networks_are_of_the_papers_size(name: str, millions: tuple[int, int]) -> None:
+def test_the_networks_have_the_papers_sizes(name: str, millions: tuple[int, int]) -> None:
     with torch.device("meta"):
         level = _recipes(name)["image"].model.build_level("image")
         _recipes(name)["detector"].model.build_detector()
@@ -125,7 +125,7 @@ def test_the_networks_are_of_the_papers_size(name: str, millions: tuple[int, int
     "stage",
     ["detector", *(pytest.param(s, marks=pytest.mark.slow) for s in ("image", "region", "relam_image", "joint"))],
 )
-def test_the_smoke_run_trains_and_states_its_memory(stage: str, tmp_path: Path) -> None:
+def test_the_smoke_run_trains_and_reports_memory(stage: str, tmp_path: Path) -> None:
     """As the command does it, with the recipe made small: the schedule, losses and the loop are the stage's own."""
     recipe = load_recipe(RECIPES / NAMES[2] / f"{stage}.yaml", STAGES[stage])
     small = NightLabSettings(
@@ -154,7 +154,7 @@ def test_the_smoke_run_trains_and_states_its_memory(stage: str, tmp_path: Path) 
     assert 0.001 < figures["weights_million"] < 40
 
 
-def test_the_smoke_runs_seconds_are_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_smoke_run_reports_the_seconds_of_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not of what comes before the first, nor of the checkpoint after the last."""
     clock, given = [0.0], []
 

@@ -21,13 +21,13 @@ from training.stages.segmenter import SegmenterRecipe
 RECIPES = Path(__file__).parents[2] / "config" / "train"
 
 
-def test_no_recipe_trains_on_them() -> None:
+def test_no_recipe_trains_on_the_scenes_of_the_pictures() -> None:
     for name in ("lite_image", "lite_region"):
         recipe = load_recipe(RECIPES / f"{name}.yaml", SegmenterRecipe)
         assert all(source.count < pictures.FIRST_SEED for source in recipe.sources)
 
 
-def test_three_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_writes_three_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle")
     monkeypatch.setattr(sys, "argv", ["x", str(bundle), "--out", str(tmp_path / "out"), "--scenes", "2", "--rows", "1"])
     pictures.main()

@@ -18,7 +18,7 @@ from tests.support.tiny_bundle import write_tiny_bundle
 from training.stages.pseudo import label_folder, read_both_ways, thresholds
 
 
-def test_thresholds_keep_the_surest_part_of_every_class() -> None:
+def test_thresholds_keep_the_most_confident_pixels_of_every_class() -> None:
     counts = np.zeros((256, 256), np.int64)
     counts[3, [100, 150, 200, 250]] = 10  # half of 40 pixels: those at 200 and more
     counts[5, 40] = 7  # all alike: all stay
@@ -29,7 +29,7 @@ def test_thresholds_keep_the_surest_part_of_every_class() -> None:
     assert thresholds(counts, 1.0, 230)[3] == 100
 
 
-def test_what_the_mirror_image_contradicts_is_unlabelled(tmp_path: Path) -> None:
+def test_pixels_that_the_mirror_image_contradicts_are_unlabelled(tmp_path: Path) -> None:
     with open_pipeline(write_tiny_bundle(tmp_path / "bundle"), engine="onnxruntime") as pipeline:
         frame = np.ascontiguousarray(night.render_scene(3, size_hw=(96, 160)).image_bgr)
         labels, confidence = read_both_ways(pipeline, frame)
@@ -39,7 +39,7 @@ def test_what_the_mirror_image_contradicts_is_unlabelled(tmp_path: Path) -> None
         assert not confidence[plain != mirrored].any()
 
 
-def test_a_labelled_folder_reads_back_as_a_data_set(tmp_path: Path) -> None:
+def test_the_written_folder_opens_as_a_data_set(tmp_path: Path) -> None:
     (tmp_path / "frames").mkdir()
     for i in range(2):
         cv2.imwrite(str(tmp_path / "frames" / f"{i}.png"), night.render_scene(i, size_hw=(96, 160)).image_bgr)

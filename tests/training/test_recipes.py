@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes that extend others: what goes before what, whose folder `{folder}` is, and what is refused."""
+"""Recipes that extend others: the order of overriding, the placeholder `{folder}`, and recipes that are refused."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def _write(folder: Path, **texts: str) -> None:
         (folder / f"{name}.yaml").write_text(text)
 
 
-def test_a_file_goes_before_what_it_extends_and_a_later_one_before_an_earlier(tmp_path: Path) -> None:
+def test_a_file_overrides_the_files_that_it_extends_and_later_ones_override_earlier_ones(tmp_path: Path) -> None:
     _write(tmp_path / "a", base="x: 1\ny: {p: 1, q: {r: 1, s: 1}}\nz: [1, 2]\n", more="x: 2\ny: {q: {s: 2}}\nw: 2\n")
     _write(tmp_path / "b", own="extends: [../a/base.yaml, ../a/more.yaml]\ny: {q: {t: 3}}\nz: [3]\nw: null\n")
     assert read_recipe(tmp_path / "b" / "own.yaml") == {
@@ -34,7 +34,7 @@ def test_a_file_goes_before_what_it_extends_and_a_later_one_before_an_earlier(tm
     assert read_recipe(tmp_path / "a" / "base.yaml")["z"] == [1, 2]
 
 
-def test_the_folder_is_that_of_the_recipe_which_is_loaded(tmp_path: Path) -> None:
+def test_the_placeholder_folder_is_the_folder_of_the_loaded_recipe(tmp_path: Path) -> None:
     _write(tmp_path / "one", base="p: runs/{folder}/x.pt\nq: {'runs/{folder}': ['{folder}', 3]}\n")
     _write(tmp_path / "two", own="extends: ../one/base.yaml\n")
     assert read_recipe(tmp_path / "one" / "base.yaml")["p"] == "runs/one/x.pt"
@@ -53,7 +53,7 @@ def test_the_folder_is_that_of_the_recipe_which_is_loaded(tmp_path: Path) -> Non
         ("rows: 3\n", r"own\.yaml: key 'rows': received 3"),
     ],
 )
-def test_what_cannot_be_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_wrong_extends_entries_are_named(tmp_path: Path, text: str, message: str) -> None:
     _write(tmp_path, own=text, other="extends: own.yaml\n")
     with pytest.raises(ConfigError, match=message):
         load_recipe(tmp_path / "own.yaml", Ablation)

@@ -61,7 +61,7 @@ def _recipe(level: str, steps: int = 2) -> relam.ReLAMRecipe:
     )  # fmt: skip
 
 
-def test_patch_scores_of_the_papers_size_see_70_pixels() -> None:
+def test_the_papers_discriminator_has_a_receptive_field_of_70_pixels() -> None:
     model = PatchDiscriminator().eval()
     image = torch.rand(1, 3, 256, 256)
     scores = model(image)
@@ -72,7 +72,7 @@ def test_patch_scores_of_the_papers_size_see_70_pixels() -> None:
     assert [int(seen.grad.abs().sum((0, 1, axis)).count_nonzero()) for axis in (2, 3)] == [70, 70]
 
 
-def test_each_network_learns_from_its_own_loss_alone() -> None:
+def test_each_network_is_trained_by_its_own_loss_only() -> None:
     torch.manual_seed(0)
     model = relam.LightAdaptation(_recipe("image"))
     torch.nn.init.normal_(model.generator.light.weight, std=0.1)
@@ -98,7 +98,7 @@ def test_an_untrained_adaptation_changes_nothing() -> None:
     assert losses["structure"].item() == pytest.approx(0, abs=1e-5) and losses["identity"].item() == 0
 
 
-def test_likeness_is_measured_in_full_precision() -> None:
+def test_similarity_is_computed_in_full_precision() -> None:
     model = relam.LightAdaptation(_recipe("image"))
     night = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.1
     found = []
@@ -110,7 +110,7 @@ def test_likeness_is_measured_in_full_precision() -> None:
     torch.testing.assert_close(found[1], found[0])
 
 
-def test_night_turns_towards_day_and_day_stays(data: Path, tmp_path: Path) -> None:
+def test_training_moves_night_images_towards_day(data: Path, tmp_path: Path) -> None:
     recipe = _recipe("image", steps=40)
     relam.train(recipe, data, tmp_path)
     figures = relam_report.report(recipe, data, tmp_path, count=4)
@@ -123,7 +123,7 @@ def test_night_turns_towards_day_and_day_stays(data: Path, tmp_path: Path) -> No
     assert sheet[:, 420:840].mean() > sheet[:, :420].mean()  # the adapted column is brighter than the night's
 
 
-def test_region_images_are_windows(data: Path) -> None:
+def test_region_images_are_crops_of_windows(data: Path) -> None:
     night, day = relam.streams(_recipe("region"), data)[3]
     assert night.shape == day.shape == (3, 64, 64) and day.mean() > night.mean()
 

@@ -31,7 +31,7 @@ ALL_CLASSES = OutputLabels.of(CITYSCAPES19, groups=GROUPS)
 WEIGHTS = loss_weights({}, ALL_CLASSES)
 
 
-def test_an_open_label_is_settled_by_the_likeliest_of_its_classes() -> None:
+def test_an_ambiguous_label_becomes_its_most_likely_class() -> None:
     logits = torch.zeros(1, 19, 1, 4)
     logits[0, 11] = 9.0  # the person is likelier still, and not among them
     logits[0, 12, 0, 0] = logits[0, 18, 0, 1] = logits[0, 7, 0, 2] = 1.0
@@ -39,7 +39,7 @@ def test_an_open_label_is_settled_by_the_likeliest_of_its_classes() -> None:
     assert resolve_ambiguous(logits, labels, ALL_CLASSES).tolist() == [[[12, 18, 7, 255]]]
 
 
-def test_an_open_label_pushes_the_other_classes_of_it_down_too() -> None:
+def test_an_ambiguous_label_lowers_its_less_likely_classes() -> None:
     """Shared among three, what belongs to one would lose the pixel to a fourth."""
     logits = torch.zeros(1, 19, 4, 4)
     logits[:, 12] = 1.0
@@ -52,7 +52,7 @@ def test_an_open_label_pushes_the_other_classes_of_it_down_too() -> None:
     assert (logits.grad[:, 12] < 0).all() and (logits.grad[:, [11, 17, 18]] > 0).all()
 
 
-def test_an_open_label_is_content_with_any_of_its_classes() -> None:
+def test_any_class_of_an_ambiguous_label_has_no_loss() -> None:
     """A sign of CamVid seen as a traffic light costs nothing; seen as a road it costs as much as ever."""
     labels, weight = torch.full((1, 8, 8), 19), WEIGHTS
     costs = {}
@@ -67,7 +67,7 @@ def test_an_open_label_is_content_with_any_of_its_classes() -> None:
     assert costs["road"] > 15
 
 
-def test_weights_by_hand() -> None:
+def test_class_weights_equal_hand_computed_values() -> None:
     weight = loss_weights({"pole": 3.0, "traffic light": 3.0, "traffic sign": 2.5, "wall": 2.0}, ALL_CLASSES)
     assert weight[5] == 3 and weight[0] == 1 and len(weight) == 21
     assert weight[19] == 2.5 and weight[20] == 1  # light or sign, rider or bicycle or motorcycle
@@ -80,7 +80,7 @@ def test_weights_by_hand() -> None:
     assert loss.item() == pytest.approx(3 * torch.tensor(19.0).log().item())
 
 
-def test_a_stage_starts_from_another_or_from_one_level_of_a_whole(
+def test_a_stage_starts_from_another_stage_or_a_level_of_a_bundle(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, fresh = nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
@@ -101,7 +101,7 @@ def test_a_stage_starts_from_another_or_from_one_level_of_a_whole(
         start(nn.Conv2d(3, 8, 3), tmp_path / "stage.pt", "image")
 
 
-def test_a_region_level_that_goes_on_takes_off_what_a_bundle_added(tmp_path: Path) -> None:
+def test_offsets_of_a_bundle_are_removed_before_further_training(tmp_path: Path) -> None:
     settings = tiny_settings()
     shipped = load_recipe(RECIPES / "lite_bundle.yaml", CombineRecipe)
     save_checkpoint(tmp_path / "plain.pt", settings.build(), settings, shipped.card)
@@ -120,7 +120,7 @@ def test_a_region_level_that_goes_on_takes_off_what_a_bundle_added(tmp_path: Pat
     assert len(different) == 1 and different[0].endswith("bias")
 
 
-def test_statistics_that_are_not_finite_are_begun_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_statistics_that_are_not_finite_are_reset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A variance that was once kept in half precision is infinite: its channel learns, and is dead when it is used."""
     source, fresh = (nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)) for _ in range(2))
     source[1].running_var[:] = torch.tensor([torch.inf, 7.0])
@@ -135,7 +135,7 @@ def test_statistics_that_are_not_finite_are_begun_anew(tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize("number", [float("inf"), 1e6])
-def test_a_checkpoint_of_a_dead_network_is_not_written(tmp_path: Path, number: float) -> None:
+def test_a_network_that_is_not_finite_writes_no_checkpoint(tmp_path: Path, number: float) -> None:
     """Nor one whose weights are too large for the half precision that they are kept in."""
     settings = tiny_settings()
     card, model = load_recipe(RECIPES / "lite_bundle.yaml", CombineRecipe).card, settings.build()
@@ -146,7 +146,7 @@ def test_a_checkpoint_of_a_dead_network_is_not_written(tmp_path: Path, number: f
     assert not (tmp_path / "dead.pt").exists()
 
 
-def test_lovasz_is_nought_where_all_is_right_and_one_where_all_is_wrong() -> None:
+def test_lovasz_loss_is_0_for_correct_and_1_for_wrong_predictions() -> None:
     labels = torch.zeros(1, 8, 8, dtype=torch.long)
     labels[..., 4:] = 20
     right = torch.zeros(1, 19, 4, 4)
@@ -158,7 +158,7 @@ def test_lovasz_is_nought_where_all_is_right_and_one_where_all_is_wrong() -> Non
         assert losses["lovasz"].item() == pytest.approx(2 * expected, abs=0.01)
 
 
-def test_the_loss_looks_where_the_mask_will_be() -> None:
+def test_the_loss_reads_logits_at_the_positions_of_the_mask() -> None:
     """A mask is made of logits enlarged to the image; half a pixel aside, nothing thin would be where it is."""
     torch.manual_seed(0)
     for shape, size_hw in (((2, 3, 8, 12), (32, 48)), ((1, 2, 5, 7), (37, 43)), ((1, 4, 16, 16), (16, 16))):
@@ -174,7 +174,7 @@ def test_the_loss_looks_where_the_mask_will_be() -> None:
     assert found["cross_entropy"].value.item() < 1e-3  # type: ignore[union-attr]
 
 
-def test_a_batch_without_labels_costs_nothing_and_has_a_gradient() -> None:
+def test_a_batch_without_labels_has_zero_loss_and_a_gradient() -> None:
     logits = torch.zeros(1, 19, 8, 8, requires_grad=True)
     batch = torch.zeros(1, 3, 8, 8), torch.full((1, 8, 8), 255)
     losses = segmentation_loss(_Constant(logits), batch, WEIGHTS, ALL_CLASSES, lovasz_weight=1.0)
@@ -184,7 +184,7 @@ def test_a_batch_without_labels_costs_nothing_and_has_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("statistics", [True, False])
-def test_fixed_stages_keep_their_statistics_and_the_others_as_is_said(statistics: bool) -> None:
+def test_fixed_stages_keep_their_statistics_and_a_setting_decides_for_the_others(statistics: bool) -> None:
     backbone = Backbone("tf_efficientnet_lite0", (8, 16), stages=5, pretrained=False).train()
     freeze(backbone, 2, statistics)
     net = backbone.net
@@ -206,7 +206,7 @@ class _Constant(nn.Module):
         return self.logits
 
 
-def test_a_region_level_with_other_learns_what_labels_say() -> None:
+def test_a_region_level_with_class_other_is_trained() -> None:
     """CamVid's sign is a traffic sign or other: it costs nothing to call it either, and much to call it a pole."""
     outputs = OutputLabels.of(CITYSCAPES19, ("pole", "traffic sign"), GROUPS)
     weight = loss_weights({"pole": 3.0, "other": 2.0}, outputs)

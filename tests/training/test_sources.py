@@ -37,7 +37,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_small_sources_are_kept_and_large_ones_are_read_when_drawn(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_sources_stay_in_memory_and_large_ones_are_read_on_demand(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = data.SourceSettings(kind="nightcity", folder="nightcity", split="val", complete=False, weight=1)
     kept = data.load_source(source, root, CITYSCAPES19)
     assert isinstance(kept, list)
@@ -55,7 +57,7 @@ def test_small_sources_are_kept_and_large_ones_are_read_when_drawn(root: Path, m
     assert image.shape == (3, 4, 4) and set(labels.unique().tolist()) <= {0, 13, 255}
 
 
-def test_sources_are_checked_unless_a_part_is_asked_for(root: Path) -> None:
+def test_sources_are_checked_unless_they_are_marked_incomplete(root: Path) -> None:
     with pytest.raises(DatasetError, match="expected 1299"):
         data.load_source(
             data.SourceSettings(kind="nightcity", folder="nightcity", split="val", weight=1), root, CITYSCAPES19
@@ -75,7 +77,7 @@ def test_evaluation_finds_each_set_by_its_name(root: Path) -> None:
     assert classes is BDD18 and [s.name for s in samples] == ["x"]
 
 
-def test_every_sample_is_distorted_in_its_colours_alone(root: Path) -> None:
+def test_every_sample_is_distorted_in_its_colours_only(root: Path) -> None:
     source = data.SourceSettings(kind="folder", folder="mine", split="val", weight=1)
     samples = data.Samples([source], root, 0, CITYSCAPES19)
     drawn = [samples.draw(i) for i in range(8)]
@@ -108,7 +110,7 @@ def paste_stream(root: Path, levels: tuple[int, int], share: float, windows: boo
 
 @pytest.mark.usefixtures("undistorted")
 @pytest.mark.parametrize("windows", [False, True])
-def test_what_another_crop_shows_is_pasted_where_it_stood(tmp_path: Path, windows: bool) -> None:
+def test_objects_of_another_crop_are_pasted_at_their_position(tmp_path: Path, windows: bool) -> None:
     plain, pasting = (paste_stream(tmp_path, (100, 120), share, windows) for share in (0.0, 1.0))
     pasted_into = 0
     for i in range(30):
@@ -123,7 +125,7 @@ def test_what_another_crop_shows_is_pasted_where_it_stood(tmp_path: Path, window
 
 
 @pytest.mark.usefixtures("undistorted")
-def test_day_is_pasted_into_night_darkened_and_night_into_day_never(
+def test_day_objects_are_darkened_for_night_and_night_objects_are_not_pasted_into_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data.transforms, "darken", lambda image, rng: image // 10)
@@ -171,7 +173,7 @@ def test_shipped_recipes_leave_the_measured_night_frames_out(recipe: str) -> Non
     assert list(pseudo.HELD_OUT) == held_out
 
 
-def test_windows_have_the_margin_that_is_wanted_and_need_not_be_of_one_instance(
+def test_windows_have_the_given_margin_and_may_ignore_instances(
     frames: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = data.SourceSettings(kind="folder", folder="mine", weight=1.0)
@@ -193,7 +195,7 @@ def test_windows_have_the_margin_that_is_wanted_and_need_not_be_of_one_instance(
     assert margins == [0.2] * 10
 
 
-def test_streams_are_decided_by_seed_and_index(frames: Path) -> None:
+def test_samples_depend_on_seed_and_index_only(frames: Path) -> None:
     sources = [data.SourceSettings(kind="folder", folder="mine", weight=1.0, darken=0.5)]
     crops = data.FrameStream(sources, frames, 0, CITYSCAPES19, (64, 96), (96, 128), (0.8, 1.2))
     regions = data.RegionStream(sources, frames, 0, CITYSCAPES19, (64, 64), [5, 11, 13])

@@ -80,7 +80,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_run_that_is_killed_ends_as_a_whole_one(
+def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(
     name: str, frames: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = STAGES[name][0].STAGE
@@ -129,7 +129,7 @@ def test_the_loss_falls_on_one_batch(
     assert last < 0.97 * first, {key: (v[0], v[-1]) for key, v in falls.items()}
 
 
-def test_a_finished_run_is_left_as_it_is(
+def test_a_finished_run_is_not_changed(
     frames: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe, out = _recipe("relam_region", weights, tmp_path, steps=1), tmp_path / "out"
@@ -148,9 +148,7 @@ def test_a_finished_run_is_left_as_it_is(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lite_image", "lite_region", "relam_image"])
-def test_two_processes_take_the_step_of_one_with_twice_the_batch(
-    name: str, frames: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_two_processes_equal_one_with_twice_the_batch(name: str, frames: Path, weights: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     module = STAGES[name][0].__name__
     # The Lovasz loss is of a process's own batch.

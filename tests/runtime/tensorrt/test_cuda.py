@@ -42,7 +42,7 @@ def cuda_with(**answers: tuple[Any, ...]) -> tuple[Cuda, Recorder]:
     return cuda, recorder
 
 
-def test_every_call_asks_for_what_it_should() -> None:
+def test_every_method_makes_the_expected_cuda_call() -> None:
     cuda, recorder = cuda_with(
         cudaStreamCreateWithFlags=(OK, bindings.cudaStream_t(7)),
         cudaMalloc=(OK, 4096),
@@ -80,7 +80,7 @@ def test_every_call_asks_for_what_it_should() -> None:
     ]
 
 
-def test_pinned_memory_is_used_where_it_lies_and_freed_by_its_address() -> None:
+def test_pinned_memory_is_used_in_place_and_freed_by_its_address() -> None:
     memory = np.zeros(32, np.uint8)  # stands for what CUDA would hand out
     cuda, recorder = cuda_with(cudaMallocHost=(OK, memory.ctypes.data))
     pinned = cuda.allocate_pinned(32)
@@ -97,7 +97,7 @@ def test_a_graph_that_cannot_be_instantiated_is_destroyed() -> None:
     assert recorder.calls[-1] == ("cudaGraphDestroy", "graph")
 
 
-def test_the_device() -> None:
+def test_the_device_is_described() -> None:
     """Modules of one family bear one name: a plan tuned on the large one is none for the small one."""
     properties = SimpleNamespace(name=b"Orin\0\0", major=8, minor=7, totalGlobalMem=8 << 30, multiProcessorCount=16)
     cuda, _ = cuda_with(cudaGetDeviceProperties=(OK, properties))
@@ -107,20 +107,20 @@ def test_the_device() -> None:
     assert cuda.device().name != "Orin with 16 multiprocessors"
 
 
-def test_without_the_bindings_the_reason_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_bindings_are_named_in_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     device, reason = find_device()
     assert device is None and "pip install cuda-bindings" in reason
 
 
-def test_without_a_gpu_the_reason_is_cuda_s() -> None:
+def test_the_reason_for_a_missing_gpu_is_cudas_message() -> None:
     device, reason = find_device()
     if device is not None:
         pytest.skip(f"there is a GPU: {device}")
     assert reason.startswith("cudaGetDeviceProperties: cudaError")
 
 
-def test_bindings_that_raise_without_a_driver_are_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bindings_that_raise_without_a_driver_mean_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As cuda-bindings 12.8 do, of which JetPack 6 needs some version below 13."""
 
     def raising(*arguments: Any) -> None:
@@ -130,7 +130,7 @@ def test_bindings_that_raise_without_a_driver_are_no_crash(monkeypatch: pytest.M
     assert find_device() == (None, "cudaGetDeviceProperties: Failed to dlopen libcuda.so.1")
 
 
-def test_whether_there_is_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 

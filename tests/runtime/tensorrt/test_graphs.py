@@ -79,7 +79,9 @@ def deform_conv(
     ],
 )
 @pytest.mark.parametrize("fixed", [False, True])
-def test_sampling_is_deformable_convolution(size_hw: tuple[int, int], options: Any, out: Any, fixed: bool) -> None:
+def test_the_rewritten_graph_equals_deformable_convolution(
+    size_hw: tuple[int, int], options: Any, out: Any, fixed: bool
+) -> None:
     """Offsets reach far out of the picture, and the batch is free."""
     model = deform_conv(**options)
     kernel = options.get("kernel", (3, 3))
@@ -94,12 +96,12 @@ def test_sampling_is_deformable_convolution(size_hw: tuple[int, int], options: A
 
 
 @pytest.mark.parametrize("options", [{"offset_group": 2}, {"names": ("x", "w2", "offset")}])
-def test_a_form_that_cannot_be_rewritten_is_refused_by_name(options: dict[str, Any]) -> None:
+def test_the_error_names_a_deform_conv_that_cannot_be_rewritten(options: dict[str, Any]) -> None:
     with pytest.raises(GraphError, match=r"DeformConv 'bend'.*expected"):
         tensorrt_graph(deform_conv(pads=[1, 1, 1, 1], **options), "float32")
 
 
-def test_a_mask_is_refused_by_name() -> None:
+def test_the_error_names_a_deform_conv_with_a_mask() -> None:
     model = deform_conv(pads=[1, 1, 1, 1])
     model.graph.node[0].input.append("mask")
     with pytest.raises(GraphError, match="'bend': received a mask"):
@@ -119,13 +121,13 @@ def test_sizes_that_do_not_fit_are_refused(sizes: dict[str, tuple[int, ...]], me
         tensorrt_graph(deform_conv(pads=[1, 1, 1, 1]), "float32", sizes)
 
 
-def test_what_onnx_runtime_refuses_is_told() -> None:
+def test_an_error_of_onnx_runtime_is_passed_on() -> None:
     model = network([helper.make_node("Nonsense", ["x"], ["y"], name="what")], {"x": [1]}, ["y"])
     with pytest.raises(GraphError, match="Nonsense"):
         tensorrt_graph(model, "float32")
 
 
-def test_the_given_model_stays_as_it_is() -> None:
+def test_the_given_model_is_not_changed() -> None:
     model = deform_conv(pads=[1, 1, 1, 1])
     before = model.SerializeToString()
     tensorrt_graph(model, "float16", {"x": (1, 4, 8, 8), "offset": (1, 18, 8, 8)})
@@ -149,14 +151,14 @@ def half_of(nodes: list[Any], outputs: list[str], **constants: Any) -> Any:
     return half
 
 
-def test_products_and_what_stands_between_them_are_half() -> None:
+def test_convolutions_and_the_operators_between_them_are_half() -> None:
     nodes = [conv("x", "a"), helper.make_node("Sigmoid", ["a"], ["b"]), helper.make_node("Add", ["a", "b"], ["c"])]
     half = half_of([*nodes, conv("c", "y")], ["y"])
     assert type_of(half, "Conv") == type_of(half, "Sigmoid") == type_of(half, "Add") == {HALF}
     assert operators(half).count("Cast") == 2, "one where it begins and one where it ends"
 
 
-def test_what_prepares_the_input_and_the_answer_stays_float() -> None:
+def test_operators_before_the_first_and_after_the_last_convolution_stay_float() -> None:
     """Mean and deviation before the first convolution; probabilities and boxes behind the last."""
     nodes = [
         helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2]),
@@ -183,7 +185,7 @@ def test_what_prepares_the_input_and_the_answer_stays_float() -> None:
         helper.make_node("GridSample", ["a", "grid"], ["b"]),
     ],
 )
-def test_normalisation_sums_exponents_and_sampling_are_float(node: Any) -> None:
+def test_normalisations_sums_exponents_and_sampling_stay_float(node: Any) -> None:
     constants = {"one": np.ones(6), "four": np.ones(4), "grid": RNG.uniform(-1, 1, (1, 5, 5, 2))}
     used = {k: v.astype(np.float32) for k, v in constants.items() if k in node.input}
     if "axes" in node.input:
@@ -193,7 +195,7 @@ def test_normalisation_sums_exponents_and_sampling_are_float(node: Any) -> None:
     assert type_of(half, "Relu") == type_of(half, "Conv") == {HALF}, "what only hands values on goes with the product"
 
 
-def test_nothing_is_rounded_between_two_operators_in_float() -> None:
+def test_values_between_two_float_operators_are_not_rounded() -> None:
     """Positions for sampling: reshapes between them rest on no product, so no cast to half comes near."""
     nodes = [
         helper.make_node("Reshape", ["x", "shape"], ["a"]),
@@ -204,7 +206,7 @@ def test_nothing_is_rounded_between_two_operators_in_float() -> None:
     assert "Cast" not in operators(half) and HALF not in types(half).values()
 
 
-def test_a_residual_sum_that_normalisation_reads_is_float() -> None:
+def test_a_residual_sum_that_a_normalisation_reads_stays_float() -> None:
     """As in a Swin block, where the sum grows from block to block; the products in between are half."""
     nodes = [conv("x", "stem")]
     for i, source in enumerate(["stem", "sum0", "sum1"]):
@@ -258,7 +260,7 @@ def test_the_shipped_bundle_is_rewritten(kind: EngineKind) -> None:
     assert sizes and [d.dim_value for d in half.graph.input[0].type.tensor_type.shape.dim] == list(size)
 
 
-def test_a_graph_once_rewritten_can_be_rewritten_again() -> None:
+def test_rewriting_twice_is_allowed() -> None:
     """A quantised bundle holds such graphs."""
     model = onnx.load(load_bundle(default_bundle()).path("image"))
     once = tensorrt_graph(model, "float32")
@@ -267,7 +269,7 @@ def test_a_graph_once_rewritten_can_be_rewritten_again() -> None:
     assert sorted(operators(again)) == sorted(operators(direct))
 
 
-def test_the_choice_does_not_depend_on_names() -> None:
+def test_the_choice_of_precision_does_not_depend_on_node_names() -> None:
     model = onnx.load(load_bundle(default_bundle()).path("image"))
     folded = tensorrt_graph(model, "float32", {"frame": (1, 64, 96, 3)})
     chosen = half_nodes(folded.graph)

@@ -71,7 +71,7 @@ def key_of(bundle: Bundle, library: TensorRtLibrary, /, **changes: Any) -> PlanK
     return key.model_copy(update=changes)
 
 
-def test_a_real_plan_is_found_whole(bundle: Bundle, library: TensorRtLibrary, built: Path) -> None:
+def test_a_built_plan_is_found_with_its_header(bundle: Bundle, library: TensorRtLibrary, built: Path) -> None:
     header, plan = find_plan(built, key_of(bundle, library))
     assert header.key == key_of(bundle, library)
     assert len(plan) == header.plan_bytes > 10_000
@@ -104,7 +104,7 @@ OTHER_SHAPES = {"crops": ((1, 32, 64, 3), (10, 32, 64, 3), (10, 32, 64, 3))}
         ),
     ],
 )
-def test_a_plan_that_differs_in_anything_is_not_loaded_and_the_message_says_in_what(
+def test_a_plan_with_another_key_is_not_loaded_and_the_message_names_the_difference(
     bundle: Bundle, library: TensorRtLibrary, plan: Path, changes: dict[str, Any], message: str
 ) -> None:
     wanted = key_of(bundle, library, **changes)
@@ -133,7 +133,7 @@ def test_every_field_of_the_key_is_in_the_test_above(bundle: Bundle, library: Te
         (Target(("8.7",), "Orin"), Target(("8.7",)), False),
     ],
 )
-def test_which_gpus_a_plan_serves(built_for: Target, wanted: Target, fits: bool) -> None:
+def test_a_plan_fits_the_gpus_it_was_built_for(built_for: Target, wanted: Target, fits: bool) -> None:
     assert built_for.serves(wanted) is fits
 
 
@@ -147,7 +147,7 @@ def test_which_gpus_a_plan_serves(built_for: Target, wanted: Target, fits: bool)
         (((1, 4, 1), (1, 4, 1), (1, 4, 1)), False),
     ],
 )
-def test_which_shapes_a_plan_takes(wanted: Any, fits: bool) -> None:
+def test_a_plan_fits_shapes_within_its_range(wanted: Any, fits: bool) -> None:
     ranges = {"crops": ((1, 4), (10, 4), (10, 4))}
     assert covers(ranges, {"crops": wanted}) is fits
     assert not covers(ranges, {"frame": wanted})
@@ -191,7 +191,7 @@ def flip(at: Callable[[int], int]) -> Callable[[bytes], bytes]:
         (lambda data: b"\x7fELF" + data, "is not a plan"),
     ],
 )
-def test_a_plan_that_was_cut_short_or_changed_is_never_loaded(
+def test_a_truncated_or_changed_plan_is_not_loaded(
     bundle: Bundle, library: TensorRtLibrary, plan: Path, spoil: Callable[[bytes], bytes], message: str
 ) -> None:
     plan.write_bytes(spoil(plan.read_bytes()))
@@ -201,7 +201,7 @@ def test_a_plan_that_was_cut_short_or_changed_is_never_loaded(
         find_plan(plan.parent, key_of(bundle, library))
 
 
-def test_a_plan_under_another_s_name_is_not_loaded(bundle: Bundle, library: TensorRtLibrary, plan: Path) -> None:
+def test_a_plan_under_the_name_of_another_is_not_loaded(bundle: Bundle, library: TensorRtLibrary, plan: Path) -> None:
     name = key_of(bundle, library, precision="float32").file_name
     plan = plan.rename(plan.parent / name)
     with pytest.raises(PlanError, match=f"{name}: does not match its key; expected the name region-"):
@@ -234,7 +234,7 @@ def test_a_plan_of_another_user_is_refused(plan: Path) -> None:
         read_plan(plan)
 
 
-def test_what_is_checked_is_what_is_loaded(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_is_replaced_during_the_checks_is_not_loaded(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another file may get the plan's name between two steps of the checks."""
     whole, check = plan.read_bytes(), plans._check_owner
 
@@ -249,7 +249,7 @@ def test_what_is_checked_is_what_is_loaded(plan: Path, monkeypatch: pytest.Monke
     assert whole.endswith(data) and len(data) == header.plan_bytes
 
 
-def test_a_plan_that_is_removed_while_the_folder_is_read_is_no_crash(
+def test_a_plan_that_disappears_while_the_folder_is_read_is_skipped(
     bundle: Bundle, library: TensorRtLibrary, plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = plan.with_name("region-0000000000000000.plan")
@@ -260,20 +260,20 @@ def test_a_plan_that_is_removed_while_the_folder_is_read_is_no_crash(
         find_plan(plan.parent, key_of(bundle, library))
 
 
-def test_an_empty_cache_says_so(bundle: Bundle, library: TensorRtLibrary, tmp_path: Path) -> None:
+def test_an_empty_cache_is_reported(bundle: Bundle, library: TensorRtLibrary, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(PlanError, match=f"there is no plan of the region network in {folder}"):
             find_plan(folder, key_of(bundle, library))
 
 
-def test_a_whole_plan_is_found_beside_damaged_ones(bundle: Bundle, library: TensorRtLibrary, plan: Path) -> None:
+def test_an_intact_plan_is_found_beside_damaged_ones(bundle: Bundle, library: TensorRtLibrary, plan: Path) -> None:
     (plan.parent / "region-0000000000000000.plan").write_bytes(b"nothing")
     (plan.parent / "notes.txt").write_text("not a plan")
     header, _ = find_plan(plan.parent, key_of(bundle, library))
     assert header.key.file_name == plan.name
 
 
-def test_nothing_is_written_under_the_plan_s_name_before_it_is_whole(
+def test_a_plan_gets_its_name_only_when_it_is_complete(
     plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     header, data = read_plan(plan)
@@ -307,7 +307,7 @@ def test_a_full_disk_leaves_nothing_behind(plan: Path, tmp_path: Path, monkeypat
     assert names(folder) == []
 
 
-def test_only_one_builds_and_the_others_are_told_to_wait(tmp_path: Path) -> None:
+def test_one_process_builds_and_the_others_are_told_to_wait(tmp_path: Path) -> None:
     order: list[str] = []
     waited = threading.Event()
 
@@ -325,7 +325,7 @@ def test_only_one_builds_and_the_others_are_told_to_wait(tmp_path: Path) -> None
     assert order == ["first", "second"]
 
 
-def test_what_a_killed_build_left_is_swept_up(plan: Path) -> None:
+def test_files_of_a_killed_build_are_removed(plan: Path) -> None:
     left = plan.parent / f".{plan.name}.12345"
     left.write_bytes(b"half of it")
     with locked(plan.parent):
@@ -346,14 +346,14 @@ def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path) -> None:
         pass
 
 
-def test_removing(plan: Path) -> None:
+def test_remove_plans_deletes_the_selected_plans(plan: Path) -> None:
     size = plan.stat().st_size
     assert list(remove_plans(plan.parent, lambda path: False)) == []
     assert list(remove_plans(plan.parent, lambda path: True)) == [(plan, size)]
     assert plan_files(plan.parent) == []
 
 
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("NIGHTLAB_PLANS", raising=False)
@@ -375,6 +375,6 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
         cache_folder()
 
 
-def test_a_header_survives_its_text(plan: Path) -> None:
+def test_writing_and_reading_a_header_keeps_its_values(plan: Path) -> None:
     header = read_header(plan)
     assert PlanHeader.model_validate_json(header.model_dump_json()) == header

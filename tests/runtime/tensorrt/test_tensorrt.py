@@ -90,7 +90,7 @@ def random_bytes(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def test_it_tells_the_network_s_own_specs(machine: Machine) -> None:
+def test_the_engine_reports_the_networks_inputs_and_outputs(machine: Machine) -> None:
     engine = machine.image()
     assert engine.name == "tensorrt"
     assert engine.inputs == {"frame": TensorSpec(np.dtype(np.uint8), (1, None, None, 3))}
@@ -99,7 +99,7 @@ def test_it_tells_the_network_s_own_specs(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_answers_for_every_batch_in_any_order(machine: Machine, cuda_graphs: bool) -> None:
+def test_results_are_right_for_every_batch_size_in_any_order(machine: Machine, cuda_graphs: bool) -> None:
     engine = machine.region(cuda_graphs=cuda_graphs)
     for seed, batch in enumerate((10, 1, 7, 7, 2, 10)):
         crops = random_bytes(batch, *CROP, seed=seed)
@@ -113,7 +113,7 @@ def test_answers_for_every_batch_in_any_order(machine: Machine, cuda_graphs: boo
     machine.assert_nothing_is_left()
 
 
-def test_the_order_and_the_sizes_of_a_life(machine: Machine) -> None:
+def test_cuda_calls_have_the_expected_order_and_sizes(machine: Machine) -> None:
     engine = machine.region()
     frame, maps = 10 * 4 * 6 * 3, 10 * 4 * 6
     assert machine.ledger.calls == [
@@ -150,7 +150,7 @@ def test_the_order_and_the_sizes_of_a_life(machine: Machine) -> None:
     machine.assert_nothing_is_left()
 
 
-def test_tensorrt_for_rtx_compiles_for_a_shape_at_once_and_never_in_the_background(machine: Machine) -> None:
+def test_tensorrt_for_rtx_compiles_shapes_at_once_and_not_in_the_background(machine: Machine) -> None:
     machine.image().close()
     assert machine.trt.runtime_configs == [None]  # TensorRT itself has no such choice
     strategies = SimpleNamespace(LAZY="lazy", EAGER="eager")
@@ -160,14 +160,14 @@ def test_tensorrt_for_rtx_compiles_for_a_shape_at_once_and_never_in_the_backgrou
     machine.assert_nothing_is_left()
 
 
-def test_what_the_installed_tensorrt_for_rtx_calls_its_choice_of_compiling() -> None:
+def test_the_installed_tensorrt_for_rtx_has_the_api_that_the_engine_uses() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     assert trt.DynamicShapesKernelSpecializationStrategy.EAGER != trt.DynamicShapesKernelSpecializationStrategy.LAZY
     assert hasattr(trt.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
     assert hasattr(trt.ICudaEngine, "create_runtime_config")
 
 
-def test_a_fixed_shape_is_launched_as_one_graph(machine: Machine) -> None:
+def test_a_fixed_shape_runs_as_one_cuda_graph(machine: Machine) -> None:
     engine = machine.image(cuda_graphs=True)
     capture = machine.ledger.calls.index("begin_capture")
     assert machine.ledger.calls.index("execute") < capture  # TensorRT's first run cannot be recorded
@@ -181,7 +181,7 @@ def test_a_fixed_shape_is_launched_as_one_graph(machine: Machine) -> None:
     machine.assert_nothing_is_left()
 
 
-def test_results_belong_to_the_caller(machine: Machine) -> None:
+def test_results_are_not_overwritten_by_later_calls(machine: Machine) -> None:
     engine = machine.image()
     frame = random_bytes(1, 4, 6, 3)
     first = engine(frame=frame)["confidence"]
@@ -192,7 +192,7 @@ def test_results_belong_to_the_caller(machine: Machine) -> None:
     np.testing.assert_array_equal(first, kept)
 
 
-def test_other_sizes_load_their_plans_and_the_oldest_goes(machine: Machine) -> None:
+def test_plans_are_loaded_per_size_and_the_oldest_is_closed(machine: Machine) -> None:
     engine = machine.image()
     for height, width in (*SIZES_HW, *SIZES_HW, SIZES_HW[-1]):
         frame = random_bytes(1, height, width, 3)
@@ -214,7 +214,7 @@ def test_prepare_loads_and_runs_once(machine: Machine) -> None:
     engine.close()
 
 
-def test_inputs_that_do_not_fit_are_refused_before_anything_is_queued(machine: Machine) -> None:
+def test_inputs_that_do_not_fit_are_refused_before_any_cuda_call(machine: Machine) -> None:
     engine = machine.image()
     machine.ledger.calls.clear()
     with pytest.raises(ValueError, match=r"tensorrt engine: input 'frame' received float32"):
@@ -225,14 +225,14 @@ def test_inputs_that_do_not_fit_are_refused_before_anything_is_queued(machine: M
     engine.close()
 
 
-def test_arrays_that_are_not_contiguous_are_read_right(machine: Machine) -> None:
+def test_arrays_that_are_not_contiguous_are_read_correctly(machine: Machine) -> None:
     engine = machine.image()
     frame = random_bytes(1, 4, 6, 3)[..., ::-1]
     np.testing.assert_array_equal(engine(frame=frame)["labels"], image_level(frame)[0])
     engine.close()
 
 
-def test_a_closed_engine_says_so(machine: Machine) -> None:
+def test_a_closed_engine_raises_an_error(machine: Machine) -> None:
     engine = machine.image()
     engine.close()
     engine.close()
@@ -248,7 +248,7 @@ def test_each_engine_has_its_own_stream(machine: Machine) -> None:
     machine.assert_nothing_is_left()
 
 
-def test_threads_take_turns(machine: Machine) -> None:
+def test_concurrent_calls_run_one_at_a_time(machine: Machine) -> None:
     engine = machine.region()
     wrong: list[int] = []
 
@@ -291,7 +291,7 @@ def number_of_calls() -> int:
 
 
 @pytest.mark.parametrize("fail_at", range(number_of_calls()))
-def test_whichever_call_fails_nothing_leaks_and_nothing_is_freed_twice(fail_at: int) -> None:
+def test_any_failing_cuda_call_leaves_no_leak_and_no_double_free(fail_at: int) -> None:
     machine = Machine()
     machine.ledger.fail_at = fail_at
     with pytest.raises(CudaError, match="made to fail"):
@@ -308,7 +308,7 @@ def test_whichever_call_fails_nothing_leaks_and_nothing_is_freed_twice(fail_at: 
         ("set_tensor_address", r"refuses the buffer of 'crops'"),
     ],
 )
-def test_what_tensorrt_refuses_is_an_error_with_its_words(machine: Machine, call: str, message: str) -> None:
+def test_a_refusal_by_tensorrt_is_an_error_with_its_message(machine: Machine, call: str, message: str) -> None:
     machine.trt.refuse.add(call)
     with pytest.raises(TensorRtError, match=message):
         machine.region()
@@ -316,7 +316,7 @@ def test_what_tensorrt_refuses_is_an_error_with_its_words(machine: Machine, call
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_a_run_that_is_refused_leaves_a_working_engine(machine: Machine, cuda_graphs: bool) -> None:
+def test_the_engine_works_after_a_failed_run(machine: Machine, cuda_graphs: bool) -> None:
     engine = machine.region(cuda_graphs=cuda_graphs)
     machine.trt.refuse.add("execute")
     with pytest.raises(TensorRtError, match="cannot run the region network: execute was refused by TensorRT"):
@@ -328,7 +328,7 @@ def test_a_run_that_is_refused_leaves_a_working_engine(machine: Machine, cuda_gr
     machine.assert_nothing_is_left()
 
 
-def test_a_plan_with_other_tensors_than_its_header_says_is_refused(machine: Machine) -> None:
+def test_a_plan_whose_tensors_differ_from_its_header_is_refused(machine: Machine) -> None:
     header = image_header(4, 6)
     other = header.model_copy(update={"outputs": {"labels": MAPS["labels"]}})
     machine.trt.networks = {b"4x6": (image_network, other)}

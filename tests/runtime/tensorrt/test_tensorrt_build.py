@@ -85,7 +85,7 @@ def test_the_shipped_bundle_builds_in_half_precision(shipped: dict[EngineKind, P
 
 
 @pytest.mark.slow
-def test_what_half_precision_would_harm_stays_in_float32(shipped: dict[EngineKind, PlanHeader]) -> None:
+def test_layers_that_half_precision_would_harm_stay_in_float32(shipped: dict[EngineKind, PlanHeader]) -> None:
     """The network is strongly typed, so that the types it was parsed with are those that run."""
     for kind, header in shipped.items():
         half, full = header.layers["float16"], header.layers["float32"]
@@ -98,13 +98,13 @@ def test_what_half_precision_would_harm_stays_in_float32(shipped: dict[EngineKin
 
 
 @pytest.mark.slow
-def test_in_float32_nothing_is_half(library: TensorRtLibrary, tmp_path: Path) -> None:
+def test_a_float32_build_has_no_half_precision_layer(library: TensorRtLibrary, tmp_path: Path) -> None:
     bundle = load_bundle(default_bundle())
     header, _ = build_plan(bundle, key_of(bundle, library, "hardness", "float32"), library, tmp_path)
     assert "float16" not in header.layers and header.layers["float32"]["CONVOLUTION"] > 30
 
 
-def test_the_parser_s_refusal_names_the_layer(library: TensorRtLibrary) -> None:
+def test_the_parsers_error_names_the_layer(library: TensorRtLibrary) -> None:
     """The shipped graph as it is: TensorRT has no DeformConv, which is why it is rewritten before."""
     bundle = load_bundle(default_bundle())
     model = onnx.load(bundle.path("image"))
@@ -121,7 +121,7 @@ def test_the_parser_s_refusal_names_the_layer(library: TensorRtLibrary) -> None:
     assert f"layer '{first}' (DeformConv)" in message
 
 
-def test_bytes_that_are_no_graph_are_refused(tiny: Bundle, library: TensorRtLibrary) -> None:
+def test_bytes_that_are_not_a_graph_are_refused(tiny: Bundle, library: TensorRtLibrary) -> None:
     with pytest.raises(TensorRtError, match="TensorRT's parser refuses the image network"):
         serialize(library, b"no graph at all", key_of(tiny, library), lambda progress: True)
 
@@ -158,7 +158,7 @@ def test_a_build_can_be_stopped(tiny: Bundle, library: TensorRtLibrary, tmp_path
     assert was_built
 
 
-def test_an_error_of_the_listener_s_comes_out(tiny: Bundle, library: TensorRtLibrary, tmp_path: Path) -> None:
+def test_an_error_of_the_progress_listener_is_raised(tiny: Bundle, library: TensorRtLibrary, tmp_path: Path) -> None:
     def listen(progress: BuildProgress) -> bool:
         if progress.step != "rewriting the graph":
             raise KeyError("in the listener")
@@ -169,7 +169,7 @@ def test_an_error_of_the_listener_s_comes_out(tiny: Bundle, library: TensorRtLib
     assert plan_files(tmp_path) == []
 
 
-def test_a_whole_plan_is_not_built_again_and_a_spoilt_one_is(
+def test_an_intact_plan_is_kept_and_a_damaged_one_is_built_again(
     tiny: Bundle, library: TensorRtLibrary, tmp_path: Path
 ) -> None:
     key = key_of(tiny, library)
@@ -226,7 +226,7 @@ def test_one_logger_serves_the_process(library: TensorRtLibrary, caplog: pytest.
     assert library.messages
 
 
-def test_what_a_plan_is_built_for(library: TensorRtLibrary) -> None:
+def test_a_plan_is_built_for_the_target(library: TensorRtLibrary) -> None:
     assert library.target(None) == Target(RTX_CAPABILITIES)
     assert library.target(Device("RTX A2000", "8.6", 0)) == Target(RTX_CAPABILITIES)
     assert library.target(Device("Tesla T4", "7.5", 0)) == Target(("7.5",), "Tesla T4")
@@ -302,7 +302,7 @@ def start_build(bundle: Bundle, folder: Path, moment: str) -> subprocess.Popen[s
         ("after the rename", {".lock", "image-KEY.plan"}),
     ],
 )
-def test_kill_9_leaves_a_whole_plan_or_none(
+def test_killing_a_build_leaves_a_complete_plan_or_none(
     tiny: Bundle, library: TensorRtLibrary, tmp_path: Path, moment: str, left: set[str]
 ) -> None:
     process = start_build(tiny, tmp_path, moment)

@@ -68,7 +68,7 @@ def frames(number: int) -> list[np.ndarray]:
     return [render_scene(seed, size_hw=FRAME_HW).image_bgr[None] for seed in range(number)]
 
 
-def test_labels_are_onnx_runtime_s(engines: Engines) -> None:
+def test_labels_equal_those_of_onnx_runtime(engines: Engines) -> None:
     bundle = load_bundle(default_bundle())
     reference = OnnxRuntimeEngine(bundle.path("image"))
     for frame in frames(8):
@@ -108,7 +108,7 @@ def median_ms(action: Callable[[], object], runs: int = 100) -> float:
     return statistics.median(times[runs // 10 :])
 
 
-def test_two_engines_overlap(engines: Engines) -> None:
+def test_two_engines_run_at_the_same_time(engines: Engines) -> None:
     """The two paths side by side take less than one after the other."""
     frame, crops = frames(1)[0], np.zeros((10, 256, 256, 3), np.uint8)
 
@@ -131,7 +131,7 @@ def test_two_engines_overlap(engines: Engines) -> None:
 
 
 @pytest.mark.slow
-def test_ten_thousand_frames_take_no_more_memory(engines: Engines) -> None:
+def test_memory_does_not_grow_over_ten_thousand_frames(engines: Engines) -> None:
     cuda, frame = Cuda(), frames(1)[0]
     crops = np.random.default_rng(0).integers(0, 256, (10, 256, 256, 3), np.uint8)
 
@@ -148,7 +148,7 @@ def test_ten_thousand_frames_take_no_more_memory(engines: Engines) -> None:
     assert before - cuda.free_bytes() < 1 << 20
 
 
-def test_closing_gives_the_memory_back_again_and_again(engines: Engines, folder: Path) -> None:
+def test_closing_frees_the_memory_every_time(engines: Engines, folder: Path) -> None:
     cuda, left = Cuda(), []
     bundle = load_bundle(default_bundle())
     for _ in range(6):
@@ -159,7 +159,7 @@ def test_closing_gives_the_memory_back_again_and_again(engines: Engines, folder:
     assert left[1] - left[-1] < 4 << 20, left
 
 
-def test_a_cuda_graph_gives_the_same_answers(engines: Engines, folder: Path) -> None:
+def test_a_cuda_graph_gives_the_same_results(engines: Engines, folder: Path) -> None:
     library = next(f for f in installed_libraries() if f.name == engines.image.name)
     image = next(path for path in plan_files(folder) if path.name.startswith("image"))
     graphs = TensorRtEngine(library, lambda shapes: read_plan(image), {"frame": (1, *FRAME_HW, 3)}, cuda_graphs=True)
