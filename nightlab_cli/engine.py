@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nightlab engine`: build the TensorRT engines of a bundle ahead of time; list, verify and remove them."""
+"""`nightlab engine`: build the TensorRT plans of a bundle ahead of time; list, verify and remove them."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ MOVES = {"CAST", "SHUFFLE", "UNSQUEEZE", "SQUEEZE", "SLICE", "CONCATENATION", "G
 
 app = new_app(
     no_args_is_help=True,
-    help="Build the TensorRT engines of a bundle ahead of time; list, verify and remove them.\n\n"
-    "An engine is kept as a plan in the folder NIGHTLAB_PLANS, or in nightlab/plans in the user's cache folder. "
-    "The node looks for it there.",
+    help="Build the TensorRT plans of a bundle ahead of time; list, verify and remove them.\n\n"
+    "Plans are kept in the folder NIGHTLAB_PLANS, or in nightlab/plans in the user's cache folder. "
+    "The node looks for them there.",
 )
 
 Capabilities = Annotated[
@@ -74,7 +74,7 @@ Capabilities = Annotated[
 ]
 # Typer calls the parser of the option; the type is opaque to it.
 ImageSize = Annotated[Any, image_size_option("the bundle's own")]
-EnginePrecision = Annotated[Precision, typer.Option("--precision", help="Arithmetic of the engines.")]
+EnginePrecision = Annotated[Precision, typer.Option("--precision", help="Arithmetic of the plans.")]
 Library = Annotated[
     TensorRtName | None,
     typer.Option(
@@ -101,7 +101,7 @@ def build(
     capability: Capabilities = None,
     verbose: Verbose = False,
 ) -> None:
-    """Build the three engines of a bundle. Plans that exist are left as they are; Ctrl-C keeps the finished ones."""
+    """Build the plans of a bundle's networks. Plans that exist are left as they are; Ctrl-C keeps the finished ones."""
     opened, tensorrt, (device, _) = load_bundle(bundle or default_bundle()), choose_library(library), find_device()
     target = tensorrt.target(device, tuple(capability or ()))
     frame_hw = image_size or opened.manifest.engines.image.input_hw

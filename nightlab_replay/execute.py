@@ -25,7 +25,7 @@ _QUEUE_FRAMES = 4
 
 @dataclass(frozen=True)
 class BagSource:
-    """What a machine that sees the bag's path needs to open the bag of a run."""
+    """Path and topics with which any machine that sees the path opens a bag of a run."""
 
     name: str
     path: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of a build of TensorRT engines in the configure transition: to the log and to /diagnostics."""
+"""Progress of a build of TensorRT plans in the configure transition: to the log and to /diagnostics."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class BuildProgressReporter:
         now_s = time.monotonic()
         if progress.kind != self._kind:
             self._kind = progress.kind
-            self._log(f"building the TensorRT engine of the {progress.kind} network")
+            self._log(f"building the TensorRT plan of the {progress.kind} network")
         if now_s - self._published_s >= PERIOD_S:
             self._published_s = now_s
             percent = f"{100 * progress.fraction:.0f}"
             values = {"build_network": progress.kind, "build_percent": percent, "build_phase": progress.step}
-            message = f"configuring: building TensorRT engines: {progress.kind} {percent} %"
+            message = f"configuring: building TensorRT plans: {progress.kind} {percent} %"
             self._publish(HealthReport(OK, message, values))
         return not self._stop.is_set()

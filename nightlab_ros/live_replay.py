@@ -43,7 +43,7 @@ def replay_live(
     on_note: Callable[[str], None] = lambda text: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Generator[SpanResult, None, None]:
-    """Yield the results of all spans; the node is started anew for each span.
+    """Yield the results of all spans; a new node is started for each span.
 
     `node` receives statistics of the playback and the node's last diagnostics, `on_note` short texts about progress.
     When `stopped` returns True, the frames up to the last one with masks are evaluated and the generator ends. Raises

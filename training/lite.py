@@ -61,7 +61,7 @@ class ChainStage:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What is stored of a stage's last run."""
+    """Stored state of a stage's last run."""
 
     inputs: Mapping[str, str]  #: SHA-256 by path, when the run started
     finished: bool

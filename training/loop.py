@@ -129,31 +129,9 @@ def fit(
     recipe or batch made the checkpoint.
     """
     fabric = start_fabric(settings.precision)
-    batch_of_all = settings.batch_size * fabric.world_size
     synchronise_batch_norm(model, fabric)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
-    )
-    wrapped, optimizer = fabric.setup(model, optimizer)
-    average: AveragedModel | None = None
-    if settings.ema_decay:
-        average = AveragedModel(model, multi_avg_fn=running_mean(settings.ema_decay), use_buffers=False)
-    precision = fabric.strategy.precision
-
-    first = 0
-    if checkpoint.is_file():
-        state = checkpoints.read(checkpoint)
-        checkpoints.check_recipe(checkpoint, state, recipe, batch_of_all)
-        checkpoints.check_made_from(checkpoint, state, made_from or {})
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if average is not None:
-            average.load_state_dict(state["average"])
-        if state.get("scaler"):  # a run that started on a CPU has none
-            precision.load_state_dict(state["scaler"])
-        first = state["step"]
-
+    run = _Run(model, settings, fabric, checkpoint, recipe, dict(made_from or {}))
+    first = run.resume() if checkpoint.is_file() else 0
     batches = DataLoader(
         data,
         batch_size=settings.batch_size,
@@ -166,38 +144,91 @@ def fit(
     board = checkpoint.parent if settings.tensorboard else None
     with StepLog(first, settings.steps, settings.log_every, board, shown=fabric.is_global_zero) as log:
         for step, batch in enumerate(batches, start=first):
-            _seed(settings.seed, step, fabric.global_rank)
-            rate = learning_rate_at(step, settings)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss, values = _mean_over_processes(loss_of(wrapped, fabric.to_device(batch)), fabric)
-            _check_finite(step, values, all(map(math.isfinite, values.values())), "loss")
-            optimizer.zero_grad()
-            fabric.backward(loss)
-            norm = fabric.clip_gradients(wrapped, optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False)
-            gradient = float(norm) if norm is not None else math.nan
-            scaler = getattr(precision, "scaler", None)
-            # In float16 the scaler leaves out a step whose scaled gradients overflow, and scales less from then on.
-            healthy = math.isfinite(gradient) if scaler is None else scaler.get_scale() >= LEAST_LOSS_SCALE
-            _check_finite(step, values, healthy, "gradient")
-            optimizer.step()
-            if average is not None:
-                average.update_parameters(model)
             done = step + 1
-            log.update(done, values, rate, gradient)
+            log.update(done, *run.step(step, batch, loss_of))
             if fabric.is_global_zero and (done % settings.checkpoint_every == 0 or done == settings.steps):
-                state = {
-                    "model": model.state_dict(),
-                    "average": average.state_dict() if average is not None else None,
-                    "optimizer": optimizer.state_dict(),
-                    "scaler": precision.state_dict(),
-                    "step": done,
-                    "batch": batch_of_all,
-                    "recipe": recipe.model_dump(mode="json"),
-                    "made_from": dict(made_from or {}),
-                }
-                checkpoints.write(checkpoint, state)
+                run.save(done)
     fabric.barrier()  # every process may read the last checkpoint after this
+
+
+class _Run:
+    """The state of a training run: model, optimiser, running mean of the weights and loss scale."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: LoopSettings,
+        fabric: Fabric,
+        checkpoint: Path,
+        recipe: Settings,
+        made_from: Mapping[str, str],
+    ) -> None:
+        self.model, self.settings, self.fabric = model, settings, fabric
+        self.checkpoint, self.recipe, self.made_from = checkpoint, recipe, made_from
+        self.total_batch = settings.batch_size * fabric.world_size  #: of all processes
+        optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+        )
+        self.wrapped, self.optimizer = fabric.setup(model, optimizer)
+        self.average: AveragedModel | None = None
+        if settings.ema_decay:
+            self.average = AveragedModel(model, multi_avg_fn=running_mean(settings.ema_decay), use_buffers=False)
+        self.precision = fabric.strategy.precision
+
+    def resume(self) -> int:
+        """Load the checkpoint and return its step. Raises ValueError if another recipe, batch or input made it."""
+        state = checkpoints.read(self.checkpoint)
+        checkpoints.check_recipe(self.checkpoint, state, self.recipe, self.total_batch)
+        checkpoints.check_made_from(self.checkpoint, state, self.made_from)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        if state.get("scaler"):  # a run that started on a CPU has none
+            self.precision.load_state_dict(state["scaler"])
+        return state["step"]
+
+    def save(self, done: int) -> None:
+        """Write the checkpoint after `done` steps."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.state_dict(),
+            "step": done,
+            "batch": self.total_batch,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "made_from": dict(self.made_from),
+        }
+        checkpoints.write(self.checkpoint, state)
+
+    def step(
+        self, step: int, batch: Any, loss_of: Callable[[nn.Module, Any], Losses]
+    ) -> tuple[dict[str, float], float, float]:
+        """Train on one batch. Return the losses by name, the learning rate and the norm of the gradient."""
+        _seed(self.settings.seed, step, self.fabric.global_rank)
+        rate = learning_rate_at(step, self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss, values = _mean_over_processes(loss_of(self.wrapped, self.fabric.to_device(batch)), self.fabric)
+        _check_finite(step, values, all(map(math.isfinite, values.values())), "loss")
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        norm = self.fabric.clip_gradients(
+            self.wrapped, self.optimizer, max_norm=self.settings.clip_norm, error_if_nonfinite=False
+        )
+        gradient = float(norm) if norm is not None else math.nan
+        scaler = getattr(self.precision, "scaler", None)
+        # In float16 the scaler leaves out a step whose scaled gradients overflow, and scales less from then on.
+        healthy = math.isfinite(gradient) if scaler is None else scaler.get_scale() >= LEAST_LOSS_SCALE
+        _check_finite(step, values, healthy, "gradient")
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return values, rate, gradient
 
 
 def _seed(seed: int, step: int, rank: int) -> None:

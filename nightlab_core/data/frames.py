@@ -40,7 +40,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class FrameSource:
-    """Frames in order, opened anew by every iteration.
+    """Frames in order; every iteration opens the source again.
 
     `num_frames` is None if the number is known only after reading to the end. `problems` holds one sentence for each
     fault of a damaged bag, of which only the readable messages are given.

@@ -30,6 +30,6 @@ class RecordingEngine:
 
 
 def recording(engines: Engines) -> tuple[Engines, dict[str, RecordingEngine]]:
-    """Return the same engines with a recorder round each, and the recorders by kind."""
+    """Return the same engines with a recorder around each, and the recorders by kind."""
     recorders = {kind: RecordingEngine(getattr(engines, kind)) for kind in ("image", "hardness", "region")}
     return replace(engines, **recorders), recorders  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ T = TypeVar("T")
 class LatestWorker(Generic[T]):
     """Calls ``handle(item)`` on its own thread, for the newest item only.
 
-    ``failed(error)`` gets what ``handle`` raises; the thread goes on.
+    ``failed(error)`` receives an exception of ``handle``; the thread continues.
     """
 
     def __init__(self, name: str, handle: Callable[[T], None], failed: Callable[[Exception], None]) -> None:

@@ -31,7 +31,7 @@ from nightlab_ros.playback.protocol import PlayerProcess, SentFrame, record_play
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo plays, and where its report goes."""
+    """Frames that the demo plays, and the folder of its report."""
 
     player: PlayerSettings = field(default_factory=PlayerSettings)
     out: Path = Path("demo_out")  #: folder of overlays/, demo.json, index.html and the processes' logs

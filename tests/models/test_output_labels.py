@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the channels of a level stand for, and what its training labels leave open."""
+"""Classes of a level's channels, and ambiguous training labels."""
 
 import pytest
 from class_sets import CAMVID11, CITYSCAPES19

@@ -83,7 +83,7 @@ def test_it_builds_while_configuring_and_diagnostics_show_it(
     watcher.start()
     assert client.change_state(Transition.TRANSITION_CONFIGURE)
     watcher.join()
-    assert shown["message"].startswith("configuring: building TensorRT engines: ") and shown["level"] == "0"
+    assert shown["message"].startswith("configuring: building TensorRT plans: ") and shown["level"] == "0"
     assert shown["build_network"] in ("image", "hardness", "region") and shown["build_phase"]
     assert plans(tmp_path) == ["hardness", "image", "region"]
 
@@ -120,7 +120,7 @@ def test_without_leave_to_build_it_names_the_command(
 def test_a_signal_ends_a_build(start: Callable[..., Any], tiny_bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     process, _ = start(bundle=str(tiny_bundle), build_engines=True, autostart=True)
-    process.wait_for_log("building the TensorRT engine of the image network")
+    process.wait_for_log("building the TensorRT plan of the image network")
     assert process.stop(signal.SIGINT) == 1
     assert process.logged("configure failed: BuildStopped: the build of the image network was stopped")
     assert plans(tmp_path) == [] and not process.logged("Traceback|terminate called")
@@ -144,8 +144,8 @@ def test_progress_is_published_now_and_then(monkeypatch: pytest.MonkeyPatch) -> 
         now_s[0] = step / 50  # two seconds
         assert report(BuildProgress("image" if step < 50 else "region", step / 100, "Timing tactics"))
     assert [one.values["build_percent"] for one in published] == ["0", "25", "50", "75", "100"]
-    assert published[1].message == "configuring: building TensorRT engines: image 25 %"
+    assert published[1].message == "configuring: building TensorRT plans: image 25 %"
     assert published[1].values == {"build_network": "image", "build_percent": "25", "build_phase": "Timing tactics"}
-    assert logged == [f"building the TensorRT engine of the {kind} network" for kind in ("image", "region")]
+    assert logged == [f"building the TensorRT plan of the {kind} network" for kind in ("image", "region")]
     stop.set()
     assert not report(BuildProgress("region", 1.0, ""))

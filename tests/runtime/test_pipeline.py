@@ -339,7 +339,7 @@ def test_an_engine_that_breaks_the_contract_is_refused(tiny_bundle: Path) -> Non
 
 
 def test_engines_that_break_the_contract_are_closed(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What they hold on a GPU would stay there."""
+    """Engines that stay open would keep their GPU memory."""
     image, hardness = FakeEngine("image", plain_maps(1, 1)), FakeEngine("hardness", known_boxes())
     region = FakeEngine("image", plain_maps(1, 1))
     opened = {"image": image, "hardness": hardness, "region": region}

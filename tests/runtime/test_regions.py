@@ -206,7 +206,7 @@ REPLACED_CONFIDENCE = [
     [200, 200, 200, 150, 150, 150],
     [200, 200, 200, 150, 150, 150],
 ]
-# All of a window takes part, beside its box too: the best is surest at the frame's border.
+# The whole window is merged, also outside its box: the best region is most confident at the frame's border.
 CONFIDENT_LABELS = [
     [9, 9, 9, 9, 9, 9],
     [9, 0, 0, 2, 2, 9],  # the other's 150 came first and beats 100, not 200; the best's 150 does not beat it

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real processes: two train as one with twice the batch, and one that is killed goes on bit by bit."""
+"""Real processes: two train as one with twice the batch, and a killed one resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None
         return [float(line.split()[3]) for line in log.splitlines() if line.startswith("step")]
 
     assert losses(alone) == pytest.approx(losses(together), rel=1e-3) and len(losses(alone)) == 6
-    # One process goes on where two were stopped, and the other way round: the batch is what counts.
+    # One process resumes a run of two, and two a run of one, since only the total batch must be equal.
     assert "all 6 steps done" in _run(STAGE, str(tmp_path / "two"), "4", "6")
 
 
@@ -95,7 +95,7 @@ def test_a_killed_process_leaves_a_checkpoint_that_resumes_bit_for_bit(
 
 
 def test_the_test_samples_distinguish_a_mean_of_means_from_a_mean() -> None:
-    """Or the test with two processes would pass with a wrong mean."""
+    """Otherwise the test with two processes would pass with a wrong mean."""
     model, samples = network().eval(), [Halves()[i] for i in range(4)]
     images, labels = (torch.stack(part) for part in zip(*samples, strict=True))
     whole = loss_of(model, (images, labels))["cross_entropy"].value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a region brings, worked out by hand: a frame of 4 x 8 pixels with two boxes of 4 x 4."""
+"""Gains of regions, computed by hand: a frame of 4 x 8 pixels with two boxes of 4 x 4."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from training.gains import (
 
 TRUTH = np.array([[0, 0, 1, 1, 0, 0, 0, 0]] * 4, np.uint8)
 IMAGE = np.zeros((4, 8), np.uint8)  # misses class 1
-SURE = np.full((4, 8), 100, np.uint8)
+CONFIDENCE = np.full((4, 8), 100, np.uint8)
 
 
 def _regions(left: np.ndarray, right: np.ndarray, confidence: int = 200) -> Regions:
@@ -45,15 +45,15 @@ def test_changed_counts_are_the_difference_of_two_confusion_matrices() -> None:
 def test_gains_equal_hand_computed_values() -> None:
     # The left region finds class 1 but for its last column; the right one invents it.
     left = np.array([[0, 0, 1, 0]] * 4)
-    gains = region_gains(TRUTH, IMAGE, SURE, _regions(left, np.ones((4, 4))), 2)
+    gains = region_gains(TRUTH, IMAGE, CONFIDENCE, _regions(left, np.ones((4, 4))), 2)
     # Left box: image level 8/16 and 0; region level 8/12 and 4/8. Right box: 1 without class 1; then 0.
     np.testing.assert_allclose(gains.iou, [[1 / 4, 7 / 12], [1, 0]], rtol=1e-6)
     np.testing.assert_array_equal(equation6(gains), [True, False])
     np.testing.assert_array_equal(gains.hits[:, 0], [[0, 4], [-16, 0]])
     np.testing.assert_array_equal(gains.predicted[:, 0], [[-4, 4], [-16, 16]])
-    unsure = region_gains(TRUTH, IMAGE, SURE, _regions(left, np.ones((4, 4)), confidence=50), 2)
-    np.testing.assert_array_equal(unsure.hits[:, 0], gains.hits[:, 0])
-    assert not unsure.hits[:, MERGES.index("confident")].any()
+    low_confidence = region_gains(TRUTH, IMAGE, CONFIDENCE, _regions(left, np.ones((4, 4)), confidence=50), 2)
+    np.testing.assert_array_equal(low_confidence.hits[:, 0], gains.hits[:, 0])
+    assert not low_confidence.hits[:, MERGES.index("confident")].any()
 
 
 def test_gains_include_pasted_pixels_outside_the_box() -> None:
@@ -61,16 +61,18 @@ def test_gains_include_pasted_pixels_outside_the_box() -> None:
         np.array([[0, 0, 2, 4]], np.float32), np.ones(1, np.float32), np.array([[0, 0, 4, 4]]), TRUTH[None, :, :4],
         np.full((1, 4, 4), 200, np.uint8),
     )  # fmt: skip
-    gains = region_gains(TRUTH, IMAGE, SURE, found, 2)
+    gains = region_gains(TRUTH, IMAGE, CONFIDENCE, found, 2)
     np.testing.assert_array_equal(gains.iou, [[1, 1]])  # in the box both are right
     np.testing.assert_array_equal(gains.hits, [[[0, 0], [0, 8]]])  # replace, confident
     for merge, right in (("replace", 24), ("confident", 32)):
-        for best in (either_level(IMAGE, found, TRUTH, merge), paste_oracle(IMAGE, SURE, found, TRUTH, merge)[0]):
+        for best in (either_level(IMAGE, found, TRUTH, merge), paste_oracle(IMAGE, CONFIDENCE, found, TRUTH, merge)[0]):
             assert (best == TRUTH).sum() == right
 
 
 def test_the_gain_of_a_box_without_labels_is_nan() -> None:
-    gains = region_gains(np.full((4, 8), 255, np.uint8), IMAGE, SURE, _regions(np.ones((4, 4)), np.ones((4, 4))), 2)
+    gains = region_gains(
+        np.full((4, 8), 255, np.uint8), IMAGE, CONFIDENCE, _regions(np.ones((4, 4)), np.ones((4, 4))), 2
+    )
     assert np.isnan(gains.iou).all() and not gains.hits.any() and not gains.predicted.any()
     assert not equation6(gains).any()
 
@@ -111,12 +113,12 @@ def test_a_floor_limits_the_gain_of_small_classes() -> None:
 def test_the_oracle_keeps_the_better_level_of_each_box() -> None:
     left = np.array([[0, 0, 1, 0]] * 4)
     regions = _regions(left, np.ones((4, 4)))
-    labels, sure = paste_oracle(IMAGE, SURE, regions, TRUTH, "replace")
+    labels, sure = paste_oracle(IMAGE, CONFIDENCE, regions, TRUTH, "replace")
     np.testing.assert_array_equal(labels, np.hstack([left, np.zeros((4, 4))]))
     assert (sure[:, :4] == 200).all() and (sure[:, 4:] == 100).all()
     assert not IMAGE.any()  # what came in is as it was
     unlabelled = np.full_like(TRUTH, 255)
-    np.testing.assert_array_equal(paste_oracle(IMAGE, SURE, regions, unlabelled, "replace")[0], IMAGE)
+    np.testing.assert_array_equal(paste_oracle(IMAGE, CONFIDENCE, regions, unlabelled, "replace")[0], IMAGE)
 
 
 @pytest.mark.parametrize("merge", MERGES)

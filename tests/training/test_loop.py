@@ -26,7 +26,7 @@ SETTINGS = LoopSettings(
 
 
 class _Recipe(Settings):
-    """What a stage's recipe has at least."""
+    """The smallest recipe of a stage."""
 
     loop: LoopSettings
     stage: str = "test"
@@ -144,7 +144,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_without_a_loss_scale_can_be_resumed_with_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A CPU scales no loss; a GPU that goes on from its checkpoint does."""
+    """A run on a CPU has no loss scale; a GPU that resumes it has one."""
     with pytest.raises(FloatingPointError):
         _train(tmp_path, poison=33)
 

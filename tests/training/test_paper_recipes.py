@@ -126,7 +126,7 @@ def test_the_networks_have_the_papers_sizes(name: str, millions: tuple[int, int]
     ["detector", *(pytest.param(s, marks=pytest.mark.slow) for s in ("image", "region", "relam_image", "joint"))],
 )
 def test_the_smoke_run_trains_and_reports_memory(stage: str, tmp_path: Path) -> None:
-    """As the command does it, with the recipe made small: the schedule, losses and the loop are the stage's own."""
+    """Run the command on a reduced recipe; schedule, losses and loop are those of the stage."""
     recipe = load_recipe(RECIPES / NAMES[2] / f"{stage}.yaml", STAGES[stage])
     small = NightLabSettings(
         segmenter=Segmenter(architecture="deeplabv3plus", backbone="resnet18", channels=16),
@@ -155,7 +155,7 @@ def test_the_smoke_run_trains_and_reports_memory(stage: str, tmp_path: Path) -> 
 
 
 def test_the_smoke_run_reports_the_seconds_of_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not of what comes before the first, nor of the checkpoint after the last."""
+    """Time before the first step and after the last one is not counted."""
     clock, given = [0.0], []
 
     def fit(model: Any, loss: Any, *others: Any) -> None:

@@ -33,14 +33,14 @@ WEIGHTS = loss_weights({}, ALL_CLASSES)
 
 def test_an_ambiguous_label_becomes_its_most_likely_class() -> None:
     logits = torch.zeros(1, 19, 1, 4)
-    logits[0, 11] = 9.0  # the person is likelier still, and not among them
+    logits[0, 11] = 9.0  # person is even more likely, but not among the label's classes
     logits[0, 12, 0, 0] = logits[0, 18, 0, 1] = logits[0, 7, 0, 2] = 1.0
     labels = torch.tensor([[[20, 20, 19, 255]]])
     assert resolve_ambiguous(logits, labels, ALL_CLASSES).tolist() == [[[12, 18, 7, 255]]]
 
 
 def test_an_ambiguous_label_lowers_its_less_likely_classes() -> None:
-    """Shared among three, what belongs to one would lose the pixel to a fourth."""
+    """A probability shared among three classes could be lower than that of a fourth class."""
     logits = torch.zeros(1, 19, 4, 4)
     logits[:, 12] = 1.0
     logits.requires_grad_()
@@ -53,7 +53,7 @@ def test_an_ambiguous_label_lowers_its_less_likely_classes() -> None:
 
 
 def test_any_class_of_an_ambiguous_label_has_no_loss() -> None:
-    """A sign of CamVid seen as a traffic light costs nothing; seen as a road it costs as much as ever."""
+    """CamVid's sign predicted as a traffic light has no loss; predicted as road it has the full loss."""
     labels, weight = torch.full((1, 8, 8), 19), WEIGHTS
     costs = {}
     for name in ("traffic light", "traffic sign", "road"):
@@ -114,14 +114,14 @@ def test_offsets_of_a_bundle_are_removed_before_further_training(tmp_path: Path)
         for key, value in model.state_dict().items():
             torch.testing.assert_close(value, unchanged[key], msg=key)
     region = load_stages(replace(shipped, model=settings, **dict.fromkeys(parts, str(tmp_path / "raised.pt")))).region
-    for key, value in region.state_dict().items():  # nor is it added twice where a bundle is made of a bundle
+    for key, value in region.state_dict().items():  # a bundle made of a bundle does not add it twice
         torch.testing.assert_close(value, plain.region.state_dict()[key], msg=key)
     different = [k for k, v in raised.region.state_dict().items() if not torch.equal(v, plain.region.state_dict()[k])]
     assert len(different) == 1 and different[0].endswith("bias")
 
 
 def test_statistics_that_are_not_finite_are_reset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A variance that was once kept in half precision is infinite: its channel learns, and is dead when it is used."""
+    """A variance that was stored in half precision can be infinite; its channel would then be 0 in inference."""
     source, fresh = (nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)) for _ in range(2))
     source[1].running_var[:] = torch.tensor([torch.inf, 7.0])
     torch.save({"model": source.state_dict()}, tmp_path / "stage.pt")
@@ -136,7 +136,7 @@ def test_statistics_that_are_not_finite_are_reset(tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize("number", [float("inf"), 1e6])
 def test_a_network_that_is_not_finite_writes_no_checkpoint(tmp_path: Path, number: float) -> None:
-    """Nor one whose weights are too large for the half precision that they are kept in."""
+    """Weights too large for half precision count as not finite, since a checkpoint stores half precision."""
     settings = tiny_settings()
     card, model = load_recipe(RECIPES / "lite_bundle.yaml", CombineRecipe).card, settings.build()
     weight = next(m for m in model.image.modules() if isinstance(m, nn.Conv2d)).weight
@@ -159,7 +159,7 @@ def test_lovasz_loss_is_0_for_correct_and_1_for_wrong_predictions() -> None:
 
 
 def test_the_loss_reads_logits_at_the_positions_of_the_mask() -> None:
-    """A mask is made of logits enlarged to the image; half a pixel aside, nothing thin would be where it is."""
+    """A mask is computed from logits enlarged to the image; an offset of half a pixel would misplace thin objects."""
     torch.manual_seed(0)
     for shape, size_hw in (((2, 3, 8, 12), (32, 48)), ((1, 2, 5, 7), (37, 43)), ((1, 4, 16, 16), (16, 16))):
         logits = torch.randn(shape)
@@ -167,7 +167,7 @@ def test_the_loss_reads_logits_at_the_positions_of_the_mask() -> None:
         for stride in (1, 2):
             found = at_pixels(logits, size_hw, stride)
             torch.testing.assert_close(found, enlarged[..., ::stride, ::stride], rtol=1e-4, atol=1e-5)
-    # A network that answers every pixel rightly has nothing to learn, wherever the borders run.
+    # A network that is right at every pixel has no loss, wherever the borders are.
     labels = torch.randint(0, 19, (1, 16, 24))
     exact = 50.0 * F.one_hot(labels, 19).permute(0, 3, 1, 2)
     found = segmentation_loss(_Constant(exact), (torch.zeros(1, 3, 16, 24), labels), WEIGHTS, ALL_CLASSES)
@@ -207,7 +207,7 @@ class _Constant(nn.Module):
 
 
 def test_a_region_level_with_class_other_is_trained() -> None:
-    """CamVid's sign is a traffic sign or other: it costs nothing to call it either, and much to call it a pole."""
+    """CamVid's sign is a traffic sign or other: predicting either has no loss, predicting a pole has a high one."""
     outputs = OutputLabels.of(CITYSCAPES19, ("pole", "traffic sign"), GROUPS)
     weight = loss_weights({"pole": 3.0, "other": 2.0}, outputs)
     assert weight.tolist() == [3.0, 1.0, 2.0, 1.0]  # the open label takes the least of its classes'

@@ -33,7 +33,7 @@ _LUMINANCE = torch.tensor([0.2126, 0.7152, 0.0722]).reshape(3, 1, 1)  # Rec. 709
 
 
 def check_images(recipe: ReLAMRecipe, sources: Sequence[SourceSettings], data: Path, count: int) -> Iterator[Tensor]:
-    """`count` images (1, 3, H, W) RGB in 0..1 of a source each: frames at the working size, or windows round the
+    """`count` images (1, 3, H, W) RGB in 0..1 of a source each: frames at the working size, or windows around the
     hardest regions, cut as the pipeline cuts them."""
     classes = recipe.model.classes
     hard = classes.ids_of(recipe.hard_classes)

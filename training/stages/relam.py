@@ -53,7 +53,7 @@ class ReLAMRecipe(Settings):
     structure_reduction: int = Field(default=1, ge=1)  #: SSIM is taken at this part of the size
     input_hw: tuple[int, int] = (480, 640)  #: working size of the image network; its area is what counts
     crop_hw: tuple[int, int] = (352, 480)  #: of the image level
-    scale: tuple[float, float] = (0.8, 1.25)  #: random scale round the working size
+    scale: tuple[float, float] = (0.8, 1.25)  #: random scale around the working size
     hard_classes: tuple[str, ...] = ()  #: what the region level's windows are cut round
     check_night: tuple[SourceSettings, ...] = ()  #: not trained on; `training.evaluation.relam_report` uses them
     check_day: tuple[SourceSettings, ...] = ()

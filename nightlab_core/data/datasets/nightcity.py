@@ -47,10 +47,10 @@ def nightcity_plus(root: Path, split: str, pattern: str = "*", complete: bool = 
     if split != "val":
         return nightcity(root, split, pattern, complete)
     images, _ = _folders(root)
-    anew = root / "NightCity-plus" / "val"
-    if not anew.is_dir():
-        raise DatasetError(f"{anew} is not a folder; expected the val labels of NightCity+ there, *_labelIds.png")
-    return _open("NightCity+", images, {"val": anew}, "_labelIds.png", split, pattern, complete)
+    labels = root / "NightCity-plus" / "val"
+    if not labels.is_dir():
+        raise DatasetError(f"{labels} is not a folder; expected the val labels of NightCity+ there, *_labelIds.png")
+    return _open("NightCity+", images, {"val": labels}, "_labelIds.png", split, pattern, complete)
 
 
 def nightcity_fine(root: Path, split: str, pattern: str = "*", complete: bool = True) -> LabelledImages:
@@ -96,7 +96,7 @@ def _open(
     if complete and len(pairs) != FRAMES[split]:
         raise DatasetError(
             f"{images[split]} gives {len(pairs)} images of {name} {split}, {_MISPLACED} counted as train; expected"
-            f" {FRAMES[split]}. Is the download whole? For a part of it, say complete: false in a recipe,"
+            f" {FRAMES[split]}. Is the download complete? For a part of it, say complete: false in a recipe,"
             " --partial to a command"
         )
     file_ids = None if suffix == "_trainIds.png" else CLASSES.label_file_ids

@@ -98,7 +98,7 @@ def test_a_graph_that_cannot_be_instantiated_is_destroyed() -> None:
 
 
 def test_the_device_is_described() -> None:
-    """Modules of one family bear one name: a plan tuned on the large one is none for the small one."""
+    """Modules of a family have one name, but a plan that was tuned on the large one does not fit the small one."""
     properties = SimpleNamespace(name=b"Orin\0\0", major=8, minor=7, totalGlobalMem=8 << 30, multiProcessorCount=16)
     cuda, _ = cuda_with(cudaGetDeviceProperties=(OK, properties))
     assert cuda.device() == Device("Orin with 16 multiprocessors", "8.7", 8 << 30)
@@ -121,7 +121,7 @@ def test_the_reason_for_a_missing_gpu_is_cudas_message() -> None:
 
 
 def test_bindings_that_raise_without_a_driver_mean_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As cuda-bindings 12.8 do, of which JetPack 6 needs some version below 13."""
+    """cuda-bindings 12.8 raise; JetPack 6 needs a version below 13."""
 
     def raising(*arguments: Any) -> None:
         raise RuntimeError("Failed to dlopen libcuda.so.1")

@@ -155,7 +155,7 @@ def test_convolutions_and_the_operators_between_them_are_half() -> None:
     nodes = [conv("x", "a"), helper.make_node("Sigmoid", ["a"], ["b"]), helper.make_node("Add", ["a", "b"], ["c"])]
     half = half_of([*nodes, conv("c", "y")], ["y"])
     assert type_of(half, "Conv") == type_of(half, "Sigmoid") == type_of(half, "Add") == {HALF}
-    assert operators(half).count("Cast") == 2, "one where it begins and one where it ends"
+    assert operators(half).count("Cast") == 2, "one at the start and one at the end"
 
 
 def test_operators_before_the_first_and_after_the_last_convolution_stay_float() -> None:
@@ -192,7 +192,9 @@ def test_normalisations_sums_exponents_and_sampling_stay_float(node: Any) -> Non
         used["axes"] = np.array([2, 3])
     half = half_of([conv("x", "a"), node, helper.make_node("Relu", ["b"], ["c"]), conv("c", "y")], ["y"], **used)
     assert type_of(half, node.op_type) == {FLOAT}
-    assert type_of(half, "Relu") == type_of(half, "Conv") == {HALF}, "what only hands values on goes with the product"
+    assert type_of(half, "Relu") == type_of(half, "Conv") == {HALF}, (
+        "operators without arithmetic have the type of the convolution"
+    )
 
 
 def test_values_between_two_float_operators_are_not_rounded() -> None:
@@ -207,7 +209,7 @@ def test_values_between_two_float_operators_are_not_rounded() -> None:
 
 
 def test_a_residual_sum_that_a_normalisation_reads_stays_float() -> None:
-    """As in a Swin block, where the sum grows from block to block; the products in between are half."""
+    """In a Swin network the sum grows from block to block; the products between are half."""
     nodes = [conv("x", "stem")]
     for i, source in enumerate(["stem", "sum0", "sum1"]):
         nodes += [

@@ -201,7 +201,7 @@ def test_plans_are_loaded_per_size_and_the_oldest_is_closed(machine: Machine) ->
     assert len(machine.opened) == 6  # the first is used at once, the last twice
     with pytest.raises(PlanError, match="no plan for 10x10; build it with: nightlab engine build"):
         engine.prepare(frame=(1, 10, 10, 3))
-    engine(frame=random_bytes(1, 8, 8, 3))  # goes on
+    engine(frame=random_bytes(1, 8, 8, 3))  # still works
     engine.close()
     machine.assert_nothing_is_left()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only a GPU can show: parity, overlap, memory over many frames, and a second process on the same cache."""
+"""Tests that need a GPU: parity, overlap, memory over many frames, and a second process on the same cache."""
 
 from __future__ import annotations
 

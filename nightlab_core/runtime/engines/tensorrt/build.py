@@ -133,7 +133,7 @@ def _rewritten(path: Path, key: PlanKey) -> tuple[bytes, dict[str, TensorInfo], 
         from nightlab_core.runtime.engines.tensorrt.graphs import tensorrt_graph
     except ImportError as error:
         raise ImportError(
-            f"building TensorRT engines needs packages of which one is missing ({error}): pip install onnx onnxruntime"
+            f"building TensorRT plans needs packages of which one is missing ({error}): pip install onnx onnxruntime"
         ) from error
     data = path.read_bytes()  # read now: it may have been exported again while another process was building
     received = hashlib.sha256(data).hexdigest()

@@ -163,7 +163,7 @@ def _open_on_gpu(
     if not options.build:
         raise PlanError("\n".join(refusals))
     library = libraries[0]
-    log.info("building TensorRT engines into %s", folder)
+    log.info("building TensorRT plans into %s", folder)
     for kind in ENGINE_KINDS:
         shapes = plan_shapes(bundle, kind, options.frame_hw)
         key = plan_key(bundle, kind, library, library.target(device), precision, shapes)
