@@ -120,32 +120,16 @@ def replay(
         max_frames=max_frames,
         keep_masks=write_bag,
     )
-    with ExitStack() as stack:
-        engines = stack.enter_context(Engines.open(opened, settings.engines(first_frame_hw(found))))
+    with Engines.open(opened, settings.engines(first_frame_hw(found))) as engines:
         if engines.note:
             console.print(f"[yellow]{escape(engines.note)}[/]", soft_wrap=True)
         run = start_or_resume(out, settings, describe_bundle(opened, engines.name), found, restart)
-        spans = missing_spans(out, run)
-        done = run.num_frames - sum(map(len, spans)) if spans else 0
-        before = f", {done} of them done before" if done else ""
-        console.print(
-            f"[bold]Replay[/] of {len(found)} bag{'s' * (len(found) != 1)}, {run.num_frames} frames{before}: "
-            f"{run.bundle.name} on {run.bundle.engine}",
-            soft_wrap=True,
-        )
-        if spans:
-            running = stack.enter_context(Pipeline(engines, settings.pipeline))
-            line = stack.enter_context(ProgressLine(console, "Replaying", run.num_frames, done))
-            node: dict[str, str] = {}
-            common: dict[str, Any] = {"keep_masks": write_bag, "on_frames": _counter(line, done), "stopped": stopped}
-            if live is not None and mode == "live":
-                results = live(join_spans(spans), run, opened, out, node, on_note=line.show_state, **common)
-            else:
-                results = _results(run, spans, running, workers, scheduler, common)
-            stack.enter_context(closing(results))
-            run = store_results(out, run, results, -1 if scheduler else workers, node)
-        elif run.finished is None:
-            run = store_results(out, run, [], run.workers)
+        if spans := missing_spans(out, run):
+            run = _replay_spans(out, run, spans, engines, workers, scheduler, live, console, stopped)
+        else:
+            _print_title(console, run, 0)
+            if run.finished is None:
+                run = store_results(out, run, [], run.workers)
     _finish(out, run, console)
     return run
 
@@ -167,6 +151,46 @@ def _check(
         raise ValueError(f"--frames is {max_frames}; expected 1 or more")
     if mode == "live" and live is None:
         raise ValueError("mode is 'live', expected the live replay of nightlab_ros in `live`")
+
+
+def _print_title(console: Console, run: Run, done: int) -> None:
+    before = f", {done} of them done before" if done else ""
+    console.print(
+        f"[bold]Replay[/] of {len(run.bags)} bag{'s' * (len(run.bags) != 1)}, {run.num_frames} frames{before}: "
+        f"{run.bundle.name} on {run.bundle.engine}",
+        soft_wrap=True,
+    )
+
+
+def _replay_spans(
+    out: Path,
+    run: Run,
+    spans: list[Span],
+    engines: Engines,
+    workers: int,
+    scheduler: str | None,
+    live: LiveReplay | None,
+    console: Console,
+    stopped: Callable[[], bool],
+) -> Run:
+    """Replay the spans that a run misses, with a progress line, and store the results. Return the run as stored."""
+    done = run.num_frames - sum(map(len, spans))
+    _print_title(console, run, done)
+    with ExitStack() as stack:
+        pipeline = stack.enter_context(Pipeline(engines, run.settings.pipeline))
+        line = stack.enter_context(ProgressLine(console, "Replaying", run.num_frames, done))
+        node: dict[str, str] = {}
+        common: dict[str, Any] = {
+            "keep_masks": run.settings.keep_masks,
+            "on_frames": _counter(line, done),
+            "stopped": stopped,
+        }
+        if live is not None and run.settings.mode == "live":
+            results = live(join_spans(spans), run, engines.bundle, out, node, on_note=line.show_state, **common)
+        else:
+            results = _results(run, spans, pipeline, workers, scheduler, common)
+        stack.enter_context(closing(results))
+        return store_results(out, run, results, -1 if scheduler else workers, node)
 
 
 def _counter(line: ProgressLine, done: int) -> Callable[[Sequence[FrameRecord]], None]:

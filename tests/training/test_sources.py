@@ -173,9 +173,7 @@ def test_shipped_recipes_leave_the_measured_night_frames_out(recipe: str) -> Non
     assert list(pseudo.HELD_OUT) == held_out
 
 
-def test_windows_have_the_given_margin_and_may_ignore_instances(
-    frames: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_windows_have_the_given_margin_and_may_ignore_instances(frames: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = data.SourceSettings(kind="folder", folder="mine", weight=1.0)
     cut, margins = data.regions.context_boxes, []
 
