@@ -18,7 +18,6 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 #: A uniformly random byte -> a sample of the standard normal distribution; much faster than the generator's own.
 _BYTE_TO_NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)], np.float32)
-#: Colours of lamps, BGR.
 
 
 def resize_pair(image: np.ndarray, labels: np.ndarray, size_hw: tuple[int, int]) -> Pair:

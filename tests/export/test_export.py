@@ -186,7 +186,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_frames_are_spread_over_the_folder_and_missing_ones_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no \.jpg"):
+    with pytest.raises(ValueError, match="contains no image"):
         parity.read_frames(tmp_path, 3)
     for i in range(5):
         cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((4, 4, 3), i, np.uint8))
