@@ -23,7 +23,6 @@ INSTALL = {
     "compare": "in NightLab's repository: pip install '.[replay]'",
     "bag": "in NightLab's repository: pip install '.[replay]'",
     "engine": "in NightLab's repository: pip install '.[tensorrt]'",
-    "benchmark": "in NightLab's repository: pip install '.[tensorrt]'",
     "export": "in NightLab's repository: pip install '.[train]'",
     "evaluate": "in NightLab's repository: pip install '.[train]', then python -m nightlab_cli evaluate",
 }

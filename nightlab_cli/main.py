@@ -25,7 +25,7 @@ COMMANDS = {
     "compare": "Compare two replays of the same bags, frame by frame.",
     "bag": "Make a labelled bag from images, a video or another bag.",
     "engine": "Build, list, verify and remove TensorRT plans.",
-    "benchmark": "Measure a bundle's TensorRT engines on this GPU.",
+    "benchmark": "Measure the speed of a bundle on this machine.",
     "export": "Export a trained checkpoint to a bundle.",
     "evaluate": "Measure a bundle or a checkpoint on a labelled data set.",
 }

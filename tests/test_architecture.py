@@ -50,7 +50,7 @@ def test_the_contract_without_torch_lists_every_module_that_runs_in_the_vehicle(
 @pytest.mark.parametrize(
     "names",
     [
-        pytest.param(modules("nightlab_core/runtime", "nightlab_core/data"), id="runtime and data"),
+        pytest.param(modules("nightlab_core/runtime", "nightlab_core/data", "nightlab_core/benchmark"), id="core"),
         pytest.param(modules("nightlab_ros"), id="ros", marks=pytest.mark.ros),
     ],
 )

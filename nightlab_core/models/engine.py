@@ -28,6 +28,7 @@ class TorchEngine:
     """A torch network with the names, dtypes and shapes of the bundle's contract."""
 
     name = "torch"
+    arithmetic = "float32"  #: see `OpenVinoEngine.arithmetic`
 
     def __init__(
         self,

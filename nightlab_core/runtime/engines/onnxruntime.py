@@ -19,6 +19,7 @@ class OnnxRuntimeEngine(OnnxEngine):
     """Run an ONNX network on ONNX Runtime's CPU provider, always in float32. `threads` 0 uses one thread per core."""
 
     name = "onnxruntime"
+    arithmetic = "float32"  #: see `OpenVinoEngine.arithmetic`
 
     def __init__(self, onnx_path: str | Path, *, precision: PrecisionChoice = "auto", threads: int = 0) -> None:
         self._path = Path(onnx_path)

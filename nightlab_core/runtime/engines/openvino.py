@@ -34,7 +34,7 @@ class OpenVinoEngine(OnnxEngine):
 
     def __init__(self, onnx_path: str | Path, *, precision: PrecisionChoice = "auto", threads: int = 0) -> None:
         self._path = Path(onnx_path)
-        self._model: openvino.Model | None = _core().read_model(self._path)
+        self._model: openvino.Model | None = read_network(self._path)
         self.inputs: Mapping[str, TensorSpec] = {port.any_name: _spec(port) for port in self._model.inputs}
         self.outputs: Mapping[str, TensorSpec] = {port.any_name: _spec(port) for port in self._model.outputs}
         self._options: dict[str, Any] = {
@@ -60,6 +60,15 @@ class OpenVinoEngine(OnnxEngine):
             request = self._request({name: array.shape for name, array in arrays.items()})
             request.infer(arrays, share_inputs=True, share_outputs=True)
             return {name: request.get_tensor(name).data.copy() for name in self.outputs}
+
+    @property
+    def arithmetic(self) -> str:
+        """Precision of the last compiled form, for example "float32" or "bfloat16"; "float32" before the first."""
+        with self._lock:
+            for request in reversed(self._requests.values()):
+                hint = request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT")
+                return str(np.dtype(hint.to_dtype())) if hint != openvino.Type.bf16 else "bfloat16"
+        return "float32"
 
     def close(self) -> None:
         """See `Engine`."""
@@ -91,6 +100,11 @@ def _bfloat16_is_slow() -> bool:
     cpu = Path("/proc/cpuinfo")
     flags = set(cpu.read_text(encoding="utf-8", errors="replace").split()) if cpu.is_file() else set()
     return "avx512_bf16" in flags and "amx_bf16" not in flags
+
+
+def read_network(onnx_path: str | Path) -> openvino.Model:
+    """Read an ONNX file, also one with DeformConv, which OpenVINO lacks."""
+    return _core().read_model(Path(onnx_path))
 
 
 @lru_cache(maxsize=1)
