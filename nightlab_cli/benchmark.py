@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,7 +20,7 @@ from rich.table import Table
 from nightlab_cli.engine import Library, choose_library
 from nightlab_cli.errors import Verbose
 from nightlab_cli.options import Bundle as BundleOption
-from nightlab_cli.options import Threads, new_console, parse_size_hw
+from nightlab_cli.options import Threads, new_console, parse_size_hw, repeated_option
 from nightlab_cli.style import new_app
 from nightlab_core.benchmark.measure import Figures, NetworkFigures, PipelineFigures, Plan, Subject, measure
 from nightlab_core.benchmark.work import HINTS, matrix_peak_gflops
@@ -51,20 +51,6 @@ def parse_regions(text: str) -> tuple[int, ...]:
     if not all(word.isdecimal() and int(word) <= MAX_REGIONS for word in words):
         raise typer.BadParameter(f"received '{text}', expected numbers from 0 to {MAX_REGIONS}, such as 0,1,3,10")
     return tuple(dict.fromkeys(int(word) for word in words))
-
-
-def repeated(name: str, choice: Any, text: str) -> Any:
-    """Return an option that takes one of the values of a literal type and can be repeated."""
-    choices = get_args(choice)
-
-    def parse(given: str) -> str:
-        if given not in choices:
-            raise typer.BadParameter(f"received '{given}', expected one of {', '.join(choices)}")
-        return given
-
-    return typer.Option(
-        name, metavar=f"[{'|'.join(choices)}]", parser=parse, help=f"{text}; can be repeated.", show_default="auto"
-    )
 
 
 def bundle_subject(bundle: Bundle, engine: EngineChoice, precision: PrecisionChoice, threads: int) -> Subject:
@@ -204,8 +190,10 @@ def benchmark(
             show_default="1280x720",
         ),
     ] = None,
-    engine: Annotated[list[Any] | None, repeated("--engine", EngineChoice, "Library that runs the networks")] = None,
-    precision: Annotated[list[Any] | None, repeated("--precision", PrecisionChoice, "Arithmetic")] = None,
+    engine: Annotated[
+        list[Any] | None, repeated_option("--engine", EngineChoice, "Library that runs the networks")
+    ] = None,
+    precision: Annotated[list[Any] | None, repeated_option("--precision", PrecisionChoice, "Arithmetic")] = None,
     threads: Threads = 0,
     regions: Annotated[
         Any,

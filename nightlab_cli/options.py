@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 from pydantic import ValidationError
@@ -83,6 +83,19 @@ def image_size_option(default: str) -> Any:
     )
 
 
+def repeated_option(name: str, choice: Any, text: str) -> Any:
+    """Return an option that takes one of the values of a literal type and can be repeated; by default "auto"."""
+    choices = get_args(choice)
+    shown = f"<{'|'.join(choices)}>"  # as Typer shows a literal type, which it does not take in a list
+
+    def parse(given: str) -> str:
+        if given not in choices:
+            raise typer.BadParameter(f"received '{given}', expected one of {', '.join(choices)}")
+        return given
+
+    return typer.Option(name, metavar=shown, parser=parse, help=f"{text}; can be repeated.", show_default="auto")
+
+
 Bundle = Annotated[
     Path | None,
     typer.Option("--bundle", metavar="FOLDER", help="Bundle to use.", show_default="the shipped bundle"),
@@ -97,7 +110,10 @@ Classes = Annotated[
         show_default="the bag's own, else by the path",
     ),
 ]
-Engine = Annotated[EngineChoice, typer.Option("--engine", help="Library that runs the networks.")]
+Engine = Annotated[
+    EngineChoice,
+    typer.Option("--engine", help="Library that runs the networks."),
+]
 Frames = Annotated[int | None, typer.Option("--frames", metavar="N", min=1, help="Use at most N frames.")]
 Glob = Annotated[str, typer.Option("--glob", metavar="PATTERN", help="Names of the images of a folder.")]
 Labels = Annotated[
@@ -114,7 +130,8 @@ PipelineSetting = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help=f"Setting of the pipeline; can be repeated. Names: {SETTINGS}."),
 ]
 Precision = Annotated[
-    PrecisionChoice, typer.Option("--precision", help="Arithmetic; auto: the fastest of this machine.")
+    PrecisionChoice,
+    typer.Option("--precision", help="Arithmetic; auto: the fastest of this machine."),
 ]
 Threads = Annotated[
     int, typer.Option("--threads", metavar="N", min=0, help="Threads of each engine; 0: the library's choice.")

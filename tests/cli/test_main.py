@@ -68,9 +68,9 @@ def test_an_option_has_one_form_in_all_commands() -> None:
     for name in NAMES:
         for parameter in _command(name).params:
             for option in parameter.opts if parameter.param_type_name == "option" else ():
-                forms.setdefault(option, set()).add(
-                    (str(parameter.metavar), bool(getattr(parameter, "is_flag", False)))
-                )
+                shown = parameter.metavar or "<"
+                form = "a choice" if shown.startswith("<") else shown
+                forms.setdefault(option, set()).add((form, bool(getattr(parameter, "is_flag", False))))
     assert all(re.fullmatch(r"--[a-z]+(-[a-z]+)*|-[a-z]", option) for option in forms), sorted(forms)
     assert {option: form for option, form in forms.items() if len(form) > 1} == {}
     assert {"--bundle", "--out", "--engine", "--precision", "--classes", "--topic", "--labels", "-v"} <= set(forms)
