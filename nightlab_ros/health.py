@@ -45,6 +45,7 @@ class Health:
         self._unanswered_s: float | None = None  # arrival of the first image without a mask or a failure since
         self._delay_reason = ""
         self._counts = dict.fromkeys(("received", "processed", "failed", "overwritten", "skipped", "lost"), 0)
+        self._regions = dict.fromkeys(("regions_left_out", "regions_late", "hardness_late"), 0)
         self._sequence: tuple[object, int] | None = None
         self._published_s: deque[float] = deque(maxlen=window)
         self._ages_ms: deque[float] = deque(maxlen=window)
@@ -110,6 +111,12 @@ class Health:
             self._unanswered_s, self._delay_reason = None, ""
         self.record_stages(stages_ms)
 
+    def record_regions(self, left_out: int, late: int, hardness_late: bool) -> None:
+        """Count the regions of a frame that the deadline left out or that were late, and a late hardness network."""
+        with self._lock:
+            for name, number in zip(self._regions, (left_out, late, hardness_late), strict=True):
+                self._regions[name] += number
+
     def record_stages(self, stages_ms: Mapping[str, float]) -> None:
         """Record the milliseconds of stages of one frame."""
         with self._lock:
@@ -147,6 +154,7 @@ class Health:
         values = {name: str(number) for name, number in self.counts().items()}
         values["rate_hz"] = f"{self.rate_hz(now_s):.2f}"
         with self._lock:
+            values.update({name: str(number) for name, number in self._regions.items()})
             values["light_level"] = "" if math.isnan(self._light_level) else f"{self._light_level:.4f}"
             values.update(_percentiles("frame_age", self._ages_ms))
             for stage, times in self._stages.items():

@@ -22,6 +22,7 @@ from nightlab_core.data.images import ImageError, message_to_bgr
 from nightlab_core.runtime.bundle import default_bundle
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline
+from nightlab_core.runtime.refinement import Outcome
 from nightlab_ros.build_progress import BuildProgressReporter
 from nightlab_ros.camera_stream import CameraImage, CameraStream, clock_s
 from nightlab_ros.health import Health
@@ -74,6 +75,8 @@ class NightLabNode(LoggedLifecycleNode):
             self._outputs.publish_overlay(frame_bgr, result.labels, settings.overlay_opacity, header)
         stamp_s = header.stamp.sec + 1e-9 * header.stamp.nanosec
         self._health.record_processed(published_s, stamp_s, stages_ms, result.light_level)
+        left_out, late = (int((result.outcomes == outcome).sum()) for outcome in (Outcome.LEFT_OUT, Outcome.LATE))
+        self._health.record_regions(left_out, late, result.hardness_late)
         self._outputs.publish_stages(stages_ms)
 
     def configure(self) -> None:

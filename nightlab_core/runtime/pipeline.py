@@ -3,17 +3,17 @@
 
     frame -+- image engine ------------------------------------ labels, confidence -+
            |                                                                        +- merge - mask
-           +- hardness engine - suppress - crop, enlarge - region engine -----------+
+           +- propose (hardness engine) - select (budget) - read (region engine) ---+
 
-Both paths start with the frame and run at the same time. The latency is that of the slower path plus the merge.
+Both paths start with the frame and run at the same time. The latency is that of the slower path plus the merge. With a
+deadline, regions are read in small batches, and the merge takes those that are ready.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Annotated, Literal
@@ -24,9 +24,12 @@ from pydantic import Field
 from nightlab_core.config import Settings
 from nightlab_core.labels import IGNORE_ID
 from nightlab_core.runtime import regions as rg
+from nightlab_core.runtime.budget import RegionBudget
 from nightlab_core.runtime.bundle import Bundle
+from nightlab_core.runtime.clock import Clock, StageTimes
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.light import light_level
+from nightlab_core.runtime.refinement import NOTHING_FOUND, Outcome, Refinement
 
 MAX_REGIONS = 10
 STAGES = ("resize", "image", "hardness", "crop", "region", "merge", "total")
@@ -62,6 +65,15 @@ class PipelineSettings(Settings):
     region_margin: Annotated[
         Fraction, Field(description="context around a box on each side, as a fraction of the box's side")
     ] = 0.2
+    deadline_ms: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=10_000,
+            description="milliseconds for a frame, from the call of the pipeline to its mask: regions that cannot be "
+            "read in time are left out, so that the result depends on the machine's speed; 0: read all",
+        ),
+    ] = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,11 +86,17 @@ class Result:
     image_confidence: np.ndarray  #: uint8 (H, W): `confidence` of the image level alone
     boxes_xyxy: np.ndarray  #: float32 (N, 4), N <= 10: hard regions in frame pixels, in descending score
     scores: np.ndarray  #: float32 (N,): hardness, 0..1
-    refined: np.ndarray  #: bool (N,): True if the region engine read the box
+    outcomes: np.ndarray  #: uint8 (N,): `Outcome` of each box: not chosen, read, left out or late
+    hardness_late: bool  #: True if the deadline came before the boxes were known; then there are none
     #: Milliseconds of each stage in STAGES, 0 if it did not run. The paths overlap, so that `total` is less than the
     #: sum. `image` includes resizing the labels to the frame, `hardness` the suppression.
     stages_ms: dict[str, float]
     light_level: float  #: mean linear-light luminance of the frame, 0..1
+
+    @property
+    def refined(self) -> np.ndarray:
+        """Bool (N,): True if the box was read by the region engine and merged."""
+        return self.outcomes == Outcome.READ
 
 
 class Pipeline:
@@ -88,11 +106,15 @@ class Pipeline:
         self,
         engines: Engines,
         settings: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
+        clock: Clock = Clock(),  # noqa: B008 - no state
     ) -> None:
         """Use engines that other pipelines may use as well. `close` leaves them open."""
         self.engines = engines
         self.settings = settings  #: assign a new object to change settings; it is read once per frame
+        self.budget = RegionBudget(engines.bundle.manifest.engines.region.max_batch)
+        self._clock = clock
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="nightlab-regions")
+        self._waiting: deque[_LowerPath] = deque(maxlen=1)  # a newer frame replaces one that has not started
 
     @property
     def bundle(self) -> Bundle:
@@ -101,33 +123,37 @@ class Pipeline:
 
     def __call__(self, frame_bgr: np.ndarray) -> Result:
         """Segment a frame, uint8 (H, W, 3) BGR. Raises ValueError for any other array."""
-        settings, frame_hw, stages_ms = self.settings, _checked_size_hw(frame_bgr), dict.fromkeys(STAGES, 0.0)
-        with _timed(stages_ms, "total"):
-            with _timed(stages_ms, "resize"):
+        settings, frame_hw, stages = self.settings, _checked_size_hw(frame_bgr), StageTimes(self._clock, STAGES)
+        refinement = Refinement(self._clock, settings.deadline_ms)
+        with stages("total"):
+            with stages("resize"):
                 files = self.bundle.manifest.engines
                 image_hw, hardness_hw = files.image.network_hw(frame_hw), files.hardness.network_hw(frame_hw)
                 image_input = rg.resize_image(frame_bgr, image_hw)[None]
 
-            future = None
-            if settings.mode == "dual_level":
+            dual_level = settings.mode == "dual_level"
+            if dual_level:
                 hardness_input = (
                     image_input if hardness_hw == image_hw else rg.resize_image(frame_bgr, hardness_hw)[None]
                 )
-                future = self._worker.submit(self._refine, frame_bgr, hardness_input, settings, stages_ms)
+                self._waiting.append(_LowerPath(refinement, frame_bgr, hardness_input, settings))
+                self._worker.submit(self._refine_newest)
 
-            with _timed(stages_ms, "image"):
+            with stages("image"):
                 output = self.engines.image(frame=image_input)
                 image_labels = rg.resize_labels(output["labels"][0], frame_hw)
                 image_confidence = rg.resize_image(output["confidence"][0], frame_hw)
             light = light_level(frame_bgr)
-            found = future.result() if future else _NOTHING_FOUND  # raises an error of the worker
+            found = refinement.close(self.budget) if dual_level else NOTHING_FOUND  # raises an error of the worker
 
-            with _timed(stages_ms, "merge"):
+            with stages("merge"):
                 labels, confidence = image_labels, image_confidence
                 if found.regions is not None:
                     labels, confidence = _MERGES[settings.merge](labels, confidence, found.regions)
                 labels = _apply_threshold(labels, confidence, settings.confidence_threshold)
                 image_labels = _apply_threshold(image_labels, image_confidence, settings.confidence_threshold)
+        if found.regions is not None:
+            self.budget.merging.record(len(found.regions.scores), stages.ms["merge"])
         return Result(
             labels=labels,
             confidence=confidence,
@@ -135,38 +161,61 @@ class Pipeline:
             image_confidence=image_confidence,
             boxes_xyxy=found.boxes_xyxy,
             scores=found.scores,
-            refined=found.refined,
-            stages_ms=stages_ms,
+            outcomes=found.outcomes,
+            hardness_late=found.hardness_late,
+            stages_ms=stages.ms | refinement.stages.ms,
             light_level=light,
         )
 
-    def _refine(
-        self, frame_bgr: np.ndarray, hardness_input: np.ndarray, settings: PipelineSettings, stages_ms: dict[str, float]
-    ) -> _Found:
-        """Run the lower path: find the hard regions, crop and enlarge the best of them, and segment these."""
-        height, width = frame_bgr.shape[:2]
-        region_file = self.bundle.manifest.engines.region
-        with _timed(stages_ms, "hardness"):
-            output = self.engines.hardness(frame=hardness_input)
+    def _refine_newest(self) -> None:
+        """Refine the frame that waits, on the worker's thread."""
+        if not self._waiting:  # the worker was late, and a newer frame took the place of the one submitted
+            return
+        job = self._waiting.pop()
+        try:
+            self._refine(job)
+        except BaseException as error:
+            job.refinement.end(error)
+        else:
+            job.refinement.end()
+
+    def _refine(self, job: _LowerPath) -> None:
+        """Run the lower path: propose regions, select those that pay most for their time, and read them."""
+        refinement, settings = job.refinement, job.settings
+        if refinement.is_over():
+            return
+        boxes, scores = self._propose(job)
+        limit = min(settings.max_regions, self.bundle.manifest.engines.region.max_batch)
+        num_chosen = int((scores[:limit] >= settings.score_threshold).sum())
+        refinement.propose(boxes, scores, num_chosen)
+        done = 0
+        while number := self.budget.select(scores[done:num_chosen], refinement.left_ms(), done):
+            batch = slice(done, done + number)
+            if not refinement.start(batch):
+                return
+            refinement.finish(batch, self._read(job, boxes[batch], scores[batch]))
+            done += number
+
+    def _propose(self, job: _LowerPath) -> tuple[np.ndarray, np.ndarray]:
+        """Return the hard regions, in descending score: boxes float32 (N, 4) in frame pixels, scores float32 (N,)."""
+        height, width = job.frame_bgr.shape[:2]
+        with job.refinement.stages("hardness"):
+            output = self.engines.hardness(frame=job.hardness_input)
             boxes = output["boxes"][0].clip(0, 1) * np.array([width, height, width, height], np.float32)
-            kept = rg.non_maximum_suppression(boxes, output["scores"][0], settings.nms_iou, MAX_REGIONS)
-            boxes, scores = boxes[kept], output["scores"][0][kept]
+            kept = rg.non_maximum_suppression(boxes, output["scores"][0], job.settings.nms_iou, MAX_REGIONS)
+        return boxes[kept], output["scores"][0][kept]
 
-        refined = scores >= settings.score_threshold
-        refined[min(settings.max_regions, region_file.max_batch) :] = False
-        if not refined.any():
-            return _Found(boxes, scores, refined, None)
-
-        with _timed(stages_ms, "crop"):
-            region_hw = region_file.input_hw
-            windows = rg.context_boxes(
-                boxes[refined], (height, width), settings.region_margin, region_hw[1] / region_hw[0]
-            )
-            crops = rg.crop_and_enlarge(frame_bgr, windows, region_hw)
-        with _timed(stages_ms, "region"):
+    def _read(self, job: _LowerPath, boxes: np.ndarray, scores: np.ndarray) -> rg.Regions:
+        """Crop and enlarge the boxes, and segment the crops in one call."""
+        start_s = self._clock.now_s()
+        region_hw, frame_hw = self.bundle.manifest.engines.region.input_hw, job.frame_bgr.shape[:2]
+        with job.refinement.stages("crop"):
+            windows = rg.context_boxes(boxes, frame_hw, job.settings.region_margin, region_hw[1] / region_hw[0])
+            crops = rg.crop_and_enlarge(job.frame_bgr, windows, region_hw)
+        with job.refinement.stages("region"):
             output = self.engines.region(crops=crops)
-        regions = rg.Regions(boxes[refined], scores[refined], windows, output["labels"], output["confidence"])
-        return _Found(boxes, scores, refined, regions)
+        self.budget.reading.record(len(boxes), 1e3 * (self._clock.now_s() - start_s))
+        return rg.Regions(boxes, scores, windows, output["labels"], output["confidence"])
 
     def prepare(self, frame_hw: tuple[int, int]) -> float:
         """Prepare the engines for frames of this size and run one frame. Return the seconds that this took.
@@ -175,8 +224,19 @@ class Pipeline:
         """
         start = perf_counter()
         self.engines.prepare(frame_hw)
+        if self.settings.deadline_ms:
+            self._measure_reading()
         self(np.zeros((*frame_hw, 3), np.uint8))
         return perf_counter() - start
+
+    def _measure_reading(self) -> None:
+        """Run the region engine for some numbers of regions, so that the budget knows their costs."""
+        region_file = self.bundle.manifest.engines.region
+        for number in sorted({min(number, region_file.max_batch) for number in (1, 2, 4, MAX_REGIONS)}):
+            crops = np.zeros((number, *region_file.input_hw, 3), np.uint8)
+            start_s = self._clock.now_s()
+            self.engines.region(crops=crops)
+            self.budget.reading.record(number, 1e3 * (self._clock.now_s() - start_s))
 
     def close(self) -> None:
         """Wait for the worker and end it. The engines stay open. Closing twice is harmless."""
@@ -190,14 +250,13 @@ class Pipeline:
 
 
 @dataclass(frozen=True)
-class _Found:
-    boxes_xyxy: np.ndarray
-    scores: np.ndarray
-    refined: np.ndarray
-    regions: rg.Regions | None  #: of the refined boxes
+class _LowerPath:
+    """Everything that the worker needs to refine a frame."""
 
-
-_NOTHING_FOUND = _Found(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, bool), None)
+    refinement: Refinement
+    frame_bgr: np.ndarray
+    hardness_input: np.ndarray
+    settings: PipelineSettings
 
 
 def _checked_size_hw(frame: np.ndarray) -> tuple[int, int]:
@@ -213,10 +272,3 @@ def _apply_threshold(labels: np.ndarray, confidence: np.ndarray, threshold: floa
     """Return the labels with 255 where confidence / 255 is below the threshold."""
     lowest = math.ceil(threshold * 255)
     return np.where(confidence < lowest, np.uint8(IGNORE_ID), labels) if lowest else labels
-
-
-@contextmanager
-def _timed(stages_ms: dict[str, float], stage: str) -> Iterator[None]:
-    start = perf_counter()
-    yield
-    stages_ms[stage] = (perf_counter() - start) * 1e3

@@ -68,6 +68,15 @@ def test_counts() -> None:
     assert health.counts() == {"received": 4, "processed": 2, "failed": 1, "dropped": 1, "lost": 0}
 
 
+def test_regions_that_the_deadline_cost_are_counted() -> None:
+    health = Health()
+    assert health.report(0.0, active=True).values["regions_left_out"] == "0"
+    health.record_regions(left_out=3, late=1, hardness_late=False)
+    health.record_regions(left_out=0, late=2, hardness_late=True)
+    values = health.report(0.0, active=True).values
+    assert [values[name] for name in ("regions_left_out", "regions_late", "hardness_late")] == ["3", "3", "1"]
+
+
 def test_gaps_in_the_publisher_s_numbers_are_drops() -> None:
     health = Health()
     for number in (7, 8, 12):  # images before the subscription are no gap

@@ -19,7 +19,13 @@ FIELDS = NodeSettings.model_fields
 AT_CONFIGURE = {"bundle": "/b", "engine": "openvino", "precision": "float32", "threads": 2, "transport": "compressed"}
 AT_CONFIGURE |= {"image_size": [640, 480], "build_engines": True}  # type: ignore[dict-item]
 AT_ANY_TIME = {"mode": "image_level", "merge": "replace", "max_regions": 3, "score_threshold": 0.2, "nms_iou": 0.4}
-AT_ANY_TIME |= {"confidence_threshold": 0.5, "region_margin": 0.3, "overlay": False, "overlay_opacity": 0.7}
+AT_ANY_TIME |= {
+    "confidence_threshold": 0.5,
+    "region_margin": 0.3,
+    "overlay": False,
+    "overlay_opacity": 0.7,
+    "deadline_ms": 90.0,
+}
 
 
 def test_every_parameter_is_described() -> None:

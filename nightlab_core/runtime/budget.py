@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decide how many regions can be read before a frame's deadline, with costs that are learned while running."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from statistics import median_low
+
+import numpy as np
+
+#: Measurements of which a cost is the median: a few slow calls change nothing, a slower machine is known soon.
+REMEMBERED = 9
+#: Refusals in a row after which one region is read all the same, since its cost may have fallen meanwhile.
+RETRY_AFTER = 30
+
+
+class LearnedCosts:
+    """Milliseconds of a call for 1 to `largest` regions: for each number the median of the last measurements.
+
+    One thread records the costs of a number at a time; any thread may estimate.
+    """
+
+    def __init__(self, largest: int) -> None:
+        self._measured: list[deque[float]] = [deque(maxlen=REMEMBERED) for _ in range(largest)]
+        self._median_ms = [math.nan] * largest
+
+    def record(self, number: int, ms: float) -> None:
+        """Add the measured time of one call for `number` regions."""
+        measured = self._measured[number - 1]
+        measured.append(ms)
+        self._median_ms[number - 1] = median_low(measured)
+
+    def estimate_ms(self, number: int) -> float:
+        """Return the expected time of a call for `number` regions; 0 if nothing was measured.
+
+        A number that was not measured lies on the line between its neighbours; the cost of none is 0.
+        """
+        known = [(0, 0.0), *((n, ms) for n, ms in enumerate(self._median_ms, start=1) if not math.isnan(ms))]
+        numbers, costs_ms = zip(*known, strict=True)
+        if 0 < numbers[-1] < number:
+            return costs_ms[-1] * number / numbers[-1]
+        return float(np.interp(number, numbers, costs_ms))
+
+
+class RegionBudget:
+    """Select the regions that pay most for their time. Each pipeline has one, since it learns its camera's costs."""
+
+    def __init__(self, max_batch: int) -> None:
+        """Select at most `max_batch` regions of a frame."""
+        self.reading = LearnedCosts(max_batch)  #: of crops and one call of the region engine, by number of regions
+        self.merging = LearnedCosts(max_batch)  #: of merging, by number of regions
+        self._refusals = 0
+
+    def select(self, gains: Sequence[float] | np.ndarray, left_ms: float, num_read: int = 0) -> int:
+        """Return how many of the remaining regions to read in the next call; 0 to read no more of them.
+
+        Without a deadline that is all of them. Otherwise it is the number with the largest gain per millisecond of
+        those that can be read and merged in time; one region, if no cost is known.
+
+        Args:
+            gains: predicted gain of each remaining region in descending order, here its hardness score.
+            left_ms: time left until the deadline; infinite without a deadline.
+            num_read: regions of the frame that were read before, which must be merged as well.
+        """
+        if math.isinf(left_ms) or not len(gains):
+            return len(gains)
+        best, best_rate = 0, -1.0
+        for number, gain in enumerate(np.cumsum(gains).tolist(), start=1):
+            cost_ms = self.reading.estimate_ms(number)
+            if cost_ms + self.merging.estimate_ms(num_read + number) > left_ms:
+                continue
+            rate = gain / cost_ms if cost_ms > 0 else math.inf
+            if rate > best_rate:
+                best, best_rate = number, rate
+        self._refusals = 0 if best else self._refusals + 1
+        if self._refusals > RETRY_AFTER and left_ms > 0:
+            self._refusals = 0
+            return 1
+        return best
+
+    def num_mergeable(self, num_read: int, left_ms: float) -> int:
+        """Return how many of `num_read` regions can be merged in the time left."""
+        if math.isinf(left_ms):
+            return num_read
+        fitting = (n for n in range(num_read, 0, -1) if self.merging.estimate_ms(n) <= left_ms)
+        return next(fitting, 0) if left_ms >= 0 else 0
