@@ -19,6 +19,7 @@ from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
 from nightlab_core.data.images import ImageError, message_to_bgr
+from nightlab_core.data.pixel_depth import PixelDepth
 from nightlab_core.runtime.bundle import default_bundle
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline
@@ -27,7 +28,6 @@ from nightlab_ros.build_progress import BuildProgressReporter
 from nightlab_ros.camera_stream import CameraImage, CameraStream, clock_s
 from nightlab_ros.health import Health
 from nightlab_ros.lifecycle import LoggedLifecycleNode
-from nightlab_ros.messages import choose_converter, to_bgr
 from nightlab_ros.parameters import ParameterError, change, declare, unknown_parameters
 from nightlab_ros.publishers import DiagnosticsPublisher, Publishers
 
@@ -48,6 +48,7 @@ class NightLabNode(LoggedLifecycleNode):
             self.get_logger().warning(sentence)
         self.add_on_set_parameters_callback(self._on_parameters)
         self._health = Health()
+        self._depth = PixelDepth()
         self._engines: Engines | None = None
         self._pipeline: Pipeline | None = None
         self._outputs: Publishers | None = None
@@ -62,7 +63,7 @@ class NightLabNode(LoggedLifecycleNode):
         assert self._pipeline is not None and self._outputs is not None
         settings, header = self.settings, image.message.header
         start_s = time.perf_counter()
-        frame_bgr = message_to_bgr(image.message, to_bgr)
+        frame_bgr = message_to_bgr(image.message, self._depth)
         stages_ms = {"wait": 1e3 * (start_s - image.received_s), "convert": 1e3 * (time.perf_counter() - start_s)}
         if frame_bgr.shape[:2] != self._prepared_hw:
             self._prepare(self._pipeline, frame_bgr.shape[:2])
@@ -88,11 +89,11 @@ class NightLabNode(LoggedLifecycleNode):
             settings.bundle or default_bundle(), settings.engine_options(), on_progress=progress
         )
         self._pipeline = Pipeline(engines, settings.pipeline_settings())
+        self._depth = PixelDepth(settings.pixel_bits, self.get_logger().warning)
         if engines.note:
             self.get_logger().warning(engines.note)
-        converter = "cv2.imdecode" if settings.transport == "compressed" else choose_converter().name
         manifest = engines.bundle.manifest
-        self.get_logger().info(f"bundle {manifest.name}, engine {engines.name}, images converted by {converter}")
+        self.get_logger().info(f"bundle {manifest.name}, engine {engines.name}")
         self._health = Health()
         self._outputs = Publishers(self, engines.bundle.class_set, self._health.record_stages)
         # The steady clock runs on when a bag is paused or nobody publishes /clock, which has to be reported, too.

@@ -64,6 +64,16 @@ class NodeSettings(PipelineSettings):
             "0, 0: compile at the first image, without TensorRT, whose plans fit one size"
         ),
     ] = (0, 0)
+    pixel_bits: Annotated[
+        int,
+        AT_CONFIGURE,
+        Field(
+            ge=0,
+            le=16,
+            description="significant bits of images with 16-bit pixels, 8 to 16; "
+            "0: measured over the first frames after configure, and logged",
+        ),
+    ] = 0
     overlay: Annotated[bool, Field(description="draw `~/overlay` while there is a subscription")] = True
     overlay_opacity: Annotated[
         float, Field(ge=0, le=1, description="weight of the class colours in `~/overlay`; 0: the image, 1: the colours")
@@ -80,6 +90,13 @@ class NodeSettings(PipelineSettings):
         if (size[0] == 0) != (size[1] == 0):
             raise ValueError("expected both sides, or 0 and 0")
         return size
+
+    @field_validator("pixel_bits")
+    @classmethod
+    def _automatic_or_possible(cls, bits: int) -> int:
+        if 0 < bits < 8:
+            raise ValueError("expected 8 to 16, or 0")
+        return bits
 
     @property
     def image_hw(self) -> tuple[int, int] | None:

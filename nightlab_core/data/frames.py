@@ -16,7 +16,7 @@ import numpy as np
 
 from nightlab_core.classes import DEFAULT, class_set_of_folder, load_class_set
 from nightlab_core.data.bags.storage import SUFFIXES, is_bag
-from nightlab_core.data.images import IMAGE_SUFFIXES, image_files, read_image
+from nightlab_core.data.images import IMAGE_SUFFIXES, depth_of_files, image_files, read_image
 from nightlab_core.data.label_maps import checked_labels, read_label_map
 from nightlab_core.labels import ClassSet
 
@@ -173,8 +173,9 @@ def _folder(
         raise ValueError(f"{label_folder} holds no PNG with the name of an image, such as {files[0].stem}.png")
 
     def read() -> Iterator[Frame]:
+        depth = depth_of_files(files)
         for index, file in enumerate(files):
-            image = read_image(file)
+            image = read_image(file, depth)
             label_file = label_files.get(file.stem)
             ids = read_label_map(label_file) if label_file else None
             yield Frame(image, checked_labels(ids, image, classes, str(label_file)), index / fps, file.stem)

@@ -3,24 +3,26 @@
 
 Messages are duck-typed: they need `height`, `width`, `encoding`, `step`, `is_bigendian` and `data`, or `format` and
 `data`. Reading checks the message first, honours row padding (`step`) and `is_bigendian`, and always returns uint8
-(H, W, 3) BGR. bgr8 is a view of the message's bytes, without a copy. Every other encoding goes through a converter:
-rosbags-image, or the one that the caller passes. 16-bit pixels are scaled linearly, 65535 to 255, rounded, so a 12-bit
-camera that does not shift its values up looks dark.
+(H, W, 3) BGR. bgr8 and 8UC3 are a view of the message's bytes, without a copy. OpenCV converts all others. 16-bit
+pixels are scaled linearly from their significant bits, see `pixel_depth`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 from array import array
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
+
+from nightlab_core.data.pixel_depth import FIRST_FRAMES, PixelDepth
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -29,57 +31,78 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 class Encoding:
     """How an encoding stores its pixels.
 
-    YUV 4:2:2 counts as two channels: one luma and one shared chroma byte. `converts_as` is the name under which every
-    converter knows the 8-bit form of the encoding.
+    YUV 4:2:2 counts as two channels: one luma and one shared chroma byte. YUV 4:2:0 has one channel of luma, followed
+    by height / 2 rows of chroma: `chroma` says whether U and V alternate in rows of `step` bytes, or are two planes
+    with rows of step / 2 bytes.
     """
 
     bytes_per_channel: int
     channels: int
-    converts_as: str
+    to_bgr: int | None  #: OpenCV's conversion of the 8-bit form; None: it is BGR
+    pixels: str  #: what a pixel is, for the documentation
+    chroma: Literal["", "interleaved", "planes"] = ""
 
 
-_BAYER = ("bayer_rggb", "bayer_bggr", "bayer_gbrg", "bayer_grbg")
+_BAYER = {
+    "bayer_rggb": cv2.COLOR_BayerBG2BGR,  # OpenCV names the second row's second and third site
+    "bayer_bggr": cv2.COLOR_BayerRG2BGR,
+    "bayer_gbrg": cv2.COLOR_BayerGR2BGR,
+    "bayer_grbg": cv2.COLOR_BayerGB2BGR,
+}
+_UYVY = Encoding(1, 2, cv2.COLOR_YUV2BGR_UYVY, "YUV 4:2:2, bytes U Y V Y")
+_YUYV = Encoding(1, 2, cv2.COLOR_YUV2BGR_YUYV, "YUV 4:2:2, bytes Y U Y V")
+
+
+def _of_sizes(names: tuple[str, str], channels: int, to_bgr: int | None, pixels: str) -> dict[str, Encoding]:
+    """Return the encodings of 8 and 16 bits a channel."""
+    return {name: Encoding(size, channels, to_bgr, pixels) for size, name in enumerate(names, 1)}
+
+
 #: Every supported encoding of sensor_msgs/Image. All others are refused.
 ENCODINGS = {
-    **{name: Encoding(1, 3, name) for name in ("bgr8", "rgb8")},
-    **{name: Encoding(1, 4, name) for name in ("bgra8", "rgba8")},
-    "mono8": Encoding(1, 1, "mono8"),
-    "mono16": Encoding(2, 1, "mono8"),
-    **{f"{pattern}8": Encoding(1, 1, f"{pattern}8") for pattern in _BAYER},
-    **{f"{pattern}16": Encoding(2, 1, f"{pattern}8") for pattern in _BAYER},
-    "yuv422": Encoding(1, 2, "yuv422"),
-    "uyvy": Encoding(1, 2, "yuv422"),  # newer names, which cv_bridge of older distributions does not know
-    "yuv422_yuy2": Encoding(1, 2, "yuv422_yuy2"),
-    "yuyv": Encoding(1, 2, "yuv422_yuy2"),
+    **_of_sizes(("bgr8", "bgr16"), 3, None, "blue, green, red"),
+    **_of_sizes(("rgb8", "rgb16"), 3, cv2.COLOR_RGB2BGR, "red, green, blue"),
+    **_of_sizes(("bgra8", "bgra16"), 4, cv2.COLOR_BGRA2BGR, "blue, green, red, alpha; alpha is ignored"),
+    **_of_sizes(("rgba8", "rgba16"), 4, cv2.COLOR_RGBA2BGR, "red, green, blue, alpha; alpha is ignored"),
+    **_of_sizes(("mono8", "mono16"), 1, cv2.COLOR_GRAY2BGR, "grey"),
+    **_of_sizes(("8UC1", "16UC1"), 1, cv2.COLOR_GRAY2BGR, "taken as grey"),
+    **_of_sizes(("8UC3", "16UC3"), 3, None, "taken as blue, green, red"),
+    **_of_sizes(("8UC4", "16UC4"), 4, cv2.COLOR_BGRA2BGR, "taken as blue, green, red, alpha; alpha is ignored"),
+    **{
+        name: encoding
+        for pattern, to_bgr in _BAYER.items()
+        for name, encoding in _of_sizes((f"{pattern}8", f"{pattern}16"), 1, to_bgr, "Bayer mosaic").items()
+    },
+    "yuv422": _UYVY,
+    "uyvy": _UYVY,
+    "yuv422_yuy2": _YUYV,
+    "yuyv": _YUYV,
+    "yvyu": Encoding(1, 2, cv2.COLOR_YUV2BGR_YVYU, "YUV 4:2:2, bytes Y V Y U"),
+    "nv12": Encoding(1, 1, cv2.COLOR_YUV2BGR_NV12, "YUV 4:2:0, plane Y, plane of U V", "interleaved"),
+    "nv21": Encoding(1, 1, cv2.COLOR_YUV2BGR_NV21, "YUV 4:2:0, plane Y, plane of V U", "interleaved"),
+    "i420": Encoding(1, 1, cv2.COLOR_YUV2BGR_I420, "YUV 4:2:0, planes Y, U, V", "planes"),
+    "yv12": Encoding(1, 1, cv2.COLOR_YUV2BGR_YV12, "YUV 4:2:0, planes Y, V, U", "planes"),
 }
 _LABEL_ENCODINGS = ("mono8", "8UC1")
 _JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", 0xDA, b"\xff\xd9"
+_PNG_HEADER = 25  #: bytes up to the bit depth of a PNG
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"
-
-#: Converts a packed 8-bit message of an encoding in `Encoding.converts_as` to uint8 (H, W, 3) BGR.
-Converter = Callable[[Any], np.ndarray]
 
 
 class ImageError(ValueError):
     """A message or file holds no usable image. The text says what was received and what was expected."""
 
 
-def rosbags_image(packed: Any) -> np.ndarray:
-    """Convert with rosbags-image; the default converter. Raises ImageError if it is not installed."""
-    try:
-        from rosbags.image import image_to_cvimage
-    except ImportError as error:
-        raise ImageError(f"only bgr8 can be read: rosbags-image is not installed ({error})") from error
-    return image_to_cvimage(packed, "bgr8")
+def message_to_bgr(msg: Any, depth: PixelDepth | None = None) -> np.ndarray:
+    """Convert a sensor_msgs/Image or CompressedImage to uint8 (H, W, 3) BGR. Raises ImageError.
+
+    `depth` is the stream's, for pixels of 16 bits; without it all 16 bits are significant.
+    """
+    return compressed_to_bgr(msg, depth) if hasattr(msg, "format") else image_to_bgr(msg, depth)
 
 
-def message_to_bgr(msg: Any, convert: Converter = rosbags_image) -> np.ndarray:
-    """Convert a sensor_msgs/Image or CompressedImage to uint8 (H, W, 3) BGR. Raises ImageError."""
-    return compressed_to_bgr(msg, convert) if hasattr(msg, "format") else image_to_bgr(msg, convert)
-
-
-def image_to_bgr(msg: Any, convert: Converter = rosbags_image) -> np.ndarray:
-    """Convert a sensor_msgs/Image to uint8 (H, W, 3) BGR. For bgr8 the result shares the message's memory.
+def image_to_bgr(msg: Any, depth: PixelDepth | None = None) -> np.ndarray:
+    """Convert a sensor_msgs/Image to uint8 (H, W, 3) BGR. For bgr8 and 8UC3 the result shares the message's memory.
 
     Raises ImageError for an unsupported encoding, an empty image, or data that does not fit height, step and encoding.
     """
@@ -87,17 +110,14 @@ def image_to_bgr(msg: Any, convert: Converter = rosbags_image) -> np.ndarray:
     if encoding is None:
         raise _unsupported(msg.encoding)
     pixels = _pixels(msg, encoding)
-    if msg.encoding == "bgr8":
-        return pixels
     if pixels.dtype == np.uint16:
-        pixels = cv2.convertScaleAbs(pixels, alpha=255.0 / 65535.0)
-    pixels = np.ascontiguousarray(pixels)
-    packed = SimpleNamespace(height=msg.height, width=msg.width, encoding=encoding.converts_as, is_bigendian=0)
-    packed.step, packed.data = pixels.strides[0], pixels.reshape(-1).data
-    return convert(packed)
+        pixels = (depth or PixelDepth(16)).to_8_bits(pixels)
+    if encoding.to_bgr is None:
+        return pixels
+    return cv2.cvtColor(np.ascontiguousarray(pixels), encoding.to_bgr)
 
 
-def compressed_to_bgr(msg: Any, convert: Converter = rosbags_image) -> np.ndarray:
+def compressed_to_bgr(msg: Any, depth: PixelDepth | None = None) -> np.ndarray:
     """Decode a sensor_msgs/CompressedImage, JPEG or PNG, to uint8 (H, W, 3) BGR.
 
     If image_transport compressed the mosaic of a Bayer camera without converting it, and says so in `format`, its
@@ -110,8 +130,57 @@ def compressed_to_bgr(msg: Any, convert: Converter = rosbags_image) -> np.ndarra
             "expected a JPEG or PNG file"
         )
     mosaic = _bayer_encoding(msg.format)
-    image = decode_image(data, cv2.IMREAD_UNCHANGED if mosaic else cv2.IMREAD_COLOR)
-    return image_to_bgr(fill_image(SimpleNamespace(), image, mosaic), convert) if mosaic else image
+    if not mosaic:
+        return decode_bgr(data, depth)
+    image = decode_image(data, cv2.IMREAD_UNCHANGED)
+    return image_to_bgr(fill_image(SimpleNamespace(), image, mosaic), depth)
+
+
+def pixels_of_16_bits(msg: Any) -> np.ndarray | None:
+    """Return the uint16 pixels of an Image or CompressedImage as they are; None for 8 bits. Raises ImageError."""
+    if hasattr(msg, "format"):
+        data = bytes(msg.data[:_PNG_HEADER])
+        return decode_image(bytes(msg.data), cv2.IMREAD_UNCHANGED) if _has_16_bits(data) else None
+    encoding = ENCODINGS.get(msg.encoding)
+    return _pixels(msg, encoding) if encoding is not None and encoding.bytes_per_channel == 2 else None
+
+
+def file_pixels_of_16_bits(file: Path) -> np.ndarray | None:
+    """Return the uint16 pixels of an image file as they are; None for 8 bits. Raises OSError and ImageError."""
+    with file.open("rb") as opened:
+        if not _has_16_bits(opened.read(_PNG_HEADER)):
+            return None
+    return decode_image(file.read_bytes(), cv2.IMREAD_UNCHANGED)
+
+
+def depth_of_files(files: Sequence[Path], bits: int = 0) -> PixelDepth:
+    """Return the depth of a folder's images: given, or measured over the first files with pixels of 16 bits.
+
+    Files that cannot be read are skipped; reading their image raises.
+    """
+
+    def first_pixels() -> Iterator[np.ndarray]:
+        for file in files[:FIRST_FRAMES]:
+            with contextlib.suppress(OSError, ImageError):
+                pixels = file_pixels_of_16_bits(file)
+                if pixels is not None:
+                    yield pixels
+
+    depth = PixelDepth(bits)
+    depth.measure(first_pixels())
+    return depth
+
+
+def decode_bgr(data: bytes, depth: PixelDepth | None = None) -> np.ndarray:
+    """Decode the bytes of an image file to uint8 (H, W, 3) BGR; for `depth` see `message_to_bgr`. Raises ImageError."""
+    if not _has_16_bits(data):
+        return decode_image(data)
+    pixels = decode_image(data, cv2.IMREAD_UNCHANGED)
+    grey_or_colour = {1: cv2.COLOR_GRAY2BGR, 4: cv2.COLOR_BGRA2BGR}
+    code = grey_or_colour.get(1 if pixels.ndim == 2 else pixels.shape[2])
+    if pixels.dtype == np.uint16:
+        pixels = (depth or PixelDepth(16)).to_8_bits(pixels)
+    return pixels if code is None else cv2.cvtColor(pixels, code)
 
 
 def decode_image(data: bytes, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
@@ -138,10 +207,10 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(p for p in visible if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def read_image(file: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    """Read an image file: uint8 (H, W, 3) BGR unless OpenCV's `flags` say otherwise. Raises OSError and ValueError."""
+def read_image(file: Path, depth: PixelDepth | None = None) -> np.ndarray:
+    """Read an image file: uint8 (H, W, 3) BGR; for `depth` see `message_to_bgr`. Raises OSError and ValueError."""
     try:
-        return decode_image(file.read_bytes(), flags)
+        return decode_bgr(file.read_bytes(), depth)
     except ImageError as error:
         raise ValueError(f"{file} cannot be read as an image: {error}") from error
 
@@ -184,6 +253,8 @@ def fill_image(msg: Any, pixels: np.ndarray, encoding: str, header: Any = None) 
     """
     if encoding not in ENCODINGS:
         raise _unsupported(encoding)
+    if ENCODINGS[encoding].chroma:
+        raise ImageError(f"received the encoding {encoding} to write; expected one without planes, such as bgr8")
     size, channels = ENCODINGS[encoding].bytes_per_channel, ENCODINGS[encoding].channels
     received = (pixels.dtype.itemsize, 1 if pixels.ndim == 2 else pixels.shape[-1])
     if received != (size, channels):
@@ -206,27 +277,52 @@ def _unsupported(encoding: str) -> ImageError:
 
 
 def _pixels(msg: Any, encoding: Encoding) -> np.ndarray:
-    """View a message's bytes as (H, W) or (H, W, C), uint8 or native uint16, without row padding."""
+    """View a message's bytes as (H, W) or (H, W, C), uint8 or native uint16, without row padding.
+
+    YUV 4:2:0 becomes (H * 3 / 2, W), as OpenCV expects it.
+    """
+    _check_layout(msg, encoding)
     size, channels = encoding.bytes_per_channel, encoding.channels
     height, width, step = msg.height, msg.width, msg.step
-    if height < 1 or width < 1:
-        raise ImageError(f"received an empty image of {width}x{height} pixels; expected at least 1x1")
-    if channels == 2 and width % 2:
-        raise ImageError(f"received {msg.encoding} of width {width}; expected an even width, as pixels share chroma")
-    if step < width * channels * size:
-        raise ImageError(
-            f"received step {step} for {width} pixels of {msg.encoding}; expected at least {width * channels * size}"
-        )
-    if len(msg.data) != step * height:
-        raise ImageError(
-            f"received {len(msg.data)} bytes for {width}x{height} {msg.encoding} with step {step}; "
-            f"expected {step * height}, height times step"
-        )
+    data = np.frombuffer(msg.data, np.uint8)
+    if encoding.chroma == "interleaved":
+        return data.reshape(-1, step)[:, :width]
+    if encoding.chroma == "planes":
+        luma, chroma = data[: height * step].reshape(height, step), data[height * step :].reshape(height, step // 2)
+        return np.concatenate([luma[:, :width].ravel(), chroma[:, : width // 2].ravel()]).reshape(-1, width)
     dtype = np.dtype(np.uint8) if size == 1 else np.dtype(">u2" if msg.is_bigendian else "<u2")
     shape = (height, width) if channels == 1 else (height, width, channels)
     strides = (step, size) if channels == 1 else (step, size * channels, size)
-    pixels: np.ndarray = np.ndarray(shape, dtype, np.frombuffer(msg.data, np.uint8), 0, strides)
+    pixels: np.ndarray = np.ndarray(shape, dtype, data, 0, strides)
     return pixels if dtype.isnative else pixels.astype(dtype.newbyteorder("="))
+
+
+def _check_layout(msg: Any, encoding: Encoding) -> None:
+    """Raise ImageError if a message's size, step and amount of data do not fit its encoding."""
+    height, width, step = msg.height, msg.width, msg.step
+    row = width * encoding.channels * encoding.bytes_per_channel
+    if height < 1 or width < 1:
+        raise ImageError(f"received an empty image of {width}x{height} pixels; expected at least 1x1")
+    if encoding.channels == 2 and width % 2:
+        raise ImageError(f"received {msg.encoding} of width {width}; expected an even width, as pixels share chroma")
+    if encoding.chroma and (width % 2 or height % 2):
+        raise ImageError(
+            f"received {msg.encoding} of {width}x{height} pixels; expected even sides, as pixels share chroma"
+        )
+    if step < row or (encoding.chroma == "planes" and step % 2):
+        even = ", and even" if encoding.chroma == "planes" else ""
+        raise ImageError(f"received step {step} for {width} pixels of {msg.encoding}; expected at least {row}{even}")
+    expected = step * height * 3 // 2 if encoding.chroma else step * height
+    if len(msg.data) != expected:
+        rule = "times 3/2; height is the picture's, without the rows of chroma" if encoding.chroma else ""
+        raise ImageError(
+            f"received {len(msg.data)} bytes for {width}x{height} {msg.encoding} with step {step}; "
+            f"expected {expected}, height times step {rule}".rstrip()
+        )
+
+
+def _has_16_bits(data: bytes) -> bool:
+    return data.startswith(_PNG) and data[_PNG_HEADER - 1 : _PNG_HEADER] == b"\x10"
 
 
 def _bayer_encoding(image_format: str) -> str:

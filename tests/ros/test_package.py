@@ -41,8 +41,7 @@ def test_package_names_every_ros_package_that_is_imported() -> None:
     ros = {
         m
         for m in imported
-        if m.endswith("_msgs")
-        or m in ("rclpy", "ament_index_python", "cv_bridge", "launch", "launch_ros", "rcl_interfaces")
+        if m.endswith("_msgs") or m in ("rclpy", "ament_index_python", "launch", "launch_ros", "rcl_interfaces")
     }
     assert {"rclpy", "sensor_msgs", "vision_msgs", "launch"} <= ros
     assert ros <= named

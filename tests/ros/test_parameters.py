@@ -17,7 +17,7 @@ from nightlab_ros.parameters import NodeSettings, ParameterError, _descriptor, c
 ROOT = Path(__file__).parents[2]
 FIELDS = NodeSettings.model_fields
 AT_CONFIGURE = {"bundle": "/b", "engine": "openvino", "precision": "float32", "threads": 2, "transport": "compressed"}
-AT_CONFIGURE |= {"image_size": [640, 480], "build_engines": True}  # type: ignore[dict-item]
+AT_CONFIGURE |= {"image_size": [640, 480], "build_engines": True, "pixel_bits": 12}  # type: ignore[dict-item]
 AT_ANY_TIME = {"mode": "image_level", "merge": "replace", "max_regions": 3, "score_threshold": 0.2, "nms_iou": 0.4}
 AT_ANY_TIME |= {
     "confidence_threshold": 0.5,
@@ -71,6 +71,8 @@ def test_no_parameter_is_left_out_above() -> None:
         ("overlay", 1, "overlay: received 1; input should be a valid boolean"),
         ("image_size", [640], "image_size"),
         ("image_size", [640, 0], "expected both sides, or 0 and 0"),
+        ("pixel_bits", 5, "expected 8 to 16, or 0"),
+        ("pixel_bits", 17, "pixel_bits: received 17; input should be less than or equal to 16"),
         ("transport", "theora", "transport: received 'theora'; input should be 'raw' or 'compressed'"),
     ],
 )

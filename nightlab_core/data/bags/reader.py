@@ -17,8 +17,9 @@ from nightlab_core.data.bags.metadata import CLASSES_KEY
 from nightlab_core.data.bags.protocol import BagError, Topic
 from nightlab_core.data.bags.storage import BagStorage, open_storage
 from nightlab_core.data.bags.topics import MissingTopicError, choose_image_topic, choose_label_topic
-from nightlab_core.data.images import ImageError, label_map, message_to_bgr
+from nightlab_core.data.images import ImageError, label_map, message_to_bgr, pixels_of_16_bits
 from nightlab_core.data.label_maps import checked_labels
+from nightlab_core.data.pixel_depth import FIRST_FRAMES, PixelDepth
 from nightlab_core.labels import ClassSet
 
 
@@ -42,8 +43,12 @@ class BagFrame:
 class Bag:
     """An opened bag; a context manager. Any thread may read."""
 
-    def __init__(self, path: Path, topic: str | None = None, label_topic: str | None = None) -> None:
+    def __init__(
+        self, path: Path, topic: str | None = None, label_topic: str | None = None, pixel_bits: int = 0
+    ) -> None:
         """Open a bag and build the index of its images and label maps.
+
+        `pixel_bits` are the significant bits of 16-bit pixels; 0 measures them over the bag's first frames.
 
         Raises FileNotFoundError; BagError if nothing can be read; TopicError, which lists the topics, if it is unclear
         which one holds the camera's images or the labels.
@@ -68,6 +73,8 @@ class Bag:
             raise
         if not len(self._images):
             self._own_problems.append(f"{self.image_topic} holds no message that can be read")
+        self._depth = PixelDepth(pixel_bits, self._own_problems.append)
+        self._depth.measure(self._first_pixels())
 
     def __enter__(self) -> Bag:
         return self
@@ -135,7 +142,7 @@ class Bag:
                 raise raw
             message = deserialize(raw, self.topics[self.image_topic].type)
             stamp_ns, frame_id = header_of(message, time_ns)
-            image = message_to_bgr(message)
+            image = message_to_bgr(message, self._depth)
         except (BagError, ImageError) as error:
             return BagFrame(index, time_ns, stamp_ns, frame_id, None, None, str(error))
         except Exception as error:  # from the library that converts the encoding
@@ -155,6 +162,20 @@ class Bag:
     def frames(self, first: int, stop: int, classes: ClassSet | None = None) -> Iterator[BagFrame]:
         """Return the frames first..stop - 1."""
         return (self.frame(index, classes) for index in range(first, stop))
+
+    def _first_pixels(self) -> Iterator[np.ndarray]:
+        """Return the 16-bit pixels of the first frames, so that every part of the bag is scaled alike."""
+        for index in range(min(FIRST_FRAMES, len(self))):
+            raw = self.raw(index)
+            if isinstance(raw, BagError):
+                continue
+            try:
+                pixels = pixels_of_16_bits(deserialize(raw, self.topics[self.image_topic].type))
+            except (BagError, ImageError):
+                continue
+            if pixels is None:
+                return
+            yield pixels
 
     def _label_map(self, stamp_ns: int, image_bgr: np.ndarray, classes: ClassSet) -> np.ndarray | None:
         assert self.label_topic is not None

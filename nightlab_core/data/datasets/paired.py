@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from nightlab_core.data.images import IMAGE_SUFFIXES, image_files, read_image
+from nightlab_core.data.images import IMAGE_SUFFIXES, depth_of_files, image_files, read_image
 from nightlab_core.data.label_maps import read_label_map
+from nightlab_core.data.pixel_depth import PixelDepth
 from nightlab_core.labels import IGNORE_ID, ClassSet, map_ids, training_ids
 
 
@@ -69,7 +71,7 @@ class LabelledImages(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         path, label_path = self.images[index], self.labels[index]
         try:
-            image, labels = read_image(path), read_label_map(label_path)
+            image, labels = read_image(path, self._depth), read_label_map(label_path)
         except ValueError as error:
             raise DatasetError(str(error)) from None
         if labels.shape != image.shape[:2] and self.finer_labels:
@@ -80,6 +82,10 @@ class LabelledImages(Sequence[Sample]):
             return Sample(image, map_ids(labels, self.file_ids), path.stem)
         except ValueError as error:
             raise DatasetError(f"{label_path}: {error}") from None
+
+    @cached_property
+    def _depth(self) -> PixelDepth:
+        return depth_of_files(self.images)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))

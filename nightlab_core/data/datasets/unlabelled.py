@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nightlab_core.data.datasets.paired import DatasetError, Sample, list_images
-from nightlab_core.data.images import read_image
+from nightlab_core.data.images import depth_of_files, read_image
+from nightlab_core.data.pixel_depth import PixelDepth
 from nightlab_core.labels import IGNORE_ID
 
 
@@ -20,6 +22,10 @@ class UnlabelledImages(Sequence[Sample]):
     def __init__(self, folder: Path) -> None:
         self.paths = list_images(folder)
 
+    @cached_property
+    def _depth(self) -> PixelDepth:
+        return depth_of_files(self.paths)
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -28,7 +34,7 @@ class UnlabelledImages(Sequence[Sample]):
             return [self[i] for i in range(*index.indices(len(self)))]
         path = self.paths[index]
         try:
-            image = read_image(path)
+            image = read_image(path, self._depth)
         except ValueError as error:
             raise DatasetError(str(error)) from None
         return Sample(image, np.full(image.shape[:2], IGNORE_ID, np.uint8), path.stem)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cameras of 10, 12 and 14 bits give the picture of 8 bits, in messages, bags, folders and training."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from nightlab_core.data.bags.write import BagWriter
+from nightlab_core.data.datasets.paired import PairedFolder
+from nightlab_core.data.datasets.unlabelled import UnlabelledImages
+from nightlab_core.data.frames import open_frames
+from nightlab_core.data.images import fill_image, message_to_bgr
+from nightlab_core.data.pixel_depth import FIRST_FRAMES, PixelDepth
+from nightlab_core.data.rendered.shapes import CLASSES
+
+#: uint8 (4, 256): every grey level.
+GREY = np.tile(np.arange(256, dtype=np.uint8), (4, 1))
+BGR = np.repeat(GREY[..., None], 3, axis=-1)
+
+
+def of_bits(bits: int, grey: np.ndarray = GREY) -> np.ndarray:
+    """The picture as a camera of so many bits sends it, uint16."""
+    return np.rint(grey * (((1 << bits) - 1) / 255)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("packing", ["raw", "png"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_a_stream_is_scaled_by_the_measured_bits(bits: int, packing: str) -> None:
+    reports: list[str] = []
+    depth = PixelDepth(report=reports.append)
+    for _ in range(FIRST_FRAMES + 2):
+        message: Any = fill_image(SimpleNamespace(), of_bits(bits), "mono16")
+        if packing == "png":
+            message = SimpleNamespace(format="16UC1; png compressed ", data=cv2.imencode(".png", of_bits(bits))[1])
+            message.data = message.data.ravel()
+        np.testing.assert_array_equal(message_to_bgr(message, depth), BGR)
+    assert depth.bits == bits and len(reports) == (bits < 16)
+    assert all(f"hold {bits} significant bits" in report for report in reports)
+
+
+def test_without_a_stream_all_16_bits_count() -> None:
+    assert message_to_bgr(fill_image(SimpleNamespace(), of_bits(12), "mono16")).max() == 16
+
+
+def test_bits_are_fixed_after_the_first_frames_and_later_values_are_reported_once() -> None:
+    reports: list[str] = []
+    depth = PixelDepth(report=reports.append)
+    depth.to_8_bits(np.zeros((2, 2), np.uint16))
+    assert depth.bits == 16  # black frames tell nothing
+    for _ in range(FIRST_FRAMES):
+        depth.to_8_bits(of_bits(10))
+    for _ in range(2):
+        assert depth.to_8_bits(np.full((2, 2), 4000, np.uint16)).tolist() == [[255, 255]] * 2
+    assert depth.bits == 10 and len(reports) == 2
+    assert "received the pixel value 4000, above the 1023 of 10 significant bits" in reports[1]
+
+
+def test_given_bits_are_used_as_they_are() -> None:
+    reports: list[str] = []
+    depth = PixelDepth(12, reports.append)
+    np.testing.assert_array_equal(depth.to_8_bits(of_bits(12)[:, :100]), GREY[:, :100])
+    assert not reports
+    for bits in (-1, 7, 17):
+        with pytest.raises(ValueError, match=f"received {bits} significant bits; expected 8 to 16"):
+            PixelDepth(bits)
+
+
+def test_bags_are_scaled_by_their_first_frames(tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "bag") as bag:
+        types = bag._types.types
+        for index, pixels in enumerate([of_bits(12), of_bits(12, GREY // 16)]):
+            filled = fill_image(SimpleNamespace(), pixels, "mono16", bag._header(10**18 + index, "camera"))
+            data = np.frombuffer(filled.data, np.uint8)
+            fields = (filled.header, 4, 256, "mono16", int(sys.byteorder == "big"), filled.step, data)
+            bag._write("/camera/image_raw", types["sensor_msgs/msg/Image"](*fields), 10**18 + index)
+    source = open_frames(tmp_path / "bag")
+    assert any("12 significant bits" in problem for problem in source.problems)
+    bright, dark = source
+    np.testing.assert_array_equal(bright.image_bgr, BGR)
+    np.testing.assert_array_equal(dark.image_bgr, BGR // 16)
+
+
+def test_folders_and_training_are_scaled_by_their_first_files(tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for name, grey in (("a", GREY), ("b", GREY // 16)):
+        cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), of_bits(12, grey))
+        cv2.imwrite(str(tmp_path / "labels" / f"{name}.png"), np.zeros_like(GREY))
+    for read in (
+        [frame.image_bgr for frame in open_frames(tmp_path)],
+        [sample.image_bgr for sample in PairedFolder(tmp_path / "images", tmp_path / "labels", CLASSES)],
+        [sample.image_bgr for sample in UnlabelledImages(tmp_path / "images")],
+    ):
+        np.testing.assert_array_equal(read[0], BGR)
+        np.testing.assert_array_equal(read[1], BGR // 16)
+    reverse = PairedFolder(tmp_path / "images", tmp_path / "labels", CLASSES)
+    np.testing.assert_array_equal(reverse[1].image_bgr, BGR // 16)  # whichever is read first
