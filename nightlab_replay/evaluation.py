@@ -16,6 +16,7 @@ import numpy as np
 
 from nightlab_core.data.bags.reader import BagFrame
 from nightlab_core.labels import IGNORE_ID, ClassSet, to_class_set
+from nightlab_core.metrics import BIN_OF_CONFIDENCE
 from nightlab_core.runtime.light import light_level
 from nightlab_core.runtime.pipeline import Result
 from nightlab_replay.records import NUM_BANDS, NUM_BINS, FrameCounts, FrameRecord
@@ -28,6 +29,7 @@ _STILL = 4.0
 _LEAST_STILL = 0.05
 #: Replaces ids outside the class set; no class set has that many classes.
 _INVALID_ID = 254
+_TWICE_THE_BIN = (2 * BIN_OF_CONFIDENCE).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -143,13 +145,12 @@ def id_mapping(predicted: ClassSet, evaluated: ClassSet) -> np.ndarray:
 def count_pixels(labels: np.ndarray, prediction: FramePrediction, mapping: np.ndarray, num_classes: int) -> FrameCounts:
     """Count the pixels of one frame. `mapping` is the table of `id_mapping` from predicted ids to label ids.
 
-    Reliability excludes pixels that the confidence threshold set to 255. Raises ValueError for ids outside the class
-    set.
+    Counts by confidence exclude pixels that the confidence threshold set to 255. Raises ValueError for ids outside the
+    class set.
     """
-    counts = FrameCounts.empty(num_classes)
-    confusion = np.zeros((1, *counts.confusion.shape[1:]), np.int64)
-    reliability = np.zeros((1, *counts.reliability.shape[1:]), np.int64)
-    confidence_sum = np.zeros((1, *counts.confidence_sum.shape[1:]), np.int64)
+    empty = FrameCounts.empty(num_classes)
+    fields = (getattr(empty, name) for name in FrameCounts.__dataclass_fields__)
+    counts = FrameCounts(*(np.zeros((1, *field.shape[1:]), np.int64) for field in fields))
     rows = band_rows(labels.shape[0])
     known = labels != IGNORE_ID
     methods = (
@@ -160,16 +161,18 @@ def count_pixels(labels: np.ndarray, prediction: FramePrediction, mapping: np.nd
         mapped = cv2.LUT(predicted, mapping)
         for band, (top, bottom) in enumerate(pairwise(rows)):
             pairs = _histogram(labels[top:bottom], mapped[top:bottom])
-            confusion[0, method, band] = _confusion(pairs, num_classes)
+            counts.confusion[0, method, band] = _confusion(pairs, num_classes)
         if confidence is not None:
             counted = (known & (predicted != IGNORE_ID)).view(np.uint8)
-            pairs = _histogram(confidence, (mapped == labels).view(np.uint8), counted)
-            bins = np.arange(256) * NUM_BINS // 256
-            for correct in (0, 1):
-                np.add.at(reliability[0, method, :, 0], bins, pairs[:, correct])
-            np.add.at(reliability[0, method, :, 1], bins, pairs[:, 1])
-            np.add.at(confidence_sum[0, method], bins, (pairs[:, 0] + pairs[:, 1]) * np.arange(256))
-    return FrameCounts(confusion, reliability, confidence_sum)
+            # One histogram over 2 x bin + correct and the predicted class holds both numbers of pixels.
+            code = cv2.add(cv2.LUT(confidence, _TWICE_THE_BIN), (mapped == labels).view(np.uint8))
+            pairs = _histogram(code, mapped, counted)[: 2 * NUM_BINS].reshape(NUM_BINS, 2, 256)
+            pixels = np.stack([pairs.sum(axis=1), pairs[:, 1]], axis=-1)
+            counts.reliability[0, method] = pixels.sum(axis=1)
+            counts.by_confidence[0, method] = pixels[:, :num_classes]
+            levels = cv2.calcHist([confidence], [0], counted, [256], [0, 256]).ravel().astype(np.int64)
+            np.add.at(counts.confidence_sum[0, method], BIN_OF_CONFIDENCE, levels * np.arange(256))
+    return counts
 
 
 def band_rows(height: int) -> list[int]:

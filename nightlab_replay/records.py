@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nightlab_core.classes import load_class_set, shipped_keys
 from nightlab_core.files import atomic_path, write_atomic
 from nightlab_core.labels import ClassSet
+from nightlab_core.metrics import CONFIDENCE_BINS
 from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PrecisionChoice
 from nightlab_core.runtime.pipeline import PipelineSettings
 
@@ -30,8 +31,7 @@ FORMAT = 1
 METHODS = ("image_level", "both_levels")
 #: Horizontal bands of equal height that an image is divided into, from the top (far) to the bottom (near).
 NUM_BANDS = 4
-#: Confidence bins of equal width over 0..255.
-NUM_BINS = 20
+NUM_BINS = CONFIDENCE_BINS
 #: Exceptions that reading a damaged chunk may raise.
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -71,6 +71,9 @@ class FrameCounts:
     confusion: np.ndarray  #: int64 (N, 2, NUM_BANDS, C, C + 1), `metrics.confusion_matrix` per band
     reliability: np.ndarray  #: int64 (N, 2, NUM_BINS, 2): labelled pixels, and the correct ones among them
     confidence_sum: np.ndarray  #: int64 (N, 2, NUM_BINS): sum of the confidences 0..255 of the labelled pixels
+    #: int64 (N, 2, NUM_BINS, C, 2): labelled pixels by predicted class, and the correct ones among them. All 0 where
+    #: the confidence is unknown, and in runs of earlier versions.
+    by_confidence: np.ndarray
 
     @classmethod
     def empty(cls, num_classes: int) -> FrameCounts:
@@ -79,6 +82,7 @@ class FrameCounts:
             np.zeros((0, len(METHODS), NUM_BANDS, num_classes, num_classes + 1), np.int64),
             np.zeros((0, len(METHODS), NUM_BINS, 2), np.int64),
             np.zeros((0, len(METHODS), NUM_BINS), np.int64),
+            np.zeros((0, len(METHODS), NUM_BINS, num_classes, 2), np.int64),
         )
 
     @classmethod
@@ -86,6 +90,10 @@ class FrameCounts:
         """Return the counts of all parts in their order."""
         parts = [cls.empty(num_classes), *parts]
         return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in cls.__dataclass_fields__))
+
+    def select(self, rows: np.ndarray) -> FrameCounts:
+        """Return the counts of some frames: `rows` is bool (N,)."""
+        return FrameCounts(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     def __len__(self) -> int:
         return len(self.confusion)
@@ -260,6 +268,7 @@ def write_chunk(folder: Path, records: Sequence[FrameRecord], counts: FrameCount
             confusion=counts.confusion.astype(np.uint32),
             reliability=counts.reliability.astype(np.uint32),
             confidence_sum=counts.confidence_sum,
+            by_confidence=counts.by_confidence.astype(np.uint32),
         )
 
 
@@ -278,14 +287,14 @@ def read_chunk(path: Path) -> tuple[list[FrameRecord], FrameCounts]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             records = _records(arrays)
-            counts = FrameCounts(*(arrays[name].astype(np.int64) for name in FrameCounts.__dataclass_fields__))
+            counts = _counts(arrays)
     except _DAMAGED as error:
         raise _damaged(path, error) from error
     return records, counts
 
 
 def load_records(folder: Path, run: Run) -> list[FrameRecord]:
-    """Load the records without the counts, which take most of the memory: 24 kB per frame for 19 classes."""
+    """Load the records without the counts, which take most of the memory: 36 kB per frame for 19 classes."""
     records: list[FrameRecord] = []
     order = {bag.name: place for place, bag in enumerate(run.bags)}
     for path in chunk_paths(folder):
@@ -309,6 +318,14 @@ def load_run(folder: Path) -> RunData:
 
 def _damaged(path: Path, error: Exception) -> StoreError:
     return StoreError(f"{path} cannot be read ({error}): run the same command again to replace it")
+
+
+def _counts(arrays: Any) -> FrameCounts:
+    found = {name: arrays[name].astype(np.int64) for name in FrameCounts.__dataclass_fields__ if name in arrays}
+    if "by_confidence" not in found:  # a run of an earlier version
+        frames, classes = len(found["confusion"]), found["confusion"].shape[3]
+        found["by_confidence"] = np.zeros((frames, *FrameCounts.empty(classes).by_confidence.shape[1:]), np.int64)
+    return FrameCounts(**found)
 
 
 def _records(arrays: Any) -> list[FrameRecord]:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nightlab_core.metrics import mean_iou
-from nightlab_core.runtime.light import LIGHT_BINS
+from nightlab_core.metrics import calibration_error, mean_iou, uiou_by_threshold
+from nightlab_core.runtime.light import DARK, LIGHT_BINS
 from nightlab_core.runtime.pipeline import STAGES
 from nightlab_replay.records import METHODS, BagInfo, FrameCounts, FrameRecord, JsonModel, Run, RunData
 from nightlab_replay.statistics import PairedAccuracy, mean_of_known, none_if_nan, paired_accuracy
@@ -44,6 +44,25 @@ class Reliability(JsonModel):
     mean_confidence: float | None  #: over all pixels, 0..1
     mean_correct: float | None
     expected_calibration_error: float | None  #: mean of |confidence - correct|, weighted by pixels
+
+
+class Uncertainty(JsonModel):
+    """Mean uncertainty-aware IoU, see `metrics.uncertainty_aware_iou`: pixels below a threshold count as invalid."""
+
+    uiou: float  #: at the best threshold, chosen on these labels
+    threshold: float  #: the best threshold of the confidence, 0..1
+    average: float  #: over all thresholds
+    by_threshold: tuple[float, ...]  #: at equal steps from 0, which gives the mIoU
+
+
+class LightCalibration(JsonModel):
+    """Calibration of the confidence of the frames of one light level. Pairs are (image level, both levels)."""
+
+    name: str
+    span: str
+    frames: int
+    expected_calibration_error: tuple[float | None, float | None]
+    uiou: tuple[float | None, float | None]  #: each at the best threshold of this light level
 
 
 class FrameNumbers(JsonModel):
@@ -117,6 +136,10 @@ class RunSummary(JsonModel):
     bags: tuple[BagFigures, ...]
     accuracy: PairedAccuracy | None
     reliability: dict[str, Reliability]  #: by method; empty without labels
+    uncertainty: dict[str, Uncertainty]  #: by method; empty unless the confidence of every labelled frame is known
+    calibration_by_light: tuple[
+        LightCalibration, ...
+    ]  #: light levels, then the dark ones together; empty without labels
     behaviour: Behaviour
     stages_ms: dict[str, Percentiles]
     latency_ms: Percentiles | None
@@ -130,14 +153,18 @@ def summarize(data: RunData) -> RunSummary:
     names = run.settings.class_names
     image_level, both_levels = data.counts.confusion[:, 0], data.counts.confusion[:, 1]
     methods = (METHODS[0], METHODS[1])
+    counts, labelled = data.counts, data.labelled
+    uncertainty = {m: found for i, m in enumerate(METHODS) if (found := uncertainty_of(counts, i)) is not None}
     stages = {stage: percentiles([ms for r in ok if (ms := r.stages_ms.get(stage, 0.0)) > 0]) for stage in STAGES}
     return RunSummary(
         complete=data.complete,
         run=run,
         frames=_frame_numbers(data.records, run.num_frames),
         bags=_bag_figures(data),
-        accuracy=paired_accuracy(methods, run.settings.classes, names, data.labelled, image_level, both_levels),
-        reliability={m: reliability_of(data.counts, i) for i, m in enumerate(METHODS)} if len(data.counts) else {},
+        accuracy=paired_accuracy(methods, run.settings.classes, names, labelled, image_level, both_levels),
+        reliability={m: reliability_of(counts, i) for i, m in enumerate(METHODS)} if len(counts) else {},
+        uncertainty=uncertainty,
+        calibration_by_light=calibration_by_light(labelled, counts),
         behaviour=behaviour_of(ok, regions=run.settings.mode != "live"),
         stages_ms={stage: p for stage, p in stages.items() if p is not None},
         latency_ms=percentiles([r.latency_ms for r in ok if r.latency_ms is not None]),
@@ -167,18 +194,49 @@ def reliability_of(counts: FrameCounts, method: int) -> Reliability:
     """Compute the reliability of one of METHODS over all labelled frames."""
     pixels, correct = counts.reliability[:, method].sum(axis=0).T
     confidence_sum = counts.confidence_sum[:, method].sum(axis=0)
-    filled = pixels > 0
     confidence = [c / (255 * n) if n else None for c, n in zip(confidence_sum.tolist(), pixels.tolist(), strict=True)]
     share = [c / n if n else None for c, n in zip(correct.tolist(), pixels.tolist(), strict=True)]
-    gaps, total = np.abs(confidence_sum[filled] / 255 - correct[filled]), int(pixels.sum())
+    total = int(pixels.sum())
     return Reliability(
         confidence=tuple(confidence),
         correct=tuple(share),
         pixels=tuple(pixels.tolist()),
         mean_confidence=int(confidence_sum.sum()) / (255 * total) if total else None,
         mean_correct=int(correct.sum()) / total if total else None,
-        expected_calibration_error=float(gaps.sum()) / total if total else None,
+        expected_calibration_error=none_if_nan(calibration_error(pixels, correct, confidence_sum)),
     )
+
+
+def uncertainty_of(counts: FrameCounts, method: int) -> Uncertainty | None:
+    """Compute the UIoU of one of METHODS. None without labels, or if the confidence of a labelled frame is unknown."""
+    matrix = counts.confusion[:, method].sum(axis=(0, 1))
+    predicted, correct = np.moveaxis(counts.by_confidence[:, method].sum(axis=0), -1, 0)
+    if not matrix.any() or not np.array_equal(predicted.sum(axis=0), matrix[:, :-1].sum(axis=0)):
+        return None
+    found = uiou_by_threshold(matrix.sum(axis=1), predicted, correct)
+    return Uncertainty(
+        uiou=found.best, threshold=found.threshold, average=found.average, by_threshold=found.by_threshold
+    )
+
+
+def calibration_by_light(labelled: Sequence[FrameRecord], counts: FrameCounts) -> tuple[LightCalibration, ...]:
+    """Compute the calibration of labelled frames, whose counts are the rows of `counts`, by light level."""
+    found = []
+    for part in (*LIGHT_BINS, DARK) if labelled else ():
+        held = np.array([part.holds(r.light_level) for r in labelled], bool)
+        rows = counts.select(held)
+        first, second = (reliability_of(rows, i).expected_calibration_error for i in range(len(METHODS)))
+        uiou = [None if u is None else u.uiou for u in (uncertainty_of(rows, i) for i in range(len(METHODS)))]
+        found.append(
+            LightCalibration(
+                name=part.name,
+                span=part.span,
+                frames=int(held.sum()),
+                expected_calibration_error=(first, second),
+                uiou=(uiou[0], uiou[1]),
+            )
+        )
+    return tuple(found)
 
 
 def behaviour_of(ok: Sequence[FrameRecord], regions: bool = True) -> Behaviour:

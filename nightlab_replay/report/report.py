@@ -122,14 +122,20 @@ def _accuracy_findings(report: RunSummary) -> list[str]:
 
 
 def _confidence_findings(report: RunSummary) -> list[str]:
+    found = []
     for figures in list(report.reliability.values())[-1:]:
         if figures.expected_calibration_error is not None:
-            return [
+            found.append(
                 f"The mean confidence is {percent(figures.mean_confidence)} %, and {percent(figures.mean_correct)} % "
                 "of the pixels are correct (expected calibration error "
                 f"{percent(figures.expected_calibration_error)} points)."
-            ]
-    return []
+            )
+    for uncertainty in list(report.uncertainty.values())[-1:]:
+        found.append(
+            f"The uncertainty-aware IoU is {percent(uncertainty.uiou)} %: pixels with a confidence below "
+            f"{uncertainty.threshold:.2f} then count as invalid."
+        )
+    return found
 
 
 def _time_findings(report: RunSummary) -> list[str]:

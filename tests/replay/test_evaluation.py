@@ -9,7 +9,7 @@ from class_sets import CAMVID11, CITYSCAPES19
 
 from nightlab_core.data.bags.reader import BagFrame
 from nightlab_core.labels import IGNORE_ID, ClassSet, to_class_set
-from nightlab_core.metrics import confusion_matrix
+from nightlab_core.metrics import confidence_counts, confusion_matrix
 from nightlab_replay.evaluation import FrameEvaluator, FramePrediction, band_rows, count_pixels, id_mapping
 from nightlab_replay.records import NUM_BINS
 
@@ -48,6 +48,10 @@ def test_counts_equal_the_reference(size_hw: tuple[int, int], label_classes: Cla
         )
         assert confidence is not None
         counted = (truth != IGNORE_ID) & (predicted != IGNORE_ID)
+        kept = np.where(counted, truth, np.uint8(IGNORE_ID))
+        by_confidence = confidence_counts(kept, mapped, confidence, len(label_classes))
+        np.testing.assert_array_equal(counts.by_confidence[0, method], by_confidence[:, :-1, :2])
+        np.testing.assert_array_equal(counts.confidence_sum[0, method], by_confidence[..., 2].sum(axis=1))
         for b in range(NUM_BINS):
             inside = counted & (confidence.astype(int) * NUM_BINS // 256 == b)
             assert counts.reliability[0, method, b].tolist() == [inside.sum(), (inside & (mapped == truth)).sum()]

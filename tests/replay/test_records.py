@@ -87,6 +87,21 @@ def test_a_run_json_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert rec.read_run(tmp_path) == run
 
 
+def test_a_chunk_of_an_earlier_version_is_read_and_merged(tmp_path: Path) -> None:
+    rec.write_run(tmp_path, make_run())
+    frames = [make_frame("a", i, i) for i in range(2)]
+    for record, counts in frames:
+        rec.write_chunk(tmp_path, [record], counts)
+    path = rec.chunk_path(tmp_path, "a", 0)
+    with np.load(path) as arrays:
+        before = {name: arrays[name] for name in arrays if name != "by_confidence"}
+    np.savez_compressed(path, **before)
+    counts = rec.load_run(tmp_path).counts
+    np.testing.assert_array_equal(counts.confusion, np.concatenate([c.confusion for _, c in frames]))
+    assert not counts.by_confidence[0].any()
+    np.testing.assert_array_equal(counts.by_confidence[1], frames[1][1].by_confidence[0])
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 7}'])
 def test_a_run_json_of_another_format_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)

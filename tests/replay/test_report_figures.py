@@ -13,7 +13,7 @@ from replay_samples import PRESENT, sample_run
 
 from nightlab_core.metrics import iou, mean_iou, paired_bootstrap
 from nightlab_core.runtime.light import DARK, LIGHT_BINS
-from nightlab_replay.records import NUM_BANDS, NUM_BINS, FrameCounts, FrameRecord, RunData
+from nightlab_replay.records import METHODS, NUM_BANDS, NUM_BINS, FrameCounts, FrameRecord, RunData
 from nightlab_replay.report import charts, svg
 from nightlab_replay.report.report import findings
 from nightlab_replay.statistics import (
@@ -32,6 +32,7 @@ from nightlab_replay.summary import (
     reliability_of,
     summarize,
     timeline_of,
+    uncertainty_of,
 )
 
 
@@ -160,13 +161,54 @@ def test_reliability_of_a_table_computed_by_hand() -> None:
     sums = np.zeros((2, 2, NUM_BINS), np.int64)
     reliability[0, 1, 10], sums[0, 1, 10] = (30, 12), 30 * 128  # confidence 128/255 = 0.502, correct 0.4
     reliability[1, 1, 19], sums[1, 1, 19] = (70, 70), 70 * 255  # confidence 1, correct 1
-    figures = reliability_of(FrameCounts(np.repeat(empty.confusion[:0], 0, 0), reliability, sums), 1)
+    counts = replace(empty, reliability=reliability, confidence_sum=sums)
+    figures = reliability_of(counts, 1)
     assert figures.pixels[10] == 30 and figures.correct[10] == 0.4 and figures.correct[19] == 1
     assert figures.confidence[10] == pytest.approx(128 / 255) and figures.confidence[0] is None
     assert figures.expected_calibration_error == pytest.approx(0.3 * (128 / 255 - 0.4))
     assert figures.mean_correct == pytest.approx(0.82)
     assert figures.mean_confidence == pytest.approx(0.3 * 128 / 255 + 0.7)
-    assert reliability_of(FrameCounts(empty.confusion, reliability, sums), 0).expected_calibration_error is None
+    assert reliability_of(counts, 0).expected_calibration_error is None
+
+
+def test_uiou_of_a_table_computed_by_hand() -> None:
+    # One class of 100 pixels, of which 60 are predicted rightly, all in one bin; 40 are predicted as 255.
+    counts = FrameCounts(
+        *(
+            np.zeros((1, *getattr(FrameCounts.empty(1), n).shape[1:]), np.int64)
+            for n in FrameCounts.__dataclass_fields__
+        )
+    )
+    counts.confusion[0, 1, 2] = [[60, 40]]
+    counts.by_confidence[0, 1, 10, 0] = (60, 60)
+    found = uncertainty_of(counts, 1)
+    assert found is not None
+    assert found.by_threshold == (0.6,) * 11 + (0.0,) * 9
+    assert (found.uiou, found.threshold, found.average) == (0.6, 0, pytest.approx(0.33))
+    assert uncertainty_of(counts, 0) is None  # nothing is labelled
+    assert uncertainty_of(FrameCounts.empty(1), 1) is None
+    counts.by_confidence[:] = 0  # as in a run of an earlier version
+    assert uncertainty_of(counts, 1) is None
+
+
+def test_uncertainty_and_calibration_by_light_are_in_the_summary() -> None:
+    run = sample_run(60)
+    report = summarize(run)
+    assert report.accuracy is not None and set(report.uncertainty) == set(METHODS)
+    for place, method in enumerate(METHODS):
+        found, miou = report.uncertainty[method], report.accuracy.miou[place]
+        assert found.by_threshold[0] == pytest.approx(miou) and found.uiou >= miou  # type: ignore[operator]
+    rows = {part.name: part for part in report.calibration_by_light}
+    assert [(name, part.frames) for name, part in rows.items()] == [
+        *((part.name, part.frames) for part in report.accuracy.by_light),
+        (DARK.name, report.accuracy.dark.frames),
+    ]
+    held = np.array([r.light_level < DARK.high for r in run.labelled])  # type: ignore[operator]
+    dark = reliability_of(run.counts.select(held), 1).expected_calibration_error
+    assert rows[DARK.name].expected_calibration_error[1] == dark is not None
+    before = replace(run, counts=replace(run.counts, by_confidence=0 * run.counts.by_confidence))
+    assert summarize(before).uncertainty == {}  # a run of an earlier version still has all other figures
+    assert summarize(before).accuracy == report.accuracy
 
 
 def test_percentiles_and_their_histogram() -> None:

@@ -52,7 +52,8 @@ def sample_run(
     last `missing` frames are not replayed. The labels and the difficulty of a frame depend only on bag and index, so
     all runs are of the same frames; `seed` determines the rest.
     """
-    records, confusion, reliability, confidence_sum = [], [], [], []
+    records: list[FrameRecord] = []
+    rows: list[tuple[np.ndarray, ...]] = []
     for place, bag in enumerate(bags):
         for index in range(frames - (missing if place == len(bags) - 1 else 0)):
             rng = np.random.default_rng([place, index])
@@ -75,14 +76,11 @@ def sample_run(
                 record = _segmented(record, light, own, labelled, slower)
                 if labelled:
                     bonus = skill + (skill_in_the_dark if light < 0.06 else 0.0)
-                    for rows, part in zip(
-                        (confusion, reliability, confidence_sum), _counts(rng, own, light, bonus), strict=True
-                    ):
-                        rows.append(part)
+                    rows.append(_counts(rng, own, light, bonus))
             records.append(record)
     counts = FrameCounts.empty(19)
-    if confusion:
-        counts = FrameCounts(np.stack(confusion), np.stack(reliability), np.stack(confidence_sum))
+    if rows:
+        counts = FrameCounts(*map(np.stack, zip(*rows, strict=True)))
     return RunData(_run(name, frames, bags, labelled, missing), records, counts)
 
 
@@ -128,14 +126,13 @@ def _segmented(
     )
 
 
-def _counts(
-    rng: np.random.Generator, own: np.random.Generator, light: float, bonus: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the counts of a frame: its labels are drawn from `rng`, its errors from `own`."""
+def _counts(rng: np.random.Generator, own: np.random.Generator, light: float, bonus: float) -> tuple[np.ndarray, ...]:
+    """Return a frame's counts in the order of `FrameCounts`: its labels are drawn from `rng`, its errors from `own`."""
     ids = [CITYSCAPES19.id_of(n) for n in PRESENT]
     confusion = np.zeros((len(METHODS), NUM_BANDS, 19, 20), np.int64)
     reliability = np.zeros((len(METHODS), NUM_BINS, 2), np.int64)
     sums = np.zeros((len(METHODS), NUM_BINS), np.int64)
+    by_confidence = np.zeros((len(METHODS), NUM_BINS, 19, 2), np.int64)
     ease = 0.93 + 0.08 * np.log10(light) + rng.normal(0, 0.03)
     for band in range(NUM_BANDS):
         labels = rng.multinomial(PIXELS // NUM_BANDS, SHARES / SHARES.sum())
@@ -156,7 +153,17 @@ def _counts(
             np.add.at(reliability[method, :, 0], bins, weights)
             np.add.at(reliability[method, :, 1], bins, weights * correct)
             np.add.at(sums[method], bins, weights * codes)
-    return confusion, reliability, sums
+    for method in range(len(METHODS)):
+        matrix = confusion[method].sum(axis=0)
+        right = np.diagonal(matrix)
+        for correct, by_class in ((1, right), (0, matrix[:, :19].sum(axis=0) - right)):
+            left = reliability[method, :, 1] if correct else reliability[method, :, 0] - reliability[method, :, 1]
+            for c in ids:
+                drawn = own.multivariate_hypergeometric(left, by_class[c], method="marginals")
+                left = left - drawn
+                by_confidence[method, :, c, 0] += drawn
+                by_confidence[method, :, c, 1] += drawn * correct
+    return confusion, reliability, sums, by_confidence
 
 
 def _run(name: str, frames: int, bags: tuple[str, ...], labelled: bool, missing: int) -> Run:
