@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json as json_module
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,17 +15,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from nightlab_cli.benchmark_tables import curve_svg, curve_table, print_figures
 from nightlab_cli.engine import Library, choose_library
 from nightlab_cli.errors import Verbose
 from nightlab_cli.options import Bundle as BundleOption
-from nightlab_cli.options import Threads, new_console, parse_size_hw, repeated_option
+from nightlab_cli.options import Frames, Threads, new_console, parse_size_hw, repeated_option
 from nightlab_cli.style import new_app
-from nightlab_core.benchmark.measure import Figures, NetworkFigures, PipelineFigures, Plan, Subject, measure
+from nightlab_core.benchmark.curve import CurvePoint, measure_curve
+from nightlab_core.benchmark.measure import Figures, Plan, Subject, measure
 from nightlab_core.benchmark.work import HINTS, matrix_peak_gflops
 from nightlab_core.benchmark.wrappers import OneAtATime
+from nightlab_core.data.datasets.catalogue import open_set
+from nightlab_core.data.datasets.paired import LabelledImages, Sample
 from nightlab_core.files import write_atomic
 from nightlab_core.runtime.bundle import Bundle, default_bundle, load_bundle
 from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PrecisionChoice
@@ -33,15 +36,14 @@ from nightlab_core.runtime.pipeline import MAX_REGIONS
 from nightlab_replay.provenance import describe_bundle, machine, versions
 
 FRAME_HW = (720, 1280)
+#: Scales of the image level's input in the curve of accuracy against time.
+SCALES = (0.75, 1.0, 1.25, 1.5)
 #: Where --runs is not given, the pipelines, and then the networks, are timed for so many seconds at most.
 LIMIT_S = 40.0
 #: Calls of a plan on a GPU, where --runs is not given.
 PLAN_RUNS = 500
 #: One in so many calls is made of eager PyTorch, which takes several times as long.
 BASELINE_SHARE = 3
-#: Stages whose medians the table shows, all but resizing.
-SHOWN_STAGES = ("image", "hardness", "crop", "region", "merge")
-
 app = new_app()
 
 
@@ -81,74 +83,9 @@ def checkpoint_subject(path: Path, runs: int) -> Subject:
     return Subject("torch", "float32", open_engines, max(1, runs // BASELINE_SHARE))
 
 
-def pipeline_table(figures: Figures, first: Figures) -> Table:
-    """Return the times of the pipeline, one row for each number of regions."""
-    name = f"{figures.engine}, {figures.arithmetic or figures.precision}"
-    height, width = figures.frame_hw
-    ratio = "" if figures is first or figures.over_first is None else f", image level x {figures.over_first:.2f}"
-    table = Table(title=f"{name}, {width}x{height}, {figures.peak_mib:.0f} MiB{ratio}", box=None, title_justify="left")
-    table.add_column("ms", no_wrap=True)
-    for column in ("median", "p95", "p99", "ratio", *SHOWN_STAGES):
-        table.add_column(column, justify="right")
-    for row in figures.pipelines:
-        ratio = "" if row.over_image_level is None else f"{row.over_image_level:.2f}"
-        total = (f"{ms:.1f}" for ms in (row.total.median_ms, row.total.p95_ms, row.total.p99_ms))
-        stages = (f"{row.stages[stage].median_ms:.1f}" for stage in SHOWN_STAGES)
-        table.add_row(row_name(row), *total, ratio, *stages)
-    return table
-
-
-def row_name(row: PipelineFigures) -> str:
-    """Return the name of a configuration, for example "3 regions"."""
-    if row.regions is None:
-        return "image level"
-    return f"{row.regions} region{'' if row.regions == 1 else 's'}"
-
-
-def network_table(figures: Figures) -> Table:
-    """Return the times of the networks called alone."""
-    table = Table(box=None)
-    table.add_column("network", no_wrap=True)
-    for column in ("median", "p95", "p99", "M param.", "GFLOP", "GFLOP/s", "of peak"):
-        table.add_column(column, justify="right")
-    for network in figures.networks:
-        timing = (f"{ms:.1f}" for ms in (network.timing.median_ms, network.timing.p95_ms, network.timing.p99_ms))
-        table.add_row(_network_name(network), *timing, *_work_cells(network))
-    return table
-
-
-def _network_name(network: NetworkFigures) -> str:
-    batch, height, width, _ = network.shape
-    return f"{network.kind} {width}x{height}" + (f" x {batch}" if batch > 1 else "")
-
-
-def _work_cells(network: NetworkFigures) -> tuple[str, str, str, str]:
-    if network.work is None:
-        return "", "", "", ""
-    parameters, gflop = f"{network.work.parameters / 1e6:.2f}", f"{network.work.gflop:.2f}"
-    speed = "" if network.gflops is None else f"{network.gflops:.0f}"
-    return parameters, gflop, speed, "" if network.share_of_peak is None else f"{100 * network.share_of_peak:.0f} %"
-
-
-def print_figures(console: Console, found: Sequence[Figures], peaks: dict[str, float]) -> None:
-    """Print the tables of each set of engines and frame size."""
-    first: dict[tuple[int, int], Figures] = {}
-    for figures in found:
-        base = first.setdefault(figures.frame_hw, figures)
-        console.print(pipeline_table(figures, base))
-        console.print()
-        console.print(network_table(figures))
-        if figures.pixels_doubled is not None:
-            console.print(f"image network, pixels doubled: {figures.pixels_doubled:.2f} times the time")
-        if figures.note:
-            console.print(figures.note, soft_wrap=True)
-        console.print()
-    for arithmetic, gflops in peaks.items():
-        console.print(f"matrix peak of this machine in {arithmetic}: {gflops:.0f} GFLOP/s")
-    console.print("ratio: median over that of the image level alone. Stages are medians; both paths overlap.")
-
-
-def as_json(bundle: Bundle, found: Sequence[Figures], plan: Plan, peaks: dict[str, float]) -> dict[str, Any]:
+def as_json(
+    bundle: Bundle, found: Sequence[Figures], plan: Plan, peaks: dict[str, float], curve: Sequence[CurvePoint]
+) -> dict[str, Any]:
     """Return everything that was measured, with the machine, versions and hashes of the bundle."""
     return {
         "machine": machine(),
@@ -157,6 +94,7 @@ def as_json(bundle: Bundle, found: Sequence[Figures], plan: Plan, peaks: dict[st
         "plan": asdict(plan),
         "matrix_peak_gflops": peaks,
         "figures": [asdict(figures) for figures in found],
+        "curve": [asdict(point) for point in curve],
     }
 
 
@@ -214,6 +152,27 @@ def benchmark(
         Path | None,
         typer.Option("--checkpoint", metavar="FILE", help="Measure this checkpoint in eager PyTorch, too."),
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FOLDER", help="Folder of the data sets, for --dataset.")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", metavar="NAME", help="Such as camvid/val: measure mean IoU against time on it, too."),
+    ] = None,
+    frames: Frames = None,
+    scale: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--scale",
+            metavar="FACTOR",
+            help="With --dataset: scale of the image level's input; can be repeated.",
+            show_default="0.75 1 1.25 1.5",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Write benchmark.json and, with --dataset, curve.svg here."),
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here, too.")] = None,
     plans: Annotated[
         bool, typer.Option("--plans", help="Compare forms of TensorRT plans on this GPU instead.")
@@ -230,9 +189,12 @@ def benchmark(
 
     \b
     nightlab benchmark
+    nightlab benchmark --data DATA --dataset camvid/val --out speed
     nightlab benchmark --engine openvino --engine onnxruntime --json speed.json
     nightlab benchmark --checkpoint checkpoints/nightlab-lite.pt --regions 3
     """
+    if (data is None) != (dataset is None):
+        raise typer.BadParameter("--data and --dataset belong together: give both")
     opened, console = load_bundle(bundle or default_bundle()), new_console()
     if plans:
         from nightlab_cli.benchmark_plans import measure_plans
@@ -254,10 +216,47 @@ def benchmark(
     peak, peaks = peak_measurer(threads)
     with new_console(stderr=True).status("") as status:
         found = measure(subjects, plan, peak_gflops=peak, on_step=status.update)
+        curve = []
+        if data is not None and dataset is not None:
+            samples, classes = open_set(data, dataset, complete=False, classes=opened.class_set)
+            with subjects[0].open(samples[0].labels.shape) as engines:
+                curve = measure_curve(
+                    engines,
+                    every_nth(samples, frames),
+                    classes,
+                    scales=scale or SCALES,
+                    regions=[number for number in plan.regions if number],
+                    on_step=status.update,
+                )
     calls = found[0].pipelines[0].total.runs
     console.print(f"bundle {opened.manifest.name}, {calls} calls each after {plan.warm_up} for warm-up")
     console.print(f"{machine()['cpu']}, {machine()['cores']} cores")
     console.print()
     print_figures(console, found, peaks)
+    if curve:
+        console.print()
+        console.print(curve_table(curve, f"{dataset}, {curve[0].timing.runs} frames"))
+    write_files(as_json(opened, found, plan, peaks, curve), curve, str(dataset), json, out)
+
+
+def every_nth(samples: LabelledImages, most: int | None) -> Sequence[Sample]:
+    """Return at most `most` samples, at equal distances."""
+    step = 1 if most is None else max(1, math.ceil(len(samples) / most))
+    if step == 1:
+        return samples
+    pairs = list(zip(samples.images, samples.labels, strict=True))[::step]
+    return LabelledImages(pairs, samples.classes, samples.file_ids, samples.finer_labels)
+
+
+def write_files(
+    figures: dict[str, Any], curve: Sequence[CurvePoint], dataset: str, json: Path | None, out: Path | None
+) -> None:
+    """Write the figures into the file `json` and the folder `out`, and the picture of the curve into `out`."""
+    text = json_module.dumps(figures, indent=1)
     if json is not None:
-        write_atomic(json, json_module.dumps(as_json(opened, found, plan, peaks), indent=1))
+        write_atomic(json, text)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / "benchmark.json", text)
+        if curve:
+            write_atomic(out / "curve.svg", curve_svg(curve, dataset))

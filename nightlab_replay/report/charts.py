@@ -62,6 +62,31 @@ def reliability(curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], la
     return svg(WIDTH, 344, label, parts + x_axis(x, bars.start, "confidence; bars: share of pixels"))
 
 
+def time_curves(curves: dict[str, Sequence[tuple[str, float, float]]], y_title: str, label: str) -> Markup:
+    """Draw name -> (name of the point, milliseconds, value) as dots joined in the order of time, from 0 ms.
+
+    The curves are coloured "a" and "b" in their order.
+    """
+    points = [point for curve in curves.values() for point in curve]
+    values = [value for _, _, value in points]
+    margin = max((max(values) - min(values)) * 0.12, 0.2)
+    x = Axis(0, 1.15 * max(ms for _, ms, _ in points), 46, WIDTH - 10)
+    y = Axis(min(values) - margin, max(values) + margin, 230, 34)
+    parts = [text(x.start, 10, y_title, "dim", "start"), *y_axis(y, x.start, x.end)]
+    for place, (kind, (name, curve)) in enumerate(zip("ab", curves.items(), strict=False)):
+        ordered = sorted(curve, key=lambda point: point[1])
+        xs, ys = [x.at(ms) for _, ms, _ in ordered], [y.at(value) for _, _, value in ordered]
+        parts += [
+            dot(x.start + 150 * place + 6, 23, f"fill-{kind}"),
+            text(x.start + 150 * place + 14, 27, name, "", "start"),
+        ]
+        parts.append(path(xs, ys, f"line-{kind}"))
+        for (point, ms, value), left, top in zip(ordered, xs, ys, strict=True):
+            parts.append(dot(left, top, f"fill-{kind}", f"{name}, {point}: {value:.2f} at {ms:.1f} ms"))
+            parts.append(text(left, top - 7, point, "small"))
+    return svg(WIDTH, 266, label, parts + x_axis(x, y.start, "ms, median"))
+
+
 @dataclass(frozen=True)
 class Whisker:
     """A difference with its interval. `kind` is "good", "bad" or "even"."""

@@ -11,6 +11,12 @@ from markupsafe import Markup, escape
 
 #: Width of a chart in CSS pixels at which its 11 px text can be read. The page lets a chart grow with its column.
 WIDTH = 360
+#: The classes that charts use outside a page; in one, templates/base.html.j2 has them.
+_FILE_STYLE = (
+    "text{font:11px system-ui,sans-serif;fill:#1b1d22} .dim{fill:#5d6470} .small{font-size:10px} .axis{stroke:#5d6470}"
+    " .grid{stroke:#dfe2e8} .fill-a{fill:#c2570c} .fill-b{fill:#2757d6} .line-a,.line-b{fill:none;stroke-width:1.6}"
+    " .line-a{stroke:#c2570c} .line-b{stroke:#2757d6}"
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,15 @@ def svg(width: float, height: float, label: str, body: Sequence[str], kind: str 
         f'<svg class="chart {kind}"{style} viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">'
         + "".join(body)
         + "</svg>"
+    )
+
+
+def standalone(chart: Markup) -> str:
+    """Return a chart as the content of an SVG file, with its colours."""
+    return (
+        str(chart)
+        .replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+        .replace(">", f"><style>{_FILE_STYLE}</style><rect width='100%' height='100%' fill='#fff'/>", 1)
     )
 
 

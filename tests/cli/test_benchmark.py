@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
+import cv2
+import numpy as np
 import pytest
 from command import nightlab
 
@@ -64,6 +67,38 @@ def test_a_checkpoint_is_measured_in_eager_pytorch(
     assert opened == [tmp_path / "a.pt"] and "image level x " in done.out
 
 
+def test_accuracy_against_time_is_a_table_and_a_picture(tiny_bundle: Path, tmp_path: Path) -> None:
+    for part, channels in (("images", 3), ("labels", 1)):
+        (tmp_path / "mine" / part).mkdir(parents=True)
+        for index in range(5):
+            image = np.full((64, 96, channels), 3 * index, np.uint8)
+            cv2.imwrite(str(tmp_path / "mine" / part / f"{index}.png"), image)
+    words = (
+        "--data",
+        tmp_path,
+        "--dataset",
+        "mine",
+        "--frames",
+        "3",
+        "--regions",
+        "0,2",
+        "--scale",
+        "1",
+        "--scale",
+        "2",
+    )
+    out = tmp_path / "speed"
+    done = nightlab("benchmark", "--bundle", tiny_bundle, *QUICK, *words, "--out", out)
+    assert done.status == 0, done.err
+    for text in ("mine, 3 frames", "image level, scale 2", "both levels, up to 2 regions"):
+        assert text in done.out
+    written = json.loads((out / "benchmark.json").read_text())
+    assert [(p["scale"], p["max_regions"]) for p in written["curve"]] == [(1, None), (2, None), (1, 2)]
+    root = ElementTree.parse(out / "curve.svg").getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg" and "mine" in root.attrib["aria-label"]
+    assert len(root.findall("{*}circle")) == 3 + 2  # the points, and the legend
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -73,6 +108,8 @@ def test_a_checkpoint_is_measured_in_eager_pytorch(
         (["--precision", "int3"], "expected one of auto, float32"),
         (["--image-size", "96"], "1280x720"),
         (["--runs", "0"], "--runs"),
+        (["--data", "."], "--data and --dataset belong together"),
+        (["--dataset", "camvid/val"], "--data and --dataset belong together"),
     ],
 )
 def test_wrong_options_are_refused(words: list[str], said: str) -> None:

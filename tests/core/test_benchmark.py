@@ -13,10 +13,12 @@ import pytest
 from tiny_bundle import tiny_manifest
 
 from nightlab_core.benchmark import memory
+from nightlab_core.benchmark.curve import measure_curve, with_scale
 from nightlab_core.benchmark.measure import Figures, Plan, Subject, measure, smooth_frames
 from nightlab_core.benchmark.timing import LEAST_RUNS, Timing, time_in_turns
 from nightlab_core.benchmark.work import count_work, matrix_peak_gflops
 from nightlab_core.benchmark.wrappers import FixedRegions, OneAtATime, given_boxes
+from nightlab_core.data.datasets.paired import Sample
 from nightlab_core.runtime import pipeline
 from nightlab_core.runtime.bundle import Bundle, EngineKind
 from nightlab_core.runtime.engines.engine import TensorSpec
@@ -179,6 +181,33 @@ def test_the_share_of_the_peak_follows_from_work_and_time(clock: FakeClock, tiny
         assert network.work is not None and network.gflops is not None
         assert network.gflops == pytest.approx(1e3 * network.work.gflop / network.timing.median_ms)
         assert network.share_of_peak == pytest.approx(network.gflops / 100)
+
+
+def test_the_curve_has_accuracy_and_time_of_every_configuration(clock: FakeClock) -> None:
+    engines = engines_of(clock, 80.0)
+    fixed = Engines(engines.bundle, engines.image, FixedRegions(engines.hardness, 4), engines.region)
+    half = np.zeros(FRAME_HW, np.uint8)  # the engines answer class 0 everywhere: half of these pixels are wrong
+    half[:32] = 1
+    samples = [Sample(image, half, "a") for image in smooth_frames(FRAME_HW, 3)]
+    curve = measure_curve(fixed, samples, engines.bundle.class_set, scales=(1.0, 2.0), regions=(1, 10), clock=clock)
+    assert [(point.scale, point.max_regions) for point in curve] == [(1, None), (2, None), (1, 1), (1, 10)]
+    assert [point.timing.median_ms for point in curve] == pytest.approx([80, 320, 110, 170])
+    assert [point.regions for point in curve] == [0, 0, 1, 4]
+    assert [point.timing.runs for point in curve] == [3] * 4
+    # Class 0: half of the union of all pixels. Class 1 is never predicted.
+    assert [point.miou for point in curve] == pytest.approx([0.25] * 4)
+
+
+def test_a_scale_changes_the_input_of_the_image_level_alone() -> None:
+    engines = engines_of(FakeClock(), 80.0)
+    files = with_scale(engines, 1.5).bundle.manifest.engines
+    assert files.image.input_hw == (96, 128)  # 96 x 144 in multiples of 32
+    assert files.hardness == engines.bundle.manifest.engines.hardness
+    assert engines.bundle.manifest.engines.image.input_hw == (64, 96)
+    with pytest.raises(ValueError, match="received 0, expected a number above 0"):
+        with_scale(engines, 0)
+    with pytest.raises(ValueError, match="received no frames"):
+        measure_curve(engines, [], engines.bundle.class_set)
 
 
 def test_calls_take_turns_and_the_warm_up_is_not_counted() -> None:

@@ -23,12 +23,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from nightlab_core.data.datasets.catalogue import open_set
 from nightlab_core.data.datasets.paired import Sample
 from nightlab_core.labels import ClassSet
 from nightlab_core.metrics import iou
 from nightlab_core.runtime.light import light_level
 from training.command import exit_on_error
-from training.evaluation.evaluate import open_set
 from training.evaluation.figures import Difference, by_class, by_part, difference, percent
 from training.evaluation.ladder import Ablation, Counts, Ladder, Networks, Row, missing_paths
 from training.evaluation.results import KEPT, commands_to_train, write_page

@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from nightlab_core.classes import DEFAULT, load_class_set
+from nightlab_core.classes import load_class_set
 from nightlab_core.config import replace
-from nightlab_core.data.datasets import catalogue
-from nightlab_core.data.datasets.paired import LabelledImages, Sample
+from nightlab_core.data.datasets.catalogue import open_set
+from nightlab_core.data.datasets.paired import Sample
 from nightlab_core.labels import IGNORE_ID, ClassSet, to_class_set
 from nightlab_core.metrics import (
     UncertaintyAwareIoU,
@@ -95,21 +95,6 @@ class Evaluation:
             for method, values in self.uiou().items()
         }
         return {**self.figures(), **by_name, "by_part": of_parts, "uiou": uiou, "calibration": self.calibration()}
-
-
-def open_set(
-    root: Path, name: str, pattern: str = "*", complete: bool = True, classes: ClassSet | None = None
-) -> tuple[LabelledImages, ClassSet]:
-    """Open a data set under `root`: return its samples, and the class set of their labels, in which it is evaluated.
-
-    "nightcity_plus/val" is a split of a known data set, in the folder that docs/datasets.md names. Any other name,
-    such as "nightcoarse/val", is a plain folder with labels of the set `classes` (default: cityscapes19).
-    `complete=False` takes a part of a known data set.
-    """
-    head, _, split = name.partition("/")
-    if head in catalogue.DATASETS:
-        return catalogue.open_dataset(head, root / catalogue.DATASETS[head].folder, split, pattern, complete)
-    return catalogue.open_dataset("folder", root, name, pattern, folder_classes=classes or load_class_set(DEFAULT))
 
 
 def evaluate(

@@ -25,6 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from nightlab_core.config import replace
+from nightlab_core.data.datasets.catalogue import open_set
 from nightlab_core.data.datasets.paired import Sample
 from nightlab_core.data.images import read_image
 from nightlab_core.files import write_atomic
@@ -34,7 +35,6 @@ from nightlab_core.runtime.pipeline import Result
 from training import checkpoint as checkpoints
 from training.command import exit_on_error
 from training.data import SourceSettings, open_source
-from training.evaluation.evaluate import open_set
 from training.models import open_model
 from training.stages.segmenter import SegmenterRecipe
 

@@ -96,6 +96,21 @@ def open_dataset(
     return samples.in_class_set(classes or evaluated, groups), evaluated
 
 
+def open_set(
+    root: Path, name: str, pattern: str = "*", complete: bool = True, classes: ClassSet | None = None
+) -> tuple[LabelledImages, ClassSet]:
+    """Open a data set under `root`: return its samples, and the class set of their labels, in which it is evaluated.
+
+    "nightcity_plus/val" is a split of a known data set, in the folder that docs/datasets.md names. Any other name,
+    such as "nightcoarse/val", is a plain folder with labels of the set `classes` (default: cityscapes19).
+    `complete=False` takes a part of a known data set.
+    """
+    head, _, split = name.partition("/")
+    if head in DATASETS:
+        return open_dataset(head, root / DATASETS[head].folder, split, pattern, complete)
+    return open_dataset(FOLDER, root, name, pattern, folder_classes=classes or CLASSES)
+
+
 def classes_of(kind: str, folder_classes: ClassSet = CLASSES) -> tuple[ClassSet, ClassSet]:
     """Return the class set of a kind's label images, and the one in which results on it are reported."""
     if kind in DATASETS:

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables and the picture of `nightlab benchmark`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from nightlab_core.benchmark.curve import CurvePoint
+from nightlab_core.benchmark.measure import Figures, NetworkFigures, PipelineFigures
+from nightlab_replay.report.charts import time_curves
+from nightlab_replay.report.svg import standalone
+
+#: Stages whose medians the table shows, all but resizing.
+SHOWN_STAGES = ("image", "hardness", "crop", "region", "merge")
+
+
+def pipeline_table(figures: Figures, first: Figures) -> Table:
+    """Return the times of the pipeline, one row for each number of regions."""
+    name = f"{figures.engine}, {figures.arithmetic or figures.precision}"
+    height, width = figures.frame_hw
+    ratio = "" if figures is first or figures.over_first is None else f", image level x {figures.over_first:.2f}"
+    table = Table(title=f"{name}, {width}x{height}, {figures.peak_mib:.0f} MiB{ratio}", box=None, title_justify="left")
+    table.add_column("ms", no_wrap=True)
+    for column in ("median", "p95", "p99", "ratio", *SHOWN_STAGES):
+        table.add_column(column, justify="right")
+    for row in figures.pipelines:
+        ratio = "" if row.over_image_level is None else f"{row.over_image_level:.2f}"
+        total = (f"{ms:.1f}" for ms in (row.total.median_ms, row.total.p95_ms, row.total.p99_ms))
+        stages = (f"{row.stages[stage].median_ms:.1f}" for stage in SHOWN_STAGES)
+        table.add_row(row_name(row), *total, ratio, *stages)
+    return table
+
+
+def row_name(row: PipelineFigures) -> str:
+    """Return the name of a configuration, for example "3 regions"."""
+    if row.regions is None:
+        return "image level"
+    return f"{row.regions} region{'' if row.regions == 1 else 's'}"
+
+
+def network_table(figures: Figures) -> Table:
+    """Return the times of the networks called alone."""
+    table = Table(box=None)
+    table.add_column("network", no_wrap=True)
+    for column in ("median", "p95", "p99", "M param.", "GFLOP", "GFLOP/s", "of peak"):
+        table.add_column(column, justify="right")
+    for network in figures.networks:
+        timing = (f"{ms:.1f}" for ms in (network.timing.median_ms, network.timing.p95_ms, network.timing.p99_ms))
+        table.add_row(_network_name(network), *timing, *_work_cells(network))
+    return table
+
+
+def _network_name(network: NetworkFigures) -> str:
+    batch, height, width, _ = network.shape
+    return f"{network.kind} {width}x{height}" + (f" x {batch}" if batch > 1 else "")
+
+
+def _work_cells(network: NetworkFigures) -> tuple[str, str, str, str]:
+    if network.work is None:
+        return "", "", "", ""
+    parameters, gflop = f"{network.work.parameters / 1e6:.2f}", f"{network.work.gflop:.2f}"
+    speed = "" if network.gflops is None else f"{network.gflops:.0f}"
+    return parameters, gflop, speed, "" if network.share_of_peak is None else f"{100 * network.share_of_peak:.0f} %"
+
+
+def print_figures(console: Console, found: Sequence[Figures], peaks: dict[str, float]) -> None:
+    """Print the tables of each set of engines and frame size."""
+    first: dict[tuple[int, int], Figures] = {}
+    for figures in found:
+        base = first.setdefault(figures.frame_hw, figures)
+        console.print(pipeline_table(figures, base))
+        console.print()
+        console.print(network_table(figures))
+        if figures.pixels_doubled is not None:
+            console.print(f"image network, pixels doubled: {figures.pixels_doubled:.2f} times the time")
+        if figures.note:
+            console.print(figures.note, soft_wrap=True)
+        console.print()
+    for arithmetic, gflops in peaks.items():
+        console.print(f"matrix peak of this machine in {arithmetic}: {gflops:.0f} GFLOP/s")
+    console.print("ratio: median over that of the image level alone. Stages are medians; both paths overlap.")
+
+
+def curve_table(curve: Sequence[CurvePoint], title: str) -> Table:
+    """Return the accuracy and the time of each configuration."""
+    table = Table(title=title, box=None, title_justify="left")
+    table.add_column("", no_wrap=True)
+    for column in ("mIoU, %", "regions read", "median ms", "p95", "p99"):
+        table.add_column(column, justify="right")
+    for point in curve:
+        timing = (f"{ms:.1f}" for ms in (point.timing.median_ms, point.timing.p95_ms, point.timing.p99_ms))
+        table.add_row(point_name(point), f"{100 * point.miou:.2f}", f"{point.regions:.1f}", *timing)
+    return table
+
+
+def point_name(point: CurvePoint) -> str:
+    """Return the name of a configuration."""
+    if point.max_regions is None:
+        return f"image level, scale {point.scale:g}"
+    return f"both levels, up to {point.max_regions} regions"
+
+
+def curve_svg(curve: Sequence[CurvePoint], dataset: str) -> str:
+    """Draw the image level alone and both levels as two curves: the content of an SVG file."""
+    curves: dict[str, Sequence[tuple[str, float, float]]] = {
+        "image level, by scale": [
+            (f"{p.scale:g}", p.timing.median_ms, 100 * p.miou) for p in curve if p.max_regions is None
+        ],
+        "both levels, by regions": [
+            (f"{p.max_regions}", p.timing.median_ms, 100 * p.miou) for p in curve if p.max_regions is not None
+        ],
+    }
+    return standalone(time_curves(curves, f"mIoU on {dataset}, %", f"mIoU on {dataset} against time"))
