@@ -40,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _recipe(root: Path, **changes: object) -> hdm.HdmRecipe:
     shipped = load_recipe(RECIPES / "ablation" / "lite_hdm_equation6.yaml", hdm.HdmRecipe)
-    loop = replace(shipped.loop, steps=80, batch_size=2, workers=0, warmup_steps=0, learning_rate=0.03, ema_decay=0.0)
+    loop = replace(shipped.loop, steps=200, batch_size=2, workers=0, warmup_steps=0, learning_rate=0.01, ema_decay=0.0)
     return replace(
         shipped,
         **{
@@ -52,7 +52,7 @@ def _recipe(root: Path, **changes: object) -> hdm.HdmRecipe:
             "per_frame": 6,
             "input_hw": (64, 96),
             "loop": loop,
-            "sources": (SourceSettings(kind="folder", folder="mine", weight=1.0, darken=0.5),),
+            "sources": (SourceSettings(kind="folder", folder="mine", weight=1.0),),
             **changes,
         },
     )
