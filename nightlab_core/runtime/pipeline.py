@@ -6,7 +6,7 @@
            +- propose (hardness engine) - select (budget) - read (region engine) ---+
 
 Both paths start with the frame and run at the same time. The latency is that of the slower path plus the merge. With a
-deadline, regions are read in small batches, and the merge takes those that are ready.
+deadline, regions are read after the image level, in small batches, and the merge takes those that are ready.
 """
 
 from __future__ import annotations
@@ -188,6 +188,7 @@ class Pipeline:
         limit = min(settings.max_regions, self.bundle.manifest.engines.region.max_batch)
         num_chosen = int((scores[:limit] >= settings.score_threshold).sum())
         refinement.propose(boxes, scores, num_chosen)
+        refinement.wait_for_image_level()
         done = 0
         while number := self.budget.select(scores[done:num_chosen], refinement.left_ms(), done):
             batch = slice(done, done + number)

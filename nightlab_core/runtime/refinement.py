@@ -55,7 +55,7 @@ class Refinement:
         self._boxes, self._scores = NOTHING_FOUND.boxes_xyxy, NOTHING_FOUND.scores
         self._outcomes = NOTHING_FOUND.outcomes
         self._parts: list[Regions] = []
-        self._proposed = self._ended = self._closed = False
+        self._proposed = self._image_level_done = self._ended = self._closed = False
         self._error: BaseException | None = None
 
     def left_ms(self) -> float:
@@ -74,6 +74,15 @@ class Refinement:
             self._outcomes = np.full(len(scores), Outcome.NOT_CHOSEN, np.uint8)
             self._outcomes[:num_chosen] = Outcome.LEFT_OUT
             self._proposed = True
+
+    def wait_for_image_level(self) -> None:
+        """Wait until the image level is done or the deadline has passed; without a deadline, do not wait.
+
+        Both levels at once would slow down the image level, whose mask must not be late because of the regions.
+        """
+        with self._changed:
+            while not self._image_level_done and 0 < (left_ms := self.left_ms()) < math.inf:
+                self._clock.wait(self._changed, left_ms / 1e3)
 
     def start(self, batch: slice) -> bool:
         """Tell that these boxes are being read. Return False if the frame is over, so that nobody needs them."""
@@ -102,9 +111,12 @@ class Refinement:
     def close(self, budget: RegionBudget) -> Findings:
         """Wait until all is done or must be merged to meet the deadline, and return what is there by then.
 
-        Raises the error of the worker. Whatever the worker finishes afterwards is discarded.
+        Call it when the image level is done. Raises the error of the worker. Whatever the worker finishes afterwards is
+        discarded.
         """
         with self._changed:
+            self._image_level_done = True
+            self._changed.notify()
             while True:
                 left_ms = self.left_ms()
                 started = int(np.isin(self._outcomes, (Outcome.READ, Outcome.LATE)).sum())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The deadline of a frame, on fake engines of known cost and a clock that only they move.
 
-The image engine answers after a number of calls of the region engine, so that both threads act in a fixed order.
+The image engine answers after a number of calls of the other engines, so that both threads act in a fixed order.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Simulation(Clock):
         self.stuck_call = ""  #: "hardness", or "region 3": this call answers only after `release`
         self.region_calls = 0  #: of this frame
         self.error: Exception | None = None  #: raised by the call that was stuck
+        self.image_error: Exception | None = None  #: raised by the image engine
         self.batches: list[int] = []
         self._ms, self._start_ms = 1000.0, 1000.0
         self._called, self._stuck, self._released = threading.Semaphore(0), threading.Event(), threading.Event()
@@ -61,9 +62,10 @@ class Simulation(Clock):
         condition.wait(0.002)
         return True
 
-    def frame(self, deadline_ms: float, calls_before_image: int = 0, **settings: Any) -> Result:
-        """Segment a frame. The image level answers after some calls of the region engine, counting a stuck one."""
+    def frame(self, deadline_ms: float, calls_before_image: int = 1, **settings: Any) -> Result:
+        """Segment a frame. The image level answers after some calls of the other engines, counting a stuck one."""
         self.pipeline.settings = replace(SIX, deadline_ms=deadline_ms, **settings)
+        self._called = threading.Semaphore(0)
         self._calls_before_image, self.region_calls, self._start_ms = calls_before_image, 0, self._ms
         return self.pipeline(black())
 
@@ -71,6 +73,10 @@ class Simulation(Clock):
     def elapsed_ms(self) -> float:
         """Time of the last frame."""
         return self._ms - self._start_ms
+
+    def pass_ms(self, ms: float) -> None:
+        """Let time pass."""
+        self._ms += ms
 
     def release(self) -> None:
         """Let the stuck call answer, and wait until the worker is idle."""
@@ -83,6 +89,8 @@ class Simulation(Clock):
     def _image(self, frame: np.ndarray) -> dict[str, np.ndarray]:
         for _ in range(self._calls_before_image):
             assert self._called.acquire(timeout=10)
+        if self.image_error is not None:
+            raise self.image_error
         self._ms = max(self._ms, self._start_ms + self.image_ms)
         return plain_maps(1, 100)(frame)
 
@@ -105,8 +113,7 @@ class Simulation(Clock):
                 raise self.error
         else:
             self._ms += cost_ms
-            if call != "hardness":
-                self._called.release()
+            self._called.release()
 
 
 @pytest.fixture
@@ -122,49 +129,53 @@ def outcomes(result: Result) -> list[Outcome]:
 
 
 def test_without_a_deadline_everything_is_read_in_one_call(simulation: Simulation) -> None:
-    result = simulation.frame(0, calls_before_image=1)
+    result = simulation.frame(0, calls_before_image=2)
     assert simulation.batches == [6] and outcomes(result) == [READ] * 6 and not result.hardness_late
-    assert simulation.elapsed_ms == pytest.approx(130)
+    assert simulation.elapsed_ms == pytest.approx(130)  # at the same time as the image level
     assert result.stages_ms["hardness"] == pytest.approx(10) and result.stages_ms["region"] == pytest.approx(120)
 
 
 def test_a_deadline_with_time_for_everything_changes_no_label(simulation: Simulation) -> None:
-    whole = simulation.frame(0, calls_before_image=1)
-    parts = simulation.frame(1000, calls_before_image=1)
+    whole = simulation.frame(0)
+    parts = simulation.frame(1000)
     assert len(simulation.batches) > 2  # read in several calls
     for name in ("labels", "confidence", "boxes_xyxy", "scores", "outcomes", "image_labels"):
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
 
 
 def test_regions_that_cannot_be_in_time_are_not_started(simulation: Simulation) -> None:
-    result = simulation.frame(100, calls_before_image=4, merge="replace")
-    assert outcomes(result) == [READ] * 4 + [LEFT_OUT] * 2  # read from 10 to 90 ms, in descending score
+    result = simulation.frame(165, merge="replace")
+    assert outcomes(result) == [READ] * 4 + [LEFT_OUT] * 2  # read from 80 to 160 ms, in descending score
     assert result.refined.tolist() == [True] * 4 + [False] * 2
-    assert simulation.elapsed_ms == pytest.approx(90)
+    assert simulation.elapsed_ms == pytest.approx(160)
     x = 7 + 14 * np.arange(6)  # inside each box
     assert result.labels[32, x].tolist() == [2, 2, 2, 2, 1, 1]
 
 
 def test_settings_and_deadline_are_told_apart(simulation: Simulation) -> None:
-    result = simulation.frame(60, calls_before_image=2, max_regions=4, score_threshold=0.6)
-    assert outcomes(result) == [LATE, LATE, LEFT_OUT, LEFT_OUT, NOT_CHOSEN, NOT_CHOSEN]
-    simulation.image_ms = 40.0
-    result = simulation.frame(60, calls_before_image=2, max_regions=4, score_threshold=0.75)
+    result = simulation.frame(125, max_regions=4, score_threshold=0.45)
+    assert outcomes(result) == [READ, READ, LEFT_OUT, LEFT_OUT, NOT_CHOSEN, NOT_CHOSEN]
+    result = simulation.frame(125, max_regions=4, score_threshold=0.75)
     assert outcomes(result) == [READ, READ] + [NOT_CHOSEN] * 4
 
 
-def test_a_deadline_shorter_than_the_image_level_leaves_the_image_level_s_mask(simulation: Simulation) -> None:
-    result = simulation.frame(50, calls_before_image=2)
+@pytest.mark.parametrize("deadline_ms", [50, 85])
+def test_a_deadline_near_the_end_of_the_image_level_leaves_the_image_level_s_mask(
+    simulation: Simulation, deadline_ms: float
+) -> None:
+    simulation.frame(165)  # to learn the costs
+    result = simulation.frame(deadline_ms)
     assert simulation.elapsed_ms == pytest.approx(80)  # the image level alone
-    assert outcomes(result) == [LATE] * 2 + [LEFT_OUT] * 4
+    assert simulation.region_calls == 0
+    assert outcomes(result) == ([] if result.hardness_late else [LEFT_OUT] * 6)
     np.testing.assert_array_equal(result.labels, result.image_labels)
 
 
 def test_a_late_region_is_dropped_and_the_others_are_merged(simulation: Simulation) -> None:
-    simulation.frame(0, calls_before_image=1)  # to learn the costs
+    simulation.frame(165)  # to learn the costs
     simulation.stuck_call = "region 3"
-    result = simulation.frame(100, calls_before_image=3)
-    assert simulation.elapsed_ms == pytest.approx(100)  # on time
+    result = simulation.frame(165)
+    assert simulation.elapsed_ms == pytest.approx(165)  # on time
     assert outcomes(result) == [READ, READ, LATE, LEFT_OUT, LEFT_OUT, LEFT_OUT]
     before = (result.labels.copy(), result.outcomes.copy(), dict(result.stages_ms))
     simulation.release()
@@ -174,39 +185,38 @@ def test_a_late_region_is_dropped_and_the_others_are_merged(simulation: Simulati
 
 
 def test_a_late_job_delays_no_later_frame_and_leaves_no_queue(simulation: Simulation) -> None:
-    simulation.frame(100, calls_before_image=4)  # to learn the costs
+    simulation.frame(165)  # to learn the costs
     simulation.stuck_call = "region 1"
     simulation.batches.clear()
-    simulation.frame(100, calls_before_image=1)
+    simulation.frame(165)
     for _ in range(3):
-        result = simulation.frame(100)
-        assert simulation.elapsed_ms == pytest.approx(100)
+        result = simulation.frame(165, calls_before_image=0)
+        assert simulation.elapsed_ms == pytest.approx(165)
         assert result.hardness_late and len(result.boxes_xyxy) == 0
         np.testing.assert_array_equal(result.labels, result.image_labels)
     assert simulation.batches == [1] and len(simulation.pipeline._waiting) == 1
     simulation.release()
     assert simulation.batches == [1]  # none of the old frames is refined
-    result = simulation.frame(100, calls_before_image=4)
-    assert outcomes(result) == [READ] * 4 + [LEFT_OUT] * 2
+    assert outcomes(simulation.frame(165)) == [READ] * 4 + [LEFT_OUT] * 2
 
 
 def test_boxes_that_come_too_late_are_reported(simulation: Simulation) -> None:
     simulation.stuck_call = "hardness"
-    result = simulation.frame(100)
+    result = simulation.frame(165)
     assert result.hardness_late and len(result.outcomes) == 0
-    assert simulation.elapsed_ms == pytest.approx(100)
+    assert simulation.elapsed_ms == pytest.approx(165)
     simulation.release()
-    assert not simulation.frame(100, mode="image_level").hardness_late
+    assert not simulation.frame(165, calls_before_image=0, mode="image_level").hardness_late
 
 
 def test_costs_are_learned_while_running(simulation: Simulation) -> None:
-    simulation.frame(100, calls_before_image=4)
+    simulation.frame(165)
     assert simulation.pipeline.budget.reading.estimate_ms(1) == pytest.approx(20)
     simulation.region_ms = 50.0  # the machine became slower
     for _ in range(2):
-        result = simulation.frame(100, calls_before_image=2)
-        assert outcomes(result) == [LATE] * 2 + [LEFT_OUT] * 4  # the second from 60 to 110 ms
-    assert outcomes(simulation.frame(100, calls_before_image=1)) == [READ] + [LEFT_OUT] * 5
+        result = simulation.frame(165)
+        assert outcomes(result) == [LATE] * 2 + [LEFT_OUT] * 4  # the second from 130 to 180 ms
+    assert outcomes(simulation.frame(165)) == [READ] + [LEFT_OUT] * 5
     assert simulation.pipeline.budget.reading.estimate_ms(1) == pytest.approx(50)
 
 
@@ -217,10 +227,20 @@ def test_prepare_measures_the_region_engine_if_there_is_a_deadline(simulation: S
     assert simulation.pipeline.budget.reading.estimate_ms(10) == pytest.approx(200)
 
 
+def test_after_an_error_of_the_image_level_the_worker_waits_for_the_deadline_only(simulation: Simulation) -> None:
+    simulation.image_error = RuntimeError("out of memory")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        simulation.frame(165)
+    simulation.image_error = None
+    simulation.pass_ms(165)
+    simulation.release()
+    assert outcomes(simulation.frame(165)) == [READ] * 4 + [LEFT_OUT] * 2
+
+
 def test_an_error_of_a_late_job_is_logged(simulation: Simulation, caplog: pytest.LogCaptureFixture) -> None:
-    simulation.frame(100, calls_before_image=4)  # to learn the costs
+    simulation.frame(165)  # to learn the costs
     simulation.stuck_call, simulation.error = "region 1", RuntimeError("out of memory")
-    simulation.frame(100, calls_before_image=1)
+    simulation.frame(165)
     simulation.release()
     assert "was late for its frame failed" in caplog.text and "out of memory" in caplog.text
-    assert outcomes(simulation.frame(100, calls_before_image=4)).count(READ) == 4
+    assert outcomes(simulation.frame(165)).count(READ) == 4
