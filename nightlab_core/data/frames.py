@@ -177,7 +177,7 @@ def _folder(
         for index, file in enumerate(files):
             image = read_image(file, depth)
             label_file = label_files.get(file.stem)
-            ids = read_label_map(label_file) if label_file else None
+            ids = read_label_map(label_file, classes) if label_file else None
             yield Frame(image, checked_labels(ids, image, classes, str(label_file)), index / fps, file.stem)
 
     return files, read

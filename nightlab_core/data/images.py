@@ -10,7 +10,6 @@ pixels are scaled linearly from their significant bits, see `pixel_depth`.
 from __future__ import annotations
 
 import contextlib
-import io
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
@@ -83,10 +82,9 @@ ENCODINGS = {
     "i420": Encoding(1, 1, cv2.COLOR_YUV2BGR_I420, "YUV 4:2:0, planes Y, U, V", "planes"),
     "yv12": Encoding(1, 1, cv2.COLOR_YUV2BGR_YV12, "YUV 4:2:0, planes Y, V, U", "planes"),
 }
-_LABEL_ENCODINGS = ("mono8", "8UC1")
-_JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", 0xDA, b"\xff\xd9"
+JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", 0xDA, b"\xff\xd9"
 _PNG_HEADER = 25  #: bytes up to the bit depth of a PNG
-_PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"
+PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"
 
 
 class ImageError(ValueError):
@@ -124,7 +122,7 @@ def compressed_to_bgr(msg: Any, depth: PixelDepth | None = None) -> np.ndarray:
     colours are computed here. Raises ImageError for another format and for a file that is cut short.
     """
     data = bytes(msg.data)
-    if not data.startswith((_JPEG, _PNG)):
+    if not data.startswith((JPEG, PNG)):
         raise ImageError(
             f"received {len(data)} bytes of format {msg.format!r} beginning with {data[:8].hex() or 'nothing'}; "
             "expected a JPEG or PNG file"
@@ -189,7 +187,7 @@ def decode_image(data: bytes, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
     The orientation in EXIF is ignored, so that labels and masks keep the camera's pixel grid. Raises ImageError for
     bytes that are no image, and for a JPEG or PNG that is cut short: OpenCV would fill the missing part with grey.
     """
-    kind = "JPEG" if data.startswith(_JPEG) else "PNG" if data.startswith(_PNG) else "an image file"
+    kind = "JPEG" if data.startswith(JPEG) else "PNG" if data.startswith(PNG) else "an image file"
     if (kind == "JPEG" and not _has_jpeg_end(data)) or (kind == "PNG" and _PNG_END not in data):
         raise ImageError(f"received {len(data)} bytes of {kind} without its end: it is cut short")
     try:
@@ -215,34 +213,8 @@ def read_image(file: Path, depth: PixelDepth | None = None) -> np.ndarray:
         raise ValueError(f"{file} cannot be read as an image: {error}") from error
 
 
-def decode_label_image(data: bytes) -> np.ndarray:
-    """Decode the bytes of a label map's PNG, uint8 (H, W); of a PNG with a palette, its indices are the ids.
-
-    Returns other shapes and types as they are, see `label_maps.checked_labels`. Raises ImageError.
-    """
-    labels = decode_image(data, cv2.IMREAD_UNCHANGED)
-    if labels.ndim == 2 or not data.startswith(_PNG):
-        return labels
-    try:
-        from PIL import Image
-    except ImportError:  # the vehicle's environment lacks it
-        raise ImageError("received colours or a palette; expected one channel of class ids") from None
-    with Image.open(io.BytesIO(data)) as picture:  # OpenCV turns a palette's indices into colours
-        return np.asarray(picture) if picture.mode == "P" else labels
-
-
-def label_map(msg: Any) -> np.ndarray:
-    """Return the class ids in a mono8 Image or a PNG in a CompressedImage, uint8 (H, W) if it is a label map.
-
-    Raises ImageError. `checked_labels` checks shape, type and ids.
-    """
-    if hasattr(msg, "format"):
-        try:
-            return decode_label_image(bytes(msg.data))
-        except ImageError as error:
-            raise ImageError(f"the compressed label map of format {msg.format!r} cannot be decoded: {error}") from error
-    if msg.encoding not in _LABEL_ENCODINGS:
-        raise ImageError(f"the label map has the encoding {msg.encoding!r}; expected mono8, class ids")
+def mono8_pixels(msg: Any) -> np.ndarray:
+    """View the bytes of a message with one byte a pixel, whatever they mean: uint8 (H, W). Raises ImageError."""
     return _pixels(msg, ENCODINGS["mono8"])
 
 
@@ -322,7 +294,7 @@ def _check_layout(msg: Any, encoding: Encoding) -> None:
 
 
 def _has_16_bits(data: bytes) -> bool:
-    return data.startswith(_PNG) and data[_PNG_HEADER - 1 : _PNG_HEADER] == b"\x10"
+    return data.startswith(PNG) and data[_PNG_HEADER - 1 : _PNG_HEADER] == b"\x10"
 
 
 def _bayer_encoding(image_format: str) -> str:

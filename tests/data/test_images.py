@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from class_sets import CITYSCAPES19
 
 from nightlab_core.data.images import (
     ENCODINGS,
@@ -18,8 +19,8 @@ from nightlab_core.data.images import (
     decode_image,
     fill_image,
     image_to_bgr,
-    label_map,
 )
+from nightlab_core.data.label_maps import label_map
 
 BLUE, GREEN, RED, ALPHA = 10, 120, 250, 77
 BGR = [BLUE, GREEN, RED]
@@ -300,18 +301,18 @@ def test_filling_checks_the_array() -> None:
 @pytest.mark.parametrize("encoding", ["mono8", "8UC1"])
 def test_label_maps_of_raw_messages(encoding: str, padding: int) -> None:
     rows = np.arange(24, dtype=np.uint8).reshape(HEIGHT, WIDTH)
-    assert np.array_equal(label_map(message(encoding, rows, padding)), rows)
+    assert np.array_equal(label_map(message(encoding, rows, padding), CITYSCAPES19), rows)
 
 
 def test_label_maps_in_colour_or_cut_short_are_refused() -> None:
     with pytest.raises(ImageError, match="encoding 'bgr8'; expected mono8"):
-        label_map(message("bgr8", of_pixels(*BGR)))
+        label_map(message("bgr8", of_pixels(*BGR)), CITYSCAPES19)
     with pytest.raises(ImageError, match="71 bytes"):
-        label_map(message("mono8", of_pixels(GREEN), data=array("B", bytes(71)), step=18))
+        label_map(message("mono8", of_pixels(GREEN), data=array("B", bytes(71)), step=18), CITYSCAPES19)
     msg = compressed(".png", picture()[..., 0])
-    assert np.array_equal(label_map(msg), picture()[..., 0])
+    assert np.array_equal(label_map(msg, CITYSCAPES19), picture()[..., 0])
     with pytest.raises(ImageError, match=r"label map of format .*cut short"):
-        label_map(SimpleNamespace(format=msg.format, data=msg.data[:-20]))
+        label_map(SimpleNamespace(format=msg.format, data=msg.data[:-20]), CITYSCAPES19)
 
 
 @pytest.mark.parametrize("behind", [b"", bytes(500), b"\xff" * 100, bytes(range(200))])

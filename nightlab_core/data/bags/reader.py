@@ -17,8 +17,8 @@ from nightlab_core.data.bags.metadata import CLASSES_KEY
 from nightlab_core.data.bags.protocol import BagError, Topic
 from nightlab_core.data.bags.storage import BagStorage, open_storage
 from nightlab_core.data.bags.topics import MissingTopicError, choose_image_topic, choose_label_topic
-from nightlab_core.data.images import ImageError, label_map, message_to_bgr, pixels_of_16_bits
-from nightlab_core.data.label_maps import checked_labels
+from nightlab_core.data.images import ImageError, message_to_bgr, pixels_of_16_bits
+from nightlab_core.data.label_maps import checked_labels, label_map
 from nightlab_core.data.pixel_depth import FIRST_FRAMES, PixelDepth
 from nightlab_core.labels import ClassSet
 
@@ -183,7 +183,7 @@ class Bag:
         with self._lock:
             raw = self._storage.read(row)
         message = deserialize(raw, self.topics[self.label_topic].type)
-        return checked_labels(label_map(message), image_bgr, classes, f"of {stamp_ns} ns")
+        return checked_labels(label_map(message, classes), image_bgr, classes, f"of {stamp_ns} ns")
 
     def _label_index(self) -> dict[int, np.ndarray]:
         """Map each stamp in ns to the index row of its label map. Labels may be recorded late, or after all images."""

@@ -54,6 +54,7 @@ class LabelledImages(Sequence[Sample]):
         finer_labels: bool = False,
     ) -> None:
         self.classes, self.finer_labels = classes, finer_labels
+        self._file_classes = classes if file_ids is None else None  # whose colours a label image may have
         self.file_ids = classes.file_ids if file_ids is None else file_ids
         self.images: list[Path] = []
         self.labels: list[Path] = []
@@ -71,7 +72,7 @@ class LabelledImages(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         path, label_path = self.images[index], self.labels[index]
         try:
-            image, labels = read_image(path, self._depth), read_label_map(label_path)
+            image, labels = read_image(path, self._depth), read_label_map(label_path, self._file_classes)
         except ValueError as error:
             raise DatasetError(str(error)) from None
         if labels.shape != image.shape[:2] and self.finer_labels:
@@ -96,14 +97,19 @@ class LabelledImages(Sequence[Sample]):
             return self
         table = {IGNORE_ID: IGNORE_ID, **training_ids(self.classes, target, groups)}
         file_ids = {file_id: table[label] for file_id, label in self.file_ids.items()}
-        return LabelledImages(zip(self.images, self.labels, strict=True), target, file_ids, self.finer_labels)
+        pairs = zip(self.images, self.labels, strict=True)
+        converted = LabelledImages(pairs, target, file_ids, self.finer_labels)
+        converted._file_classes = self._file_classes
+        return converted
 
     def matching(self, pattern: str) -> LabelledImages:
         """Return those whose image stem matches a glob. Raises DatasetError if none does."""
         pairs = [p for p in zip(self.images, self.labels, strict=True) if fnmatchcase(p[0].stem, pattern)]
         if not pairs:
             raise DatasetError(f"none of the {len(self)} images such as {self.images[0]} matches {pattern!r}")
-        return LabelledImages(pairs, self.classes, self.file_ids, self.finer_labels)
+        matching = LabelledImages(pairs, self.classes, self.file_ids, self.finer_labels)
+        matching._file_classes = self._file_classes
+        return matching
 
 
 class PairedFolder(LabelledImages):
@@ -139,7 +145,7 @@ def check_mapping(samples: LabelledImages, read: int = 16) -> None:
     """
     classes, every = samples.classes, max(1, len(samples) // read)
     paths = samples.labels[::every][:read]
-    found = sorted(set().union(*(np.unique(read_label_map(p)).tolist() for p in paths)) - {IGNORE_ID})
+    found = sorted(set().union(*(np.unique(read_label_map(p, classes)).tolist() for p in paths)) - {IGNORE_ID})
     seen = f"{paths[0].parent}: {len(paths)} label maps hold only the ids {found}"
     by_label_ids = samples.file_ids == classes.label_file_ids
     usual = ", ".join(
