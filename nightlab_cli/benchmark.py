@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nightlab_cli.benchmark_tables import curve_svg, curve_table, print_figures
+from nightlab_cli.benchmark_tables import curve_svg, curve_table, print_figures, print_node
 from nightlab_cli.engine import Library, choose_library
 from nightlab_cli.errors import Verbose
 from nightlab_cli.options import Bundle as BundleOption
@@ -83,14 +83,18 @@ def checkpoint_subject(path: Path, runs: int) -> Subject:
     return Subject("torch", "float32", open_engines, max(1, runs // BASELINE_SHARE))
 
 
+def origin(bundle: Bundle, engine: str) -> dict[str, Any]:
+    """Return the machine, the versions of the libraries and the hashes of the bundle."""
+    described = describe_bundle(bundle, engine).model_dump(mode="json")
+    return {"machine": machine(), "versions": versions(), "bundle": described}
+
+
 def as_json(
     bundle: Bundle, found: Sequence[Figures], plan: Plan, peaks: dict[str, float], curve: Sequence[CurvePoint]
 ) -> dict[str, Any]:
     """Return everything that was measured, with the machine, versions and hashes of the bundle."""
     return {
-        "machine": machine(),
-        "versions": versions(),
-        "bundle": describe_bundle(bundle, found[0].engine).model_dump(mode="json"),
+        **origin(bundle, found[0].engine),
         "plan": asdict(plan),
         "matrix_peak_gflops": peaks,
         "figures": [asdict(figures) for figures in found],
@@ -174,6 +178,9 @@ def benchmark(
         typer.Option("--out", metavar="FOLDER", help="Write benchmark.json and, with --dataset, curve.svg here."),
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here, too.")] = None,
+    node: Annotated[
+        bool, typer.Option("--node", help="Measure the ROS node instead: highest rate, latency, jitter, load.")
+    ] = False,
     plans: Annotated[
         bool, typer.Option("--plans", help="Compare forms of TensorRT plans on this GPU instead.")
     ] = False,
@@ -201,6 +208,20 @@ def benchmark(
 
         hw = (image_size or [FRAME_HW])[0]
         measure_plans(opened, hw, choose_library(library), runs or PLAN_RUNS)
+        return
+    if node:
+        from nightlab_ros.node_benchmark import measure_node
+
+        parameters = {
+            "bundle": str(opened.dir.resolve()),
+            "engine": (engine or ["auto"])[0],
+            "precision": (precision or ["auto"])[0],
+            "threads": str(threads),
+        }
+        with new_console(stderr=True).status("") as status:
+            measured = measure_node(parameters, (image_size or [FRAME_HW])[0], status.update)
+        print_node(console, measured)
+        write_files({**origin(opened, parameters["engine"]), "node": asdict(measured)}, [], "", json, out)
         return
     plan = Plan(
         frame_hws=tuple(dict.fromkeys(image_size or [FRAME_HW])),

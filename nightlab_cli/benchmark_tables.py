@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +13,9 @@ from nightlab_core.benchmark.curve import CurvePoint
 from nightlab_core.benchmark.measure import Figures, NetworkFigures, PipelineFigures
 from nightlab_replay.report.charts import time_curves
 from nightlab_replay.report.svg import standalone
+
+if TYPE_CHECKING:  # needs ROS
+    from nightlab_ros.node_benchmark import NodeFigures
 
 #: Stages whose medians the table shows, all but resizing.
 SHOWN_STAGES = ("image", "hardness", "crop", "region", "merge")
@@ -114,3 +118,20 @@ def curve_svg(curve: Sequence[CurvePoint], dataset: str) -> str:
         ],
     }
     return standalone(time_curves(curves, f"mIoU on {dataset}, %", f"mIoU on {dataset} against time"))
+
+
+def print_node(console: Console, figures: NodeFigures) -> None:
+    """Print the node's highest rate, and a table of the rates at which it was measured."""
+    height, width = figures.frame_hw
+    console.print(f"node, {width}x{height}: highest rate with less than 5 % lost {figures.highest_rate_hz:.1f} Hz")
+    table = Table(box=None)
+    for column in ("Hz", "sent", "lost", "latency, median ms", "p95", "p99", "jitter, ms", "CPU load"):
+        table.add_column(column, justify="right")
+    for trial in figures.at_rates:
+        timing = trial.latency
+        times = ("", "", "") if timing is None else (timing.median_ms, timing.p95_ms, timing.p99_ms)
+        figures_ms = [f"{ms:.1f}" if isinstance(ms, float) else "" for ms in (*times, trial.jitter_ms)]
+        load = "" if trial.cpu_load is None else f"{100 * trial.cpu_load:.0f} %"
+        table.add_row(f"{trial.rate_hz:g}", str(trial.sent), str(trial.lost), *figures_ms, load)
+    console.print(table)
+    console.print("jitter: standard deviation of the intervals between masks. CPU load: 100 % is one core.")

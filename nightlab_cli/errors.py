@@ -23,6 +23,7 @@ INSTALL = {
     "compare": "in NightLab's repository: pip install '.[replay]'",
     "bag": "in NightLab's repository: pip install '.[replay]'",
     "engine": "in NightLab's repository: pip install '.[tensorrt]'",
+    "benchmark": "--node needs ROS 2 or requirements/ros-kilted.txt, --checkpoint needs requirements/train.txt",
     "export": "in NightLab's repository: pip install '.[train]'",
     "evaluate": "in NightLab's repository: pip install '.[train]', then python -m nightlab_cli evaluate",
 }

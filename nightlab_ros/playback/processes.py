@@ -51,6 +51,11 @@ class ChildProcess:
                 self._process.kill()
                 self._process.wait()
 
+    @property
+    def pid(self) -> int:
+        """The process's id, within the `with` block."""
+        return self._process.pid
+
     def check(self) -> None:
         """Raise ProcessError with the end of the log if the process has failed."""
         status = self._process.poll()

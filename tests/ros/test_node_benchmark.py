@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's benchmark with a node of known speed; and once for real, where no figure is asserted."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("rclpy")
+
+from command import nightlab
+
+from nightlab_core.data.frames import open_frames
+from nightlab_ros import node_benchmark
+from nightlab_ros.node_benchmark import HIGHEST_HZ, PRECISION, NodeFigures, Trial, highest_rate, summarise, write_frames
+from nightlab_ros.playback.protocol import SentFrame
+
+pytestmark = pytest.mark.ros
+
+
+def lost_share(capacity_hz: float, rate_hz: float) -> float:
+    """A node that answers `capacity_hz` frames per second loses the rest."""
+    return max(0.0, 1 - capacity_hz / rate_hz)
+
+
+@pytest.mark.parametrize("capacity_hz", [1.2, 9.5, 31.0, 100.0])
+def test_the_highest_rate_is_found_by_bisection(capacity_hz: float) -> None:
+    tried: list[float] = []
+
+    def play(rate_hz: float) -> float:
+        tried.append(rate_hz)
+        return lost_share(capacity_hz, rate_hz)
+
+    most = capacity_hz / 0.95  # 5 % may be lost
+    assert most / PRECISION <= highest_rate(play) < most
+    assert len(tried) <= 9
+
+
+def test_rates_beyond_both_ends() -> None:
+    assert highest_rate(lambda rate_hz: lost_share(0.5, rate_hz)) == 0
+    assert highest_rate(lambda rate_hz: 0.0) == HIGHEST_HZ
+
+
+def test_a_trial_is_summarised_by_hand() -> None:
+    sent = [SentFrame(i, stamp_ns=i * 100_000_000, sent_ns=0, late_ms=0.0) for i in range(4)]
+    arrivals = {0: 50_000_000, 100_000_000: 170_000_000, 300_000_000: 360_000_000}
+    trial = summarise(10.0, sent, arrivals, 0.5)
+    assert (trial.sent, trial.lost, trial.lost_share, trial.cpu_load) == (4, 1, 0.25, 0.5)
+    assert trial.latency is not None and trial.latency.median_ms == pytest.approx(60) and trial.latency.runs == 3
+    assert trial.jitter_ms == pytest.approx(35)  # intervals of 120 and 190 ms
+    empty = summarise(10.0, sent, {}, None)
+    assert empty.lost == 4 and empty.latency is None and empty.jitter_ms is None
+
+
+def test_frames_are_as_many_as_a_trial_needs(tmp_path: Path) -> None:
+    write_frames(tmp_path / "frames", (48, 64))
+    source = open_frames(tmp_path / "frames")
+    assert source.num_frames == node_benchmark.MOST_FRAMES
+    assert next(iter(source)).image_bgr.shape == (48, 64, 3)
+
+
+def test_the_node_is_started_once_and_measured_at_two_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[dict[str, str]] = []
+
+    def node_process(parameters: dict[str, str], log: Path) -> Any:
+        started.append(parameters)
+        return nullcontext()
+
+    def play_at(rate_hz: float, *_: Any) -> Trial:
+        return Trial(rate_hz, 100, round(100 * lost_share(20, rate_hz)), None, None, None)
+
+    for name, fake in {
+        "isolated_ros": lambda out: nullcontext(),
+        "MaskRecorder": lambda spool: nullcontext(),
+        "node_process": node_process,
+        "play_at": play_at,
+    }.items():
+        monkeypatch.setattr(node_benchmark, name, fake)
+    steps: list[str] = []
+    figures = node_benchmark.measure_node({"engine": "openvino"}, (48, 64), steps.append)
+    assert started == [{"autostart": "true", "image_size": "[64, 48]", "engine": "openvino"}]
+    assert 20 / PRECISION <= figures.highest_rate_hz < 20 / 0.94
+    assert [trial.rate_hz for trial in figures.at_rates] == [10, 30]
+    assert [trial.lost for trial in figures.at_rates] == [0, 33]
+    assert len(steps) == len(figures.trials)
+
+
+def test_the_command_prints_the_figures(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure_node(parameters: dict[str, str], frame_hw: tuple[int, int], on_step: Any) -> NodeFigures:
+        assert parameters["bundle"] == str(tiny_bundle.resolve()) and parameters["engine"] == "onnxruntime"
+        sent = [SentFrame(i, stamp_ns=i * 100_000_000, sent_ns=0, late_ms=0.0) for i in range(4)]
+        trial = summarise(10.0, sent, {f.stamp_ns: f.stamp_ns + 20_000_000 for f in sent}, 1.5)
+        return NodeFigures(frame_hw, 12.5, (trial,), (trial, summarise(30.0, sent, {}, None)))
+
+    monkeypatch.setattr(node_benchmark, "measure_node", measure_node)
+    words = ("--bundle", tiny_bundle, "--engine", "onnxruntime", "--image-size", "96x64", "--out", tmp_path)
+    done = nightlab("benchmark", "--node", *words)
+    assert done.status == 0, done.err
+    assert "node, 96x64: highest rate with less than 5 % lost 12.5 Hz" in done.out and "150 %" in done.out
+    assert '"highest_rate_hz": 12.5' in (tmp_path / "benchmark.json").read_text()
+
+
+@pytest.mark.slow
+def test_the_real_node_is_measured(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"HIGHEST_HZ": 2.0, "RATES_HZ": (2.0,), "TRIAL_S": 1.0, "LEAST_FRAMES": 4}.items():
+        monkeypatch.setattr(node_benchmark, name, value)
+    parameters = {"bundle": str(tiny_bundle.resolve()), "engine": "onnxruntime", "threads": "1"}
+    figures = node_benchmark.measure_node(parameters, (64, 96))
+    assert [trial.sent for trial in figures.at_rates] == [4]
+    assert figures.at_rates[0].lost < 4 and figures.at_rates[0].latency is not None
