@@ -30,6 +30,7 @@ from nightlab_cli.options import (
 from nightlab_cli.style import new_app
 from nightlab_replay.replay import LiveReplay, ReplayMode
 from nightlab_replay.replay import replay as replay_bags
+from nightlab_replay.session import bags_without_frames
 
 app = new_app()
 
@@ -72,7 +73,7 @@ def replay(
     """Run recorded bags through a bundle and report accuracy and latency. Needs no ROS, except for --ros.
 
     Frames with a label map of the same stamp are evaluated. An interrupted replay resumes when the same command runs
-    again. Exit status: 0; 1 with the reason, also if a bag could not be read at all; 130 when interrupted.
+    again. Exit status: 0; 1 with the reason, also if no frame of a bag could be read; 130 when interrupted.
 
     Example:
 
@@ -106,7 +107,7 @@ def replay(
         )
     if run.finished is None:
         raise typer.Exit(INTERRUPTED)
-    unreadable = [bag.name for bag in run.bags if bag.image_topic is None]
+    unreadable = bags_without_frames(out, run)
     if unreadable:
         raise CommandError(f"nothing could be read of {', '.join(unreadable)}", FAILED)
 

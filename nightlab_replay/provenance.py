@@ -18,6 +18,7 @@ from nightlab_core.classes import load_class_set, shipped_keys
 from nightlab_core.data.bags.protocol import BagError
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.storage import bag_files
+from nightlab_core.data.bags.topics import TopicError
 from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.bundle import MANIFEST_NAME, Bundle, sha256_of
 from nightlab_replay.records import BagInfo, BundleInfo, TopicInfo
@@ -30,8 +31,10 @@ def describe_bags(
 ) -> list[BagInfo]:
     """Open each bag once and describe it. A bag that cannot be read at all is described with its problem.
 
-    Raises FileNotFoundError, and ValueError if a topic has to be chosen or a bag is given twice.
+    Raises ValueError if a bag is given twice. If none of the bags can be opened, raises the error of the first:
+    FileNotFoundError, OSError or TopicError.
     """
+    errors: list[Exception] = []
     bags: list[BagInfo] = []
     for path in paths:
         if any(Path(bag.path) == path.resolve() for bag in bags):
@@ -40,8 +43,27 @@ def describe_bags(
         taken = {bag.name for bag in bags}
         while name in taken:
             name += "_"
-        bags.append(_describe_bag(name, path, topic, label_topic, max_frames))
+        try:
+            bags.append(_describe_bag(name, path, topic, label_topic, max_frames))
+        except (OSError, TopicError) as error:
+            errors.append(error)
+            bags.append(_unreadable(name, path, str(error)))
+    if errors and len(errors) == len(bags):
+        raise errors[0]
     return bags
+
+
+def _unreadable(name: str, path: Path, problem: str) -> BagInfo:
+    return BagInfo(
+        name=name,
+        path=str(path.resolve()),
+        size_bytes=0,
+        mtimes_ns={},
+        storage="unreadable",
+        topics={},
+        num_frames=0,
+        problems=(problem,),
+    )
 
 
 def _describe_bag(name: str, path: Path, topic: str | None, label_topic: str | None, max_frames: int | None) -> BagInfo:

@@ -96,6 +96,12 @@ def missing_spans(out: Path, run: Run) -> list[Span]:
     return spans
 
 
+def bags_without_frames(out: Path, run: Run) -> list[str]:
+    """Return the names of the bags none of whose frames could be read."""
+    readable = {record.bag for record in load_records(out, run) if record.status != "unreadable"}
+    return [bag.name for bag in run.bags if bag.name not in readable]
+
+
 def join_spans(spans: Sequence[Span]) -> list[Span]:
     """Join adjacent spans. A replay in real time is not divided into chunks."""
     joined: list[Span] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,10 @@ import numpy as np
 import pytest
 from class_sets import CITYSCAPES19
 from command import nightlab
+from rosbags.typesys import Stores, get_typestore
 from tiny_bags import make_frames, write_tiny_bag
 
+from nightlab_core.data.bags.write import BagWriter
 from nightlab_core.runtime.bundle import Bundle
 from nightlab_core.runtime.engines.engine import EngineOptions
 from nightlab_core.runtime.engines.open import Engines
@@ -171,6 +174,41 @@ def test_plans_are_looked_up_by_the_size_of_the_first_readable_frame(
     done = nightlab("replay", empty, bags[0], "--bundle", tiny_bundle, "--engine", "tensorrt", "--out", tmp_path)
     assert done.status == 1 and requested == [("tensorrt", (48, 64))]
     assert done.err == "nightlab replay: there is no plan of the image network\n"
+
+
+def test_one_bad_bag_of_many_does_not_stop_the_others(tmp_path: Path, bags: list[Path], tiny_bundle: Path) -> None:
+    dangling = tmp_path / "dangling"
+    dangling.mkdir()
+    shutil.copy(bags[0] / "metadata.yaml", dangling)
+    (dangling / "one.mcap").symlink_to(tmp_path / "nowhere.mcap")
+    no_camera = tmp_path / "no_camera"
+    with BagWriter(no_camera) as bag:
+        bag.image("/camera/labels", make_frames(1)[0][1], 10**9, "camera", time_ns=10**9)
+    missing = tmp_path / "missing"
+    words = [*bags[:1], dangling, no_camera, missing, "--bundle", tiny_bundle, "--engine", "onnxruntime"]
+    done = nightlab("replay", *words, "--out", tmp_path / "out")
+    assert done.status == 1 and "Traceback" not in done.err
+    for problem in ("holds no topic of camera images", "missing does not exist", "dangling: "):
+        assert problem in done.out
+    assert "nothing could be read of dangling, no_camera, missing" in done.err
+    data = load_run(tmp_path / "out")
+    assert data.complete and {r.bag for r in data.records} == {bags[0].name}
+    done = nightlab("replay", missing, no_camera, "--bundle", tiny_bundle, "--out", tmp_path / "none")
+    assert done.status == 1 and "missing does not exist" in done.err and not (tmp_path / "none").exists()
+
+
+def test_a_bag_none_of_whose_frames_can_be_read_is_a_failure(tmp_path: Path, tiny_bundle: Path) -> None:
+    types = get_typestore(Stores.ROS2_HUMBLE).types
+    stamp = types["builtin_interfaces/msg/Time"](1, 0)
+    header = types["std_msgs/msg/Header"](stamp, "camera")
+    pixels = np.zeros(4 * 4 * 4, np.uint8)
+    with BagWriter(tmp_path / "bag") as bag:
+        bag._write("/camera/image_raw", types["sensor_msgs/msg/Image"](header, 4, 4, "32FC1", 0, 16, pixels), 10**9)
+    words = [tmp_path / "bag", "--bundle", tiny_bundle, "--engine", "onnxruntime", "--out", tmp_path / "out"]
+    first, again = nightlab("replay", *words), nightlab("replay", *words)
+    assert "'32FC1'" in first.out
+    for done in (first, again):
+        assert done.status == 1 and "nothing could be read of bag" in done.err
 
 
 def test_a_bag_that_cannot_be_read_still_gets_a_report(tmp_path: Path, bags: list[Path], tiny_bundle: Path) -> None:
