@@ -100,13 +100,16 @@ def darken(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.8:
         _add_lamps(linear.reshape(image.shape), 1 / gain, rng)
     electrons = rng.uniform(1500, 6000)
+    # In place, because the pages of a new array take longer than the arithmetic.
     deviation = linear * np.float32(1 / electrons)
     deviation += np.float32((rng.uniform(1, 5) / electrons) ** 2)
+    cv2.sqrt(deviation, dst=deviation)
     noise: np.ndarray = cv2.LUT(np.frombuffer(rng.bytes(linear.size), np.uint8).reshape(linear.shape), _BYTE_TO_NORMAL)
-    noise *= cv2.sqrt(deviation)
+    noise *= deviation
     linear += noise
     np.maximum(linear, 0, out=linear)
-    codes = cv2.convertScaleAbs(cv2.pow(linear, 1 / 2.2), alpha=255 * gain ** (1 / 2.2))
+    cv2.pow(linear, 1 / 2.2, dst=linear)
+    codes = cv2.convertScaleAbs(linear, alpha=255 * gain ** (1 / 2.2))
     return codes.reshape(image.shape)
 
 
