@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference pages of parameters and topics."""
+"""The reference pages of parameters, topics and inputs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nightlab_core.data.images import ENCODINGS
 from nightlab_core.runtime.pipeline import STAGES as PIPELINE_STAGES
 from nightlab_ros.parameters import NodeSettings
 from nightlab_ros.reference import PAGES, main
@@ -30,9 +31,16 @@ def test_the_command_writes_every_page(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_every_parameter_topic_and_stage_is_described() -> None:
-    parameters, topics = (page() for page in PAGES.values())
+    parameters, topics = PAGES["parameters.md"](), PAGES["topics.md"]()
     for name in NodeSettings.model_fields:
         assert f"## `{name}`\n" in parameters
     for topic in PUBLICATIONS:
         assert f"### `{topic.name}`\n" in topics
     assert set(PIPELINE_STAGES) < set(STAGES)
+
+
+def test_every_encoding_and_the_rule_for_palettes_are_described() -> None:
+    page = PAGES["what-is-read.md"]()
+    for name in ENCODINGS:
+        assert f"`{name}`" in page
+    assert all(f"\n{number}. " in page for number in range(1, 5))
