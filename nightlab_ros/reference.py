@@ -75,50 +75,66 @@ def inputs_page() -> str:
     """Return docs/what-is-read.md."""
     rows: dict[str, list[str]] = {}
     for name, encoding in ENCODINGS.items():
-        bits = "" if encoding.chroma or encoding.channels == 2 else f", {8 * encoding.bytes_per_channel} bits"
-        rows.setdefault(f"{encoding.pixels}{bits}", []).append(f"`{name}`")
+        rows.setdefault(encoding.pixels, []).append(f"`{name}`")
     rule = inspect.getdoc(palette_ids) or ""
     numbered = [" ".join(item.split()) for item in re.findall(r"^(\d\. .*?)(?=\n\d\. |\n\n|\Z)", rule, re.M | re.S)]
     blocks = [
         "# What is read",
         NOTE,
         _wrap(
-            "Node, demo, replay, `nightlab bag` and training read images, label maps and bags by the same code. It refuses "
+            "Node, demo, replay, `nightlab bag` and training read images, label maps and bags by the same code. "
+            "It refuses "
             "everything else with the reason."
         ),
         "## Raw images",
         _wrap(
-            "`sensor_msgs/Image` of these encodings, with any `step`. Values of 16 bits may be little or big endian. All "
+            "`sensor_msgs/Image` of these encodings, with any `step`. Values of 16 bits may be little or big "
+            "endian. All "
             "become blue, green, red of 8 bits."
         ),
         "\n".join(["| pixel | encodings |", "|---|---|", *(f"| {k} | {', '.join(v)} |" for k, v in rows.items())]),
         _wrap(
-            "`height` of YUV 4:2:0 is the picture's, without the rows of chroma, so that the data has height times step "
+            "`height` of YUV 4:2:0 is the picture's, without the rows of chroma, so that the data has height "
+            "times step "
             "times 3/2 bytes. YUV is BT.601 in studio range, and needs even sides."
         ),
         "## Significant bits",
         _wrap(
             f"Cameras of 10, 12 and 14 bits store them in 16. The number is measured: the smallest of "
-            f"{', '.join(map(str, MEASURED_BITS))} that holds the highest value of the first {FIRST_FRAMES} frames that are "
+            f"{', '.join(map(str, MEASURED_BITS))} that holds the highest value of the first {FIRST_FRAMES} "
+            f"frames that are "
             "not black, or of a folder's first files. It is then kept and logged, and higher values are clipped with a "
-            "warning. The node's parameter `pixel_bits` sets the number. Values whose low bits are unused are read as 16 "
+            "warning. The node's parameter `pixel_bits` sets the number. Values whose low bits are unused are "
+            "read as 16 "
             "bits. PNG files of 16 bits are treated alike."
         ),
         "## Compressed images, files and videos",
-        _item("`sensor_msgs/CompressedImage` holds a JPEG or PNG file. A Bayer mosaic named in `format` is converted."),
-        _item(f"Image files end in {', '.join(f'`{s}`' for s in IMAGE_SUFFIXES)}; hidden files are skipped."),
-        _item("The orientation in EXIF is ignored, so that labels fit. A JPEG or PNG that is cut short is refused."),
-        _item(f"Videos end in {', '.join(f'`{s}`' for s in VIDEO_SUFFIXES)} and are read by OpenCV."),
+        "\n".join(
+            [
+                _item(
+                    "`sensor_msgs/CompressedImage` holds a JPEG or PNG file. A Bayer mosaic named in `format` "
+                    "is converted."
+                ),
+                _item(f"Image files end in {', '.join(f'`{s}`' for s in IMAGE_SUFFIXES)}; hidden files are skipped."),
+                _item(
+                    "The orientation in EXIF is ignored, so that labels fit. A JPEG or PNG that is cut short "
+                    "is refused."
+                ),
+                _item(f"Videos end in {', '.join(f'`{s}`' for s in VIDEO_SUFFIXES)} and are read by OpenCV."),
+            ]
+        ),
         "## Label maps",
         _wrap(
-            "One class id per pixel, of the image's size: `mono8` or `8UC1`, or a PNG, grey of 1, 2, 4 or 8 bits or with a "
+            "One class id per pixel, of the image's size: `mono8` or `8UC1`, or a PNG, grey of 1, 2, 4 or 8 "
+            "bits or with a "
             "palette. JPEG, colours and ids outside the class set are refused. Of a palette, the first rule that fits "
             "counts; if none fits, it is refused:"
         ),
         "\n".join(_item(item[3:]).replace("- ", f"{item[:2]} ", 1).replace("\n  ", "\n   ") for item in numbered),
         "## Bags",
         _wrap(
-            f"Files ending in {', '.join(f'`{s}`' for s in SUFFIXES)}, and folders of rosbag2. Damaged bags are read as far "
+            f"Files ending in {', '.join(f'`{s}`' for s in SUFFIXES)}, and folders of rosbag2. Damaged bags are "
+            f"read as far "
             "as possible. A bag that cannot be opened does not stop the replay of others."
         ),
     ]
