@@ -202,6 +202,8 @@ def benchmark(
     """
     if (data is None) != (dataset is None):
         raise typer.BadParameter("--data and --dataset belong together: give both")
+    if node + plans + (dataset is not None or checkpoint is not None) > 1:
+        raise typer.BadParameter("--node, --plans, and --dataset or --checkpoint exclude each other: give one")
     opened, console = load_bundle(bundle or default_bundle()), new_console()
     if plans:
         from nightlab_cli.benchmark_plans import measure_plans

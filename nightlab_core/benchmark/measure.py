@@ -116,7 +116,7 @@ def measure(
                     _named(on_step, name), clock,
                 )  # fmt: skip
             first = first or figures
-            ratio = figures.pipelines[0].total.median_ms / first.pipelines[0].total.median_ms
+            ratio = _ratio(figures.pipelines[0].total.median_ms, first.pipelines[0].total.median_ms)
             found.append(dataclasses.replace(figures, over_first=ratio))
     return found
 

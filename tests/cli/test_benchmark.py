@@ -109,6 +109,8 @@ def test_accuracy_against_time_is_a_table_and_a_picture(tiny_bundle: Path, tmp_p
         (["--image-size", "96"], "1280x720"),
         (["--runs", "0"], "--runs"),
         (["--data", "."], "--data and --dataset belong together"),
+        (["--node", "--plans"], "exclude each other"),
+        (["--node", "--checkpoint", "a.pt"], "exclude each other"),
         (["--dataset", "camvid/val"], "--data and --dataset belong together"),
     ],
 )
