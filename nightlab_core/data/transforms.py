@@ -85,18 +85,18 @@ def photometric(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def darken(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Change a daylight image into one of a camera at night.
 
-    Linearise, with more contrast than by day; lower the exposure by 1 to 4 stops and further towards the top; tint as
+    Linearise, with more contrast than by day; lower the exposure by 1.5 to 4 stops and further towards the top; tint as
     lamps do; add lamps with halos to most images; add shot and read noise; quantise again.
     """
     height, width = image.shape[:2]
     gamma = 2.2 * rng.uniform(1.0, 1.5)  # few lamps light a scene less evenly than the sky
-    stops = rng.uniform(1, 4)
-    gain = 2.0 ** rng.uniform(0, min(2.0, 0.7 * stops))  # below the loss of exposure: only lamps become brighter
+    stops = rng.uniform(1.5, 4)
+    gain = 2.0 ** rng.uniform(0, min(2.0, 0.6 * stops))  # below the loss of exposure: only lamps become brighter
     linear: np.ndarray = cv2.LUT(_rows_of(image), ((np.arange(256) / 255) ** gamma).astype(np.float32))
     linear *= np.tile(2.0**-stops * _cast(rng), width)
     # Headlights light the road, and the sky is black.
     towards_top = np.linspace(1, 0, height) ** rng.uniform(0.8, 1.6)
-    linear *= (2.0 ** -(rng.uniform(1, 7) * towards_top)).astype(np.float32)[:, None]
+    linear *= (2.0 ** -(rng.uniform(2, 7) * towards_top)).astype(np.float32)[:, None]
     if rng.random() < 0.8:
         _add_lamps(linear.reshape(image.shape), 1 / gain, rng)
     electrons = rng.uniform(1500, 6000)
