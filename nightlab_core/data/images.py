@@ -68,9 +68,9 @@ ENCODINGS = {
     **_of_sizes(("8UC3", "16UC3"), 3, None, "taken as blue, green, red"),
     **_of_sizes(("8UC4", "16UC4"), 4, cv2.COLOR_BGRA2BGR, "taken as blue, green, red, alpha; alpha is ignored"),
     **{
-        name: encoding
+        f"{pattern}{8 * size}": Encoding(size, 1, to_bgr, f"Bayer mosaic of {8 * size} bits")
         for pattern, to_bgr in _BAYER.items()
-        for name, encoding in _of_sizes((f"{pattern}8", f"{pattern}16"), 1, to_bgr, "Bayer mosaic").items()
+        for size in (1, 2)
     },
     "yuv422": _UYVY,
     "uyvy": _UYVY,
