@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -51,8 +52,8 @@ def bag(
 
     nightlab bag night_drive/images --labels night_drive/labels --out night_bag
     """
-    if not rate > 0:
-        raise ValueError(f"--rate is {rate}; expected frames per second, above 0")
+    if not 0 < rate < math.inf:
+        raise ValueError(f"--rate is {rate}; expected a finite number of frames per second, above 0")
     console = new_console(stderr=True)
     try:
         frame_source = open_frames(

@@ -46,7 +46,7 @@ def jpeg_uri(image_bgr: np.ndarray, quality: int = 80) -> Markup:
 
 def write_jpeg(path: Path, image_bgr: np.ndarray, quality: int = 90) -> None:
     """Write a picture, uint8 (H, W, 3) BGR. Raises OSError, which cv2.imwrite does not."""
-    path.write_bytes(encode_jpeg(image_bgr, quality))
+    write_atomic(path, encode_jpeg(image_bgr, quality))
 
 
 def encode_jpeg(image_bgr: np.ndarray, quality: int) -> bytes:

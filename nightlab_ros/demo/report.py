@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from nightlab_core.data.frames import Frame, FrameSource
+from nightlab_core.files import write_atomic
 from nightlab_core.labels import ClassSet, overlay, to_class_set
 from nightlab_core.metrics import confusion_matrix, iou, mean_iou, paired_bootstrap
 from nightlab_replay.report.page import jpeg_uri, write_jpeg, write_page
@@ -104,7 +105,7 @@ def write_report(recording: Recording, source: FrameSource, classes: ClassSet, o
             pictures = {caption: jpeg_uri(panel) for caption, panel in panels.items()}
             sheets.append({"name": frame.name, "latency_ms": mask.latency_ms, "panels": pictures})
     report = summarize(recording, source, matrices)
-    (out / "demo.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_atomic(out / "demo.json", json.dumps(report, indent=1) + "\n")
     legend = list(zip(classes.names, classes.colors_rgb, strict=True))
     write_page(
         out / "index.html", "demo.html.j2", package="nightlab_ros.demo", report=report, sheets=sheets, legend=legend

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -52,8 +53,8 @@ class PlayerSettings:
 
     def open(self) -> FrameSource:
         """Open the frames. Raises FileNotFoundError or ValueError that says what is wrong."""
-        if not self.rate > 0:
-            raise ValueError(f"rate is {self.rate}; expected frames per second, above 0")
+        if not 0 < self.rate < math.inf:
+            raise ValueError(f"rate is {self.rate}; expected a finite number of frames per second, above 0")
         return open_frames(
             self.input,
             labels=self.labels,

@@ -123,6 +123,7 @@ def test_the_source_topic_has_to_be_named_where_there_are_several(tmp_path: Path
         (["nowhere", "--out", "bag"], "nowhere does not exist"),
         (["drive", "--out", "drive"], "exists already"),
         (["drive", "--out", "bag", "--rate", "0"], "--rate is 0"),
+        (["drive", "--out", "bag", "--rate", "inf"], "--rate is inf"),
         (["drive", "--out", "bag", "--glob", "x*"], "no image named"),
         (["drive", "--out", "bag", "--classes", "camvid11"], "name the right class set"),
     ],

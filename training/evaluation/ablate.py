@@ -25,6 +25,7 @@ from rich.table import Table
 
 from nightlab_core.data.datasets.catalogue import open_set
 from nightlab_core.data.datasets.paired import Sample
+from nightlab_core.files import write_atomic
 from nightlab_core.labels import ClassSet
 from nightlab_core.metrics import iou
 from nightlab_core.runtime.light import light_level
@@ -180,7 +181,7 @@ def main() -> None:
             print_ladder(results[-1], ablation)
         whole = {"recipe": str(arguments.recipe), "ablation": ablation.model_dump(mode="json"), "sets": results}
         if arguments.json:
-            arguments.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+            write_atomic(arguments.json, json.dumps(whole, indent=1) + "\n")
         if arguments.markdown:
             write_page(whole, arguments.markdown, arguments.json)
 

@@ -19,6 +19,7 @@ from nightlab_core.classes import load_class_set
 from nightlab_core.config import replace
 from nightlab_core.data.datasets.catalogue import open_set
 from nightlab_core.data.datasets.paired import Sample
+from nightlab_core.files import write_atomic
 from nightlab_core.labels import IGNORE_ID, ClassSet, to_class_set
 from nightlab_core.metrics import (
     UncertaintyAwareIoU,
@@ -263,7 +264,7 @@ def evaluate_model(
         record(model, {name: evaluation.figures() for name, evaluation in evaluations.items()})
     if json_path:
         reports = {name: evaluation.report() for name, evaluation in evaluations.items()}
-        json_path.write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
+        write_atomic(json_path, json.dumps(reports, indent=2) + "\n")
     return evaluations
 
 

@@ -10,13 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from nightlab_core.data.datasets.catalogue import DATASETS
 from nightlab_core.labels import ClassSet
 from nightlab_core.metrics import iou, mean_iou, paired_bootstrap, paired_bootstrap_by_class
 from nightlab_core.runtime.light import DARK, LIGHT_BINS
-
-#: Parts of a data set that are named, by the set's name and globs of its frames' names. CamVid's dusk is one drive.
-NAMED_PARTS = {"camvid": {"dusk": "0001TP_*", "daylight": "Seq05VD_*"}}
-
 
 #: With fewer frames there is no interval: six that point the same way by chance are one case in thirty.
 LEAST_FRAMES = 6
@@ -89,7 +86,8 @@ def parts(name: str, frames: Sequence[str], light: np.ndarray) -> Iterator[tuple
 
     name: such as "camvid/test". light: of each frame, see `runtime.light`.
     """
-    for part, pattern in NAMED_PARTS.get(name.partition("/")[0], {}).items():
+    known = DATASETS.get(name.partition("/")[0])
+    for part, pattern in (known.parts if known else {}).items():
         held = np.array([fnmatchcase(frame, pattern) for frame in frames], bool)
         if held.any():
             yield part, pattern, held

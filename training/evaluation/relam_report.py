@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from nightlab_core.data.hard_regions import hard_regions
+from nightlab_core.files import write_atomic
 from nightlab_core.models.nightlab import to_image
 from nightlab_core.runtime import regions
 from training.command import exit_on_error
@@ -99,7 +100,7 @@ def report(recipe: ReLAMRecipe, data: Path, out: Path, count: int = 16, rows: in
     if not night or not day:
         raise ValueError("check_night or check_day of the recipe gives no image; name a set for each")
     figures = measure(model, night, day)
-    (out / "report.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_atomic(out / "report.json", json.dumps(figures, indent=1) + "\n")
     cv2.imwrite(str(out / "report.jpg"), contact_sheet(model, night[:: max(1, len(night) // rows)][:rows]))
     return figures
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from nightlab_core.data.datasets.bdd import mask_stem
 from nightlab_core.data.datasets.paired import DatasetError
+from nightlab_core.files import write_atomic
 
 
 def read_time_of_day(files: Iterable[Path]) -> dict[str, str]:
@@ -95,7 +96,7 @@ def main() -> None:
             )
     except DatasetError as error:
         sys.exit(f"error: {error}")
-    arguments.out.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    write_atomic(arguments.out, "".join(f"{name}\n" for name in names))
     unknown = sum(mask_stem(p) not in times for p in masks)
     found = f"{len(names)} {arguments.timeofday} frames of {len(masks)} masks"
     print(f"{arguments.out}: {found}; {unknown} masks have no time of day")

@@ -9,8 +9,8 @@ labels, so that a wrong layout is reported at once. docs/datasets.md says where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,6 +29,8 @@ class KnownDataset:
     classes: ClassSet  #: of its label images
     evaluated: ClassSet  #: in which results on it are reported
     folder: str  #: under the folder of all data sets; kinds with other labels of the same images share one
+    #: Parts that evaluation also reports by themselves: name -> glob of the frames' names.
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 def camvid(root: Path, split: str, pattern: str = "*", complete: bool = True) -> LabelledImages:
@@ -44,7 +46,9 @@ def plain_folder(root: Path, pattern: str = "*", classes: ClassSet = CLASSES) ->
 _CAMVID, _BDD18 = load_class_set("camvid11"), load_class_set("bdd18")
 #: All kinds but `FOLDER`.
 DATASETS: dict[str, KnownDataset] = {
-    "camvid": KnownDataset(camvid, _CAMVID, _CAMVID, "camvid"),
+    "camvid": KnownDataset(  # its dusk is one drive
+        camvid, _CAMVID, _CAMVID, "camvid", {"dusk": "0001TP_*", "daylight": "Seq05VD_*"}
+    ),
     "cityscapes": KnownDataset(cityscapes, CLASSES, CLASSES, "cityscapes"),
     "nightcity": KnownDataset(nightcity.nightcity, CLASSES, CLASSES, "nightcity"),
     "nightcity_plus": KnownDataset(nightcity.nightcity_plus, CLASSES, CLASSES, "nightcity"),
