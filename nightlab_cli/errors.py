@@ -74,6 +74,13 @@ def report_errors(context: Any, command: str | None = None) -> Iterator[None]:
 def _sentence(error: Exception, command: str | None) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"the Python module {error.name} is missing; {INSTALL.get(command or '', 'install it')}"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if type(error).__module__.startswith("pydantic"):
+        return "; ".join(
+            f"{'.'.join(map(str, detail['loc'])) or 'value'}: received {detail['input']!r}, {detail['msg']}"
+            for detail in error.errors()  # type: ignore[attr-defined]
+        )
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     own = type(error).__module__.startswith(("nightlab_", "training."))
     if text and (own or isinstance(error, EXPECTED)):

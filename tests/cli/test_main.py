@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 from command import nightlab
+from pydantic import ValidationError
 
 from nightlab_cli import bag as bag_command
 from nightlab_cli.main import COMMANDS, app, load_command
+from nightlab_core.runtime.pipeline import PipelineSettings
 
 ROOT = Path(__file__).parents[2]
 NAMES = [*COMMANDS, *(f"engine {name}" for name in ("build", "list", "verify", "clean"))]
@@ -84,6 +86,12 @@ def test_an_unknown_command_or_option_is_wrong_usage() -> None:
     assert nightlab("bag", "source", "--out", "bag", "--classes", "nocturne").status == 2
 
 
+def wrong_setting() -> ValidationError:
+    with pytest.raises(ValidationError) as caught:
+        PipelineSettings(max_regions=99)
+    return caught.value
+
+
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
@@ -91,8 +99,9 @@ def test_an_unknown_command_or_option_is_wrong_usage() -> None:
         (
             FileNotFoundError(2, "No such file or directory", "x"),
             1,
-            "nightlab bag: [Errno 2] No such file or directory",
+            "nightlab bag: x: No such file or directory\n",
         ),
+        (wrong_setting(), 1, "nightlab bag: max_regions: received 99, Input should be less than or equal to 10\n"),
         (KeyError("no class 'tram'"), 1, "nightlab bag: no class 'tram'\n"),
         (
             ModuleNotFoundError("No module named 'apsw'", name="apsw"),
