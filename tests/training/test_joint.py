@@ -120,7 +120,7 @@ def test_every_weight_is_trained_and_modes_stay(recipe: joint.JointRecipe, frame
     batch = joint.collate([stream[i] for i in range(2)])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     totals = []
-    for _ in range(16):
+    for _ in range(24):
         losses = model(batch)
         total = sum(loss.value if isinstance(loss, Mean) else loss for loss in losses.values())
         optimizer.zero_grad()
