@@ -157,7 +157,7 @@ def test_the_first_mask_is_waited_for_while_engines_are_built(monkeypatch: pytes
     ("arguments", "sentence"),
     [
         (("--input", "nowhere"), "nowhere does not exist"),
-        (("--rate", "0"), "rate is 0.0; expected frames per second, above 0"),
+        (("--rate", "0"), "rate is 0.0; expected a finite number of frames per second, above 0"),
         (("--frames", "1", "--param", "bundle:=nowhere"), "nowhere"),
         (("--frames", "1", "--param", "mode"), "received the parameter 'mode'; expected NAME:=VALUE"),
     ],
