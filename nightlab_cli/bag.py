@@ -66,8 +66,8 @@ def bag(
             max_frames=frames,
             fps=rate,
         )
-        for problem in frame_source.problems:
-            console.print(f"{source}: {problem}", markup=False, soft_wrap=True)
+        for sentence in (*frame_source.problems, *frame_source.notes):
+            console.print(f"{source}: {sentence}", markup=False, soft_wrap=True)
         with ProgressLine(console, "Writing", frame_source.num_frames) as line:
             num_images, num_labels = write_labelled_bag(
                 frame_source,

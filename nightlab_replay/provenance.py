@@ -88,6 +88,7 @@ def _describe_bag(name: str, path: Path, topic: str | None, label_topic: str | N
                 num_labels=bag.num_labels,
                 frame_hw=_frame_hw(bag, num_frames),
                 problems=tuple(bag.problems),
+                notes=tuple(bag.notes),
             )
     except BagError as error:
         return BagInfo(**known, storage="unreadable", topics={}, num_frames=0, problems=(str(error),))

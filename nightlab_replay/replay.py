@@ -106,6 +106,7 @@ def replay(
     opened = load_bundle(bundle or default_bundle())
     found = describe_bags(bags, topic, label_topic, max_frames)
     _print_problems(console, found)
+    _print_notes(console, found)
     class_set = label_class_set(classes, found, opened.class_set)
     settings = ReplaySettings(
         mode=mode,
@@ -240,3 +241,9 @@ def _print_problems(console: Console, bags: Sequence[BagInfo]) -> None:
     for bag in bags:
         for problem in bag.problems:
             console.print(f"[yellow]{escape(bag.name)}:[/] {escape(problem)}", soft_wrap=True)
+
+
+def _print_notes(console: Console, bags: Sequence[BagInfo]) -> None:
+    for bag in bags:
+        for note in bag.notes:
+            console.print(f"{escape(bag.name)}: {escape(note)}", soft_wrap=True)

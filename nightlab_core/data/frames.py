@@ -43,7 +43,7 @@ class FrameSource:
     """Frames in order; every iteration opens the source again.
 
     `num_frames` is None if the number is known only after reading to the end. `problems` holds one sentence for each
-    fault of a damaged bag, of which only the readable messages are given.
+    fault of a damaged bag, of which only the readable messages are given. `notes` say how pixels of 16 bits are scaled.
     """
 
     name: str
@@ -51,6 +51,7 @@ class FrameSource:
     num_frames: int | None
     _read: Callable[[], Iterator[Frame]]
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Frame]:
         count = self.num_frames
@@ -90,8 +91,9 @@ def open_frames(
         raise FileNotFoundError(f"{path} does not exist; expected a rosbag, a folder of images or a video")
     found: int | None
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     if is_bag(path):
-        class_set, found, problems, read = _bag(path, classes, topic, label_topic)
+        class_set, found, problems, notes, read = _bag(path, classes, topic, label_topic)
     elif path.is_dir():
         class_set = _class_set(path, classes)
         files, read = _folder(path, labels, class_set, pattern, fps)
@@ -109,7 +111,7 @@ def open_frames(
         found = max_frames
     elif max_frames is not None:
         found = min(found, max_frames)
-    return FrameSource("/".join(path.resolve().parts[-2:]), class_set, found, read, problems)
+    return FrameSource("/".join(path.resolve().parts[-2:]), class_set, found, read, problems, notes)
 
 
 def _class_set(path: Path, classes: str | None) -> ClassSet:
@@ -131,13 +133,13 @@ def _rendered(num_frames: int, fps: float) -> FrameSource:
 
 def _bag(
     path: Path, classes: str | None, topic: str | None, label_topic: str | None
-) -> tuple[ClassSet, int, tuple[str, ...], Callable[[], Iterator[Frame]]]:
-    """Return class set, number of frames, problems and reader of a bag."""
+) -> tuple[ClassSet, int, tuple[str, ...], tuple[str, ...], Callable[[], Iterator[Frame]]]:
+    """Return class set, number of frames, problems, notes and reader of a bag."""
     from nightlab_core.data.bags.reader import Bag
 
     with Bag(path, topic, label_topic) as bag:
         class_set = _class_set(path, classes or bag.label_classes)
-        found, problems = len(bag), tuple(bag.problems)
+        found, problems, notes = len(bag), tuple(bag.problems), tuple(bag.notes)
         topics = bag.image_topic, bag.label_topic
     if not found:
         raise ValueError(f"{path} holds no image message. {'; '.join(problems)}")
@@ -151,7 +153,7 @@ def _bag(
                     raise ValueError(f"{path}, {name}: {frame.reason}")
                 yield Frame(frame.image_bgr, frame.labels, frame.stamp_ns / 1e9, name, frame.stamp_ns)
 
-    return class_set, found, problems, read
+    return class_set, found, problems, notes, read
 
 
 def _folder(

@@ -61,6 +61,8 @@ def run_demo(settings: DemoSettings, console: Console) -> list[str]:
     console.print(f"[bold]NightLab demo[/]: {source.name}, {width}x{height} at {player.rate:g} Hz", soft_wrap=True)
     for problem in source.problems:
         console.print("[yellow]Damaged bag:[/]", escape(problem), soft_wrap=True)
+    for note in source.notes:
+        console.print(escape(note), soft_wrap=True)
     parameters = {"autostart": "true", "image_size": f"[{width}, {height}]", **settings.parameters}
     with _terminate_as_interrupt(), MaskSpool(out) as spool:
         with isolated_ros(out), MaskRecorder(spool) as recorder, node_process(parameters, out / "node.log") as node:

@@ -77,8 +77,8 @@ def play(node: Any, source: FrameSource, rate: float, with_parent: bool) -> None
 
     with_parent: follow the protocol of protocol.py.
     """
-    for problem in source.problems:
-        print(problem, file=sys.stderr)
+    for sentence in (*source.problems, *source.notes):
+        print(sentence, file=sys.stderr)
     # Reliable serves best-effort and reliable subscriptions alike. A reliable one may lag five frames before it loses
     # one; to a best-effort one each frame goes out at once.
     publisher = node.create_publisher(Image, "image", QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE))

@@ -81,7 +81,7 @@ def test_bags_are_scaled_by_their_first_frames(tmp_path: Path) -> None:
             fields = (filled.header, 4, 256, "mono16", int(sys.byteorder == "big"), filled.step, data)
             bag._write("/camera/image_raw", types["sensor_msgs/msg/Image"](*fields), 10**18 + index)
     source = open_frames(tmp_path / "bag")
-    assert any("12 significant bits" in problem for problem in source.problems)
+    assert source.problems == () and len(source.notes) == 1 and "12 significant bits" in source.notes[0]
     bright, dark = source
     np.testing.assert_array_equal(bright.image_bgr, BGR)
     np.testing.assert_array_equal(dark.image_bgr, BGR // 16)

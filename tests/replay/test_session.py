@@ -19,8 +19,9 @@ from class_sets import CITYSCAPES19
 from replays import SETTINGS, assert_same, run_replay, start_run
 from rich.console import Console
 from rosbags.highlevel import AnyReader
-from tiny_bags import FRAME_ID, START_NS, STEP_NS, make_frames, write_tiny_bag
+from tiny_bags import FRAME_ID, IMAGES, START_NS, STEP_NS, make_frames, write_tiny_bag
 
+from nightlab_core.data.bags.write import BagWriter
 from nightlab_core.runtime.bundle import Bundle, sha256_of
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.bags import write_mask_bags
@@ -117,6 +118,18 @@ def test_the_live_replay_is_passed_in_and_its_diagnostics_are_stored(
         replay(bags[1:], tmp_path, **options)
     run = replay(bags[1:], tmp_path, **options, live=live, console=Console(file=io.StringIO()))
     assert run.finished and run.node == {"received": "6"} and run.settings.mode == "live"
+
+
+def test_measured_bits_are_told_once_and_are_no_problem(tmp_path: Path, tiny_bundle: Path) -> None:
+    with BagWriter(tmp_path / "dim") as bag:
+        for index in range(2):
+            pixels = np.full((48, 64), 4000 + index, np.uint16)  # 12 bits
+            bag.image(IMAGES, pixels, START_NS + index * STEP_NS, FRAME_ID, time_ns=index, packing="png")
+    console = Console(file=io.StringIO(), width=1000)
+    options: dict[str, Any] = {"bundle": tiny_bundle, "engine": "onnxruntime", "console": console}
+    run = replay([tmp_path / "dim"], tmp_path / "out", **options)
+    assert run.bags[0].problems == () and len(run.bags[0].notes) == 1
+    assert console.file.getvalue().count("12 significant bits") == 1  # type: ignore[attr-defined]
 
 
 def test_the_problems_of_a_bags_frames_are_described() -> None:

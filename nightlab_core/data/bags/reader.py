@@ -56,6 +56,7 @@ class Bag:
         self.path = path
         self._storage: BagStorage = open_storage(path)
         self._own_problems: list[str] = []
+        self._notes: list[str] = []
         self._lock = threading.Lock()  # the storage belongs to one thread at a time
         try:
             self.image_topic = choose_image_topic(path, self.topics, topic)
@@ -73,7 +74,7 @@ class Bag:
             raise
         if not len(self._images):
             self._own_problems.append(f"{self.image_topic} holds no message that can be read")
-        self._depth = PixelDepth(pixel_bits, self._own_problems.append)
+        self._depth = PixelDepth(pixel_bits, self._notes.append)
         self._depth.measure(self._first_pixels())
 
     def __enter__(self) -> Bag:
@@ -101,6 +102,11 @@ class Bag:
     def problems(self) -> list[str]:
         """Faults of the bag as a whole found so far, one sentence each."""
         return [*self._storage.problems, *self._own_problems]
+
+    @property
+    def notes(self) -> list[str]:
+        """Facts found about the pixels that a user may need, one sentence each; no faults."""
+        return list(self._notes)
 
     @property
     def label_classes(self) -> str | None:
