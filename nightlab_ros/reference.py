@@ -82,9 +82,8 @@ def inputs_page() -> str:
         "# What is read",
         NOTE,
         _wrap(
-            "Node, demo, replay, `nightlab bag` and training read images, label maps and bags by the same code. "
-            "It refuses "
-            "everything else with the reason."
+            "Node, demo, replay, `nightlab bag` and training read images, label maps and bags with the same code, "
+            "which refuses everything else and says why."
         ),
         "## Raw images",
         _wrap(
@@ -101,12 +100,10 @@ def inputs_page() -> str:
         "## Significant bits",
         _wrap(
             f"Cameras of 10, 12 and 14 bits store them in 16. The number is measured: the smallest of "
-            f"{', '.join(map(str, MEASURED_BITS))} that holds the highest value of the first {FIRST_FRAMES} "
-            f"frames that are "
-            "not black, or of a folder's first files. It is then kept and logged, and higher values are clipped with a "
-            "warning. The node's parameter `pixel_bits` sets the number. Values whose low bits are unused are "
-            "read as 16 "
-            "bits. PNG files of 16 bits are treated alike."
+            f"{', '.join(map(str, MEASURED_BITS))} that holds the highest value of the first {FIRST_FRAMES} frames "
+            "that are not black, or of a folder's first files. It is then kept, and logged if it is less than 16; "
+            "higher values are clipped with a warning. The node's parameter `pixel_bits` sets the number. Values whose "
+            "low bits are unused are read as 16 bits. PNG files of 16 bits are treated alike."
         ),
         "## Compressed images, files and videos",
         "\n".join(
@@ -133,9 +130,9 @@ def inputs_page() -> str:
         "\n".join(_item(item[3:]).replace("- ", f"{item[:2]} ", 1).replace("\n  ", "\n   ") for item in numbered),
         "## Bags",
         _wrap(
-            f"Files ending in {', '.join(f'`{s}`' for s in SUFFIXES)}, and folders of rosbag2. Damaged bags are "
-            f"read as far "
-            "as possible. A bag that cannot be opened does not stop the replay of others."
+            f"Files ending in {', '.join(f'`{s}`' for s in SUFFIXES)}, and folders of rosbag2, with or without "
+            "metadata.yaml. A rosbag2 may be compressed by message or by file (`.mcap.zstd`, `.db3.zstd`). Damaged "
+            "bags are read as far as possible. A bag that cannot be opened does not stop the replay of others."
         ),
     ]
     return "\n\n".join(blocks) + "\n"

@@ -71,10 +71,12 @@ def palette_ids(indices: np.ndarray, palette_rgb: np.ndarray, classes: ClassSet 
     The first rule that fits counts:
 
     1. The palette is that of PASCAL VOC, 16 colours or more: the indices are the ids.
-    2. All colours in the image are the class set's: each stands for its class. Black is unlabelled, unless it is a
-       class's colour.
-    3. All colours in the image are grey: the grey values are the ids.
-    4. None of the colours in the image is another class's than the index says: the indices are the ids.
+    2. All colours in the image are the class set's or black, and at least one is a class's colour other than black:
+       each stands for its class. Black is unlabelled, unless it is a class's colour.
+    3. All of the image is black, and the palette has several of the class set's colours: all of it is unlabelled, or
+       of the class whose colour is black.
+    4. All colours in the image are grey: the grey values are the ids.
+    5. None of the colours in the image is another class's than the index says: the indices are the ids.
 
     Raises ImageError where none fits.
     """
