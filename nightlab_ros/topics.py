@@ -61,7 +61,7 @@ IMAGE_LEVEL_MASK = NodeTopic(
 DIAGNOSTICS = NodeTopic(
     "/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", "State, counts, rate and times, once a second."
 )
-#: Time of each stage of a frame, in milliseconds of the wall clock.
+#: Time of each stage of a frame, in milliseconds of a clock that never jumps.
 STAGE_DESCRIPTIONS = {
     "wait": "from the arrival of the image until the worker takes it",
     "convert": "convert the message to an array",
@@ -95,7 +95,7 @@ DIAGNOSTIC_KEYS = {
     "lost": "images lost in the transport, if the middleware reports it; part of dropped",
     "rate_hz": "masks per second of the node's clock, over the last 5 s",
     "regions_left_out": "regions not read because `deadline_ms` left no time for them",
-    "regions_late": "regions dropped because they were not read by the deadline",
+    "regions_late": "regions dropped because they were not read and merged by the deadline",
     "hardness_late": "masks of the image level alone, because the boxes were not known by the deadline",
     "light_level": "mean linear luminance of the last frame, 0 to 1",
     "frame_age_ms_p50, _p95, _p99": "percentiles from the image's stamp until its mask, over the last 100 frames",

@@ -70,8 +70,8 @@ class PipelineSettings(Settings):
         Field(
             ge=0,
             le=10_000,
-            description="milliseconds for a frame, from the call of the pipeline to its mask: regions that cannot be "
-            "read in time are left out, so that the result depends on the machine's speed; 0: read all",
+            description="milliseconds for a frame, without waiting, conversion and publishing: regions that cannot be "
+            "read in time are left out. The result then depends on the machine's speed. 0: read all",
         ),
     ] = 0.0
 
