@@ -2,8 +2,8 @@
 """Counts, rate, frame age and percentiles of every stage, for /diagnostics. Imports no ROS.
 
 Times are passed in: stamps and `now_s` in seconds of the node's clock, which may be simulated; stage times in
-milliseconds of the wall clock, and only the wall clock decides whether masks still come out. A lock protects the state,
-because the subscription's thread counts while the worker's thread records.
+milliseconds of a clock that never jumps. Such a clock also decides whether masks still come out. A lock protects the
+state, because the subscription's thread counts while the worker's thread records.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Health:
     """Keep statistics over the last `window` processed frames, and counts since the node was configured."""
 
     def __init__(self, window: int = 100, steady_s: Callable[[], float] = time.monotonic) -> None:
-        """Use `steady_s` as the wall clock in seconds, which no simulation stops."""
+        """`steady_s` returns the seconds of a clock that never jumps and that no simulation stops."""
         self._lock = threading.Lock()
         self._steady_s = steady_s
         self._unanswered_s: float | None = None  # arrival of the first image without a mask or a failure since

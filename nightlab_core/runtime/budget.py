@@ -60,7 +60,8 @@ class RegionBudget:
         those that can be read and merged in time; one region, if no cost is known.
 
         Args:
-            gains: predicted gain of each remaining region in descending order, here its hardness score.
+            gains: predicted gain of each remaining region, in descending order. The pipeline gives hardness scores:
+                only the ratios of gains count.
             left_ms: time left until the deadline; infinite without a deadline.
             num_read: regions of the frame that were read before, which must be merged as well.
         """

@@ -11,7 +11,7 @@ from time import perf_counter
 
 
 class Clock:
-    """The wall clock. A test replaces it."""
+    """A clock that never jumps. A test replaces it."""
 
     def now_s(self) -> float:
         """Return seconds since an arbitrary moment."""

@@ -124,7 +124,7 @@ class Refinement:
                 if self._ended or wait_ms <= 0:
                     break
                 if not self._clock.wait(self._changed, wait_ms / 1e3):
-                    left_ms -= wait_ms  # the time to merge was kept free, give or take the waking up
+                    left_ms -= wait_ms  # not by the clock: to wake up a little late must not cost a region
                     break
             self._closed = True
             if self._error is not None:

@@ -50,7 +50,10 @@ class TensorSpec:
 
 
 class Engine(Protocol):
-    """A network that is ready to run. Any thread may call it; concurrent calls run one at a time."""
+    """A network that is ready to run. Any thread may call it; concurrent calls run one at a time.
+
+    An engine that knows the precision it computes in also has `arithmetic`, see `OpenVinoEngine.arithmetic`.
+    """
 
     name: str  #: the inference library, for example "openvino"
     inputs: Mapping[str, TensorSpec]

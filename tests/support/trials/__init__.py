@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run `nightlab` with arguments in the form that the outside checks of this repository use."""
+"""Run `nightlab` with arguments in the form that the outside checks of this repository use.
+
+These checks are kept elsewhere. They look up the names in `tests/support/trial_names.json`, and run or import them with
+the repository and its `tests/support` on PYTHONPATH.
+"""
 
 from __future__ import annotations
 

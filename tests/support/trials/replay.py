@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m trials.replay [compare] ARGUMENTS`: run `nightlab replay` or `compare`; --rate is --speed there."""
+"""`python -m trials.replay [compare] WORDS`: run `nightlab replay` or `nightlab compare`; --rate becomes --speed."""
 
 import sys
 
