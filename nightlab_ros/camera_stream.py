@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Subscription to a camera that keeps the newest image only, and hands it to a worker thread."""
+"""Subscription to a camera, which hands each image on and counts it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ try:
 except ImportError:  # its name in ROS 2 Humble
     from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
 
-from nightlab_core.runtime.latest import LatestWorker
 from nightlab_ros.health import LOSS_ADVICE, Health
 from nightlab_ros.topics import COMPRESSED_IMAGE, IMAGE
 
@@ -35,28 +34,27 @@ class CameraImage:
 
 
 class CameraStream:
-    """Subscribe to a camera's images and process the newest one on a thread, until `close`.
-
-    Counts in `health` the images received, lost and overwritten.
-    """
+    """Subscribe to a camera's images until `close`, and count in `health` the images received, lost and overwritten."""
 
     def __init__(
         self,
         node: Node,
+        prefix: str,
         transport: Literal["raw", "compressed"],
         health: Health,
-        process: Callable[[CameraImage], None],
-        on_error: Callable[[Exception], None],
+        submit: Callable[[CameraImage], bool],
     ) -> None:
-        """Call `process` for the newest image, and `on_error` with the exception that it raises."""
-        self._node, self._health = node, health
-        self._worker: LatestWorker[CameraImage] = LatestWorker("pipeline", process, on_error)
+        """Call `submit` for each image; it returns True if an image that waited is dropped.
+
+        `prefix` stands before the topic's name: "" or, of a named camera, for example "front/".
+        """
+        self._node, self._health, self._submit = node, health, submit
         health.reset_sequence()
         compressed = transport == "compressed"
         subscribe = partial(
             node.create_subscription,
             CompressedImage if compressed else Image,
-            (COMPRESSED_IMAGE if compressed else IMAGE).name,
+            prefix + (COMPRESSED_IMAGE if compressed else IMAGE).name,
             image_callback(self._on_image),
             BEST_EFFORT,
         )
@@ -67,13 +65,11 @@ class CameraStream:
             self._subscription = subscribe()
 
     def close(self) -> None:
-        """Unsubscribe, and wait until the current image is processed."""
+        """Unsubscribe."""
         self._node.destroy_subscription(self._subscription)
-        if self._worker.stop():
-            self._health.record_overwritten()
 
     def _on_image(self, message: Any, info: Any) -> None:
-        overwrote = self._worker.submit(CameraImage(message, time.perf_counter()))
+        overwrote = self._submit(CameraImage(message, time.perf_counter()))
         # Not every distribution names the publisher; without the name, the numbers of several would be mixed up.
         known = "publisher_gid" in info or self._node.count_publishers(self._subscription.topic_name) == 1
         number = info.get("publication_sequence_number") if known else None

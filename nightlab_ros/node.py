@@ -22,6 +22,7 @@ from nightlab_core.data.images import ImageError, message_to_bgr
 from nightlab_core.data.pixel_depth import PixelDepth
 from nightlab_core.runtime.bundle import default_bundle
 from nightlab_core.runtime.engines.open import Engines
+from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_core.runtime.refinement import Outcome
 from nightlab_ros.build_progress import BuildProgressReporter
@@ -53,6 +54,7 @@ class NightLabNode(LoggedLifecycleNode):
         self._pipeline: Pipeline | None = None
         self._outputs: Publishers | None = None
         self._stream: CameraStream | None = None
+        self._worker: LatestWorker[CameraImage] | None = None
         self._diagnostics: DiagnosticsPublisher | None = None
         self._timer: Any = None
         self._prepared_hw: tuple[int, int] | None = None
@@ -105,13 +107,18 @@ class NightLabNode(LoggedLifecycleNode):
         """Subscribe to the camera."""
         assert self._outputs is not None
         self._outputs.start()
-        self._stream = CameraStream(self, self.settings.transport, self._health, self.segment, self._on_error)
+        self._worker = worker = LatestWorker("pipeline", self.segment, self._on_error)
+        self._stream = CameraStream(self, "", self.settings.transport, self._health, worker.submit)
 
     def deactivate(self) -> None:
         """Unsubscribe, and wait for the current image."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+        if self._worker is not None:
+            if self._worker.stop():
+                self._health.record_overwritten()
+            self._worker = None
         if self._outputs is not None:
             self._outputs.stop()
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The newest item only, counted overwriting, errors that do not end the thread, and a stop that waits."""
+"""The newest item only, fair turns, counted overwriting, errors that do not end the thread, and a stop that waits."""
 
 from __future__ import annotations
 
 import threading
 import time
+
+import pytest
 
 from nightlab_core.runtime.latest import LatestWorker
 
@@ -69,3 +71,62 @@ def test_stop_finishes_the_current_item_and_skips_the_next() -> None:
     threading.Thread(target=release).start()
     assert worker.stop() is True
     assert gate.items == [1] and "test" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_fast_source_does_not_starve_the_others() -> None:
+    gate = Gate()
+    worker = LatestWorker("test", gate, gate.errors.append)
+    worker.submit(10, "fast")
+    gate.begins()
+    worker.submit(20, "slow")
+    for turn in range(1, 4):
+        assert [worker.submit(10 + turn, "fast") for _ in range(5)] == [False, True, True, True, True]
+        gate.go.release()  # the slow source was first in the line
+        gate.begins()
+        worker.submit(20 + turn, "slow")
+        gate.go.release()
+        gate.begins()
+    assert worker.withdraw("slow")
+    gate.go.release()
+    worker.stop()
+    assert gate.items == [10, 20, 11, 21, 12, 22, 13]
+
+
+def test_a_waiting_source_keeps_its_turn_when_a_newer_item_comes() -> None:
+    gate = Gate()
+    worker = LatestWorker("test", gate, gate.errors.append)
+    worker.submit(1, "a")
+    gate.begins()
+    assert [worker.submit(2, "b"), worker.submit(3, "c"), worker.submit(4, "b")] == [False, False, True]
+    for _ in range(2):
+        gate.go.release()
+        gate.begins()
+    gate.go.release()
+    worker.stop()
+    assert gate.items == [1, 4, 3]
+
+
+def test_the_waiting_item_of_one_source_is_withdrawn() -> None:
+    gate = Gate()
+    worker = LatestWorker("test", gate, gate.errors.append)
+    worker.submit(1, "a")
+    gate.begins()
+    worker.submit(2, "b")
+    worker.submit(3, "c")
+    assert worker.withdraw("b") and not worker.withdraw("b")
+    gate.go.release(2)
+    gate.begins()
+    assert worker.stop() is False
+    assert gate.items == [1, 3]
+
+
+def test_stop_does_not_wait_longer_than_its_limit() -> None:
+    gate = Gate()
+    worker = LatestWorker("test", gate, gate.errors.append)
+    worker.submit(1)
+    gate.begins()
+    with pytest.raises(TimeoutError, match="the test thread did not finish its current item"):
+        worker.stop(0.01)
+    gate.go.release()
+    worker.stop()
+    assert gate.items == [1]
