@@ -18,6 +18,7 @@ from rich.table import Table
 
 from nightlab_cli.errors import FAILED, INTERRUPTED, CommandError, Verbose
 from nightlab_cli.options import Bundle, image_size_option
+from nightlab_cli.signals import handled
 from nightlab_cli.style import new_app
 from nightlab_core.runtime.bundle import ENGINE_KINDS, default_bundle, load_bundle
 from nightlab_core.runtime.engines.engine import BuildProgress, BuildStopped
@@ -136,13 +137,10 @@ def _console() -> Console:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Give an event that Ctrl-C sets: KeyboardInterrupt must not pass through TensorRT's own code."""
+    """Yield an event that a signal to stop sets: KeyboardInterrupt must not pass through TensorRT's own code."""
     interrupted = threading.Event()
-    previous = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
-    try:
+    with handled(lambda *_: interrupted.set(), signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _figures(header: PlanHeader) -> tuple[str, ...]:

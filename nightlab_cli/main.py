@@ -8,6 +8,7 @@ in `COMMANDS`.
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ import typer.core
 import typer.main
 
 from nightlab_cli.errors import report_errors
+from nightlab_cli.signals import handled, interrupt
 from nightlab_cli.style import new_app
 
 #: Name of each sub-command, which is its module in this package, and its line in `nightlab --help`.
@@ -44,7 +46,7 @@ class LazyCommands(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; print an error in one sentence."""
-        with report_errors(ctx):
+        with report_errors(ctx), handled(interrupt, signal.SIGTERM, signal.SIGHUP):
             return super().invoke(ctx)
 
 

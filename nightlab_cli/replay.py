@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -27,6 +27,7 @@ from nightlab_cli.options import (
     new_console,
     pipeline_settings,
 )
+from nightlab_cli.signals import handled
 from nightlab_cli.style import new_app
 from nightlab_replay.replay import LiveReplay, ReplayMode
 from nightlab_replay.replay import replay as replay_bags
@@ -120,18 +121,15 @@ def _live_replay() -> LiveReplay:
 
 @contextmanager
 def _stop_on_signals() -> Iterator[threading.Event]:
-    """Yield an event that SIGINT or SIGTERM sets. A second signal ends the process without a report."""
+    """Yield an event that SIGINT, SIGTERM or SIGHUP sets. A second signal ends the process without a report."""
     stop = threading.Event()
 
     def handler(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        os.write(2, b"\nStopping after the current frame ...\n")  # print could interrupt the console's own output
+        with suppress(OSError):  # the terminal may have gone
+            os.write(2, b"\nStopping after the current frame ...\n")  # print could interrupt the console's own output
 
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled(handler, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         yield stop
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)

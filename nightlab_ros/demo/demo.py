@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import cv2
 import numpy as np
@@ -50,8 +47,7 @@ def run_demo(settings: DemoSettings, console: Console) -> list[str]:
     """Play the frames through the node and write the report; returns the problems found with the masks.
 
     No problem means that masks came back and that each fits its frame. Raises ProcessError if the node or the player
-    fails, BundleError, FileNotFoundError or ValueError for wrong settings, and KeyboardInterrupt for SIGINT or SIGTERM.
-    No process is left behind.
+    fails, BundleError, FileNotFoundError or ValueError for wrong settings. No process is left behind.
     """
     out, player = settings.out, settings.player
     out.mkdir(parents=True, exist_ok=True)
@@ -64,7 +60,7 @@ def run_demo(settings: DemoSettings, console: Console) -> list[str]:
     for note in source.notes:
         console.print(escape(note), soft_wrap=True)
     parameters = {"autostart": "true", "image_size": f"[{width}, {height}]", **settings.parameters}
-    with _terminate_as_interrupt(), MaskSpool(out) as spool:
+    with MaskSpool(out) as spool:
         with isolated_ros(out), MaskRecorder(spool) as recorder, node_process(parameters, out / "node.log") as node:
             if player.input is None:  # while the node starts
                 source = write_clip(source, out / "clip", player.rate, console)
@@ -170,17 +166,3 @@ def _record(
     if not recording.masks:
         console.print(node.log_tail(), markup=False)
     return recording
-
-
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt for SIGTERM, so that the children end with the demo."""
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

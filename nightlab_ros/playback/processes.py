@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,10 +14,12 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 #: Seconds between SIGTERM and SIGKILL at the end.
 STOP_TIMEOUT_S = 10.0
+#: ROS domains of demos and replays: the highest that every operating system has ports for is 101; robots mostly use 0.
+DOMAINS = range(1, 102)
 
 Process = TypeVar("Process", bound="ChildProcess")
 
@@ -27,18 +31,31 @@ class ProcessError(RuntimeError):
 class ChildProcess:
     """Run a Python module as a child process, from the beginning to the end of a `with` block.
 
-    Standard output and standard error go to the file `log`.
+    Standard output and standard error go to the file `log`. If this process ends otherwise, even by SIGKILL, the child
+    ends, too.
     """
 
     def __init__(self, module: str, arguments: list[str], log: Path) -> None:
         """Prepare `python -m module arguments`; entering the block starts it."""
         self.module, self.log = module, log
-        self._command = [sys.executable, "-m", module, *arguments]
+        self._arguments = arguments
 
     def __enter__(self: Process) -> Process:
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._start(stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         return self
+
+    def _start(self, **streams: Any) -> None:
+        """Start the process; child.py says what the pipe is for."""
+        descriptor, self._alive = os.pipe()
+        command = [sys.executable, "-m", "nightlab_ros.playback.child", str(descriptor), self.module, *self._arguments]
+        try:
+            self._process = subprocess.Popen(command, pass_fds=(descriptor,), **streams)
+        except BaseException:
+            os.close(self._alive)
+            raise
+        finally:
+            os.close(descriptor)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -50,6 +67,7 @@ class ChildProcess:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        os.close(self._alive)
 
     @property
     def pid(self) -> int:
@@ -78,12 +96,14 @@ def node_process(parameters: dict[str, str], log: Path) -> ChildProcess:
 def isolated_ros(out: Path) -> Iterator[None]:
     """Set ROS's environment variables for this process and its children within a `with` block.
 
-    ROS need not be sourced. A random domain on this machine alone keeps a running robot apart. The Fast DDS profile has
-    room for large images: by default most images of 640x480 or more are lost. FASTDDS_BUILTIN_TRANSPORTS cannot do that
-    on the local host, because rmw_fastrtps then sets up its own transports. ROS's logs go to `out`/ros_log.
+    ROS need not be sourced. A domain of its own, on this machine alone, keeps other runs and a running robot apart. The
+    Fast DDS profile has room for large images: by default most images of 640x480 or more are lost.
+    FASTDDS_BUILTIN_TRANSPORTS cannot do that on the local host, because rmw_fastrtps then sets up its own transports.
+    ROS's logs go to `out`/ros_log.
     """
+    domain, claim = claim_domain()
     variables = {
-        "ROS_DOMAIN_ID": str(random.randrange(1, 102)),
+        "ROS_DOMAIN_ID": str(domain),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         _profile_variable(): str(_config_folder() / "fastdds.xml"),
         "ROS_LOG_DIR": str((out / "ros_log").resolve()),
@@ -91,13 +111,34 @@ def isolated_ros(out: Path) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
-        yield
+        with claim:
+            yield
     finally:
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def claim_domain() -> tuple[int, socket.socket]:
+    """Return a ROS domain that no other run on this machine uses, and the socket that holds it until it is closed.
+
+    An abstract socket belongs to the network namespace, as the domain's ports do, and ends with its process. Raises
+    ProcessError if all domains are taken.
+    """
+    own = os.environ.get("ROS_DOMAIN_ID", "")
+    domains = [domain for domain in DOMAINS if str(domain) != own]
+    for domain in random.sample(domains, len(domains)):
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            claim.bind(f"\0nightlab_domain_{domain}")
+            return domain, claim
+        except OSError as error:
+            claim.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise ProcessError(f"other runs on this machine use all ROS domains from {DOMAINS[0]} to {DOMAINS[-1]}; end one")
 
 
 def _profile_variable() -> str:

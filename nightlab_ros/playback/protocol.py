@@ -116,7 +116,7 @@ class PlayerProcess(ChildProcess):
 
     def __enter__(self) -> PlayerProcess:
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+            self._start(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
         return self
