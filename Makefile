@@ -43,7 +43,7 @@ help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 	@echo
 	@echo "demo:  INPUT=(rosbag, folder of images or video) LABELS= CLASSES=(class set of the labels) GLOB= TOPIC= FRAMES= RATE=10"
-	@echo "       OUT=demo_out PARAMS='mode:=image_level ...' (parameters of the node)"
+	@echo "       OUT=demo_out PARAMS='refine:=never ...' (parameters of the node)"
 	@echo "test, test-all, test-vehicle: ROS=kilted or jazzy, TESTS='tests/ros -k demo'"
 	@echo "train-lite: DATA=(folder of the data sets, see docs/training.md) FROM=(first stage) UNTIL=(last stage)"
 	@echo "all:   PYTHON=(a Python 3.10 to 3.13)"

@@ -32,7 +32,7 @@ from nightlab_core.files import write_atomic
 from nightlab_core.runtime.bundle import Bundle, default_bundle, load_bundle
 from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PrecisionChoice
 from nightlab_core.runtime.engines.open import Engines
-from nightlab_core.runtime.pipeline import MAX_REGIONS
+from nightlab_core.runtime.settings import MAX_REGIONS
 from nightlab_replay.provenance import describe_bundle, machine, versions
 
 FRAME_HW = (720, 1280)

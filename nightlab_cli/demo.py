@@ -49,7 +49,7 @@ def demo(
 
     Example:
 
-    nightlab demo --input drive.mcap --rate 10 --param mode:=image_level
+    nightlab demo --input drive.mcap --rate 10 --param refine:=never
     """
     from nightlab_ros.demo.demo import DemoSettings, parse_parameters, run_demo
     from nightlab_ros.playback.player import PlayerSettings

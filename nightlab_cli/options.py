@@ -15,7 +15,7 @@ from rich.console import Console
 from nightlab_core.classes import load_class_set, shipped_keys
 from nightlab_core.config import ConfigError, Settings
 from nightlab_core.runtime.engines.engine import EngineChoice, PrecisionChoice
-from nightlab_core.runtime.pipeline import PipelineSettings
+from nightlab_core.runtime.settings import PipelineSettings
 
 #: Width of what is printed into a file or a pipe, in characters.
 PIPE_WIDTH = 110

@@ -75,6 +75,7 @@ class FrameEvaluator:
             frame,
             prediction,
             light_level=result.light_level,
+            refine_reason=result.refine_reason,
             stages_ms=result.stages_ms,
             latency_ms=latency_ms,
             boxes_xyxy=tuple(tuple(box) for box in boxes.tolist()),

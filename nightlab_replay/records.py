@@ -24,7 +24,7 @@ from nightlab_core.files import atomic_path, write_atomic
 from nightlab_core.labels import ClassSet
 from nightlab_core.metrics import CONFIDENCE_BINS
 from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PrecisionChoice
-from nightlab_core.runtime.pipeline import PipelineSettings
+from nightlab_core.runtime.settings import PipelineSettings
 
 FORMAT = 1
 #: First axis of every count: the image level alone, and both levels merged.
@@ -50,6 +50,7 @@ class FrameRecord:
     reason: str = ""  #: why the frame is not ok, or why its label map could not be used
     size_hw: tuple[int, int] | None = None
     light_level: float | None = None  #: mean linear luminance, 0..1
+    refine_reason: str = ""  #: `Result.refine_reason`; live: empty
     mean_confidence: float | None = None  #: of both levels, 0..255
     agreement: float | None = None  #: share of pixels that both levels label alike, 0..1
     flicker: float | None = None  #: share of still pixels whose label changed since the previous frame, 0..1; None for

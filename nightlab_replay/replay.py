@@ -19,7 +19,8 @@ from rich.markup import escape
 from nightlab_core.runtime.bundle import Bundle, default_bundle, load_bundle
 from nightlab_core.runtime.engines.engine import EngineChoice, PrecisionChoice
 from nightlab_core.runtime.engines.open import Engines
-from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
+from nightlab_core.runtime.pipeline import Pipeline
+from nightlab_core.runtime.settings import PipelineSettings
 from nightlab_replay.bags import write_mask_bags
 from nightlab_replay.execute import Span, SpanResult, replay_spans
 from nightlab_replay.progress import ProgressLine

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -113,6 +114,7 @@ class Behaviour(JsonModel):
     by_light: tuple[LightBehaviour, ...]
     regions_per_frame: tuple[int, ...] | None  #: number of frames with 0, 1, 2 ... hard regions
     refined_per_frame: tuple[int, ...] | None  #: number of frames with 0, 1, 2 ... regions read enlarged
+    refine_reasons: dict[str, int]  #: number of frames by `Result.refine_reason`
     region_heat: tuple[tuple[float, ...], ...] | None  #: share of frames with a region there, rows from the top
 
 
@@ -262,6 +264,7 @@ def behaviour_of(ok: Sequence[FrameRecord], regions: bool = True) -> Behaviour:
         by_light=tuple(by_light),
         regions_per_frame=_frames_by_number([len(r.boxes_xyxy) for r in ok]) if regions else None,
         refined_per_frame=_frames_by_number([sum(r.refined) for r in ok]) if regions else None,
+        refine_reasons=dict(sorted(Counter(r.refine_reason for r in ok if r.refine_reason).items())),
         region_heat=_region_heat(ok) if regions else None,
     )
 

@@ -51,7 +51,7 @@ class Health:
         self._ages_ms: deque[float] = deque(maxlen=window)
         self._stages: dict[str, deque[float]] = {}
         self._window = window
-        self._light_level = math.nan
+        self._light_level, self._refine_reason = math.nan, ""
         self._failure: tuple[float, str] = (-math.inf, "")
         self._last_received_s = self._last_lost_s = -math.inf
 
@@ -100,14 +100,17 @@ class Health:
             self._unanswered_s, self._delay_reason = None, ""
 
     def record_processed(
-        self, now_s: float, stamp_s: float, stages_ms: Mapping[str, float], light_level: float
+        self, now_s: float, stamp_s: float, stages_ms: Mapping[str, float], light_level: float, refine_reason: str
     ) -> None:
-        """Count a mask published at `now_s` for an image with the stamp `stamp_s`; `light_level` is 0 to 1."""
+        """Count a mask published at `now_s` for an image with the stamp `stamp_s`.
+
+        `light_level`, 0 to 1, and `refine_reason` are those of the pipeline's result.
+        """
         with self._lock:
             self._counts["processed"] += 1
             self._published_s.append(now_s)
             self._ages_ms.append(1e3 * (now_s - stamp_s))
-            self._light_level = light_level
+            self._light_level, self._refine_reason = light_level, refine_reason
             self._unanswered_s, self._delay_reason = None, ""
         self.record_stages(stages_ms)
 
@@ -156,6 +159,7 @@ class Health:
         with self._lock:
             values.update({name: str(number) for name, number in self._regions.items()})
             values["light_level"] = "" if math.isnan(self._light_level) else f"{self._light_level:.4f}"
+            values["refine_reason"] = self._refine_reason
             values.update(_percentiles("frame_age", self._ages_ms))
             for stage, times in self._stages.items():
                 values.update(_percentiles(stage, times))

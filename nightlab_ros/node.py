@@ -77,7 +77,7 @@ class NightLabNode(LoggedLifecycleNode):
         if settings.overlay:
             self._outputs.publish_overlay(frame_bgr, result.labels, settings.overlay_opacity, header)
         stamp_s = header.stamp.sec + 1e-9 * header.stamp.nanosec
-        self._health.record_processed(published_s, stamp_s, stages_ms, result.light_level)
+        self._health.record_processed(published_s, stamp_s, stages_ms, result.light_level, result.refine_reason)
         left_out, late = (int((result.outcomes == outcome).sum()) for outcome in (Outcome.LEFT_OUT, Outcome.LATE))
         self._health.record_regions(left_out, late, result.hardness_late)
         self._outputs.publish_stages(stages_ms)
@@ -165,7 +165,6 @@ class NightLabNode(LoggedLifecycleNode):
     def _report(self) -> None:
         assert self._engines is not None and self._diagnostics is not None
         report = self._health.report(clock_s(self), active=self._stream is not None)
-        report.values["mode"] = self.settings.mode
         report.values["engine"] = self._engines.name
         if self._engines.note:
             report.values["engine_note"] = self._engines.note

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from nightlab_core.config import replace
 from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PrecisionChoice
-from nightlab_core.runtime.pipeline import PipelineSettings
+from nightlab_core.runtime.settings import PipelineSettings
 
 #: Marks in a field's metadata that say when it may change. Without a mark: at any time, from the next frame on.
 AT_CONFIGURE, AT_START = "at configure", "at start"

@@ -98,9 +98,10 @@ DIAGNOSTIC_KEYS = {
     "regions_late": "regions dropped because they were not read and merged by the deadline",
     "hardness_late": "masks of the image level alone, because the boxes were not known by the deadline",
     "light_level": "mean linear luminance of the last frame, 0 to 1",
+    "refine_reason": "why the last frame was refined (always, night) or not (day, never): the setting, or the light",
     "frame_age_ms_p50, _p95, _p99": "percentiles from the image's stamp until its mask, over the last 100 frames",
     "STAGE_ms_p50, _p95, _p99": "percentiles of each stage above, over the last 100 frames in which it ran",
-    "mode, engine, bundle": "the mode, the inference library and the name of the bundle",
+    "engine, bundle": "the inference library and the name of the bundle",
     "engine_note": "the reason why a faster engine was skipped, and the remedy",
     "build_network, build_percent, build_phase": "progress of a build of TensorRT plans, while configuring",
 }

@@ -36,7 +36,8 @@ from nightlab_core.runtime.bundle import (
 )
 from nightlab_core.runtime.engines.engine import Engine, EngineOptions
 from nightlab_core.runtime.engines.open import Engines, open_network
-from nightlab_core.runtime.pipeline import MAX_REGIONS, Pipeline, PipelineSettings, Result
+from nightlab_core.runtime.pipeline import Pipeline, Result
+from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
 from training import checkpoint as checkpoints
 from training.sliding import TestTime, probabilities
 
@@ -78,7 +79,7 @@ class Model:
     ) -> None:
         self.both_levels = hardness is not None and region is not None
         if not self.both_levels:
-            settings = settings.model_copy(update={"mode": "image_level"})
+            settings = settings.model_copy(update={"refine": "never"})
         self.settings = settings
         self.image = image
         self.hardness = hardness or Network(_NotRun("hardness"), (1, 1))

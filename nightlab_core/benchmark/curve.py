@@ -20,7 +20,8 @@ from nightlab_core.data.datasets.paired import Sample
 from nightlab_core.labels import ClassSet, to_class_set
 from nightlab_core.metrics import confusion_matrix, mean_iou
 from nightlab_core.runtime.engines.open import Engines
-from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
+from nightlab_core.runtime.pipeline import Pipeline
+from nightlab_core.runtime.settings import PipelineSettings
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ class _Run:
 
 def _pipeline(engines: Engines, scale: float, max_regions: int | None) -> Pipeline:
     if max_regions is None:
-        return Pipeline(with_scale(engines, scale), PipelineSettings(mode="image_level"))
-    return Pipeline(with_scale(engines, scale), PipelineSettings(mode="dual_level", max_regions=max_regions))
+        return Pipeline(with_scale(engines, scale), PipelineSettings(refine="never"))
+    return Pipeline(with_scale(engines, scale), PipelineSettings(max_regions=max_regions))
 
 
 def with_scale(engines: Engines, scale: float) -> Engines:

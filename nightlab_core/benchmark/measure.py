@@ -22,7 +22,8 @@ from nightlab_core.benchmark.wrappers import FixedRegions
 from nightlab_core.runtime.bundle import EngineFile, EngineKind
 from nightlab_core.runtime.engines.engine import Engine
 from nightlab_core.runtime.engines.open import Engines
-from nightlab_core.runtime.pipeline import MAX_REGIONS, STAGES, Pipeline, PipelineSettings, Result
+from nightlab_core.runtime.pipeline import STAGES, Pipeline, Result
+from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
 
 
 @dataclass(frozen=True)
@@ -192,9 +193,9 @@ def _measure_pipelines(
 
 def _pipeline(engines: Engines, regions: int | None) -> Pipeline:
     if regions is None:
-        return Pipeline(engines, PipelineSettings(mode="image_level"))
+        return Pipeline(engines, PipelineSettings(refine="never"))
     fixed = dataclasses.replace(engines, hardness=FixedRegions(engines.hardness, regions))
-    return Pipeline(fixed, PipelineSettings(mode="dual_level", max_regions=MAX_REGIONS, score_threshold=0.0))
+    return Pipeline(fixed, PipelineSettings(max_regions=MAX_REGIONS, score_threshold=0.0))
 
 
 def _pipeline_call(pipeline: Pipeline, frames_bgr: Sequence[np.ndarray], results: list[Result]) -> Callable[[], object]:

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 
 from nightlab_core.runtime.engines.engine import Engine
-from nightlab_core.runtime.pipeline import MAX_REGIONS
+from nightlab_core.runtime.settings import MAX_REGIONS
 
 #: Columns and rows of the grid of given boxes, which do not overlap.
 _GRID = (5, 2)

@@ -31,8 +31,9 @@ from nightlab_core.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.engines.tensorrt.graphs import tensorrt_graph
 from nightlab_core.runtime.engines.tensorrt.half import EXACT, HALF_MAX
-from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
+from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_core.runtime.regions import non_maximum_suppression
+from nightlab_core.runtime.settings import PipelineSettings
 
 MIN_AGREEMENT = 0.995  #: of labels, half against float32
 _PEAK, _SUM = "largest of ", "sum of "

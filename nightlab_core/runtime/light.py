@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure the light in a frame, by which reports sort frames into night and day."""
+"""Measure the light in a frame, by which reports sort frames into night and day, and by which a pipeline may refine."""
 
 from __future__ import annotations
 
@@ -51,14 +51,31 @@ class LightBin:
         return f"{self.low:g} and above" if self.high > 1 else f"{self.low:g} to {self.high:g}"
 
 
-#: Of the dash-camera frames on which the limits were chosen, 95 % of night frames are below 0.06 and all day frames
-#: above 0.1. The bins are the same in every report, so that reports can be compared.
+#: Of the dash-camera frames on which the limits were chosen, 95 % of night frames are below the first, and all day
+#: frames are above the second.
+NIGHT_BELOW, DAY_ABOVE = 0.06, 0.1
+#: The bins are the same in every report, so that reports can be compared.
 LIGHT_BINS = (
     LightBin("very dark", 0.0, 0.015),
     LightBin("dark", 0.015, 0.03),
-    LightBin("lit street", 0.03, 0.06),
-    LightBin("dusk", 0.06, 0.12),
+    LightBin("lit street", 0.03, NIGHT_BELOW),
+    LightBin("dusk", NIGHT_BELOW, 0.12),
     LightBin("daylight", 0.12, 1.01),
 )
 #: The first three bins together.
-DARK = LightBin("in the dark", 0.0, 0.06)
+DARK = LightBin("in the dark", 0.0, NIGHT_BELOW)
+
+
+class LightGate:
+    """Tell night from day, frame by frame. Between the two thresholds the previous answer stays; the first is night."""
+
+    def __init__(self) -> None:
+        self._is_night = True
+
+    def is_night(self, light_level: float, night_below: float, day_above: float) -> bool:
+        """Return True if it is night in a frame of this light level, 0..1."""
+        if light_level < night_below:
+            self._is_night = True
+        elif light_level > day_above:
+            self._is_night = False
+        return self._is_night

@@ -16,64 +16,24 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
-from nightlab_core.config import Settings
 from nightlab_core.labels import IGNORE_ID
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.budget import RegionBudget
 from nightlab_core.runtime.bundle import Bundle
 from nightlab_core.runtime.clock import Clock, StageTimes
 from nightlab_core.runtime.engines.open import Engines
-from nightlab_core.runtime.light import light_level
+from nightlab_core.runtime.light import LightGate, light_level
 from nightlab_core.runtime.refinement import NOTHING_FOUND, Outcome, Refinement
+from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
 
-MAX_REGIONS = 10
 STAGES = ("resize", "image", "hardness", "crop", "region", "merge", "total")
 _MERGES = {"replace": rg.paste_replace, "confident": rg.paste_confident}
-
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class PipelineSettings(Settings):
-    """Settings that may change between two frames."""
-
-    mode: Annotated[
-        Literal["image_level", "dual_level"],
-        Field(description="image_level runs the image network alone, dual_level also refines the hard regions"),
-    ] = "dual_level"
-    merge: Annotated[
-        Literal["replace", "confident"],
-        Field(
-            description="replace pastes the regions; confident keeps, per pixel, the label of the more confident level"
-        ),
-    ] = "confident"
-    max_regions: Annotated[
-        int, Field(ge=0, le=MAX_REGIONS, description="largest number of regions of a frame that are refined")
-    ] = MAX_REGIONS
-    score_threshold: Annotated[Fraction, Field(description="regions with a lower hardness score are not refined")] = 0.0
-    confidence_threshold: Annotated[
-        Fraction, Field(description="pixels with a lower class probability are published as 255, unlabelled")
-    ] = 0.0
-    nms_iou: Annotated[
-        Fraction, Field(description="of boxes that overlap by more than this IoU, only the best is kept")
-    ] = 0.3
-    region_margin: Annotated[
-        Fraction, Field(description="context around a box on each side, as a fraction of the box's side")
-    ] = 0.2
-    deadline_ms: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=10_000,
-            description="milliseconds for a frame, without waiting, conversion and publishing: regions that cannot be "
-            "read in time are left out. The result then depends on the machine's speed. 0: read all",
-        ),
-    ] = 0.0
+#: Reason why a frame is refined ("always", "night") or not ("day", "never"): the setting, or the light in the frame.
+RefineReason = Literal["always", "night", "day", "never"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +52,7 @@ class Result:
     #: sum. `image` includes resizing the labels to the frame, `hardness` the suppression.
     stages_ms: dict[str, float]
     light_level: float  #: mean linear-light luminance of the frame, 0..1
+    refine_reason: RefineReason  #: why hard regions were searched for, or not
 
     @property
     def refined(self) -> np.ndarray:
@@ -113,6 +74,7 @@ class Pipeline:
         self.settings = settings  #: assign a new object to change settings; it is read once per frame
         self.budget = RegionBudget(engines.bundle.manifest.engines.region.max_batch)
         self._clock = clock
+        self._gate = LightGate()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="nightlab-regions")
         self._waiting: deque[_LowerPath] = deque(maxlen=1)  # a newer frame replaces one that has not started
 
@@ -131,8 +93,10 @@ class Pipeline:
                 image_hw, hardness_hw = files.image.network_hw(frame_hw), files.hardness.network_hw(frame_hw)
                 image_input = rg.resize_image(frame_bgr, image_hw)[None]
 
-            dual_level = settings.mode == "dual_level"
-            if dual_level:
+            light = light_level(frame_bgr)
+            reason = self._refine_reason(light, settings)
+            refines = reason in ("always", "night")
+            if refines:
                 hardness_input = (
                     image_input if hardness_hw == image_hw else rg.resize_image(frame_bgr, hardness_hw)[None]
                 )
@@ -143,8 +107,7 @@ class Pipeline:
                 output = self.engines.image(frame=image_input)
                 image_labels = rg.resize_labels(output["labels"][0], frame_hw)
                 image_confidence = rg.resize_image(output["confidence"][0], frame_hw)
-            light = light_level(frame_bgr)
-            found = refinement.close(self.budget) if dual_level else NOTHING_FOUND  # raises an error of the worker
+            found = refinement.close(self.budget) if refines else NOTHING_FOUND  # raises an error of the worker
 
             with stages("merge"):
                 labels, confidence = image_labels, image_confidence
@@ -165,7 +128,14 @@ class Pipeline:
             hardness_late=found.hardness_late,
             stages_ms=stages.ms | refinement.stages.ms,
             light_level=light,
+            refine_reason=reason,
         )
+
+    def _refine_reason(self, light: float, settings: PipelineSettings) -> RefineReason:
+        is_night = self._gate.is_night(light, settings.night_below, settings.day_above)
+        if settings.refine == "night":
+            return "night" if is_night else "day"
+        return settings.refine
 
     def _refine_newest(self) -> None:
         """Refine the frame that waits, on the worker's thread."""

@@ -60,7 +60,7 @@ def frames_csv(data: RunData) -> str:
     """Return the table of all frames, one line each, for a spreadsheet or pandas."""
     regions = data.run.settings.mode != "live"  # the live node's regions are not received
     stages = sorted({stage for r in data.records for stage in r.stages_ms})
-    before = ("bag", "index", "time_ns", "stamp_ns", "frame_id", "status", "reason", "light_level")
+    before = ("bag", "index", "time_ns", "stamp_ns", "frame_id", "status", "reason", "light_level", "refine_reason")
     after = ("agreement", "flicker", "latency_ms", "age_ms")
     scores = {name: iter(frame_miou(data.counts.confusion[:, m])) for m, name in enumerate(METHODS)}
     out = io.StringIO()
@@ -109,7 +109,7 @@ def _accuracy_findings(report: RunSummary) -> list[str]:
             found.append(f"The two levels agree on {percent(agreement)} % of the pixels.")
         return found
     image_level, both = accuracy.miou
-    if report.run.settings.pipeline.mode == "image_level":
+    if report.run.settings.pipeline.refine == "never":
         return [f"The image level reaches {percent(image_level)} % mIoU on {accuracy.frames} labelled frames."]
     found = [
         f"Both levels reach {percent(both)} % mIoU on {accuracy.frames} labelled frames; the image level alone reaches "
@@ -141,6 +141,10 @@ def _confidence_findings(report: RunSummary) -> list[str]:
 def _time_findings(report: RunSummary) -> list[str]:
     total = report.stages_ms.get("total")
     found = []
+    if report.run.settings.pipeline.refine == "night":
+        reasons = report.behaviour.refine_reasons
+        number = sum(reasons.values())
+        found.append(f"Hard regions were refined by night, in {reasons.get('night', 0)} of {number} frames.")
     if total is not None:
         found.append(f"A frame takes {total.p50:.0f} ms (median); 99 % of the frames take at most {total.p99:.0f} ms.")
     if report.age_ms is not None:

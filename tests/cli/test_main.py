@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from nightlab_cli import bag as bag_command
 from nightlab_cli.main import COMMANDS, app, load_command
-from nightlab_core.runtime.pipeline import PipelineSettings
+from nightlab_core.runtime.settings import PipelineSettings
 
 ROOT = Path(__file__).parents[2]
 NAMES = [*COMMANDS, *(f"engine {name}" for name in ("build", "list", "verify", "clean"))]

@@ -7,7 +7,7 @@ import pytest
 
 from nightlab_cli.options import pipeline_settings, settings_of_texts
 from nightlab_core.config import Settings
-from nightlab_core.runtime.pipeline import PipelineSettings
+from nightlab_core.runtime.settings import PipelineSettings
 
 
 class _EveryType(Settings):

@@ -74,7 +74,7 @@ def test_inputs_that_do_not_fit_are_refused(model: NightLab) -> None:
 
 
 def test_the_image_level_runs_alone(model: NightLab) -> None:
-    settings = PipelineSettings(mode="image_level")
+    settings = PipelineSettings(refine="never")
     with torch_engines(model, SETTINGS, CARD) as engines, Pipeline(engines, settings) as pipeline:
         result = pipeline(random_bytes(128, 192))
     np.testing.assert_array_equal(result.labels, result.image_labels)

@@ -13,6 +13,7 @@ from replay_samples import PRESENT, sample_run
 
 from nightlab_core.metrics import iou, mean_iou, paired_bootstrap
 from nightlab_core.runtime.light import DARK, LIGHT_BINS
+from nightlab_core.runtime.settings import PipelineSettings
 from nightlab_replay.records import METHODS, NUM_BANDS, NUM_BINS, FrameCounts, FrameRecord, RunData
 from nightlab_replay.report import charts, svg
 from nightlab_replay.report.report import findings
@@ -246,6 +247,15 @@ def test_behaviour_by_light_regions_and_heat() -> None:
     assert found.regions_per_frame == (1, 1, 1) and found.refined_per_frame == (2, 1)
     heat = np.array(found.region_heat)
     assert heat[0, 0] == pytest.approx(2 / 3) and heat[-1, -1] == pytest.approx(1 / 3)
+
+
+def test_the_report_says_in_how_many_frames_the_dark_was_refined() -> None:
+    sample = sample_run(10).run
+    settings = sample.settings.model_copy(update={"pipeline": PipelineSettings(refine="night")})
+    frames = [record(i, bag="evening.mcap", refine_reason="night" if i < 4 else "day") for i in range(10)]
+    report = summarize(RunData(sample.model_copy(update={"settings": settings}), frames, FrameCounts.empty(19)))
+    assert report.behaviour.refine_reasons == {"day": 6, "night": 4}
+    assert "Hard regions were refined by night, in 4 of 10 frames." in findings(report)
 
 
 def test_timeline_joins_bags_and_counts_losses() -> None:

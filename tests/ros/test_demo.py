@@ -92,7 +92,7 @@ def test_the_rendered_clip_stays_as_a_labelled_folder(tiny_bundle: Path, tmp_pat
 
 def test_a_node_that_fails_ends_the_demo_with_the_end_of_its_log(tiny_bundle: Path, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip", 2)
-    parameters = {"bundle": str(tiny_bundle), "mode": "telepathy"}
+    parameters = {"bundle": str(tiny_bundle), "refine": "telepathy"}
     with pytest.raises(ProcessError, match=r"nightlab_ros.node ended with status 1[\s\S]*telepathy"):
         run_demo(DemoSettings(PlayerSettings(str(clip)), tmp_path, parameters), Console(file=io.StringIO()))
 
@@ -159,7 +159,7 @@ def test_the_first_mask_is_waited_for_while_engines_are_built(monkeypatch: pytes
         (("--input", "nowhere"), "nowhere does not exist"),
         (("--rate", "0"), "rate is 0.0; expected a finite number of frames per second, above 0"),
         (("--frames", "1", "--param", "bundle:=nowhere"), "nowhere"),
-        (("--frames", "1", "--param", "mode"), "received the parameter 'mode'; expected NAME:=VALUE"),
+        (("--frames", "1", "--param", "refine"), "received the parameter 'refine'; expected NAME:=VALUE"),
     ],
 )
 def test_wrong_arguments_are_answered_with_a_sentence(

@@ -11,13 +11,13 @@ from nightlab_ros.health import ERROR, OK, WARN, Health
 def run(health: Health, times_s: list[float], age_s: float = 0.05, **stages_ms: float) -> None:
     for now_s in times_s:
         health.record_received(now_s)
-        health.record_processed(now_s, now_s - age_s, stages_ms, light_level=0.25)
+        health.record_processed(now_s, now_s - age_s, stages_ms, light_level=0.25, refine_reason="night")
 
 
 def test_percentiles_are_those_of_the_window() -> None:
     health = Health(window=100)
     for milliseconds in [1e6, *range(1, 101)]:  # the first falls out of the window
-        health.record_processed(0.0, 0.0, {"image": float(milliseconds)}, 0.5)
+        health.record_processed(0.0, 0.0, {"image": float(milliseconds)}, 0.5, "always")
     values = health.report(0.0, active=True).values
     assert (values["image_ms_p50"], values["image_ms_p95"], values["image_ms_p99"]) == ("50.50", "95.05", "99.01")
     assert values["processed"] == "101" and values["light_level"] == "0.5000"
@@ -162,7 +162,7 @@ def test_images_without_a_mask_are_reported() -> None:
     health.set_delay_reason("")
     assert state() == (ERROR, "images arrive, but no mask came out for 23 s")
     assert health.report(50.0, active=False).level == OK
-    health.record_processed(50.0, 49.9, {"latency": 3000.0}, 0.5)
+    health.record_processed(50.0, 49.9, {"latency": 3000.0}, 0.5, "always")
     assert state() == (OK, "running")
     camera(14.9)  # five times what a frame takes
     assert state() == (OK, "running")

@@ -23,7 +23,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Float64
 
 from nightlab_core.labels import overlay
-from nightlab_core.runtime.pipeline import PipelineSettings
+from nightlab_core.runtime.settings import PipelineSettings
 
 pytestmark = [pytest.mark.ros, pytest.mark.xdist_group("ros_node")]  # the tests share one running node
 SIZE_HW = (120, 160)
@@ -133,7 +133,7 @@ def test_a_bad_image_is_counted_and_the_next_one_answered(client: Client, camera
 
 
 def test_parameters_change_the_next_frame(client: Client, camera: Any, tiny_bundle: Path) -> None:
-    changes = {"mode": "image_level", "merge": "replace", "max_regions": 1, "confidence_threshold": 0.6}
+    changes = {"refine": "never", "merge": "replace", "max_regions": 1, "confidence_threshold": 0.6}
     with open_pipeline(tiny_bundle, engine="onnxruntime") as pipeline:
         for name, value in changes.items():
             default = PipelineSettings.model_fields[name].default
@@ -149,7 +149,7 @@ def test_parameters_change_the_next_frame(client: Client, camera: Any, tiny_bund
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("mode", "both", "mode: received 'both'; input should be 'image_level' or 'dual_level'"),
+        ("refine", "both", "refine: received 'both'; input should be 'always', 'night' or 'never'"),
         ("max_regions", 11, "max_regions"),
         ("confidence_threshold", -0.5, "confidence_threshold"),
         ("max_regions", "three", "Wrong parameter type"),
@@ -216,7 +216,7 @@ def test_diagnostics_name_what_runs(client: Client, camera: Any) -> None:
     client.ask(camera, client.image(picture()))
     values = client.diagnostics()
     assert values["name"] == "/nightlab: segmentation"
-    assert (values["engine"], values["bundle"], values["mode"]) == ("onnxruntime", "tiny", "dual_level")
+    assert (values["engine"], values["bundle"], values["refine_reason"]) == ("onnxruntime", "tiny", "always")
     for stage in (
         "frame_age",
         "latency",

@@ -11,20 +11,22 @@ from typing import Any
 import pytest
 import yaml
 
-from nightlab_core.runtime.pipeline import PipelineSettings
+from nightlab_core.runtime.settings import PipelineSettings
 from nightlab_ros.parameters import NodeSettings, ParameterError, _descriptor, change, unknown_parameters
 
 ROOT = Path(__file__).parents[2]
 FIELDS = NodeSettings.model_fields
 AT_CONFIGURE = {"bundle": "/b", "engine": "openvino", "precision": "float32", "threads": 2, "transport": "compressed"}
 AT_CONFIGURE |= {"image_size": [640, 480], "build_engines": True, "pixel_bits": 12}  # type: ignore[dict-item]
-AT_ANY_TIME = {"mode": "image_level", "merge": "replace", "max_regions": 3, "score_threshold": 0.2, "nms_iou": 0.4}
+AT_ANY_TIME = {"refine": "never", "merge": "replace", "max_regions": 3, "score_threshold": 0.2, "nms_iou": 0.4}
 AT_ANY_TIME |= {
     "confidence_threshold": 0.5,
     "region_margin": 0.3,
     "overlay": False,
     "overlay_opacity": 0.7,
     "deadline_ms": 90.0,
+    "night_below": 0.05,
+    "day_above": 0.2,
 }
 
 
@@ -33,8 +35,8 @@ def test_every_parameter_is_described() -> None:
 
 
 def test_the_pipeline_gets_its_settings() -> None:
-    settings = change(NodeSettings(), {"max_regions": 3, "overlay": False, "mode": "image_level"}, configured=True)
-    assert settings.pipeline_settings() == PipelineSettings(max_regions=3, mode="image_level")
+    settings = change(NodeSettings(), {"max_regions": 3, "overlay": False, "refine": "never"}, configured=True)
+    assert settings.pipeline_settings() == PipelineSettings(max_regions=3, refine="never")
     assert not settings.overlay
 
 
@@ -63,7 +65,7 @@ def test_no_parameter_is_left_out_above() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("mode", "both", "mode: received 'both'; input should be 'image_level' or 'dual_level'"),
+        ("refine", "both", "refine: received 'both'; input should be 'always', 'night' or 'never'"),
         ("max_regions", 11, "max_regions: received 11; input should be less than or equal to 10"),
         ("max_regions", 2.5, "max_regions: received 2.5; input should be a valid integer"),
         ("score_threshold", -0.1, "score_threshold: received -0.1; input should be greater than or equal to 0"),
@@ -82,8 +84,8 @@ def test_bad_values_are_refused_with_a_reason(name: str, value: Any, reason: str
 
 
 def test_a_refused_set_names_every_bad_value() -> None:
-    with pytest.raises(ParameterError, match=r"mode: .*; max_regions: "):
-        change(NodeSettings(), {"mode": "x", "max_regions": -1, "overlay": False}, configured=False)
+    with pytest.raises(ParameterError, match=r"refine: .*; max_regions: "):
+        change(NodeSettings(), {"refine": "x", "max_regions": -1, "overlay": False}, configured=False)
 
 
 def test_arrays_come_as_ros_gives_them() -> None:
@@ -96,7 +98,7 @@ def test_the_node_s_other_parameters_are_ignored() -> None:
 
 def test_misspelt_parameters_are_named() -> None:
     declared = [*FIELDS, "use_sim_time"]
-    assert unknown_parameters(["mode", "use_sim_time", "qos_overrides./tf.depth"], declared) == []
+    assert unknown_parameters(["refine", "use_sim_time", "qos_overrides./tf.depth"], declared) == []
     (sentence,) = unknown_parameters(["max_region"], declared)
     assert "'max_region'" in sentence and "did you mean 'max_regions'?" in sentence
     (sentence,) = unknown_parameters(["camera_name"], declared)

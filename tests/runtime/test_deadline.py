@@ -18,8 +18,9 @@ from nightlab_core.config import replace
 from nightlab_core.runtime.bundle import load_bundle
 from nightlab_core.runtime.clock import Clock
 from nightlab_core.runtime.engines.open import Engines
-from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings, Result
+from nightlab_core.runtime.pipeline import Pipeline, Result
 from nightlab_core.runtime.refinement import Outcome
+from nightlab_core.runtime.settings import PipelineSettings
 
 pytest.importorskip("onnx")
 from fake_engines import FakeEngine, black, known_boxes, plain_maps
@@ -206,7 +207,7 @@ def test_boxes_that_come_too_late_are_reported(simulation: Simulation) -> None:
     assert result.hardness_late and len(result.outcomes) == 0
     assert simulation.elapsed_ms == pytest.approx(165)
     simulation.release()
-    assert not simulation.frame(165, calls_before_image=0, mode="image_level").hardness_late
+    assert not simulation.frame(165, calls_before_image=0, refine="never").hardness_late
 
 
 def test_costs_are_learned_while_running(simulation: Simulation) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from nightlab_core.runtime.light import light_level
+from nightlab_core.runtime.light import DAY_ABOVE, NIGHT_BELOW, LightGate, light_level
 
 
 def plain(blue: int, green: int, red: int, size_hw: tuple[int, int] = (40, 60)) -> np.ndarray:
@@ -57,3 +57,18 @@ def test_the_light_level_takes_little_time() -> None:
         return min(seconds)
 
     assert fastest_s(lambda: light_level(frame)) < fastest_s(lambda: frame.sum()) / 2, "it reads a part of the frame"
+
+
+def test_between_the_thresholds_night_and_day_stay_what_they_were() -> None:
+    gate = LightGate()
+    levels = [0.08, 0.1, 0.11, 0.09, 0.06, 0.059, 0.08, 0.1, 0.101, 0.01]
+    nights = [gate.is_night(level, NIGHT_BELOW, DAY_ABOVE) for level in levels]
+    assert nights == [True, True, False, False, False, True, True, True, False, True]
+
+
+def test_the_gate_does_not_switch_back_and_forth_at_dusk() -> None:
+    gate = LightGate()
+    dusk = np.random.default_rng(0).uniform(0.061, 0.099, 200)
+    assert all(gate.is_night(level, NIGHT_BELOW, DAY_ABOVE) for level in dusk)
+    assert not gate.is_night(0.2, NIGHT_BELOW, DAY_ABOVE)
+    assert not any(gate.is_night(level, NIGHT_BELOW, DAY_ABOVE) for level in dusk)

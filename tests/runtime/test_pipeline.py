@@ -19,7 +19,8 @@ from nightlab_core.runtime.bundle import BundleError, load_bundle
 from nightlab_core.runtime.engines.engine import OnnxEngine
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.light import light_level
-from nightlab_core.runtime.pipeline import STAGES, Pipeline, PipelineSettings
+from nightlab_core.runtime.pipeline import STAGES, Pipeline
+from nightlab_core.runtime.settings import PipelineSettings
 
 pytest.importorskip("onnx")
 from fake_engines import FakeEngine, black, known_boxes, plain_maps
@@ -115,7 +116,7 @@ def test_image_and_region_path_run_at_the_same_time(make: Callable[..., Pipeline
     [
         ({}, (2, 200), [True, True, True]),
         ({"merge": "replace"}, (2, 200), [True, True, True]),
-        ({"mode": "image_level"}, (1, 100), []),
+        ({"refine": "never"}, (1, 100), []),
         ({"max_regions": 0}, (1, 100), [False, False, False]),
         ({"max_regions": 1}, (2, 200), [True, False, False]),
         ({"score_threshold": 0.5}, (2, 200), [True, True, False]),
@@ -164,13 +165,35 @@ def test_pixels_below_the_confidence_threshold_are_unlabelled_on_both_levels(
     assert set(np.unique(result.confidence)) == {102, 200}  # confidence is kept
 
 
-def test_image_level_mode_runs_the_image_network_only(make: Callable[..., Pipeline]) -> None:
-    pipeline = make(PipelineSettings(mode="image_level"))
+def test_refine_never_runs_the_image_network_only(make: Callable[..., Pipeline]) -> None:
+    pipeline = make(PipelineSettings(refine="never"))
     result = pipeline(black())
     assert pipeline.engines.hardness.received == pipeline.engines.region.received == []  # type: ignore[attr-defined]
     assert result.boxes_xyxy.shape == (0, 4)
     assert result.stages_ms["hardness"] == result.stages_ms["region"] == 0
     np.testing.assert_array_equal(result.labels, result.image_labels)
+
+
+def test_refine_night_runs_the_lower_path_in_dark_frames_only(make: Callable[..., Pipeline]) -> None:
+    pipeline = make(PipelineSettings(refine="night"))
+    hardness: FakeEngine = pipeline.engines.hardness  # type: ignore[assignment]
+    reasons, calls = [], []
+    for grey in (80, 120, 80, 30, 80):  # light levels 0.08, 0.19, 0.08, 0.01, 0.08
+        result = pipeline(np.full((64, 96, 3), grey, np.uint8))
+        reasons.append(result.refine_reason)
+        calls.append(len(hardness.received))
+        assert bool(result.refined.any()) == (result.refine_reason == "night")
+    assert reasons == ["night", "day", "day", "night", "night"] and calls == [1, 1, 1, 2, 3]
+    pipeline.settings = PipelineSettings()
+    assert pipeline(black()).refine_reason == "always"
+
+
+def test_the_light_gate_belongs_to_one_camera(make: Callable[..., Pipeline]) -> None:
+    first = make(PipelineSettings(refine="night"))
+    with Pipeline(first.engines, first.settings) as second:
+        assert first(np.full((64, 96, 3), 120, np.uint8)).refine_reason == "day"
+        dusk = np.full((64, 96, 3), 80, np.uint8)
+        assert [first(dusk).refine_reason, second(dusk).refine_reason] == ["day", "night"]
 
 
 def test_a_frame_without_boxes_keeps_the_image_level(make: Callable[..., Pipeline]) -> None:
@@ -247,7 +270,15 @@ def test_frames_of_a_wrong_shape_or_dtype_are_refused(make: Callable[..., Pipeli
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_regions": 11}, {"mode": "both"}, {"nms_iou": 1.5}, {"margin": 1}, {"max_regions": "3"}]
+    "wrong",
+    [
+        {"max_regions": 11},
+        {"refine": "both"},
+        {"nms_iou": 1.5},
+        {"margin": 1},
+        {"max_regions": "3"},
+        {"day_above": 0.05},
+    ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
@@ -272,7 +303,7 @@ def test_prepare_compiles_the_shapes_of_the_frames(make: Callable[..., Pipeline]
 def test_closing_a_pipeline_leaves_shared_engines_open(make: Callable[..., Pipeline]) -> None:
     first = make()
     engines = first.engines
-    with Pipeline(engines, PipelineSettings(mode="image_level")) as second:
+    with Pipeline(engines, PipelineSettings(refine="never")) as second:
         first.close()
         with pytest.raises(RuntimeError):
             first(black())

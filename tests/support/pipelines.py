@@ -10,7 +10,8 @@ from typing import Any
 
 from nightlab_core.runtime.engines.engine import EngineOptions
 from nightlab_core.runtime.engines.open import Engines
-from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings
+from nightlab_core.runtime.pipeline import Pipeline
+from nightlab_core.runtime.settings import PipelineSettings
 
 
 @contextmanager

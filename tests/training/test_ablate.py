@@ -25,7 +25,7 @@ from nightlab_core.data.datasets.paired import Sample
 from nightlab_core.data.hard_regions import hard_regions, predicted_regions
 from nightlab_core.labels import ClassSet, to_class_set
 from nightlab_core.metrics import confusion_matrix
-from nightlab_core.runtime.pipeline import PipelineSettings
+from nightlab_core.runtime.settings import PipelineSettings
 from training.evaluation.ablate import ablate, earlier_entries, print_ladder
 from training.evaluation.ladder import Ablation, Counts, Ladder, Networks, Row
 from training.evaluation.results import commands_to_train, markdown, write_page

@@ -32,7 +32,8 @@ from nightlab_core.metrics import (
 from nightlab_core.runtime.bundle import load_bundle, write_manifest
 from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PrecisionChoice
 from nightlab_core.runtime.engines.open import Engines
-from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings, Result
+from nightlab_core.runtime.pipeline import Pipeline, Result
+from nightlab_core.runtime.settings import PipelineSettings
 from training import models
 from training.evaluation.figures import Difference, by_class, by_part, difference, parts, percent
 from training.sliding import TestTime

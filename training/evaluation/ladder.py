@@ -19,7 +19,7 @@ from nightlab_core.data.datasets.paired import Sample
 from nightlab_core.labels import ClassSet, to_class_set
 from nightlab_core.metrics import confusion_matrix
 from nightlab_core.runtime import regions as rg
-from nightlab_core.runtime.pipeline import MAX_REGIONS, PipelineSettings
+from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
 from training import models
 from training.gains import MERGES, PASTES, changed_counts, either_level, paste_oracle
 
@@ -200,7 +200,7 @@ class Ladder:
         """Return the model of a row, which reads the ten best boxes; the sweep over their number needs them all."""
         key = (row.image, row.region, row.boxes, row.detector, row.score_threshold)
         if key not in self._models:
-            changes = {"max_regions": MAX_REGIONS, "score_threshold": row.score_threshold, "mode": "dual_level"}
+            changes = {"max_regions": MAX_REGIONS, "score_threshold": row.score_threshold, "refine": "always"}
             self._models[key] = self.networks.model(row, settings_with(self.ablation.pipeline, **changes))
         return self._models[key]
 

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from nightlab_core.config import Settings
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.nightlab import NightLabSettings
-from nightlab_core.runtime.pipeline import PipelineSettings
+from nightlab_core.runtime.settings import PipelineSettings
 from training import models
 from training.command import TrainingStage
 from training.data import SourceSettings

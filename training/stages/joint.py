@@ -35,7 +35,7 @@ from nightlab_core.labels import IGNORE_ID, first_ids, to_class_set
 from nightlab_core.models.deform import set_deform_form
 from nightlab_core.models.engine import TorchEngine
 from nightlab_core.models.nightlab import NightLab
-from nightlab_core.runtime.pipeline import PipelineSettings
+from nightlab_core.runtime.settings import PipelineSettings
 from training import models
 from training.checkpoint import load_weights
 from training.combine_checkpoints import CombineRecipe, load_stages, write_checkpoint

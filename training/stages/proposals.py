@@ -23,7 +23,8 @@ from nightlab_core.metrics import confusion_matrix
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import ENGINE_KINDS, load_bundle, sha256_of
-from nightlab_core.runtime.pipeline import MAX_REGIONS, PipelineSettings, Result
+from nightlab_core.runtime.pipeline import Result
+from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
 from training import models
 from training.data import Samples, SourceSettings, source_classes
 from training.gains import Merge, RegionGains, equation6, miou_gain, region_gains
