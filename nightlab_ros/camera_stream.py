@@ -4,25 +4,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
+import rclpy
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
-try:
-    from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
-except ImportError:  # its name in ROS 2 Humble
-    from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
-
-from nightlab_ros.health import LOSS_ADVICE, Health
+from nightlab_ros.health import Health
+from nightlab_ros.health_rules import mixed_publishers
 from nightlab_ros.topics import COMPRESSED_IMAGE, IMAGE
-
-BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+from nightlab_ros.transport.profile import loss_advice
+from nightlab_ros.transport.subscription import MatchedSubscription
 
 
 @dataclass(frozen=True)
@@ -49,48 +43,40 @@ class CameraStream:
         `prefix` stands before the topic's name: "" or, of a named camera, for example "front/".
         """
         self._node, self._health, self._submit = node, health, submit
-        health.reset_sequence()
+        health.start_stream()
         compressed = transport == "compressed"
-        subscribe = partial(
-            node.create_subscription,
+        self._loss_advice = ""
+        self._subscription = MatchedSubscription(
+            node,
             CompressedImage if compressed else Image,
             prefix + (COMPRESSED_IMAGE if compressed else IMAGE).name,
-            image_callback(self._on_image),
-            BEST_EFFORT,
+            self._on_image,
+            self._on_lost,
+            self._on_match,
         )
-        try:
-            self._subscription = subscribe(event_callbacks=SubscriptionEventCallbacks(message_lost=self._on_lost))
-        except UnsupportedEventTypeError:
-            node.get_logger().info("this middleware does not report lost images: 'lost' in /diagnostics stays 0")
-            self._subscription = subscribe()
 
     def close(self) -> None:
         """Unsubscribe."""
-        self._node.destroy_subscription(self._subscription)
+        self._subscription.close()
 
     def _on_image(self, message: Any, info: Any) -> None:
         overwrote = self._submit(CameraImage(message, time.perf_counter()))
         # Not every distribution names the publisher; without the name, the numbers of several would be mixed up.
-        known = "publisher_gid" in info or self._node.count_publishers(self._subscription.topic_name) == 1
+        known = "publisher_gid" in info or self._node.count_publishers(self._subscription.topic) == 1
         number = info.get("publication_sequence_number") if known else None
-        self._health.record_received(clock_s(self._node), str(info.get("publisher_gid")), number)
+        self._health.record_received(str(info.get("publisher_gid")), number)
         if overwrote:
             self._health.record_overwritten()
 
-    def _on_lost(self, event: Any) -> None:
-        self._health.record_lost(clock_s(self._node), event.total_count_change)
-        self._node.get_logger().warning(LOSS_ADVICE, throttle_duration_sec=60.0)
+    def _on_lost(self, number: int) -> None:
+        self._health.record_lost(number)
+        self._node.get_logger().warning(self._loss_advice, throttle_duration_sec=60.0)
 
-
-def image_callback(on_image: Callable[[Any, Any], None], subscription: type = Subscription) -> Callable[..., None]:
-    """Return the callback to subscribe with, for `on_image(message, info)`.
-
-    rclpy decides by the number of arguments whether to pass the message info. ROS 2 Humble never passes it; then
-    `info` is empty.
-    """
-    if hasattr(subscription, "CallbackType"):
-        return on_image
-    return lambda message: on_image(message, {})
+    def _on_match(self, reliability: str, publishers: Sequence[str]) -> None:
+        self._loss_advice = loss_advice(reliability, rclpy.get_rmw_implementation_identifier())
+        self._health.set_source(reliability, publishers, self._loss_advice)
+        if len(publishers) > 1:
+            self._node.get_logger().warning(mixed_publishers(publishers))
 
 
 def clock_s(node: Node) -> float:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counts, rate, frame age and percentiles of every stage, for /diagnostics. Imports no ROS.
 
-Times are passed in: stamps and `now_s` in seconds of the node's clock, which may be simulated; stage times in
-milliseconds of a clock that never jumps. Such a clock also decides whether masks still come out. A lock protects the
-state, because the subscription's thread counts while the worker's thread records.
+Everything is judged by a clock that never jumps, because a simulated one may stop or go back. Only the age of a frame
+is in seconds of the node's clock. A lock protects the state, because the subscription's thread counts while the
+worker's thread records.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-OK, WARN, ERROR = 0, 1, 2
-LOSS_ADVICE = (
-    "images are lost in the transport: with Fast DDS, start camera and node with FASTRTPS_DEFAULT_PROFILES_FILE "
-    "(from Kilted on FASTDDS_DEFAULT_PROFILES_FILE) set to share/nightlab_ros/config/fastdds.xml"
-)
-#: Least number of seconds without a mask or a failure, although images arrive, before that is reported.
-STUCK_S = 2.0
+from nightlab_ros.health_rules import ERROR, JUDGED_S, OK, REPORTED_S, WARN, Facts, HealthLimits, judge
+from nightlab_ros.recent import Recent
+
+#: Publishers of a topic whose images are counted apart.
+MAX_PUBLISHERS = 16
+__all__ = ["ERROR", "OK", "WARN", "Health", "HealthLimits", "HealthReport"]
 
 
 @dataclass(frozen=True)
@@ -38,43 +37,68 @@ class HealthReport:
 class Health:
     """Keep statistics over the last `window` processed frames, and counts since the node was configured."""
 
-    def __init__(self, window: int = 100, steady_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        window: int = 100,
+        steady_s: Callable[[], float] = time.monotonic,
+        limits: HealthLimits = HealthLimits(),  # noqa: B008 - frozen
+    ) -> None:
         """`steady_s` returns the seconds of a clock that never jumps and that no simulation stops."""
+        self.limits = limits  #: assign a new object to change limits
         self._lock = threading.Lock()
         self._steady_s = steady_s
         self._unanswered_s: float | None = None  # arrival of the first image without a mask or a failure since
         self._delay_reason = ""
         self._counts = dict.fromkeys(("received", "processed", "failed", "overwritten", "skipped", "lost"), 0)
         self._regions = dict.fromkeys(("regions_left_out", "regions_late", "hardness_late"), 0)
-        self._sequence: tuple[object, int] | None = None
+        self._sequences: dict[object, int] = {}
+        self._source: tuple[str, Sequence[str], str] = ("", (), "")
         self._published_s: deque[float] = deque(maxlen=window)
         self._ages_ms: deque[float] = deque(maxlen=window)
         self._stages: dict[str, deque[float]] = {}
         self._window = window
         self._light_level, self._refine_reason = math.nan, ""
-        self._failure: tuple[float, str] = (-math.inf, "")
-        self._last_received_s = self._last_lost_s = -math.inf
+        self._sizes: set[tuple[int, int]] = set()
+        self._last_received_s: float | None = None
+        self._clock: tuple[float, float] | None = None  # the node's clock when it last changed, and when that was
+        counted = ("received", "overwritten", "skipped", "lost")
+        self._recent: dict[str, Recent[int]] = {name: Recent(JUDGED_S) for name in counted}
+        self._failures: Recent[str] = Recent(REPORTED_S)
+        self._lost_s: float | None = None
+        self._preparations: Recent[int] = Recent(60.0)
 
-    def record_received(self, now_s: float, publisher: object = None, number: int | None = None) -> None:
+    def set_source(self, reliability: str, publishers: Sequence[str], loss_advice: str) -> None:
+        """Set how the node subscribes, the full names of the nodes that publish, and what to do about losses."""
+        with self._lock:
+            self._source = (reliability, tuple(publishers), loss_advice)
+
+    def record_received(self, publisher: object = None, number: int | None = None) -> None:
         """Count an image that reached the node: the `number`-th of its publisher, if the middleware numbers them.
 
         A gap in the numbers counts images that were lost in the transport or overwritten in the reader's queue. A lower
         number means that the publisher was restarted.
         """
+        now_s = self._steady_s()
         with self._lock:
-            self._counts["received"] += 1
+            self._count("received", 1, now_s)
             self._last_received_s = now_s
             if self._unanswered_s is None:
-                self._unanswered_s = self._steady_s()
-            if number is not None and self._sequence is not None and self._sequence[0] == publisher:
-                self._counts["skipped"] += max(0, number - self._sequence[1] - 1)
-            self._sequence = None if number is None else (publisher, number)
+                self._unanswered_s = now_s
+            last = self._sequences.pop(publisher, None)
+            if number is None:
+                return
+            if last is not None and number > last + 1:
+                self._count("skipped", number - last - 1, now_s)
+            self._sequences[publisher] = number
+            if len(self._sequences) > MAX_PUBLISHERS:
+                del self._sequences[next(iter(self._sequences))]  # the one that has been silent for longest
 
-    def reset_sequence(self) -> None:
-        """Forget the publisher's last number: images published while the node did not subscribe are no gap."""
+    def start_stream(self) -> None:
+        """Judge from now on: images published while the node did not subscribe are no gap and no silence."""
         with self._lock:
-            self._sequence = None
-            self._unanswered_s = None
+            self._sequences.clear()
+            self._published_s.clear()
+            self._unanswered_s = self._last_received_s = self._clock = None
 
     def set_delay_reason(self, reason: str) -> None:
         """Tell why the next mask takes longer; "" when that is over."""
@@ -84,32 +108,43 @@ class Health:
     def record_overwritten(self) -> None:
         """Count an image that a newer one replaced before it was processed."""
         with self._lock:
-            self._counts["overwritten"] += 1
+            self._count("overwritten", 1, self._steady_s())
 
-    def record_lost(self, now_s: float, number: int) -> None:
+    def record_lost(self, number: int) -> None:
         """Count `number` images that the middleware reports as lost in the transport."""
         with self._lock:
-            self._counts["lost"] += number
-            self._last_lost_s = now_s
+            self._lost_s = self._steady_s()
+            self._count("lost", number, self._lost_s)
 
-    def record_failed(self, now_s: float, reason: str) -> None:
+    def record_failed(self, reason: str) -> None:
         """Count an image without a mask, with the reason for /diagnostics."""
         with self._lock:
             self._counts["failed"] += 1
-            self._failure = (now_s, reason)
+            self._failures.add(self._steady_s(), reason)
             self._unanswered_s, self._delay_reason = None, ""
 
+    def record_prepared(self, frame_hw: tuple[int, int]) -> None:
+        """Count a preparation of the engines for images of a size."""
+        with self._lock:
+            self._sizes.add(frame_hw)
+            self._preparations.add(self._steady_s(), 1)
+
     def record_processed(
-        self, now_s: float, stamp_s: float, stages_ms: Mapping[str, float], light_level: float, refine_reason: str
+        self,
+        published_s: float,
+        stamp_s: float,
+        stages_ms: Mapping[str, float],
+        light_level: float,
+        refine_reason: str,
     ) -> None:
-        """Count a mask published at `now_s` for an image with the stamp `stamp_s`.
+        """Count a mask; both times are in seconds of the node's clock.
 
         `light_level`, 0 to 1, and `refine_reason` are those of the pipeline's result.
         """
         with self._lock:
             self._counts["processed"] += 1
-            self._published_s.append(now_s)
-            self._ages_ms.append(1e3 * (now_s - stamp_s))
+            self._published_s.append(self._steady_s())
+            self._ages_ms.append(1e3 * (published_s - stamp_s))
             self._light_level, self._refine_reason = light_level, refine_reason
             self._unanswered_s, self._delay_reason = None, ""
         self.record_stages(stages_ms)
@@ -137,10 +172,11 @@ class Health:
         counts["dropped"] = counts.pop("overwritten") + max(counts.pop("skipped"), counts["lost"])
         return counts
 
-    def rate_hz(self, now_s: float, over_s: float = 5.0) -> float:
-        """Return masks per second of the node's clock over the last `over_s` seconds; 0 for fewer than two."""
+    def rate_hz(self, over_s: float = JUDGED_S) -> float:
+        """Return masks per second over the last `over_s` seconds; 0 for fewer than two."""
+        now_s = self._steady_s()
         with self._lock:
-            times = [t for t in self._published_s if now_s - over_s <= t <= now_s]
+            times = [t for t in self._published_s if now_s - over_s <= t]
         if len(times) < 2 or times[-1] <= times[0]:
             return 0.0
         # Count up to the last frame only, unless the next one is overdue: then the rate falls with time.
@@ -149,45 +185,58 @@ class Health:
         return (len(times) - 1) / (end_s - times[0])
 
     def report(self, now_s: float, active: bool) -> HealthReport:
-        """Return the report for /diagnostics. Failures and losses are reported for 2 s of the node's clock.
+        """Return the report for /diagnostics; `now_s` is in seconds of the node's clock.
 
-        Images without a mask are a warning after `STUCK_S` or five times the median latency, whichever is longer, and
-        an error after five times as long.
+        Images without a mask are a warning after `REPORTED_S` or five times the median latency, whichever is longer,
+        and an error after five times as long. The other rules are in health_rules.py.
         """
         values = {name: str(number) for name, number in self.counts().items()}
-        values["rate_hz"] = f"{self.rate_hz(now_s):.2f}"
+        rate_hz = self.rate_hz()
+        values["rate_hz"] = f"{rate_hz:.2f}"
         with self._lock:
             values.update({name: str(number) for name, number in self._regions.items()})
             values["light_level"] = "" if math.isnan(self._light_level) else f"{self._light_level:.4f}"
             values["refine_reason"] = self._refine_reason
+            values["image_sizes"] = str(len(self._sizes))
+            values["reliability"], publishers, _ = self._source
+            values["publishers"] = ", ".join(publishers)
             values.update(_percentiles("frame_age", self._ages_ms))
             for stage, times in self._stages.items():
                 values.update(_percentiles(stage, times))
-            level, message = self._state(now_s) if active else (OK, "inactive")
+            facts = self._facts(now_s, rate_hz)
+        level, message = judge(facts, self.limits) if active else (OK, "inactive")
         return HealthReport(level, message, values)
 
-    def _state(self, now_s: float) -> tuple[int, str]:
-        """Return level and message of an active node."""
-        failure_s, reason = self._failure
-        if 0.0 <= now_s - failure_s < 2.0:  # simulated time may jump back
-            return ERROR, f"a frame failed: {reason}"
+    def _facts(self, clock_s: float, rate_hz: float) -> Facts:
+        """Return the facts to judge by. The caller holds the lock."""
+        now_s = self._steady_s()
+        if self._clock is None or self._clock[0] != clock_s:
+            self._clock = (clock_s, now_s)
+        recent = {name: sum(counted.values(now_s)) for name, counted in self._recent.items()}
+        skipped = max(recent["skipped"], recent["lost"])
+        offered = recent["received"] + skipped
         latencies = self._stages.get("latency")
-        patience_s = max(STUCK_S, 5e-3 * float(np.median(latencies))) if latencies else STUCK_S
-        waited_s = 0.0 if self._unanswered_s is None else self._steady_s() - self._unanswered_s
-        if waited_s >= patience_s:
-            if self._delay_reason:
-                return WARN, f"{self._delay_reason}: no mask for {waited_s:.0f} s"
-            level = ERROR if waited_s >= 5 * patience_s else WARN
-            return level, f"images arrive, but no mask came out for {waited_s:.0f} s"
-        if 0.0 <= now_s - self._last_lost_s < 2.0:
-            return WARN, LOSS_ADVICE
-        silence_s = now_s - self._last_received_s
-        if silence_s >= 2.0:
-            since = f"for {silence_s:.1f} s" if math.isfinite(silence_s) else "yet"
-            return WARN, f"no images {since}"
-        if self._ages_ms and self._ages_ms[-1] < 0:
-            return WARN, "images are stamped in the future: check the camera's clock and use_sim_time"
-        return OK, "running"
+        return Facts(
+            failures=self._failures.values(now_s),
+            waited_s=0.0 if self._unanswered_s is None else now_s - self._unanswered_s,
+            patience_s=max(REPORTED_S, 5e-3 * float(np.median(latencies))) if latencies else REPORTED_S,
+            delay_reason=self._delay_reason,
+            silence_s=None if self._last_received_s is None else now_s - self._last_received_s,
+            lost=self._lost_s is not None and now_s - self._lost_s < REPORTED_S,
+            loss_advice=self._source[2],
+            publishers=self._source[1],
+            clock_stopped_s=now_s - self._clock[1],
+            age_ms=float(np.median(list(self._ages_ms)[-5:])) if self._ages_ms else None,
+            drop_percent=100 * (recent["overwritten"] + skipped) / offered if offered else 0.0,
+            received_hz=recent["received"] / JUDGED_S,
+            rate_hz=rate_hz if len(self._published_s) > 1 else None,
+            sizes=len(self._sizes),
+            preparations=len(self._preparations.values(now_s)),
+        )
+
+    def _count(self, name: str, number: int, now_s: float) -> None:
+        self._counts[name] += number
+        self._recent[name].add(now_s, number)
 
 
 def _percentiles(name: str, milliseconds: deque[float]) -> dict[str, str]:

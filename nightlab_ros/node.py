@@ -96,7 +96,7 @@ class NightLabNode(LoggedLifecycleNode):
             self.get_logger().warning(engines.note)
         manifest = engines.bundle.manifest
         self.get_logger().info(f"bundle {manifest.name}, engine {engines.name}")
-        self._health = Health()
+        self._health = Health(limits=settings.health_limits())
         self._outputs = Publishers(self, engines.bundle.class_set, self._health.record_stages)
         # The steady clock runs on when a bag is paused or nobody publishes /clock, which has to be reported, too.
         self._timer = self.create_timer(1.0, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -144,12 +144,13 @@ class NightLabNode(LoggedLifecycleNode):
         self._health.set_delay_reason(f"preparing the engines for images of {size}")
         seconds = pipeline.prepare(frame_hw)
         self._prepared_hw = frame_hw
+        self._health.record_prepared(frame_hw)
         self._health.set_delay_reason("")
         self.get_logger().info(f"prepared for {size} in {seconds:.1f} s")
 
     def _on_error(self, error: Exception) -> None:
         reason = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
-        self._health.record_failed(clock_s(self), reason)
+        self._health.record_failed(reason)
         self.get_logger().error(f"no mask for this image: {reason}", throttle_duration_sec=5.0)
 
     def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
@@ -160,6 +161,7 @@ class NightLabNode(LoggedLifecycleNode):
             return SetParametersResult(successful=False, reason=str(error))
         if self._pipeline is not None:
             self._pipeline.settings = self.settings.pipeline_settings()
+            self._health.limits = self.settings.health_limits()
         return SetParametersResult(successful=True)
 
     def _report(self) -> None:

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from nightlab_core.config import replace
 from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PrecisionChoice
 from nightlab_core.runtime.settings import PipelineSettings
+from nightlab_ros.health_rules import HealthLimits
 
 #: Marks in a field's metadata that say when it may change. Without a mark: at any time, from the next frame on.
 AT_CONFIGURE, AT_START = "at configure", "at start"
@@ -78,6 +79,32 @@ class NodeSettings(PipelineSettings):
     overlay_opacity: Annotated[
         float, Field(ge=0, le=1, description="weight of the class colours in `~/overlay`; 0: the image, 1: the colours")
     ] = 0.5
+    warn_age_ms: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=3_600_000,
+            description="milliseconds from an image's stamp until its mask, by the node's clock: older masks are a "
+            "warning in /diagnostics. 0: never",
+        ),
+    ] = 1000.0
+    warn_drop_percent: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=100,
+            description="share of images dropped over 5 s: a higher one is a warning in /diagnostics. 0: never",
+        ),
+    ] = 90.0
+    warn_rate_hz: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1000,
+            description="masks per second: a lower rate is a warning in /diagnostics, if images come at least as fast. "
+            "0: never",
+        ),
+    ] = 0.5
     autostart: Annotated[
         bool,
         AT_START,
@@ -112,6 +139,10 @@ class NodeSettings(PipelineSettings):
             frame_hw=self.image_hw,
             build=self.build_engines,
         )
+
+    def health_limits(self) -> HealthLimits:
+        """Return the limits beyond which /diagnostics warns."""
+        return HealthLimits(self.warn_age_ms, self.warn_drop_percent, self.warn_rate_hz)
 
     def pipeline_settings(self) -> PipelineSettings:
         """Return the settings of the pipeline."""

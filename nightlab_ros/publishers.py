@@ -14,6 +14,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Float64, Header
 
 from nightlab_core.labels import ClassSet, overlay
@@ -99,7 +100,9 @@ class Publishers:
             self._stages[stage].publish(Float64(data=float(milliseconds)))
 
     def _create(self, topic: NodeTopic) -> Any:
-        publisher = self._node.create_lifecycle_publisher(message_class(topic), topic.name, qos_profile(topic))
+        publisher = self._node.create_lifecycle_publisher(
+            message_class(topic), topic.name, qos_profile(topic), qos_overriding_options=qos_overrides()
+        )
         self._publishers.append(publisher)
         return publisher
 
@@ -121,7 +124,9 @@ class DiagnosticsPublisher:
     def __init__(self, node: Node) -> None:
         self._node = node
         topic = topics.DIAGNOSTICS
-        self._publisher = node.create_publisher(message_class(topic), topic.name, qos_profile(topic))
+        self._publisher = node.create_publisher(
+            message_class(topic), topic.name, qos_profile(topic), qos_overriding_options=qos_overrides()
+        )
 
     def publish(self, report: HealthReport) -> None:
         """Publish a report, with the current time."""
@@ -147,6 +152,11 @@ def qos_profile(topic: NodeTopic) -> QoSProfile:
         reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
         durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
     )
+
+
+def qos_overrides() -> QoSOverridingOptions:
+    """Return the option that takes parameters `qos_overrides.TOPIC.publisher.POLICY`: reliability, depth, history."""
+    return QoSOverridingOptions.with_default_policies()
 
 
 def diagnostics(report: HealthReport, name: str, stamp: Any) -> DiagnosticArray:

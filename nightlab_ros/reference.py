@@ -53,7 +53,9 @@ def topics_page() -> str:
         NOTE,
         _wrap(
             "Names are relative to the namespace; `~` is the node's own name, `/nightlab` by default. Every message "
-            "that is made from an image has its stamp and frame_id. Queues have a depth of 1."
+            "that is made from an image has its stamp and frame_id. Queues have a depth of 1. Parameters "
+            "`qos_overrides.TOPIC.subscription.POLICY` and `qos_overrides.TOPIC.publisher.POLICY` set the policies "
+            "`reliability`, `depth` and `history` of a topic, given by its full name."
         ),
     ]
     for title, topics in (("Subscriptions", SUBSCRIPTIONS), ("Publications", PUBLICATIONS)):

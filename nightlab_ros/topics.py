@@ -15,21 +15,21 @@ class NodeTopic:
     name: str  #: relative to the namespace; ~ is the node's own name
     message_type: str  #: for example "sensor_msgs/msg/Image"
     description: str
-    reliability: str = "reliable"  #: "reliable" or "best effort"
+    reliability: str = "reliable"  #: "reliable", "best effort", or "as published": that of the publishers
     latched: bool = False  #: True if a later subscription receives the last message ("transient local")
 
 
 IMAGE = NodeTopic(
     "image",
     "sensor_msgs/msg/Image",
-    "Camera images, if `transport` is raw. A reliable publisher also works, and loses fewer large images.",
-    "best effort",
+    "Camera images, if `transport` is raw. Reliable while every publisher is reliable, otherwise best effort.",
+    "as published",
 )
 COMPRESSED_IMAGE = NodeTopic(
     "image/compressed",
     "sensor_msgs/msg/CompressedImage",
-    "Camera images as JPEG or PNG, if `transport` is compressed.",
-    "best effort",
+    "Camera images as JPEG or PNG, if `transport` is compressed. Reliable like `image`.",
+    "as published",
 )
 CLOCK = NodeTopic("/clock", "rosgraph_msgs/msg/Clock", "Simulated time, if `use_sim_time` is set.", "best effort")
 SUBSCRIPTIONS = (IMAGE, COMPRESSED_IMAGE, CLOCK)
@@ -93,10 +93,13 @@ DIAGNOSTIC_KEYS = {
     "failed": "images without a mask because of an error",
     "dropped": "images never processed: overwritten by a newer one, or lost in the transport",
     "lost": "images lost in the transport, if the middleware reports it; part of dropped",
-    "rate_hz": "masks per second of the node's clock, over the last 5 s",
+    "rate_hz": "masks per second, over the last 5 s",
     "regions_left_out": "regions not read because `deadline_ms` left no time for them",
     "regions_late": "regions dropped because they were not read and merged by the deadline",
     "hardness_late": "masks of the image level alone, because the boxes were not known by the deadline",
+    "reliability": "how the node subscribes to the images: reliable or best effort",
+    "publishers": "full names of the nodes that publish the images",
+    "image_sizes": "number of sizes for which the engines were prepared",
     "light_level": "mean linear luminance of the last frame, 0 to 1",
     "refine_reason": "why the last frame was refined (always, night) or not (day, never): the setting, or the light",
     "frame_age_ms_p50, _p95, _p99": "percentiles from the image's stamp until its mask, over the last 100 frames",

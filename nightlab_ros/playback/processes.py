@@ -11,10 +11,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
+
+from nightlab_ros.transport.profile import profile_path, profile_variable
 
 #: Seconds between SIGTERM and SIGKILL at the end.
 STOP_TIMEOUT_S = 10.0
@@ -105,7 +106,7 @@ def isolated_ros(out: Path) -> Iterator[None]:
     variables = {
         "ROS_DOMAIN_ID": str(domain),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        _profile_variable(): str(_config_folder() / "fastdds.xml"),
+        profile_variable(): str(profile_path()),
         "ROS_LOG_DIR": str((out / "ros_log").resolve()),
     }
     before = {name: os.environ.get(name) for name in variables}
@@ -139,19 +140,3 @@ def claim_domain() -> tuple[int, socket.socket]:
             if error.errno != errno.EADDRINUSE:
                 raise
     raise ProcessError(f"other runs on this machine use all ROS domains from {DOMAINS[0]} to {DOMAINS[-1]}; end one")
-
-
-def _profile_variable() -> str:
-    """Return Fast DDS's variable of this distribution: Kilted and later ones warn of the old name."""
-    up_to_jazzy = int(metadata.version("rclpy").split(".")[0]) < 8
-    return "FASTRTPS_DEFAULT_PROFILES_FILE" if up_to_jazzy else "FASTDDS_DEFAULT_PROFILES_FILE"
-
-
-def _config_folder() -> Path:
-    """Return the folder beside this package in the repository, or in ROS's share folder once installed."""
-    beside = Path(__file__).resolve().parents[2] / "config"
-    if beside.is_dir():
-        return beside
-    from ament_index_python.packages import get_package_share_directory
-
-    return Path(get_package_share_directory("nightlab_ros")) / "config"

@@ -204,8 +204,9 @@ def test_latency_topics(client: Client, camera: Any) -> None:
 
 
 def test_quality_of_service(client: Client, camera: Any) -> None:
+    assert client.diagnostics()["reliability"] == "reliable", "the client publishes so"
     (image,) = client.node.get_subscriptions_info_by_topic("/image")
-    assert image.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
+    assert image.qos_profile.reliability == ReliabilityPolicy.RELIABLE
     for topic in ("mask", "confidence", "overlay"):
         (mask,) = client.node.get_publishers_info_by_topic(f"/nightlab/{topic}")
         assert mask.qos_profile.reliability == ReliabilityPolicy.RELIABLE

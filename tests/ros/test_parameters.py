@@ -27,6 +27,9 @@ AT_ANY_TIME |= {
     "deadline_ms": 90.0,
     "night_below": 0.05,
     "day_above": 0.2,
+    "warn_age_ms": 400.0,
+    "warn_drop_percent": 50.0,
+    "warn_rate_hz": 5.0,
 }
 
 

@@ -13,11 +13,11 @@ import pytest
 
 pytest.importorskip("rclpy")
 
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_harness import Client, wait_until
 from sensor_msgs.msg import Image
 from tiny_bags import IMAGES, make_frames, write_tiny_bag
 
-from nightlab_ros.camera_stream import BEST_EFFORT
 from nightlab_ros.playback.processes import ProcessError
 from nightlab_ros.playback.protocol import PlayerProcess
 
@@ -50,7 +50,7 @@ def bag_player(folder: Path) -> PlayerProcess:
 def test_a_player_stays_until_it_is_released(
     client: Client, tmp_path: Path, make: Callable[[Path], PlayerProcess]
 ) -> None:
-    client.listen(Image, "image", BEST_EFFORT)
+    client.listen(Image, "image", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
     with make(tmp_path) as child:
         client.wait_for("image")
         child.end_warm_up()

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fast DDS's profile for large images: where it is installed, and what to advise where images are lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+SHARED_MEMORY = Path("/dev/shm")
+#: Shared memory that a process with the profile takes, in bytes.
+SEGMENT_BYTES = 35_127_840
+
+
+def profile_variable() -> str:
+    """Return Fast DDS's variable of this distribution: Kilted and later ones warn of the old name."""
+    up_to_jazzy = int(metadata.version("rclpy").split(".")[0]) < 8
+    return "FASTRTPS_DEFAULT_PROFILES_FILE" if up_to_jazzy else "FASTDDS_DEFAULT_PROFILES_FILE"
+
+
+def profile_path() -> Path:
+    """Return the absolute path of fastdds.xml, in the repository or in ROS's share folder once installed."""
+    beside = Path(__file__).resolve().parents[2] / "config"
+    if beside.is_dir():
+        return beside / "fastdds.xml"
+    from ament_index_python.packages import get_package_share_directory
+
+    return Path(get_package_share_directory("nightlab_ros")).resolve() / "config" / "fastdds.xml"
+
+
+def loss_advice(reliability: str, middleware: str) -> str:
+    """Return a sentence for lost images: `reliability` of the subscription, `middleware` as rclpy names it.
+
+    It leaves out what this process has already.
+    """
+    lost = f"images are lost in the transport, which is {reliability}: "
+    reliable = "" if reliability == "reliable" else "let the camera publish as reliable, or "
+    if "fastrtps" not in middleware:
+        return f"{lost}{reliable}enlarge the buffers of {middleware}"
+    variable, path = profile_variable(), profile_path()
+    given = os.environ.get(variable)
+    if not given:
+        advice = f"start the camera and this node with {variable}={path}"
+    elif Path(given).resolve() == path:
+        advice = f"start the camera, too, with {variable}={path}"
+    else:
+        advice = f"compare the profile {given}, with which this node was started, with {path}"
+    free_bytes = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else SEGMENT_BYTES
+    if free_bytes < SEGMENT_BYTES:
+        advice += f"; enlarge {SHARED_MEMORY}, which has {free_bytes // 2**20} MB free: each process takes 34 MB"
+    return lost + reliable + advice
