@@ -147,7 +147,7 @@ class Client:
         self._thread = threading.Thread(target=self._spin)
         self._thread.start()
         self._services: dict[str, Any] = {}
-        self._stamp_s = 1000
+        self._stamp_ns = 0
 
     def _spin(self) -> None:
         with contextlib.suppress(ExternalShutdownException):
@@ -190,10 +190,11 @@ class Client:
         return self.call(SetParameters, "nightlab/set_parameters", request).results[0]
 
     def next_header(self) -> Any:
-        """A header whose stamp no other message has."""
-        self._stamp_s += 1
+        """A header of the present, whose stamp no other message has."""
+        self._stamp_ns = max(self._stamp_ns + 1, time.time_ns())
         header = Image().header
-        header.stamp.sec, header.stamp.nanosec, header.frame_id = self._stamp_s, 123456789, "front_camera"
+        header.stamp.sec, header.stamp.nanosec = divmod(self._stamp_ns, 10**9)
+        header.frame_id = "front_camera"
         return header
 
     def image(self, pixels: np.ndarray, encoding: str = "bgr8") -> Image:
