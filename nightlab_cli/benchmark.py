@@ -20,7 +20,7 @@ from nightlab_cli.benchmark_tables import curve_svg, curve_table, print_figures,
 from nightlab_cli.engine import Library, choose_library
 from nightlab_cli.errors import Verbose
 from nightlab_cli.options import Bundle as BundleOption
-from nightlab_cli.options import Frames, Threads, new_console, parse_size_hw, repeated_option
+from nightlab_cli.options import Frames, Threads, hold_output, new_console, parse_size_hw, repeated_option
 from nightlab_cli.style import new_app
 from nightlab_core.benchmark.curve import CurvePoint, measure_curve
 from nightlab_core.benchmark.measure import Figures, Plan, Subject, measure
@@ -121,6 +121,7 @@ def peak_measurer(threads: int) -> tuple[Callable[[str], float | None], dict[str
 
 @app.command()
 def benchmark(
+    context: typer.Context,
     bundle: BundleOption = None,
     image_size: Annotated[
         list[Any] | None,
@@ -204,6 +205,8 @@ def benchmark(
         raise typer.BadParameter("--data and --dataset belong together: give both")
     if node + plans + (dataset is not None or checkpoint is not None) > 1:
         raise typer.BadParameter("--node, --plans, and --dataset or --checkpoint exclude each other: give one")
+    if out is not None:
+        hold_output(context, out)
     opened, console = load_bundle(bundle or default_bundle()), new_console()
     if plans:
         from nightlab_cli.benchmark_plans import measure_plans
@@ -279,7 +282,6 @@ def write_files(
     if json is not None:
         write_atomic(json, text)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / "benchmark.json", text)
         if curve:
             write_atomic(out / "curve.svg", curve_svg(curve, dataset))

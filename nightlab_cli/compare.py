@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from nightlab_cli.errors import CommandError, Verbose
-from nightlab_cli.options import new_console
+from nightlab_cli.options import hold_output, new_console
 from nightlab_cli.style import new_app
 from nightlab_replay.pairing import CompareError
 from nightlab_replay.records import StoreError
@@ -30,6 +30,7 @@ def _percent(value: float | None) -> float | None:
 
 @app.command()
 def compare(
+    context: typer.Context,
     first: Annotated[Path, typer.Argument(metavar="A", help="Folder of a replay: the previous bundle.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Folder of a replay: the new bundle.")],
     out: Annotated[
@@ -68,6 +69,8 @@ def compare(
     """
     console = new_console()
     try:
+        if out is not None and out not in (first, second):
+            hold_output(context, out)
         comparison = write_comparison(
             first,
             second,

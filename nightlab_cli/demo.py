@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from nightlab_cli.errors import Verbose
-from nightlab_cli.options import Classes, Frames, Glob, Labels, LabelTopic, Topic, new_console
+from nightlab_cli.options import Classes, Frames, Glob, Labels, LabelTopic, Topic, hold_output, new_console
 from nightlab_cli.style import new_app
 
 app = new_app()
@@ -17,6 +17,7 @@ app = new_app()
 
 @app.command()
 def demo(
+    context: typer.Context,
     input: Annotated[
         str | None,
         typer.Option(
@@ -51,6 +52,7 @@ def demo(
 
     nightlab demo --input drive.mcap --rate 10 --param refine:=never
     """
+    hold_output(context, out)
     from nightlab_ros.demo.demo import DemoSettings, parse_parameters, run_demo
     from nightlab_ros.playback.player import PlayerSettings
 

@@ -10,6 +10,7 @@ import typer
 
 from nightlab_cli.errors import CommandError, Verbose
 from nightlab_cli.style import new_app
+from nightlab_core.output import check_is_new
 
 app = new_app()
 
@@ -17,7 +18,7 @@ app = new_app()
 @app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint of a whole NightLab.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of the bundle.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of the bundle; new or empty.")],
     input: Annotated[
         Path, typer.Option("--input", metavar="SOURCE", help="Folder of real camera images for the parity check.")
     ],
@@ -45,6 +46,7 @@ def export(
     from nightlab_core.export.export import export_checkpoint
     from nightlab_core.export.parity import print_parity, read_frames
 
+    check_is_new(out)
     images = read_frames(input, frames)
     if not print_parity(export_checkpoint(checkpoint, out, images, deform=deform, weights=weights)):
         raise CommandError(f"the engines in {out} differ from torch; see the table")

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from nightlab_core.classes import load_class_set, shipped_keys
 from nightlab_core.config import ConfigError, Settings
+from nightlab_core.output import output_folder
 from nightlab_core.runtime.engines.engine import EngineChoice, PrecisionChoice
 from nightlab_core.runtime.settings import PipelineSettings
 
@@ -94,6 +95,12 @@ def repeated_option(name: str, choice: Any, text: str) -> Any:
         return given
 
     return typer.Option(name, metavar=shown, parser=parse, help=f"{text}; can be repeated.", show_default="auto")
+
+
+def hold_output(context: typer.Context, folder: Path) -> None:
+    """Hold the folder of a command's output until the command ends. Raises OutputError if it is not the command's."""
+    assert context.info_name is not None
+    context.with_resource(output_folder(folder, context.info_name))
 
 
 Bundle = Annotated[

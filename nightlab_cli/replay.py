@@ -24,6 +24,7 @@ from nightlab_cli.options import (
     Precision,
     Threads,
     Topic,
+    hold_output,
     new_console,
     pipeline_settings,
 )
@@ -38,6 +39,7 @@ app = new_app()
 
 @app.command()
 def replay(
+    context: typer.Context,
     bags: Annotated[list[Path], typer.Argument(metavar="BAG", help="rosbag2 folders, .mcap, .db3 or .bag files.")],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of the run and its report.")],
     bundle: Bundle = None,
@@ -83,6 +85,7 @@ def replay(
     mode: ReplayMode = "live" if ros else "realtime" if realtime else "all"
     if realtime and ros:
         raise ValueError("--realtime cannot be combined with --ros")
+    hold_output(context, out)
     with _stop_on_signals() as stop:
         run = replay_bags(
             bags,

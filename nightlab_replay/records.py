@@ -280,8 +280,8 @@ def chunk_path(folder: Path, bag: str, first_index: int) -> Path:
 
 
 def chunk_paths(folder: Path) -> list[Path]:
-    """List the paths of all chunks, sorted by name."""
-    return sorted((folder / "chunks").glob("*.npz"))
+    """List the paths of all chunks, sorted by name. Other files in their folder are the user's."""
+    return sorted((folder / "chunks").glob(f"*-{'[0-9]' * 8}.npz"))
 
 
 def read_chunk(path: Path) -> tuple[list[FrameRecord], FrameCounts]:

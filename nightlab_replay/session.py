@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -60,8 +59,7 @@ def start_or_resume(
         machine=machine(),
     )
     if restart or not (out / "run.json").exists():
-        for folder in (CHUNKS, MASKS):
-            shutil.rmtree(out / folder, ignore_errors=True)
+        _remove_run(out)
         write_run(out, run)
         return run
     old = read_run(out)
@@ -76,6 +74,12 @@ def start_or_resume(
         except StoreError:
             path.unlink()
     return old.model_copy(update={"bags": run.bags})  # without the problems of single frames, which are found again
+
+
+def _remove_run(out: Path) -> None:
+    """Delete the chunks and masks of an earlier run, and no other file."""
+    for path in (*chunk_paths(out), *(out / MASKS).glob(f"*/{'[0-9]' * 8}.png")):
+        path.unlink()
 
 
 def missing_spans(out: Path, run: Run) -> list[Span]:
@@ -186,6 +190,11 @@ def masks_path(out: Path, bag: str, index: int) -> Path:
     return out / MASKS / bag / f"{index:08d}.png"
 
 
+def mask_bag_files(bag: str) -> tuple[str, ...]:
+    """Return the names of the files in a bag of masks, whose folder had a dot before its name while it was written."""
+    return "metadata.yaml", f".{bag}.mcap"
+
+
 def _write_masks(out: Path, bag: str, index: int, packed: bytes) -> None:
     path = masks_path(out, bag, index)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,10 +203,12 @@ def _write_masks(out: Path, bag: str, index: int, packed: bytes) -> None:
 
 def _check_folder(out: Path, settings: ReplaySettings, bags: Sequence[BagInfo]) -> None:
     """Raise StoreError if `out` contains folders that this tool did not create, or a bag that it would replace."""
-    if settings.keep_masks:
-        for bag in bags:
-            if Path(bag.path) == (out / MASK_BAGS / bag.name).resolve():
-                raise StoreError(f"the bag of masks would replace {bag.path}: use another --out")
+    for bag in bags if settings.keep_masks else ():
+        folder = out / MASK_BAGS / bag.name
+        if folder.exists() and not {path.name for path in folder.iterdir()} <= set(mask_bag_files(bag.name)):
+            raise StoreError(
+                f"{folder} holds files that no replay wrote, and the bag of masks would replace them: use another --out"
+            )
     folders = (CHUNKS, MASKS, MASK_BAGS) if settings.keep_masks else (CHUNKS, MASKS)
     found = [folder for folder in folders if (out / folder).exists()]
     if found and not (out / "run.json").exists():

@@ -25,6 +25,9 @@ from nightlab_ros.playback.player import FRAME_ID, PlayerSettings
 from nightlab_ros.playback.processes import ChildProcess, ProcessError, isolated_ros, node_process
 from nightlab_ros.playback.protocol import PlayerProcess, SentFrame, record_playback, wait_for_warm_up
 
+#: Pattern of the names of rendered frames. Other files in the folder of the clip are the user's.
+RENDERED = "rendered_[0-9][0-9][0-9][0-9]"
+
 
 @dataclass(frozen=True)
 class DemoSettings:
@@ -64,7 +67,9 @@ def run_demo(settings: DemoSettings, console: Console) -> list[str]:
         with isolated_ros(out), MaskRecorder(spool) as recorder, node_process(parameters, out / "node.log") as node:
             if player.input is None:  # while the node starts
                 source = write_clip(source, out / "clip", player.rate, console)
-                player = PlayerSettings(input=str(out / "clip"), classes=source.classes.key, rate=player.rate)
+                player = PlayerSettings(
+                    str(out / "clip"), classes=source.classes.key, glob=f"{RENDERED}.jpg", rate=player.rate
+                )
             recording = _record(recorder, node, player, source.num_frames, out, console)
         console.print("Scoring and drawing ...")
         rendered = settings.player.input is None
@@ -83,7 +88,7 @@ def write_clip(source: FrameSource, folder: Path, fps: float, console: Console) 
     """
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-        for old in (folder / part).glob("rendered_*"):
+        for old in (folder / part).glob(f"{RENDERED}.*"):
             old.unlink()
     with ProgressLine(console, "Rendering the night clip", source.num_frames) as progress:
         for index, frame in enumerate(source):
@@ -92,7 +97,8 @@ def write_clip(source: FrameSource, folder: Path, fps: float, console: Console) 
             if not cv2.imwrite(str(folder / "labels" / f"{frame.name}.png"), frame.labels):
                 raise OSError(f"cannot write into {folder / 'labels'}; is the disk full?")
             progress.update(index + 1)
-    return replace(open_frames(folder, classes=source.classes.key, fps=fps), name=source.name)
+    opened = open_frames(folder, classes=source.classes.key, fps=fps, pattern=f"{RENDERED}.jpg")
+    return replace(opened, name=source.name)
 
 
 def playback_state(sent: Sequence[SentFrame], recorder: MaskRecorder) -> str:

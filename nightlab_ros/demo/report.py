@@ -83,11 +83,10 @@ def write_report(recording: Recording, source: FrameSource, classes: ClassSet, o
     spread = np.linspace(0, len(answered) - 1, min(NUM_SHEETS, len(answered))).round().astype(int)
     drawn = {list(answered)[place] for place in spread}
     matrices: dict[str, list[np.ndarray]] = {level: [] for level in LEVELS}
-    sheets = []
+    sheets, written = [], []
     overlays = out / "overlays"
     overlays.mkdir(parents=True, exist_ok=True)
-    for old in overlays.glob("*.jpg"):  # of an earlier clip
-        old.unlink()
+    _remove_overlays(out)
     for index, frame in enumerate(source):
         if index not in answered:
             continue
@@ -101,16 +100,27 @@ def write_report(recording: Recording, source: FrameSource, classes: ClassSet, o
                 matrices[level].append(confusion_matrix(frame.labels, mapped, len(source.classes)))
         if index in drawn:
             panels = draw_panels(frame, image_level, both, classes, source.classes)
-            write_jpeg(overlays / f"{index:05d}_{frame.name}.jpg", np.hstack(list(panels.values())))
+            written.append(f"{index:05d}_{frame.name}.jpg")
+            write_jpeg(overlays / written[-1], np.hstack(list(panels.values())))
             pictures = {caption: jpeg_uri(panel) for caption, panel in panels.items()}
             sheets.append({"name": frame.name, "latency_ms": mask.latency_ms, "panels": pictures})
-    report = summarize(recording, source, matrices)
+    report = {**summarize(recording, source, matrices), "overlays": written}
     write_atomic(out / "demo.json", json.dumps(report, indent=1) + "\n")
     legend = list(zip(classes.names, classes.colors_rgb, strict=True))
     write_page(
         out / "index.html", "demo.html.j2", package="nightlab_ros.demo", report=report, sheets=sheets, legend=legend
     )
     return report
+
+
+def _remove_overlays(out: Path) -> None:
+    """Delete the overlays that the demo.json of an earlier run names."""
+    try:
+        names = json.loads((out / "demo.json").read_text(encoding="utf-8"))["overlays"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return
+    for name in names:
+        (out / "overlays" / Path(name).name).unlink(missing_ok=True)
 
 
 def summarize(recording: Recording, source: FrameSource, matrices: dict[str, list[np.ndarray]]) -> dict[str, Any]:

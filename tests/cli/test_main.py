@@ -165,3 +165,29 @@ def test_the_shell_completes_commands_and_options(
     with pytest.raises(SystemExit):
         app(prog_name="nightlab")
     assert set(capsys.readouterr().out.split()) == expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("demo",),
+        ("replay", "BAG"),
+        ("replay", "BAG", "--restart", "--write-bag"),
+        ("compare", "A", "B"),
+        ("benchmark",),
+        ("bag", "SOURCE"),
+        ("export", "CHECKPOINT", "--input", "IMAGES"),
+    ],
+    ids=" ".join,
+)
+def test_no_command_touches_a_folder_of_the_user(tmp_path: Path, words: tuple[str, ...]) -> None:
+    own = {
+        name: tmp_path / name for name in ("overlays/mine.jpg", "chunks/a-00000000.npz", "bundle.yaml", "report.html")
+    }
+    for path in own.values():
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"mine")
+    done = nightlab(*words, "--out", tmp_path)
+    assert done.status in (1, 2) and len(done.err.splitlines()) == 1, done
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == set(own)
+    assert {path.read_bytes() for path in own.values()} == {b"mine"}

@@ -171,7 +171,9 @@ def test_plans_are_looked_up_by_the_size_of_the_first_readable_frame(
     monkeypatch.setattr(Engines, "open", open_engines)
     empty = tmp_path / "empty.mcap"
     empty.write_bytes(b"")
-    done = nightlab("replay", empty, bags[0], "--bundle", tiny_bundle, "--engine", "tensorrt", "--out", tmp_path)
+    done = nightlab(
+        "replay", empty, bags[0], "--bundle", tiny_bundle, "--engine", "tensorrt", "--out", tmp_path / "out"
+    )
     assert done.status == 1 and requested == [("tensorrt", (48, 64))]
     assert done.err == "nightlab replay: there is no plan of the image network\n"
 

@@ -27,7 +27,7 @@ from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.bags import write_mask_bags
 from nightlab_replay.execute import Span, SpanResult, replay_spans
 from nightlab_replay.provenance import BagHashes, describe_bags, describe_bundle, label_class_set
-from nightlab_replay.records import BagInfo, FrameRecord, Run, RunData, StoreError, write_run
+from nightlab_replay.records import BagInfo, FrameRecord, Run, RunData, StoreError, load_records, write_run
 from nightlab_replay.replay import replay
 from nightlab_replay.report.report import write_report
 from nightlab_replay.session import frame_problems, start_or_resume, store_results
@@ -225,6 +225,20 @@ def test_folders_of_other_tools_are_not_deleted(
     with pytest.raises(StoreError, match=r"masks.*no replay created.*another --out"):
         start_or_resume(tmp_path, SETTINGS, info, describe_bags(bags, None, None, None), restart)
     assert precious.read_bytes() == b"years of work"
+
+
+def test_a_restart_deletes_the_run_and_keeps_files_of_the_user(
+    tmp_path: Path, bags: list[Path], pipeline: Pipeline
+) -> None:
+    run_replay(tmp_path, bags, pipeline)
+    own = [tmp_path / "chunks" / "mine.npz", tmp_path / "masks" / "drive" / "by_hand.png", tmp_path / "notes.txt"]
+    for path in own:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"mine")
+    info = describe_bundle(pipeline.bundle, pipeline.engines.name)
+    run = start_or_resume(tmp_path, SETTINGS, info, describe_bags(bags, None, None, None), True)
+    assert not load_records(tmp_path, run)
+    assert [path.read_bytes() for path in own] == [b"mine"] * 3
 
 
 def test_a_bag_of_masks_does_not_replace_a_replayed_bag(tmp_path: Path, pipeline: Pipeline) -> None:

@@ -101,7 +101,7 @@ def test_a_node_that_fails_ends_the_demo_with_the_end_of_its_log(tiny_bundle: Pa
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_demo_and_its_processes(tiny_bundle: Path, tmp_path: Path, by: signal.Signals) -> None:
     clip = write_clip(tmp_path / "clip", 50)
-    process = start_demo("--input", clip, "--rate", "2", "--out", tmp_path, "--param", f"bundle:={tiny_bundle}")
+    process = start_demo("--input", clip, "--rate", "2", "--out", tmp_path / "out", "--param", f"bundle:={tiny_bundle}")
     assert process.stdout is not None
     line = ""
     while not line.startswith("The node answers"):
@@ -165,5 +165,5 @@ def test_the_first_mask_is_waited_for_while_engines_are_built(monkeypatch: pytes
 def test_wrong_arguments_are_answered_with_a_sentence(
     tmp_path: Path, arguments: tuple[str, ...], sentence: str
 ) -> None:
-    done = nightlab("demo", *arguments, "--out", tmp_path)
+    done = nightlab("demo", *arguments, "--out", tmp_path / "out")
     assert done.status == 1 and done.err.startswith("nightlab demo: ") and sentence in done.err

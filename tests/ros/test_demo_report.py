@@ -140,6 +140,18 @@ def test_report_without_labels_and_without_masks(record: Record, tmp_path: Path)
     assert [str(cell) for cell in report_table(nothing).columns[1].cells][:3] == ["2", "0", "2"]
 
 
+def test_overlays_of_an_earlier_run_are_replaced_and_pictures_of_the_user_kept(record: Record, tmp_path: Path) -> None:
+    source = open_frames(write_source(tmp_path / "clip", 3, None))
+    write_report(record(3, (0, 1, 2)), source, CITYSCAPES19, tmp_path / "out")
+    overlays = tmp_path / "out" / "overlays"
+    (overlays / "mine.jpg").write_bytes(b"mine")
+    earlier = {path.name for path in overlays.iterdir()}
+    write_report(record(3, (1,)), source, CITYSCAPES19, tmp_path / "out")
+    left = {path.name for path in overlays.iterdir()}
+    assert len(earlier) == 4 and len(left) == 2 and left < earlier
+    assert (overlays / "mine.jpg").read_bytes() == b"mine"
+
+
 def test_a_frame_counts_as_dropped_once_a_later_mask_is_here(record: Record) -> None:
     def state(count: int, answered: tuple[int, ...]) -> str:
         one = record(count, answered)
