@@ -18,7 +18,8 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
-from nightlab_core.data.images import ImageError, message_to_bgr
+from nightlab_core.data.image_header import ImageError
+from nightlab_core.data.images import message_to_bgr
 from nightlab_core.data.pixel_depth import PixelDepth
 from nightlab_core.runtime.bundle import default_bundle
 from nightlab_core.runtime.engines.open import Engines

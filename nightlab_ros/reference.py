@@ -17,7 +17,9 @@ from pydantic.fields import FieldInfo
 
 from nightlab_core.data.bags.storage import SUFFIXES
 from nightlab_core.data.frames import VIDEO_SUFFIXES
-from nightlab_core.data.images import ENCODINGS, IMAGE_SUFFIXES
+from nightlab_core.data.image_files import IMAGE_SUFFIXES
+from nightlab_core.data.image_header import MAX_ASPECT, MAX_BYTES, MAX_PIXELS
+from nightlab_core.data.images import ENCODINGS
 from nightlab_core.data.label_maps import palette_ids
 from nightlab_core.data.pixel_depth import FIRST_FRAMES, MEASURED_BITS
 from nightlab_ros.parameters import ROS_TYPES, NodeSettings, changes, choices, ros_default, value_range
@@ -116,11 +118,22 @@ def inputs_page() -> str:
                 ),
                 _item(f"Image files end in {', '.join(f'`{s}`' for s in IMAGE_SUFFIXES)}; hidden files are skipped."),
                 _item(
-                    "The orientation in EXIF is ignored, so that labels fit. A JPEG or PNG that is cut short "
-                    "is refused."
+                    "The orientation in EXIF is ignored, so that labels fit. A TIFF of another orientation than 1, "
+                    "pixels that are no whole numbers, and a file of several images are refused."
+                ),
+                _item(
+                    "Files that are cut short or damaged are refused. Of a JPEG this is what libjpeg warns of: data "
+                    "that end before the last pixel, or go on behind it. Its end marker may be missing, and anything "
+                    "may follow it."
                 ),
                 _item(f"Videos end in {', '.join(f'`{s}`' for s in VIDEO_SUFFIXES)} and are read by OpenCV."),
             ]
+        ),
+        "## Limits",
+        _wrap(
+            f"An image or label map of a topic, a file or a bag has at most {MAX_PIXELS} pixels (8192 x 8192) in at "
+            f"most {MAX_BYTES >> 20} MiB, and its sides are at most {MAX_ASPECT} to 1, since the network's input has "
+            "its aspect. Sizes are read from the header before anything is decoded; larger images are refused."
         ),
         "## Label maps",
         _wrap(

@@ -16,7 +16,7 @@ import numpy as np
 
 from nightlab_core.classes import DEFAULT, class_set_of_folder, load_class_set
 from nightlab_core.data.bags.storage import SUFFIXES, is_bag
-from nightlab_core.data.images import IMAGE_SUFFIXES, depth_of_files, image_files, read_image
+from nightlab_core.data.image_files import IMAGE_SUFFIXES, depth_of_files, image_files, read_image
 from nightlab_core.data.label_maps import checked_labels, read_label_map
 from nightlab_core.labels import ClassSet
 

@@ -9,21 +9,18 @@ pixels are scaled linearly from their significant bits, see `pixel_depth`.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 
-from nightlab_core.data.pixel_depth import FIRST_FRAMES, PixelDepth
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+from nightlab_core.data.image_files import decode_bgr, decode_image, decode_pixels_of_16_bits
+from nightlab_core.data.image_header import JPEG, PNG, ImageError, check_bytes, check_size
+from nightlab_core.data.pixel_depth import PixelDepth
 
 
 @dataclass(frozen=True)
@@ -82,13 +79,6 @@ ENCODINGS = {
     "i420": Encoding(1, 1, cv2.COLOR_YUV2BGR_I420, "YUV 4:2:0, planes Y, U, V", "planes"),
     "yv12": Encoding(1, 1, cv2.COLOR_YUV2BGR_YV12, "YUV 4:2:0, planes Y, V, U", "planes"),
 }
-JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", 0xDA, b"\xff\xd9"
-_PNG_HEADER = 25  #: bytes up to the bit depth of a PNG
-PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"
-
-
-class ImageError(ValueError):
-    """A message or file holds no usable image. The text says what was received and what was expected."""
 
 
 def message_to_bgr(msg: Any, depth: PixelDepth | None = None) -> np.ndarray:
@@ -137,80 +127,9 @@ def compressed_to_bgr(msg: Any, depth: PixelDepth | None = None) -> np.ndarray:
 def pixels_of_16_bits(msg: Any) -> np.ndarray | None:
     """Return the uint16 pixels of an Image or CompressedImage as they are; None for 8 bits. Raises ImageError."""
     if hasattr(msg, "format"):
-        data = bytes(msg.data[:_PNG_HEADER])
-        return decode_image(bytes(msg.data), cv2.IMREAD_UNCHANGED) if _has_16_bits(data) else None
+        return decode_pixels_of_16_bits(bytes(msg.data))
     encoding = ENCODINGS.get(msg.encoding)
     return _pixels(msg, encoding) if encoding is not None and encoding.bytes_per_channel == 2 else None
-
-
-def file_pixels_of_16_bits(file: Path) -> np.ndarray | None:
-    """Return the uint16 pixels of an image file as they are; None for 8 bits. Raises OSError and ImageError."""
-    with file.open("rb") as opened:
-        if not _has_16_bits(opened.read(_PNG_HEADER)):
-            return None
-    return decode_image(file.read_bytes(), cv2.IMREAD_UNCHANGED)
-
-
-def depth_of_files(files: Sequence[Path], bits: int = 0) -> PixelDepth:
-    """Return the depth of a folder's images: given, or measured over the first files with pixels of 16 bits.
-
-    Files that cannot be read are skipped; reading their image raises.
-    """
-
-    def first_pixels() -> Iterator[np.ndarray]:
-        for file in files[:FIRST_FRAMES]:
-            with contextlib.suppress(OSError, ImageError):
-                pixels = file_pixels_of_16_bits(file)
-                if pixels is not None:
-                    yield pixels
-
-    depth = PixelDepth(bits)
-    depth.measure(first_pixels())
-    return depth
-
-
-def decode_bgr(data: bytes, depth: PixelDepth | None = None) -> np.ndarray:
-    """Decode the bytes of an image file to uint8 (H, W, 3) BGR; for `depth` see `message_to_bgr`. Raises ImageError."""
-    if not _has_16_bits(data):
-        return decode_image(data)
-    pixels = decode_image(data, cv2.IMREAD_UNCHANGED)
-    grey_or_colour = {1: cv2.COLOR_GRAY2BGR, 4: cv2.COLOR_BGRA2BGR}
-    code = grey_or_colour.get(1 if pixels.ndim == 2 else pixels.shape[2])
-    if pixels.dtype == np.uint16:
-        pixels = (depth or PixelDepth(16)).to_8_bits(pixels)
-    return pixels if code is None else cv2.cvtColor(pixels, code)
-
-
-def decode_image(data: bytes, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    """Decode the bytes of an image file: uint8 (H, W, 3) BGR unless OpenCV's `flags` say otherwise.
-
-    The orientation in EXIF is ignored, so that labels and masks keep the camera's pixel grid. Raises ImageError for
-    bytes that are no image, and for a JPEG or PNG that is cut short: OpenCV would fill the missing part with grey.
-    """
-    kind = "JPEG" if data.startswith(JPEG) else "PNG" if data.startswith(PNG) else "an image file"
-    if (kind == "JPEG" and not _has_jpeg_end(data)) or (kind == "PNG" and _PNG_END not in data):
-        raise ImageError(f"received {len(data)} bytes of {kind} without its end: it is cut short")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION) if data else None
-    except cv2.error as error:
-        raise ImageError(f"received {len(data)} bytes that OpenCV cannot decode: {error}") from error
-    if image is None:
-        raise ImageError(f"received {len(data)} bytes of {kind} that are corrupt")
-    return image
-
-
-def image_files(folder: Path) -> list[Path]:
-    """List the image files of a folder by name, without hidden files, which other file systems leave beside images."""
-    visible = (p for p in folder.iterdir() if not p.name.startswith("."))
-    return sorted(p for p in visible if p.suffix.lower() in IMAGE_SUFFIXES)
-
-
-def read_image(file: Path, depth: PixelDepth | None = None) -> np.ndarray:
-    """Read an image file: uint8 (H, W, 3) BGR; for `depth` see `message_to_bgr`. Raises OSError and ValueError."""
-    try:
-        return decode_bgr(file.read_bytes(), depth)
-    except ImageError as error:
-        raise ValueError(f"{file} cannot be read as an image: {error}") from error
 
 
 def mono8_pixels(msg: Any) -> np.ndarray:
@@ -273,8 +192,8 @@ def _check_layout(msg: Any, encoding: Encoding) -> None:
     """Raise ImageError if a message's size, step and amount of data do not fit its encoding."""
     height, width, step = msg.height, msg.width, msg.step
     row = width * encoding.channels * encoding.bytes_per_channel
-    if height < 1 or width < 1:
-        raise ImageError(f"received an empty image of {width}x{height} pixels; expected at least 1x1")
+    check_size(width, height)
+    check_bytes(len(msg.data))
     if encoding.channels == 2 and width % 2:
         raise ImageError(f"received {msg.encoding} of width {width}; expected an even width, as pixels share chroma")
     if encoding.chroma and (width % 2 or height % 2):
@@ -293,10 +212,6 @@ def _check_layout(msg: Any, encoding: Encoding) -> None:
         )
 
 
-def _has_16_bits(data: bytes) -> bool:
-    return data.startswith(PNG) and data[_PNG_HEADER - 1 : _PNG_HEADER] == b"\x10"
-
-
 def _bayer_encoding(image_format: str) -> str:
     """Return the Bayer encoding of a mosaic that was compressed without conversion, or "".
 
@@ -305,17 +220,3 @@ def _bayer_encoding(image_format: str) -> str:
     encoding, _, rest = image_format.partition(";")
     compressed_as = rest.rpartition("compressed")[2].strip()
     return encoding if encoding.startswith("bayer_") and encoding in ENCODINGS and not compressed_as else ""
-
-
-def _has_jpeg_end(data: bytes) -> bool:
-    """Return whether the end marker follows the first scan. An embedded thumbnail, before it, has an end of its own."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == _JPEG_SCAN:
-            return data.find(_JPEG_END, at) >= 0
-    return _JPEG_END in data[at:]

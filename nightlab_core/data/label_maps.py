@@ -7,9 +7,6 @@ for the rule for palettes.
 
 from __future__ import annotations
 
-import struct
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,10 @@ import cv2
 import numpy as np
 
 from nightlab_core.classes import shipped_keys
-from nightlab_core.data.images import JPEG, PNG, ImageError, decode_image, mono8_pixels
+from nightlab_core.data.image_files import decode_image, read_file
+from nightlab_core.data.image_header import JPEG, PNG, ImageError
+from nightlab_core.data.images import mono8_pixels
+from nightlab_core.data.png import png_chunk, png_chunks
 from nightlab_core.labels import IGNORE_ID, ClassSet
 
 _LABEL_ENCODINGS = ("mono8", "8UC1")
@@ -31,7 +31,7 @@ def read_label_map(path: Path, classes: ClassSet | None) -> np.ndarray:
     `classes` is the class set whose colours a palette may have; None if the ids are in another numbering than its own.
     """
     try:
-        labels = decode_label_image(path.read_bytes(), classes)
+        labels = decode_label_image(read_file(path), classes)
     except ImageError as error:
         raise ValueError(f"labels {path} cannot be read: {error}") from error
     _check_type(labels, str(path))
@@ -47,7 +47,7 @@ def decode_label_image(data: bytes, classes: ClassSet | None) -> np.ndarray:
         raise ImageError("received a JPEG file; expected a PNG file, as JPEG changes class ids")
     if not data.startswith(PNG):
         return decode_image(data, cv2.IMREAD_UNCHANGED)
-    chunks = list(_chunks(data))
+    chunks = list(png_chunks(data))
     header = next((body for kind, body in chunks if kind == b"IHDR"), b"")
     if len(header) != 13:
         raise ImageError(f"received {len(data)} bytes of PNG without a header: it is corrupt")
@@ -57,7 +57,7 @@ def decode_label_image(data: bytes, classes: ClassSet | None) -> np.ndarray:
     # OpenCV turns indices into colours, and stretches few bits to 8: let it see a grey image and undo the stretching
     grey = header[:_TYPE] + bytes([_GREY]) + header[_TYPE + 1 :]
     kept = [(b"IHDR", grey), *((kind, body) for kind, body in chunks if kind == b"IDAT"), (b"IEND", b"")]
-    stored = decode_image(PNG + b"".join(_chunk(*chunk) for chunk in kept), cv2.IMREAD_UNCHANGED)
+    stored = decode_image(PNG + b"".join(png_chunk(*chunk) for chunk in kept), cv2.IMREAD_UNCHANGED)
     stored //= 255 // ((1 << bits) - 1)
     if colour_type == _GREY:
         return stored
@@ -172,24 +172,3 @@ def _voc_palette() -> np.ndarray:
             if channel + 3 * bit < 8:
                 palette[:, channel] |= (((index >> (channel + 3 * bit)) & 1) << (7 - bit)).astype(np.uint8)
     return palette
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Return type and body of each chunk of a PNG up to its end. Raises ImageError if it is cut short or corrupt."""
-    at = len(PNG)
-    while at + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        body, check = data[at + 8 : at + 8 + length], data[at + 8 + length : at + 12 + length]
-        if len(check) < 4:
-            break
-        if zlib.crc32(kind + body) != int.from_bytes(check, "big") and kind in (b"IHDR", b"PLTE", b"IDAT"):
-            raise ImageError(f"received {len(data)} bytes of PNG that are corrupt")
-        yield kind, body
-        if kind == b"IEND":
-            return
-        at += 12 + length
-    raise ImageError(f"received {len(data)} bytes of PNG without its end: it is cut short")
-
-
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

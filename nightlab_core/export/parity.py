@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from nightlab_core.data.images import image_files, read_image
+from nightlab_core.data.image_files import image_files, read_image
 from nightlab_core.export.recording import recording
 from nightlab_core.runtime.bundle import ENGINE_KINDS, EngineKind, load_bundle
 from nightlab_core.runtime.engines.engine import EngineOptions

@@ -12,14 +12,9 @@ import numpy as np
 import pytest
 from class_sets import CITYSCAPES19
 
-from nightlab_core.data.images import (
-    ENCODINGS,
-    ImageError,
-    compressed_to_bgr,
-    decode_image,
-    fill_image,
-    image_to_bgr,
-)
+from nightlab_core.data.image_files import decode_image
+from nightlab_core.data.image_header import ImageError
+from nightlab_core.data.images import ENCODINGS, compressed_to_bgr, fill_image, image_to_bgr
 from nightlab_core.data.label_maps import label_map
 
 BLUE, GREEN, RED, ALPHA = 10, 120, 250, 77
@@ -259,7 +254,7 @@ def test_compressed_images_that_are_cut_short_are_refused(extension: str) -> Non
 def test_corrupt_compressed_images_are_refused(extension: str) -> None:
     data = bytearray(compressed(extension, picture()).data)
     data[12:-16] = b"\x55" * (len(data) - 28)
-    with pytest.raises(ImageError, match=r"corrupt|cannot decode"):
+    with pytest.raises(ImageError, match=r"corrupt|expected at most"):
         compressed_to_bgr(SimpleNamespace(format=extension, data=array("B", bytes(data))))
 
 
@@ -328,5 +323,5 @@ def test_a_jpeg_that_is_cut_short_behind_its_thumbnail_is_refused() -> None:
     data = cv2.imencode(".jpg", picture())[1].tobytes()
     data = data[:2] + b"\xff\xe1" + (2 + len(thumbnail)).to_bytes(2, "big") + thumbnail + data[2:]
     decode_image(data)
-    with pytest.raises(ImageError, match="cut short"):
+    with pytest.raises(ImageError, match=r"cut short|corrupt"):
         decode_image(data[: len(data) - 100])

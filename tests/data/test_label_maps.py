@@ -15,7 +15,7 @@ from class_sets import CAMVID11, CITYSCAPES19
 
 from nightlab_core.data.datasets.paired import PairedFolder
 from nightlab_core.data.frames import open_frames
-from nightlab_core.data.images import ImageError
+from nightlab_core.data.image_header import ImageError
 from nightlab_core.data.label_maps import checked_labels, decode_label_image, read_label_map
 from nightlab_core.labels import ClassSet
 

@@ -27,7 +27,7 @@ from rich.table import Table
 from nightlab_core.config import replace
 from nightlab_core.data.datasets.catalogue import open_set
 from nightlab_core.data.datasets.paired import Sample
-from nightlab_core.data.images import read_image
+from nightlab_core.data.image_files import read_image
 from nightlab_core.files import write_atomic
 from nightlab_core.labels import ClassSet, to_class_set
 from nightlab_core.metrics import confusion_matrix, iou

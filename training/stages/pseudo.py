@@ -19,7 +19,7 @@ import numpy as np
 from rich.progress import track
 
 from nightlab_core.data.datasets.paired import list_images
-from nightlab_core.data.images import read_image
+from nightlab_core.data.image_files import read_image
 from nightlab_core.labels import IGNORE_ID
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline

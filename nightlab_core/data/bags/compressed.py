@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from nightlab_core.data.bags.protocol import BagError, StorageFile, one_line
+from nightlab_core.data.image_header import MAX_BYTES
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -74,9 +75,14 @@ def is_compressed(message: bytes) -> bool:
 def decompress_message(message: bytes) -> bytes:
     """Return a message without its compression. Raises BagError."""
     try:
-        return zstd.decompress(message)
+        unpacker = zstd.ZstdDecompressor()
+        unpacked = unpacker.decompress(message, MAX_BYTES + 1)
     except zstd.ZstdError as error:
         raise BagError(f"the message cannot be decompressed: {one_line(error)}") from error
+    if not unpacker.eof:
+        fault = f"has more than {MAX_BYTES} bytes" if len(unpacked) > MAX_BYTES else "is cut short"
+        raise BagError(f"the message cannot be decompressed: it {fault}")
+    return unpacked
 
 
 def _decompress(path: Path, plain: Path) -> str:

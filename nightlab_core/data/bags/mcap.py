@@ -18,6 +18,7 @@ import lz4.frame
 import numpy as np
 
 from nightlab_core.data.bags.protocol import BagError, Topic
+from nightlab_core.data.image_header import MAX_BYTES
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -35,6 +36,8 @@ _FOOTER = struct.Struct("<QQI")  # start of the summary, start of its index, CRC
 _STATISTICS = struct.Struct("<QHIIIIQQ")  # messages, schemas, channels, attachments, metadata, chunks, first, last time
 _PER_CHANNEL = np.dtype([("channel", "<u2"), ("value", "<u8")])
 _INDEX_ENTRY = np.dtype([("time_ns", "<u8"), ("offset", "<u8")])
+#: A few kB may unpack to any size.
+_MAX_CHUNK_BYTES = 2 * MAX_BYTES
 #: Second number of the index entry of a message outside any chunk.
 _NO_CHUNK = -1
 _DAMAGED = (BagError, struct.error, ValueError, KeyError, IndexError, EOFError, OSError)
@@ -214,7 +217,7 @@ class McapFile:
                 size, crc, compression, data_at, packed_bytes = self._chunk_header(at)
                 complete = data_at + packed_bytes <= self._size
                 packed = self._read_at(data_at, min(packed_bytes, self._size - data_at))
-                data = _unpack(packed, compression)
+                data = _unpack(packed, compression, size)
             except (zstd.ZstdError, RuntimeError, *_DAMAGED) as error:
                 raise BagError(f"the chunk cannot be unpacked: {error}") from error
             if complete and (len(data) != size or (crc and zlib.crc32(data) != crc)):
@@ -264,12 +267,14 @@ def _per_channel(body: bytes, at: int) -> dict[int, int]:
     return dict(zip(entries["channel"].tolist(), entries["value"].tolist(), strict=True))
 
 
-def _unpack(packed: bytes, compression: str) -> bytes:
-    """Unpack as much as possible of a stream that may be cut off."""
+def _unpack(packed: bytes, compression: str, size: int) -> bytes:
+    """Unpack as much as possible of a stream of `size` bytes that may be cut off."""
+    if size > _MAX_CHUNK_BYTES:
+        raise BagError(f"it has {size} bytes unpacked; expected at most {_MAX_CHUNK_BYTES}")
     if compression == "":
         return packed
     if compression == "zstd":
-        return zstd.ZstdDecompressor().decompress(packed)
+        return zstd.ZstdDecompressor().decompress(packed, size + 1)
     if compression == "lz4":
-        return bytes(lz4.frame.LZ4FrameDecompressor().decompress(packed))
+        return bytes(lz4.frame.LZ4FrameDecompressor().decompress(packed, size + 1))
     raise BagError(f"compression {compression!r} is not known; expected zstd or lz4")

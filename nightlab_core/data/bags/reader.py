@@ -17,7 +17,8 @@ from nightlab_core.data.bags.metadata import CLASSES_KEY
 from nightlab_core.data.bags.protocol import BagError, Topic
 from nightlab_core.data.bags.storage import BagStorage, open_storage
 from nightlab_core.data.bags.topics import MissingTopicError, choose_image_topic, choose_label_topic
-from nightlab_core.data.images import ImageError, message_to_bgr, pixels_of_16_bits
+from nightlab_core.data.image_header import ImageError
+from nightlab_core.data.images import message_to_bgr, pixels_of_16_bits
 from nightlab_core.data.label_maps import checked_labels, label_map
 from nightlab_core.data.pixel_depth import FIRST_FRAMES, PixelDepth
 from nightlab_core.labels import ClassSet

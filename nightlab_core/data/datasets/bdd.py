@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nightlab_core.data.datasets.cityscapes import CLASSES
 from nightlab_core.data.datasets.paired import DatasetError, LabelledImages, check_mapping
-from nightlab_core.data.images import image_files
+from nightlab_core.data.image_files import image_files
 
 FRAMES = {"train": 7000, "val": 1000}
 

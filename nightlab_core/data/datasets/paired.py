@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nightlab_core.data.images import IMAGE_SUFFIXES, depth_of_files, image_files, read_image
+from nightlab_core.data.image_files import IMAGE_SUFFIXES, depth_of_files, image_files, read_image
 from nightlab_core.data.label_maps import read_label_map
 from nightlab_core.data.pixel_depth import PixelDepth
 from nightlab_core.labels import IGNORE_ID, ClassSet, map_ids, training_ids

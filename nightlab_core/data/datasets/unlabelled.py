@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nightlab_core.data.datasets.paired import DatasetError, Sample, list_images
-from nightlab_core.data.images import depth_of_files, read_image
+from nightlab_core.data.image_files import depth_of_files, read_image
 from nightlab_core.data.pixel_depth import PixelDepth
 from nightlab_core.labels import IGNORE_ID
 

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read the format and size of an image file from its first bytes, and refuse sizes that are beyond the limits.
+
+A file of a few kB may claim a size that takes gigabytes to decode, so nothing is decoded before `check_size`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+
+#: Most pixels of an image or label map from a topic, a file or a bag.
+MAX_PIXELS = 8192 * 8192
+#: Largest ratio of the sides: the network's input has the image's aspect, and each side has a smallest size.
+MAX_ASPECT = 64
+#: Most bytes of a file or message: MAX_PIXELS of four channels of 16 bits.
+MAX_BYTES = 8 * MAX_PIXELS
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_NO_FRAME_HEADERS = (0xC4, 0xC8, 0xCC)  #: markers among those of a JPEG's frame header that are none
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION = 256, 257, 274
+
+
+class ImageError(ValueError):
+    """A message or file holds no usable image. The text says what was received and what was expected."""
+
+
+def check_bytes(num_bytes: int) -> None:
+    """Raise ImageError if a file or message is larger than MAX_BYTES."""
+    if num_bytes > MAX_BYTES:
+        raise ImageError(f"received {num_bytes} bytes; expected at most {MAX_BYTES} in an image")
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise ImageError if a size in pixels is empty or beyond MAX_PIXELS or MAX_ASPECT."""
+    if height < 1 or width < 1:
+        raise ImageError(f"received an empty image of {width}x{height} pixels; expected at least 1x1")
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"received an image of {width}x{height} pixels; expected at most {MAX_PIXELS} pixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"received an image of {width}x{height} pixels; expected sides of at most {MAX_ASPECT} to 1")
+
+
+def check_header(data: bytes) -> tuple[str, tuple[int, int]]:
+    """Return format, such as "PNG", and size (width, height) of an image file's bytes. Raises ImageError.
+
+    Raises for an unknown format, a size beyond the limits, and for a TIFF that is to be shown turned or mirrored:
+    OpenCV always turns these, and their labels would no longer fit.
+    """
+    check_bytes(len(data))
+    kind = next((kind for kind, (is_kind, _) in FORMATS.items() if is_kind(data)), None)
+    if kind is None:
+        raise ImageError(
+            f"received {len(data)} bytes beginning with {data[:8].hex() or 'nothing'}; expected a file of "
+            f"{', '.join(FORMATS)}"
+        )
+    try:
+        size = FORMATS[kind][1](data)
+    except (struct.error, IndexError, ValueError) as error:
+        raise ImageError(f"received {len(data)} bytes of {kind} without a size in its header: it is corrupt") from error
+    check_size(*size)
+    if kind == "TIFF" and (turned := _tiff_values(data).get(_TIFF_ORIENTATION, 1)) != 1:
+        raise ImageError(f"received a TIFF of orientation {turned}; expected 1: store its pixels as they are shown")
+    return kind, size
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    at = 2
+    while data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME_HEADERS:
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return width, height
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    raise ValueError("no frame header")
+
+
+def _bmp_size(data: bytes) -> tuple[int, int]:
+    old = struct.unpack_from("<I", data, 14)[0] == 12
+    width, height = struct.unpack_from("<HH" if old else "<ii", data, 18)
+    return width, abs(height)  # a negative height means that the first row is the highest
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    if data[12:16] == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if data[12:16] == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _tiff_values(data: bytes) -> dict[int, int]:
+    """Return the whole numbers in the first directory of a TIFF by tag."""
+    order = "<" if data.startswith(b"II") else ">"
+    (at,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, at)
+    found = {}
+    for entry in range(at + 2, at + 2 + 12 * count, 12):
+        tag, kind = struct.unpack_from(order + "HH", data, entry)
+        if kind in (3, 4):  # 16 or 32 bits
+            (found[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, entry + 8)
+    return found
+
+
+def _tiff_size(data: bytes) -> tuple[int, int]:
+    values = _tiff_values(data)
+    return values.get(_TIFF_WIDTH, 0), values.get(_TIFF_HEIGHT, 0)
+
+
+def _isobmff_size(data: bytes) -> tuple[int, int]:
+    """Return the largest size that a box `ispe` of an AVIF or HEIC file states."""
+
+    def sizes() -> Iterator[tuple[int, int]]:
+        at = data.find(b"ispe")
+        while at >= 0:
+            width, height = struct.unpack_from(">II", data, at + 8)
+            yield width, height
+            at = data.find(b"ispe", at + 4)
+
+    return max(sizes(), key=lambda size: size[0] * size[1])
+
+
+def _has_brand(*brands: bytes) -> Callable[[bytes], bool]:
+    return lambda data: data[4:8] == b"ftyp" and data[8:12] in brands
+
+
+#: For each format of image files: whether bytes begin like it, and how its width and height are read.
+FORMATS: dict[str, tuple[Callable[[bytes], bool], Callable[[bytes], tuple[int, int]]]] = {
+    "JPEG": (lambda data: data.startswith(JPEG), _jpeg_size),
+    "PNG": (lambda data: data.startswith(PNG), lambda data: struct.unpack_from(">II", data, 16)),
+    "WebP": (lambda data: data.startswith(b"RIFF") and data[8:12] == b"WEBP", _webp_size),
+    "BMP": (lambda data: data.startswith(b"BM"), _bmp_size),
+    "TIFF": (lambda data: data.startswith((b"II*\0", b"MM\0*")), _tiff_size),
+    "GIF": (lambda data: data.startswith((b"GIF87a", b"GIF89a")), lambda data: struct.unpack_from("<HH", data, 6)),
+    "AVIF": (_has_brand(b"avif"), _isobmff_size),
+}

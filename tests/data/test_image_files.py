@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image files: every format comes back equal, sizes are limited before decoding, and damage is refused."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from nightlab_core.data import jpeg
+from nightlab_core.data.image_files import decode_bgr, decode_image, read_image
+from nightlab_core.data.image_header import MAX_ASPECT, MAX_PIXELS, ImageError, check_header
+from nightlab_core.data.images import compressed_to_bgr, image_to_bgr
+from nightlab_core.data.png import png_chunk
+
+needs_warnings = pytest.mark.skipif(jpeg.simplejpeg is None, reason="simplejpeg is not installed")
+
+
+def noise(height: int = 96, width: int = 128) -> np.ndarray:
+    """Return a picture whose JPEG has about as many bits in each part, uint8 (H, W, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def packed(extension: str, pixels: np.ndarray, *options: int) -> bytes:
+    return cv2.imencode(extension, pixels, list(options))[1].tobytes()
+
+
+def png_header(width: int, height: int, bits: int = 1) -> bytes:
+    """Return a complete PNG that claims a size and holds one row."""
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(10))), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+JPEG = packed(".jpg", noise())
+FRAME_HEADER = JPEG.index(b"\xff\xc0")
+EXPECTED = cv2.imdecode(np.frombuffer(JPEG, np.uint8), cv2.IMREAD_COLOR)
+
+
+def with_height(height: int) -> bytes:
+    return JPEG[: FRAME_HEADER + 5] + height.to_bytes(2, "big") + JPEG[FRAME_HEADER + 7 :]
+
+
+@pytest.mark.parametrize(
+    ("extension", "kind"),
+    [(".png", "PNG"), (".bmp", "BMP"), (".tiff", "TIFF"), (".webp", "WebP")],
+)
+@pytest.mark.parametrize("shape", [(7, 5), (96, 128)])
+def test_lossless_formats_come_back_equal(extension: str, kind: str, shape: tuple[int, int], tmp_path: Path) -> None:
+    pixels = noise(*shape)
+    data = packed(extension, pixels, *((cv2.IMWRITE_WEBP_QUALITY, 101) if extension == ".webp" else ()))
+    assert check_header(data) == (kind, shape[::-1])
+    (tmp_path / f"a{extension}").write_bytes(data)
+    assert np.array_equal(read_image(tmp_path / f"a{extension}"), pixels)
+
+
+@pytest.mark.parametrize(("extension", "tolerance"), [(".gif", 40.0), (".avif", 8.0), (".webp", 8.0), (".jpg", 4.0)])
+def test_lossy_formats_are_read_in_the_order_blue_green_red(extension: str, tolerance: float) -> None:
+    pixels = np.full((48, 64, 3), (250, 120, 10), np.uint8)
+    try:
+        data = packed(extension, pixels)
+    except cv2.error:
+        pytest.skip(f"this build of OpenCV does not write {extension}")
+    assert check_header(data)[1] == (64, 48)
+    assert np.abs(decode_bgr(data).astype(int) - pixels).mean() < tolerance
+
+
+def test_a_tiff_of_16_bits_keeps_its_high_bits_and_floats_are_refused() -> None:
+    pixels = (noise().astype(np.uint16) << 8) + 255
+    assert np.array_equal(decode_bgr(packed(".tiff", pixels)), cv2.convertScaleAbs(pixels, alpha=1 / 257))
+    with pytest.raises(ImageError, match="float32 pixels; expected uint8 or uint16"):
+        decode_bgr(packed(".tiff", pixels.astype(np.float32)))
+
+
+def test_files_of_several_images_and_turned_tiffs_are_refused() -> None:
+    several = cv2.imencodemulti(".tiff", [noise(), noise()])[1].tobytes()
+    with pytest.raises(ImageError, match="TIFF of several images"):
+        decode_image(several)
+    turned = bytearray(packed(".tiff", noise()))
+    (directory,) = struct.unpack_from("<I", turned, 4)
+    (count,) = struct.unpack_from("<H", turned, directory)
+    tags = {struct.unpack_from("<H", turned, directory + 2 + 12 * n)[0]: directory + 2 + 12 * n for n in range(count)}
+    struct.pack_into("<HHIHH", turned, tags[max(tags)], 274, 3, 1, 6, 0)
+    with pytest.raises(ImageError, match="TIFF of orientation 6; expected 1"):
+        decode_image(bytes(turned))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (png_header(20000, 20000), f"20000x20000 pixels; expected at most {MAX_PIXELS}"),
+        (png_header(1, 1_000_000), f"1x1000000 pixels; expected sides of at most {MAX_ASPECT} to 1"),
+        (png_header(0, 5), "empty image of 0x5"),
+        (b"GIF89a" + struct.pack("<HH", 65535, 65535) + bytes(20), "65535x65535"),
+        (b"BM" + bytes(12) + struct.pack("<Iii", 40, 30000, -30000) + bytes(40), "30000x30000"),
+        (b"RIFF" + bytes(4) + b"WEBPVP8X" + bytes(8) + b"\xff" * 6, "16777216x16777216"),
+        (b"\0\0\0\x20ftypavif" + bytes(20) + b"ispe" + struct.pack(">III", 0, 40000, 40000), "40000x40000"),
+        (b"\0\0\0\x20ftypheic" + bytes(20), "expected a file of JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF"),
+        (b"II*\0" + b"\xff" * 4, "TIFF without a size in its header"),
+    ],
+    ids=["PNG", "thin", "empty", "GIF", "BMP", "WebP", "AVIF", "HEIC", "TIFF"],
+)
+def test_sizes_are_refused_before_anything_is_decoded(
+    data: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cv2, "imdecode", None)
+    with pytest.raises(ImageError, match=reason):
+        decode_bgr(data)
+
+
+def test_raw_messages_beyond_the_limits_are_refused() -> None:
+    pixels = array("B", bytes(3_000_000))
+    fields = {"encoding": "bgr8", "is_bigendian": 0, "data": pixels}
+    with pytest.raises(ImageError, match=f"sides of at most {MAX_ASPECT} to 1"):
+        image_to_bgr(SimpleNamespace(height=1_000_000, width=1, step=3, **fields))
+    with pytest.raises(ImageError, match=f"expected at most {MAX_PIXELS}"):
+        image_to_bgr(SimpleNamespace(height=10_000, width=10_000, step=30_000, **fields))
+
+
+DAMAGES: dict[str, tuple[Callable[[], bytes], str]] = {
+    "cut, with an end": (lambda: JPEG[: len(JPEG) // 10] + b"\xff\xd9", "cut short"),
+    "the last bytes cut, with an end": (lambda: JPEG[:-300] + b"\xff\xd9", "cut short"),
+    "cut, without an end": (lambda: JPEG[: len(JPEG) * 6 // 10], "cut short"),
+    "zeros in the middle": (
+        lambda: JPEG[: len(JPEG) // 2] + bytes(2000) + JPEG[len(JPEG) // 2 + 2000 :],
+        r"damaged|corrupt",
+    ),
+    "double height": (lambda: with_height(192), "128x192: it is cut short"),
+    "half height": (lambda: with_height(48), "go on behind the last pixel of 128x48"),
+    "the header alone": (lambda: JPEG[: FRAME_HEADER + 19], "header is cut short"),
+}
+
+
+@needs_warnings
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_jpeg_is_refused(name: str) -> None:
+    make, reason = DAMAGES[name]
+    with pytest.raises(ImageError, match=reason):
+        decode_bgr(make())
+    with pytest.raises(ImageError, match=reason):
+        compressed_to_bgr(SimpleNamespace(format="jpeg", data=array("B", make())))
+
+
+def without_huffman_tables() -> bytes:
+    kept, at = JPEG[:2], 2
+    while JPEG[at + 1] != 0xDA:
+        length = 2 + int.from_bytes(JPEG[at + 2 : at + 4], "big")
+        kept += b"" if JPEG[at + 1] == 0xC4 else JPEG[at : at + length]
+        at += length
+    return kept + JPEG[at:]
+
+
+@needs_warnings
+@pytest.mark.parametrize(
+    "data",
+    [
+        JPEG,
+        JPEG[:-2],
+        JPEG[:-1],
+        JPEG + b"\xff" * 100,
+        JPEG + bytes(500),
+        JPEG[:-2] + b"\x12" * 20 + JPEG[-2:],
+        without_huffman_tables(),
+    ],
+    ids=["whole", "no end", "half an end", "0xFF behind", "zeros behind", "a webcam's bytes before the end", "MJPEG"],
+)
+def test_a_complete_jpeg_is_read_whatever_its_end_is(data: bytes) -> None:
+    assert np.array_equal(decode_bgr(data), EXPECTED)
+
+
+@pytest.mark.parametrize("flags", [cv2.IMREAD_COLOR, cv2.IMREAD_UNCHANGED])
+def test_a_jpeg_is_decoded_as_opencv_does(flags: int) -> None:
+    for data in (
+        JPEG,
+        packed(".jpg", noise()[..., 0]),
+        packed(".jpg", noise(), cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
+        packed(".jpg", noise(33, 31), cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422),
+    ):
+        assert np.array_equal(decode_image(data, flags), cv2.imdecode(np.frombuffer(data, np.uint8), flags))
+
+
+def test_a_png_with_a_changed_byte_is_refused() -> None:
+    data = bytearray(packed(".png", noise()))
+    data[len(data) // 2] ^= 1
+    with pytest.raises(ImageError, match="PNG that are corrupt"):
+        decode_bgr(bytes(data))
