@@ -42,7 +42,7 @@ def evaluate(
         typer.Option(
             "--scale",
             metavar="FACTOR",
-            help="Checkpoint: scale at which the image level reads a frame; can be repeated.",
+            help="Scale of the image level's input; a checkpoint takes several.",
             show_default="1.0",
         ),
     ] = None,

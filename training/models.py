@@ -146,9 +146,7 @@ def open_image(path: Path, test_time: TestTime = TestTime()) -> Network:  # noqa
     of another stage; FileNotFoundError.
     """
     if path.is_dir():
-        if test_time != TestTime():
-            raise ValueError(f"{path} is a bundle, which reads a frame once and whole; the rest needs a checkpoint")
-        return _open_in_bundle(path, "image")
+        return _open_in_bundle(path, "image", test_time.check_bundle(path))
     model, input_hw = _load_level(path, "image")
 
     def read(frame: Tensor) -> tuple[Tensor, Tensor]:
@@ -377,12 +375,12 @@ def _no_boxes(frame: Tensor) -> tuple[Tensor, Tensor]:
     return torch.zeros(1, 0, 4), torch.zeros(1, 0)
 
 
-def _open_in_bundle(path: Path, kind: EngineKind) -> Network:
+def _open_in_bundle(path: Path, kind: EngineKind, scale: float = 1.0) -> Network:
     bundle = load_bundle(path)
     file: EngineFile = getattr(bundle.manifest.engines, kind)
     # Float32, so that figures do not depend on the machine's half precision.
     engine = open_network(bundle.path(kind), EngineOptions(precision="float32"))
-    return Network(engine, file.input_hw, file.multiple)
+    return Network(engine, file.scaled(scale).input_hw, file.multiple)
 
 
 def _load_level(path: Path, level: Literal["image", "region"]) -> tuple[Level, tuple[int, int]]:

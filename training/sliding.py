@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -23,6 +25,12 @@ class TestTime(Settings):
     flip: bool = False  #: read the mirror image too
     window_hw: tuple[PositiveInt, PositiveInt] | None = None  #: read windows of this size, not the whole
     stride: float = Field(default=2 / 3, gt=0, le=1)  #: from one window to the next, as a part of its sides
+
+    def check_bundle(self, path: Path) -> float:
+        """Return the scale at which a bundle's image level reads a frame. Raises ValueError for anything else."""
+        if len(self.scales) > 1 or self != TestTime(scales=self.scales):
+            raise ValueError(f"{path} is a bundle, which reads a frame once and whole; the rest needs a checkpoint")
+        return self.scales[0]
 
     @model_validator(mode="after")
     def _no_scale_twice(self) -> TestTime:

@@ -113,11 +113,7 @@ def _pipeline(engines: Engines, scale: float, max_regions: int | None) -> Pipeli
 
 def with_scale(engines: Engines, scale: float) -> Engines:
     """Return the same engines with a bundle whose image level reads frames at `scale` times the sides."""
-    if not scale > 0:
-        raise ValueError(f"scale: received {scale:g}, expected a number above 0")
     manifest = engines.bundle.manifest
-    image = manifest.engines.image
-    sides = tuple(max(1, round(side * scale / image.multiple)) * image.multiple for side in image.input_hw)
-    files = replace(manifest.engines, image=replace(image, input_hw=sides))
+    files = replace(manifest.engines, image=manifest.engines.image.scaled(scale))
     bundle = dataclasses.replace(engines.bundle, manifest=manifest.model_copy(update={"engines": files}))
     return dataclasses.replace(engines, bundle=bundle)

@@ -17,7 +17,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from nightlab_core.classes import shipped_class_set
-from nightlab_core.config import ConfigError, Settings, load_yaml, read_yaml
+from nightlab_core.config import ConfigError, Settings, load_yaml, read_yaml, replace
 from nightlab_core.files import write_atomic
 from nightlab_core.labels import MAX_CLASSES, ClassMapping, ClassSet
 from nightlab_core.runtime.regions import network_size_hw
@@ -61,6 +61,13 @@ class EngineFile(Settings):
     def network_hw(self, frame_hw: tuple[int, int]) -> tuple[int, int]:
         """Return the size (height, width) at which the network reads frames of this size: see `network_size_hw`."""
         return network_size_hw(frame_hw, self.input_hw, self.multiple)
+
+    def scaled(self, scale: float) -> EngineFile:
+        """Return the entry with sides `scale` times as long, whole multiples. Raises ValueError unless scale > 0."""
+        if not scale > 0:
+            raise ValueError(f"scale: received {scale:g}, expected a number above 0")
+        sides = tuple(max(1, round(side * scale / self.multiple)) * self.multiple for side in self.input_hw)
+        return replace(self, input_hw=sides)
 
 
 class RegionFile(EngineFile):

@@ -20,11 +20,15 @@ pytest.importorskip("lightning")
 from class_sets import CAMVID11, CITYSCAPES19
 from pipelines import open_pipeline
 
+from nightlab_core.benchmark.curve import with_scale
 from nightlab_core.config import ConfigError, replace
 from nightlab_core.data.datasets.paired import Sample
 from nightlab_core.data.hard_regions import hard_regions, predicted_regions
 from nightlab_core.labels import ClassSet, to_class_set
-from nightlab_core.metrics import confusion_matrix
+from nightlab_core.metrics import confusion_matrix, mean_iou
+from nightlab_core.runtime.engines.engine import EngineOptions
+from nightlab_core.runtime.engines.open import Engines
+from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_core.runtime.settings import PipelineSettings
 from training.evaluation.ablate import ablate, earlier_entries, print_ladder
 from training.evaluation.ladder import Ablation, Counts, Ladder, Networks, Row
@@ -246,6 +250,17 @@ def test_a_row_may_read_fewer_regions(bundle: str) -> None:
     page = markdown({"recipe": "x.yaml", "ablation": ablation.model_dump(mode="json"), "sets": [found]})
     assert f"| one region | {one['miou']:.2f} | " in page
     assert "| 3 | confident |" in page and "| 4 | confident |" not in page  # one line serves both numbers
+
+
+def test_a_row_may_read_a_larger_input(bundle: str) -> None:
+    rows = (Row(name="own size", image=bundle), Row(name="twice the side", image=bundle, input_scale=2.0))
+    found = ablate(_ablation(bundle, rows=rows), _networks(rows), _samples(2), CITYSCAPES19, "mine")
+    with Engines.open(Path(bundle), EngineOptions(precision="float32")) as engines:
+        for entry, scale in zip(found["rows"], (1.0, 2.0), strict=True):
+            with Pipeline(with_scale(engines, scale), PipelineSettings(refine="never")) as pipeline:
+                matrix = sum(confusion_matrix(s.labels, pipeline(s.image_bgr).labels, 19) for s in _samples(2))
+            assert entry["miou"] == pytest.approx(100 * mean_iou(matrix))
+    assert found["rows"][0]["miou"] != found["rows"][1]["miou"]
 
 
 @pytest.mark.parametrize(

@@ -256,8 +256,9 @@ def test_bdd18_is_evaluated_without_trains() -> None:
 
 def test_options_that_do_not_fit_the_model_are_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle")
-    with pytest.raises(ValueError, match="reads a frame once and whole"):
-        evaluate.evaluate_model(bundle, tmp_path, ["mine"], test_time=TestTime(flip=True))
+    for test_time in (TestTime(flip=True), TestTime(scales=(1.0, 2.0))):
+        with pytest.raises(ValueError, match="reads a frame once and whole"):
+            evaluate.evaluate_model(bundle, tmp_path, ["mine"], test_time=test_time)
     with pytest.raises(ValueError, match=r"nightlab\.pt is not a bundle; expected the folder of a bundle"):
         evaluate.evaluate_model(tiny_checkpoint, tmp_path, ["mine"], record_figures=True)
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from nightlab_core.benchmark.curve import with_scale
 from nightlab_core.classes import load_class_set
 from nightlab_core.config import replace
 from nightlab_core.data.datasets.catalogue import open_set
@@ -242,7 +243,7 @@ def evaluate_model(
         classes: key or YAML file of the class set of plain folders; None: the model's.
         engine, precision: inference library and arithmetic of a bundle; a checkpoint runs in torch.
         settings: merge, number of regions and thresholds of the pipeline.
-        test_time: scales, mirror image and windows of a checkpoint's image level.
+        test_time: scale of the image level's input; more scales, mirror image and windows for a checkpoint alone.
         record_figures: write the figures into the bundle's manifest.
         json_path: file to write the whole report to.
 
@@ -250,8 +251,6 @@ def evaluate_model(
     """
     if record_figures and not model.is_dir():
         raise ValueError(f"{model} is not a bundle; expected the folder of a bundle to record figures in")
-    if model.is_dir() and test_time != TestTime():
-        raise ValueError(f"{model} is a bundle, which reads a frame once and whole; evaluate its checkpoint instead")
     evaluations: dict[str, Evaluation] = {}
     predicted = models.class_set_of(model)
     folder_classes = load_class_set(classes) if classes else predicted
@@ -282,6 +281,7 @@ def _opened(
         with models.open_model(model, settings, test_time) as opened:
             yield opened, opened.both_levels
         return
+    scale = test_time.check_bundle(model)
     options = EngineOptions(engine=engine, precision=precision)
-    with Engines.open(model, options) as engines, Pipeline(engines, settings) as pipeline:
+    with Engines.open(model, options) as engines, Pipeline(with_scale(engines, scale), settings) as pipeline:
         yield pipeline, True

@@ -22,6 +22,7 @@ from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
 from training import models
 from training.gains import MERGES, PASTES, changed_counts, either_level, paste_oracle
+from training.sliding import TestTime
 
 
 class Row(Settings):
@@ -29,6 +30,7 @@ class Row(Settings):
 
     name: str
     image: str
+    input_scale: float = Field(default=1.0, gt=0)  #: side of the image level's input, as a multiple of its own
     region: str = ""  #: empty: the image level alone
     #: "prediction": the hard classes in the image level's labels; "detector": the detector's, in its own order;
     #: "objectness": the same boxes as the paper's RDN ranks them, without regard to HDM. This needs a checkpoint.
@@ -98,14 +100,15 @@ class Networks:
         for row in rows:
             for path in filter(None, (row.image, row.region)):
                 self.classes.setdefault(path, models.class_set_of(Path(path)))
-            self._once(("image", row.image), partial(models.open_image, Path(row.image)))
+            test_time = TestTime(scales=(row.input_scale,))
+            self._once(self._image_key(row), partial(models.open_image, Path(row.image), test_time))
             if row.region:
                 self._once(("region", row.region), partial(models.open_region, Path(row.region)))
                 self._once(self._hardness_key(row), partial(self._open_hardness, row))
 
     def model(self, row: Row, settings: PipelineSettings) -> models.Model:
         """Return the model of a row. `settings` decide which boxes it reads."""
-        image = self.cached["image", row.image]
+        image = self.cached[self._image_key(row)]
         if not row.region:
             return models.Model(image)
         return models.Model(image, self.cached[self._hardness_key(row)], self.cached["region", row.region], settings)
@@ -131,14 +134,18 @@ class Networks:
         return network.engine
 
     @staticmethod
+    def _image_key(row: Row) -> tuple[str, ...]:
+        return ("image", row.image, str(row.input_scale))
+
+    @staticmethod
     def _hardness_key(row: Row) -> tuple[str, ...]:
-        return ("hardness", row.detector or row.image, row.boxes)
+        return ("hardness", row.detector or f"{row.image} {row.input_scale}", row.boxes)
 
     def _open_hardness(self, row: Row) -> models.Network:
         if row.detector:
             return models.open_hardness(Path(row.detector), row.boxes == "objectness")
         hard_ids = self.classes[row.image].ids_of(self._hard_classes)
-        return models.Network(models.PredictedBoxes(self.cached["image", row.image], hard_ids))
+        return models.Network(models.PredictedBoxes(self.cached[self._image_key(row)], hard_ids))
 
     def _once(self, key: tuple[str, ...], open_network: Callable[[], models.Network]) -> None:
         if key not in self.cached:
@@ -166,7 +173,9 @@ class Ladder:
         counts: dict[tuple[object, ...], Counts] = {}
         found = []
         for row in rows:
-            key = (row.image, row.region, row.boxes, row.detector, row.score_threshold, row.max_regions)
+            key = (
+                row.image, row.input_scale, row.region, row.boxes, row.detector, row.score_threshold, row.max_regions
+            )  # fmt: skip
             if key not in counts:
                 counts[key] = self._count(row, sample.image_bgr, sample.labels)
             found.append(counts[key])
@@ -198,7 +207,7 @@ class Ladder:
 
     def _model(self, row: Row) -> models.Model:
         """Return the model of a row, which reads the ten best boxes; the sweep over their number needs them all."""
-        key = (row.image, row.region, row.boxes, row.detector, row.score_threshold)
+        key = (row.image, row.input_scale, row.region, row.boxes, row.detector, row.score_threshold)
         if key not in self._models:
             changes = {"max_regions": MAX_REGIONS, "score_threshold": row.score_threshold, "refine": "always"}
             self._models[key] = self.networks.model(row, settings_with(self.ablation.pipeline, **changes))

@@ -57,6 +57,7 @@ class SegmenterRecipe(Settings):
     )
     start_from: str = ""  #: checkpoint with the first weights; empty: ImageNet's
     relam_from: str = ""  #: checkpoint of `training.stages.relam` for the light adaptation; empty: it starts as it is
+    compile: bool = False  #: compile the network first: on a CPU two minutes, then a sixth less time a step
 
 
 def backbone_of(level: Level) -> Backbone:
@@ -210,6 +211,8 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
     # torchvision's operator is several times slower than grid_sample in a CPU's backward pass.
     set_deform_form(model, "deform_conv" if torch.cuda.is_available() else "grid_sample")
     train_mode(model, recipe)
+    if recipe.compile:
+        model.compile()
     hard, paste = classes.ids_of(recipe.hard_classes), classes.ids_of(recipe.paste_classes)
     weight = loss_weights(recipe.class_weights, outputs)
     stream: FrameStream | RegionStream
