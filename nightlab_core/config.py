@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strict typed settings, and YAML files read into them.
+"""Strict typed settings, and the one reader of YAML files.
 
 An unknown key, a key written twice, or a text in place of a number is an error at every depth: a setting must not be
-ignored silently.
+ignored silently. A YAML file is data from outside, so that its size, its depth and its aliases are limited.
 """
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
+
+#: Limits of a YAML file: bytes, levels of nesting, and values once every alias is replaced by what it stands for.
+MAX_YAML_BYTES, MAX_YAML_DEPTH, MAX_YAML_VALUES = 1 << 20, 32, 50_000
 
 
 class Settings(BaseModel):
@@ -49,35 +54,73 @@ def checked(data: dict[str, Any], cls: type[T], path: str | Path) -> T:
     """Validate a mapping, read from `path`, as `cls`. Raises ConfigError that names `path`."""
     try:
         # Through JSON, because in strict mode a YAML list is otherwise no tuple.
-        return cls.model_validate_json(json.dumps(data, default=str))
+        return cls.model_validate_json(json.dumps(data, default=_iso_date))
     except ValidationError as error:
         lines = [_explain(detail, cls) for detail in error.errors()]
         raise ConfigError(f"{path}: " + "\n".join(lines)) from error
+    except (TypeError, UnicodeError) as error:
+        raise ConfigError(f"{path}: {error}; expected keys of text, and texts, numbers, lists and mappings") from error
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read the mapping in a YAML file, without validation. Raises ConfigError, or FileNotFoundError."""
-    with Path(path).open(encoding="utf-8") as file:
-        try:
-            data = yaml.load(file, Loader=_Loader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+    with Path(path).open("rb") as file:
+        content = file.read(MAX_YAML_BYTES + 1)
+    if len(content) > MAX_YAML_BYTES:
+        raise ConfigError(f"{path}: received more than {MAX_YAML_BYTES} bytes; is this the right file?")
+    try:
+        data = yaml.load(content.decode(), Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date or number that Python refuses
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: received {_shown(data)}, expected a mapping of keys to values")
     return data
 
 
 class _Loader(yaml.SafeLoader):
-    """Load YAML's safe types; refuse keys written twice, and read 1e-4 as a number, unlike PyYAML."""
+    """Load texts, numbers, dates, lists and mappings within the limits of this module.
+
+    Refuses tags and keys written twice, and reads 1e-4 as a number, unlike PyYAML.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._extents: dict[yaml.Node, tuple[int, int]] = {}  # values and levels of a node, aliases replaced
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        event = self.peek_event()
+        if getattr(event, "tag", None) is not None:
+            raise _refused(f"received the tag {event.tag!r}; remove it", event)
+        self._depth += 1
+        if self._depth > MAX_YAML_DEPTH:
+            raise _refused(f"received more than {MAX_YAML_DEPTH} levels of nesting", event)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(event, yaml.AliasEvent) and node not in self._extents:
+            raise _refused("received an alias inside of its own anchor", event)
+        values, levels = self._extents.setdefault(node, self._extent(node))
+        if values > MAX_YAML_VALUES or self._depth + levels > MAX_YAML_DEPTH:
+            raise _refused(
+                f"received more than {MAX_YAML_VALUES} values or {MAX_YAML_DEPTH} levels, with aliases replaced", event
+            )
+        return node
+
+    def _extent(self, node: yaml.Node) -> tuple[int, int]:
+        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            parts = chain.from_iterable(parts)
+        extents = [self._extents[part] for part in parts]
+        return 1 + sum(values for values, _ in extents), 1 + max((levels for _, levels in extents), default=0)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _refused("received a list or mapping as a key; expected a text", key_node)
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is written twice", key_node.start_mark
-                )
+                raise _refused(f"key {key!r} is written twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -85,6 +128,17 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+
+
+def _refused(reason: str, place: yaml.Event | yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=reason, problem_mark=place.start_mark)
+
+
+def _iso_date(value: Any) -> str:
+    """Return a date of YAML as text, for JSON."""
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    raise TypeError(f"received {_shown(value)}")
 
 
 def _explain(detail: ErrorDetails, cls: type[BaseModel]) -> str:

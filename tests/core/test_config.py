@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -86,6 +87,51 @@ def test_yaml_builds_no_objects(file: Path) -> None:
     file.write_text("size: !!python/object/apply:os.getpid []")
     with pytest.raises(ConfigError, match="not readable as YAML"):
         read_yaml(file)
+
+
+def bomb(levels: int) -> str:
+    """Nine aliases a level: 9 ** levels values in a file of a few lines."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (bomb(30), "more than 50000 values"),
+        ("a: &a " + "[" * 20 + "]" * 20 + "\nb: " + "[" * 20 + "*a" + "]" * 20, "32 levels, with aliases replaced"),
+        ("a: " + "[" * 100_000, "more than 32 levels of nesting"),
+        ("a: &a [*a]", "an alias inside of its own anchor"),
+        ("a: &a {b: *a}", "an alias inside of its own anchor"),
+        ("a: *b", "undefined alias"),
+        ("a: " + "x" * (1 << 20), "received more than 1048576 bytes"),
+        ("size: !!int '3'", "received the tag 'tag:yaml.org,2002:int'"),
+        ("? [a]\n: 1", "received a list or mapping as a key"),
+        ("a: 2026-99-99", "month must be in 1..12"),
+        ("a: " + "9" * 5000, "not readable as YAML"),
+        ("a: \udcff", "not readable as YAML"),
+        ("<<: {size: 1}", "not readable as YAML"),
+    ],
+)
+def test_yaml_beyond_the_limits_is_refused(file: Path, text: str, message: str) -> None:
+    file.write_text(text, errors="surrogateescape")
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        read_yaml(file)
+    assert str(file) in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_a_few_aliases_are_read(file: Path) -> None:
+    file.write_text("inner: {names: &names [a, b]}\nmany: {left: {names: *names}, right: {names: *names}}")
+    settings = load_yaml(file, Outer)
+    assert settings.inner.names == settings.many["left"].names == settings.many["right"].names == ("a", "b")
+
+
+@pytest.mark.parametrize("text", ["many: {2026-01-31: {}}", "inner: {names: {2026-01-31: 1}}"])
+def test_a_date_as_a_key_is_refused(file: Path, text: str) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(f"{file}: keys must be str")):
+        load_yaml(file, Outer)
 
 
 def test_settings_are_frozen_and_replaced_with_a_check() -> None:
