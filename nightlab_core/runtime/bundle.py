@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read and write bundles: a folder with three ONNX networks and bundle.yaml. The format is described in docs/bundle.md.
 
-A bundle is data: it holds no pickle and runs no code when it is loaded, and every file is checked by its SHA-256.
+A bundle is data from outside: it holds no pickle and runs no code when it is loaded, every file is checked by its
+SHA-256, and every number is limited.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pydantic import Field, field_validator, model_validator
 from nightlab_core.classes import shipped_class_set
 from nightlab_core.config import ConfigError, Settings, load_yaml, read_yaml, replace
 from nightlab_core.files import write_atomic
-from nightlab_core.labels import MAX_CLASSES, ClassMapping, ClassSet
+from nightlab_core.labels import IGNORE_ID, MAX_CLASSES, ClassMapping, ClassSet
+from nightlab_core.runtime.onnx_file import read_onnx
 from nightlab_core.runtime.regions import network_size_hw
 
 FORMAT = 1
@@ -28,7 +30,9 @@ EngineKind = Literal["image", "hardness", "region"]
 ENGINE_KINDS: tuple[EngineKind, ...] = ("image", "hardness", "region")
 
 Byte = Annotated[int, Field(ge=0, le=255)]
-Side = Annotated[int, Field(ge=1)]
+#: Limits of what a network reads: pixels of a side, and of all frames or crops of one call.
+MAX_SIDE, MAX_INPUT_PIXELS = 4096, 1 << 23
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 
 
 class BundleError(Exception):
@@ -56,6 +60,7 @@ class EngineFile(Settings):
     def _sides_are_multiples(self) -> EngineFile:
         if any(side % self.multiple for side in self.input_hw):
             raise ValueError(f"input_hw {self.input_hw} is not a multiple of {self.multiple}")
+        _check_pixels(self.input_hw, 1)
         return self
 
     def network_hw(self, frame_hw: tuple[int, int]) -> tuple[int, int]:
@@ -75,6 +80,11 @@ class RegionFile(EngineFile):
 
     max_batch: Annotated[int, Field(ge=1, le=10)]
 
+    @model_validator(mode="after")
+    def _a_batch_is_limited(self) -> RegionFile:
+        _check_pixels(self.input_hw, self.max_batch)
+        return self
+
 
 class EngineFiles(Settings):
     """The three networks."""
@@ -89,7 +99,7 @@ class Classes(Settings):
 
     names: tuple[str, ...]
     colors_rgb: tuple[tuple[Byte, Byte, Byte], ...]
-    ignore_id: Literal[255] = 255
+    ignore_id: Annotated[int, Field(ge=IGNORE_ID, le=IGNORE_ID)] = IGNORE_ID
     key: str = ""  #: of the class set; empty: the bundle's name
     mappings_to: dict[str, ClassMapping] = Field(default_factory=dict)  #: the classes in other class sets, by their key
 
@@ -105,7 +115,7 @@ class Classes(Settings):
 class Manifest(Settings):
     """Content of bundle.yaml. Every key is required unless it has a default."""
 
-    format: Literal[1] = 1
+    format: Annotated[int, Field(ge=FORMAT, le=FORMAT)] = FORMAT
     name: str
     created: str  #: ISO date
     classes: Classes
@@ -176,7 +186,7 @@ def load_bundle(directory: str | Path) -> Bundle:
         raise BundleError(f"{path}: no such file; expected the folder of a bundle, as nightlab export writes it")
     try:
         version = read_yaml(path).get("format")
-        if version != FORMAT:
+        if version != FORMAT or not isinstance(version, int) or isinstance(version, bool):
             raise BundleError(
                 f"{path}: received format {version!r}, expected {FORMAT}; export the bundle again, or update nightlab"
             )
@@ -184,16 +194,36 @@ def load_bundle(directory: str | Path) -> Bundle:
     except ConfigError as error:
         raise BundleError(f"{error}\nCorrect {MANIFEST_NAME}, or export the bundle again") from error
     for kind, engine in _engine_files(manifest).items():
-        file = folder / engine.file
-        if not file.is_file():
-            raise BundleError(f"{file}: no such file; the {kind} network of {path} is expected there: copy it again")
-        received = sha256_of(file)
-        if received != engine.sha256:
-            raise BundleError(
-                f"{file}: received SHA-256 {received}, expected {engine.sha256 or 'one in ' + MANIFEST_NAME}; "
-                "the file was changed or cut short: copy or export the bundle again"
-            )
+        _check_file(folder, kind, engine, len(manifest.classes.names))
     return Bundle(folder, manifest)
+
+
+def _check_file(folder: Path, kind: EngineKind, engine: EngineFile, num_classes: int) -> None:
+    """Raise BundleError unless a network's file lies in the bundle, is complete, and fits the classes."""
+    file = folder / engine.file
+    if not file.is_file():
+        raise BundleError(f"{file}: no such file; the {kind} network of {folder} is expected there: copy it again")
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{file}: received a link to {file.resolve()}, outside the bundle; copy the file itself")
+    received = sha256_of(file)
+    if received != engine.sha256:
+        raise BundleError(
+            f"{file}: received SHA-256 {received}, expected {engine.sha256 or 'one in ' + MANIFEST_NAME}; "
+            "the file was changed or cut short: copy or export the bundle again"
+        )
+    try:
+        facts = read_onnx(file)
+    except ValueError as error:
+        raise BundleError(f"{file}: not an ONNX file: {error}; export the bundle again") from error
+    if facts.has_external_data:
+        raise BundleError(
+            f"{file}: the network stores weights in another file, which no SHA-256 covers; save it as one file"
+        )
+    if kind == "image" and facts.num_channels not in (None, num_classes):
+        raise BundleError(
+            f"{file}: the network has {facts.num_channels} classes, but {MANIFEST_NAME} names {num_classes}; "
+            "write the names of exactly the network's classes, or export the bundle again"
+        )
 
 
 def write_manifest(directory: str | Path, manifest: Manifest) -> Manifest:
@@ -208,6 +238,11 @@ def write_manifest(directory: str | Path, manifest: Manifest) -> Manifest:
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
     write_atomic(folder / MANIFEST_NAME, text)
     return load_yaml(folder / MANIFEST_NAME, Manifest)
+
+
+def _check_pixels(input_hw: tuple[int, int], batch: int) -> None:
+    if (pixels := batch * input_hw[0] * input_hw[1]) > MAX_INPUT_PIXELS:
+        raise ValueError(f"received {pixels} pixels in one call of the network, expected at most {MAX_INPUT_PIXELS}")
 
 
 def _engine_files(manifest: Manifest) -> dict[EngineKind, EngineFile]:

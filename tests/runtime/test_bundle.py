@@ -111,12 +111,18 @@ def test_a_missing_file_is_refused(copy: Path) -> None:
         load_bundle(copy)
 
 
-def test_a_symlink_to_another_file_is_refused_by_its_sha256(copy: Path, tmp_path: Path) -> None:
-    (tmp_path / "other.onnx").write_bytes(b"other")
-    (copy / "image.onnx").unlink()
-    (copy / "image.onnx").symlink_to(tmp_path / "other.onnx")
-    with pytest.raises(BundleError, match="SHA-256"):
+def test_a_link_out_of_the_bundle_is_refused_although_its_sha256_fits(copy: Path, tmp_path: Path) -> None:
+    shutil.move(copy / "image.onnx", tmp_path / "elsewhere.onnx")
+    (copy / "image.onnx").symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(BundleError, match=r"received a link to .*elsewhere\.onnx, outside the bundle; copy the file"):
         load_bundle(copy)
+
+
+def test_links_within_the_bundle_and_to_the_bundle_are_followed(copy: Path, tmp_path: Path) -> None:
+    (copy / "image.onnx").rename(copy / "network.onnx")
+    (copy / "image.onnx").symlink_to("network.onnx")
+    (tmp_path / "current").symlink_to(copy)
+    assert load_bundle(tmp_path / "current").manifest.name == "tiny"
 
 
 @pytest.mark.parametrize(
@@ -124,17 +130,25 @@ def test_a_symlink_to_another_file_is_refused_by_its_sha256(copy: Path, tmp_path
     [
         (lambda m: m.update(format=2), "received format 2, expected 1; export the bundle again, or update"),
         (lambda m: m.pop("format"), "received format None, expected 1"),
+        (lambda m: m.update(format=True), "received format True, expected 1"),
+        (lambda m: m.update(format=1.0), r"received format 1\.0, expected 1"),
         (lambda m: m.update(colour="red"), "key 'colour': received an unknown key"),
         (lambda m: m["engines"]["image"].update(widht=3), "key 'engines.image.widht': received an unknown key"),
         (lambda m: m["engines"]["image"].update(sha256=""), "expected one in bundle.yaml"),
         (lambda m: m["engines"]["image"].update(input_hw=[481, 640]), r"input_hw \(481, 640\) is not a multiple of 32"),
         (lambda m: m["engines"]["image"].update(input_hw=[0, 640]), "greater than or equal to 1"),
+        (lambda m: m["engines"]["image"].update(input_hw=[64000, 64000]), "less than or equal to 4096"),
+        (lambda m: m["engines"]["image"].update(input_hw=[4096, 4096]), "received 16777216 pixels .* at most 8388608"),
+        (lambda m: m["engines"]["image"].update(input_hw=[10**9, 10**9], multiple=10**9), "less than or equal to 4096"),
+        (lambda m: m["engines"]["region"].update(input_hw=[1024, 1024]), "received 10485760 pixels"),
+        (lambda m: m["engines"]["region"].update(max_batch=True), "key 'engines.region.max_batch': received True"),
         (lambda m: m["engines"]["region"].update(max_batch=11), "less than or equal to 10"),
         (lambda m: m["engines"].pop("region"), "key 'engines.region': received nothing"),
         (lambda m: m["classes"].update(names=["pole"]), "1 names but 19 colours"),
         (lambda m: m["classes"].update(names=["road"] * 19), "distinct names"),
         (lambda m: m["classes"].update(_classes(MAX_CLASSES + 1)), "expected 1 to 254 distinct names"),
         (lambda m: m["classes"].update(ignore_id=254), "key 'classes.ignore_id'"),
+        (lambda m: m["classes"].update(ignore_id=255.0), "key 'classes.ignore_id'"),
         (lambda m: m["classes"]["colors_rgb"].__setitem__(3, [0, 0, 256]), "less than or equal to 255"),
         (lambda m: m.update(hard_classes=["pole", "unicorn"]), r"\['unicorn'\] are not among the classes"),
         (lambda m: m.update(accuracy={"miou": "good"}), "key 'accuracy.miou': received 'good'"),
