@@ -88,7 +88,7 @@ class _Loader(yaml.SafeLoader):
         self._depth = 0
         self._extents: dict[yaml.Node, tuple[int, int]] = {}  # values and levels of a node, aliases replaced
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         if getattr(event, "tag", None) is not None:
             raise _refused(f"received the tag {event.tag!r}; remove it", event)
@@ -96,6 +96,7 @@ class _Loader(yaml.SafeLoader):
         if self._depth > MAX_YAML_DEPTH:
             raise _refused(f"received more than {MAX_YAML_DEPTH} levels of nesting", event)
         node = super().compose_node(parent, index)
+        assert node is not None
         self._depth -= 1
         if isinstance(event, yaml.AliasEvent) and node not in self._extents:
             raise _refused("received an alias inside of its own anchor", event)
@@ -130,7 +131,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _refused(reason: str, place: yaml.Event | yaml.Node) -> yaml.MarkedYAMLError:
+def _refused(reason: str, place: Any) -> yaml.MarkedYAMLError:
+    """Return the error for an event or a node of the file."""
     return yaml.MarkedYAMLError(problem=reason, problem_mark=place.start_mark)
 
 
