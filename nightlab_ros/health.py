@@ -33,6 +33,11 @@ class HealthReport:
     message: str
     values: dict[str, str] = field(default_factory=dict)
 
+    def with_warning(self, sentence: str) -> HealthReport:
+        """Return the report with one more warning."""
+        message = sentence if self.level == OK else f"{self.message}; {sentence}"
+        return HealthReport(max(self.level, WARN), message, self.values)
+
 
 class Health:
     """Keep statistics over the last `window` processed frames, and counts since the node was configured."""

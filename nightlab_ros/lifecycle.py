@@ -1,16 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lifecycle node that logs why a transition failed. rclpy swallows the exceptions of its transition callbacks."""
+"""Lifecycle node that logs why a transition or a callback failed.
+
+rclpy swallows the exceptions of its transition callbacks, and those of other callbacks end the process.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+
+from nightlab_ros.distinct_lines import DistinctLines
 
 
 class LoggedLifecycleNode(LifecycleNode):
     """Base of a lifecycle node. A subclass says what to do in four steps, which may raise any exception."""
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        """Create the node; the arguments are those of rclpy's LifecycleNode."""
+        self._callback_errors = DistinctLines()
+        super().__init__(name, **kwargs)
+
+    def create_subscription(
+        self, msg_type: Any, topic: str, callback: Callable[..., Any], *args: Any, **kw: Any
+    ) -> Any:
+        """Subscribe with a callback whose exceptions are logged, such as those of rclpy for a negative /clock."""
+
+        @wraps(callback)  # rclpy counts the callback's arguments
+        def guarded(*arguments: Any) -> None:
+            try:
+                callback(*arguments)
+            except Exception as error:
+                line = self._callback_errors.line(f"a message on {topic} is ignored: {type(error).__name__}: {error}")
+                if line:
+                    self.get_logger().error(line)
+
+        return super().create_subscription(msg_type, topic, guarded, *args, **kw)
 
     @abstractmethod
     def configure(self) -> None:

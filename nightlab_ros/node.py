@@ -28,10 +28,14 @@ from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_core.runtime.refinement import Outcome
 from nightlab_ros.build_progress import BuildProgressReporter
 from nightlab_ros.camera_stream import CameraImage, CameraStream, clock_s
+from nightlab_ros.distinct_lines import DistinctLines
 from nightlab_ros.health import Health
 from nightlab_ros.lifecycle import LoggedLifecycleNode
 from nightlab_ros.parameters import ParameterError, change, declare, unknown_parameters
 from nightlab_ros.publishers import DiagnosticsPublisher, Publishers
+from nightlab_ros.transport.shared_memory import reclaim
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class NightLabNode(LoggedLifecycleNode):
@@ -59,7 +63,7 @@ class NightLabNode(LoggedLifecycleNode):
         self._diagnostics: DiagnosticsPublisher | None = None
         self._timer: Any = None
         self._prepared_hw: tuple[int, int] | None = None
-        self._logged_hw: tuple[int, int] | None = None
+        self._lines = DistinctLines()
 
     def segment(self, image: CameraImage) -> None:
         """Convert an image, run the pipeline, publish. Runs on the stream's thread."""
@@ -107,8 +111,9 @@ class NightLabNode(LoggedLifecycleNode):
     def activate(self) -> None:
         """Subscribe to the camera."""
         assert self._outputs is not None
-        self._outputs.start()
+        self._outputs.start(self.settings.confidence_threshold)
         self._worker = worker = LatestWorker("pipeline", self.segment, self._on_error)
+        self.get_logger().info("active")
         self._stream = CameraStream(self, "", self.settings.transport, self._health, worker.submit)
 
     def deactivate(self) -> None:
@@ -134,25 +139,31 @@ class NightLabNode(LoggedLifecycleNode):
             if part is not None:
                 part.close()
         self._timer = self._diagnostics = self._outputs = self._pipeline = self._engines = None
-        self._prepared_hw = self._logged_hw = None
+        self._prepared_hw = None
 
     def _prepare(self, pipeline: Pipeline, frame_hw: tuple[int, int]) -> None:
         """Compile for images of this size and warm up. A size that fails is tried at each image, but logged once."""
         size = f"{frame_hw[1]}x{frame_hw[0]}"
-        if frame_hw != self._logged_hw:
-            self.get_logger().info(f"preparing the engines for images of {size}")
-        self._logged_hw = frame_hw
+        if line := self._lines.line(f"preparing the engines for images of {size}"):
+            self.get_logger().info(line)
         self._health.set_delay_reason(f"preparing the engines for images of {size}")
         seconds = pipeline.prepare(frame_hw)
         self._prepared_hw = frame_hw
         self._health.record_prepared(frame_hw)
         self._health.set_delay_reason("")
-        self.get_logger().info(f"prepared for {size} in {seconds:.1f} s")
+        if line:
+            self.get_logger().info(f"prepared for {size} in {seconds:.1f} s")
+
+    def _count_namesakes(self) -> int:
+        """Return the number of nodes with this node's full name. One that was killed counts for up to 20 s."""
+        own = (self.get_name(), self.get_namespace())
+        return self.get_node_names_and_namespaces().count(own)
 
     def _on_error(self, error: Exception) -> None:
         reason = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
         self._health.record_failed(reason)
-        self.get_logger().error(f"no mask for this image: {reason}", throttle_duration_sec=5.0)
+        if line := self._lines.line(f"no mask for this image: {reason}"):
+            self.get_logger().error(line)
 
     def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
         try:
@@ -163,11 +174,15 @@ class NightLabNode(LoggedLifecycleNode):
         if self._pipeline is not None:
             self._pipeline.settings = self.settings.pipeline_settings()
             self._health.limits = self.settings.health_limits()
+        if self._stream is not None and self._outputs is not None and "confidence_threshold" in values:
+            self._outputs.publish_label_info(self.settings.confidence_threshold)
         return SetParametersResult(successful=True)
 
     def _report(self) -> None:
         assert self._engines is not None and self._diagnostics is not None
         report = self._health.report(clock_s(self), active=self._stream is not None)
+        if (number := self._count_namesakes()) > 1:
+            report = report.with_warning(f"{number} nodes have the name {self.get_fully_qualified_name()}: rename one")
         report.values["engine"] = self._engines.name
         if self._engines.note:
             report.values["engine_note"] = self._engines.note
@@ -179,12 +194,15 @@ def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; returns 0, or 1 if it could not start."""
     stop = threading.Event()
     # rclpy's own handlers would invalidate the context at once, while a callback or the worker uses it.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: stop.set())
+    freed_bytes = reclaim()
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     node = None
     try:
         node = NightLabNode(stop)
+        if freed_bytes:
+            node.get_logger().info(f"deleted {freed_bytes / 1e6:.0f} MB of shared memory of processes that have ended")
         success = TransitionCallbackReturn.SUCCESS
         if node.settings.autostart and not (node.trigger_configure() == success == node.trigger_activate()):
             return 1
@@ -196,6 +214,8 @@ def main(args: list[str] | None = None) -> int:
         rclpy.logging.get_logger("nightlab").fatal(str(error))
         return 1
     finally:
+        for number in STOP_SIGNALS:  # a second one while Python shuts down would end the process with an error
+            signal.signal(number, signal.SIG_IGN)
         if node is not None:
             node.close()
             node.destroy_node()

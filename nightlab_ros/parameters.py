@@ -174,12 +174,14 @@ def change(settings: NodeSettings, values: Mapping[str, Any], configured: bool) 
 def declare(node: Any) -> NodeSettings:
     """Declare every parameter on an rclpy node and return its first settings.
 
-    Raises ParameterError, or rclpy's ParameterException for a wrong type or a value outside its range.
+    Raises ParameterError that names all wrong values of the file and the command line at once.
     """
-    values = {}
+    given = {name: parameter.value for name, parameter in node._parameter_overrides.items()}
+    settings = change(NodeSettings(), given, configured=False)
     for name, field in NodeSettings.model_fields.items():
-        values[name] = node.declare_parameter(name, ros_default(field), _descriptor(field)).value
-    return change(NodeSettings(), values, configured=False)
+        value = ros_value(getattr(settings, name))
+        node.declare_parameter(name, value, _descriptor(field), ignore_override=True)
+    return settings
 
 
 def unknown_parameters(names: Iterable[str], declared: Iterable[str]) -> list[str]:
@@ -194,9 +196,9 @@ def unknown_parameters(names: Iterable[str], declared: Iterable[str]) -> list[st
     return sentences
 
 
-def ros_default(field: FieldInfo) -> Any:
-    """Return a parameter's default as rclpy takes it."""
-    return list(field.default) if isinstance(field.default, tuple) else field.default
+def ros_value(value: Any) -> Any:
+    """Return a setting as rclpy takes it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
@@ -212,7 +214,11 @@ def changes(field: FieldInfo) -> str:
 def _descriptor(field: FieldInfo) -> Any:
     from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 
-    descriptor = ParameterDescriptor(description=field.description or "", read_only=AT_START in field.metadata)
+    descriptor = ParameterDescriptor(
+        description=field.description or "",
+        read_only=AT_START in field.metadata,
+        dynamic_typing=isinstance(field.default, float),  # so that an integer is taken; `change` checks the type
+    )
     low, high = value_range(field)
     if low is not None and high is not None:
         if isinstance(field.default, float):

@@ -60,12 +60,16 @@ class Publishers:
             self._label_info = self._create(topics.LABEL_INFO)
         self._overlay_worker: LatestWorker[_Overlay] | None = None
 
-    def start(self) -> None:
+    def start(self, threshold: float) -> None:
         """Start the overlay's thread and publish the label info; call this when the publishers are active."""
         self._overlay_worker = LatestWorker("overlay", self._draw_overlay, self._overlay_failed)
+        self.publish_label_info(threshold)
+
+    def publish_label_info(self, threshold: float) -> None:
+        """Publish the class names and the confidence below which pixels are unlabelled, 0 to 1."""
         if self._vision_msgs is not None:
             stamp = self._node.get_clock().now().to_msg()
-            self._label_info.publish(label_info(self._vision_msgs, self._classes, stamp))
+            self._label_info.publish(label_info(self._vision_msgs, self._classes, stamp, threshold))
 
     def stop(self) -> None:
         """Stop the overlay's thread."""
@@ -189,9 +193,9 @@ def detections(vision_msgs: Any, result: Result, header: Header) -> Any:
     return array
 
 
-def label_info(vision_msgs: Any, classes: ClassSet, stamp: Any) -> Any:
-    """Return the class names as vision_msgs/LabelInfo; 255, unlabelled, is no class."""
-    info = vision_msgs.LabelInfo()
+def label_info(vision_msgs: Any, classes: ClassSet, stamp: Any, threshold: float) -> Any:
+    """Return class names and confidence threshold as vision_msgs/LabelInfo; 255, unlabelled, is no class."""
+    info = vision_msgs.LabelInfo(threshold=float(threshold))
     info.header.stamp = stamp
     info.class_map = [vision_msgs.VisionClass(class_id=i, class_name=name) for i, name in enumerate(classes.names)]
     return info

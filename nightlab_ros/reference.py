@@ -22,7 +22,7 @@ from nightlab_core.data.image_header import MAX_ASPECT, MAX_BYTES, MAX_PIXELS
 from nightlab_core.data.images import ENCODINGS
 from nightlab_core.data.label_maps import palette_ids
 from nightlab_core.data.pixel_depth import FIRST_FRAMES, MEASURED_BITS
-from nightlab_ros.parameters import ROS_TYPES, NodeSettings, changes, choices, ros_default, value_range
+from nightlab_ros.parameters import ROS_TYPES, NodeSettings, changes, choices, ros_value, value_range
 from nightlab_ros.topics import DIAGNOSTIC_KEYS, DIAGNOSTICS, PUBLICATIONS, SUBSCRIPTIONS, NodeTopic
 
 WIDTH = 120
@@ -158,7 +158,7 @@ PAGES = {"parameters.md": parameters_page, "topics.md": topics_page, "what-is-re
 
 
 def _facts(field: FieldInfo) -> Iterable[str]:
-    default = ros_default(field)
+    default = ros_value(field.default)
     shown = str(default).lower() if isinstance(default, bool) else str(default) or '""'
     yield f"type {ROS_TYPES[type(field.default)]}, default `{shown}`, changes {changes(field)}"
     if choices(field):

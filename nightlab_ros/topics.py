@@ -46,7 +46,10 @@ REGIONS = NodeTopic(
     "Hard regions in pixels with their score, 0 to 1. The class id is `refined`, or `hard` if it was not refined.",
 )
 LABEL_INFO = NodeTopic(
-    "~/label_info", "vision_msgs/msg/LabelInfo", "Names of the class ids, published at activation.", latched=True
+    "~/label_info",
+    "vision_msgs/msg/LabelInfo",
+    "Names of the class ids, and `confidence_threshold`. Published at activation and when the threshold changes.",
+    latched=True,
 )
 OVERLAY = NodeTopic(
     "~/overlay",

@@ -258,6 +258,16 @@ def test_several_publishers_are_named() -> None:
     assert (stream.values["reliability"], stream.values["publishers"]) == ("best effort", "/front, /rear")
 
 
+def test_a_warning_of_the_node_is_added() -> None:
+    stream = Stream()
+    stream.run(1)
+    report = stream.health.report(stream.clock_s, active=True).with_warning("two nodes of one name")
+    assert (report.level, report.message, report.values["processed"]) == (WARN, "two nodes of one name", "1")
+    stream.health.record_failed("71 bytes")
+    report = stream.health.report(stream.clock_s, active=True).with_warning("two nodes of one name")
+    assert (report.level, report.message) == (ERROR, "a frame failed: 71 bytes; two nodes of one name")
+
+
 def test_losses_are_reported_with_a_remedy() -> None:
     stream = Stream()
     stream.health.set_source("best effort", ["/camera"], "what to do")

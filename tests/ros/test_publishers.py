@@ -45,7 +45,7 @@ def messages() -> Any:
                 id="",
             ),
             ObjectHypothesisWithPose=lambda: Closed(hypothesis=Closed(class_id="", score=0.0), pose=None),
-            LabelInfo=lambda: Closed(header=Header(), class_map=[], threshold=0.0),
+            LabelInfo=lambda threshold: Closed(header=Header(), class_map=[], threshold=threshold),
             VisionClass=lambda **fields: Closed(**{"class_id": 0, "class_name": "", **fields}),
         )
 
@@ -66,5 +66,6 @@ def test_regions_are_boxes_in_pixels_with_scores() -> None:
 
 
 def test_label_info_names_every_class() -> None:
-    info = label_info(messages(), CITYSCAPES19, Header().stamp)
+    info = label_info(messages(), CITYSCAPES19, Header().stamp, 0.5)
+    assert info.threshold == 0.5
     assert [(c.class_id, c.class_name) for c in info.class_map] == list(enumerate(CITYSCAPES19.names))
