@@ -47,13 +47,19 @@ class LearnedCosts:
 class RegionBudget:
     """Select the regions that pay most for their time. Each pipeline has one, since it learns its camera's costs."""
 
-    def __init__(self, max_batch: int) -> None:
-        """Select at most `max_batch` regions of a frame."""
-        self.reading = LearnedCosts(max_batch)  #: of crops and one call of the region engine, by number of regions
-        self.merging = LearnedCosts(max_batch)  #: of merging, by number of regions
+    def __init__(self, reading: Sequence[LearnedCosts], largest: int) -> None:
+        """Use the costs of reading, one for each size of a crop. A frame has at most `largest` regions."""
+        self.reading = reading
+        self.merging = LearnedCosts(largest)  #: of merging, by number of regions
         self._refusals = 0
 
-    def select(self, gains: Sequence[float] | np.ndarray, left_ms: float, num_read: int = 0) -> int:
+    def select(
+        self,
+        gains: Sequence[float] | np.ndarray,
+        left_ms: float,
+        num_read: int = 0,
+        sizes: Sequence[int] | np.ndarray | None = None,
+    ) -> int:
         """Return how many of the remaining regions to read in the next call; 0 to read no more of them.
 
         Without a deadline that is all of them. Otherwise it is the number with the largest gain per millisecond of
@@ -64,12 +70,15 @@ class RegionBudget:
                 only the ratios of gains count.
             left_ms: time left until the deadline; infinite without a deadline.
             num_read: regions of the frame that were read before, which must be merged as well.
+            sizes: index of the size at which each remaining region is read; None if there is one size.
         """
         if math.isinf(left_ms) or not len(gains):
             return len(gains)
         best, best_rate = 0, -1.0
+        at_size = np.eye(len(self.reading), dtype=int)[np.zeros(len(gains), int) if sizes is None else sizes]
+        numbers = np.cumsum(at_size, axis=0).tolist()  # of regions of each size among the first 1, 2, ...
         for number, gain in enumerate(np.cumsum(gains).tolist(), start=1):
-            cost_ms = self.reading.estimate_ms(number)
+            cost_ms = sum(map(LearnedCosts.estimate_ms, self.reading, numbers[number - 1]))
             if cost_ms + self.merging.estimate_ms(num_read + number) > left_ms:
                 continue
             rate = gain / cost_ms if cost_ms > 0 else math.inf

@@ -76,14 +76,26 @@ class EngineFile(Settings):
 
 
 class RegionFile(EngineFile):
-    """The region network, which reads several crops in one batch."""
+    """The region network, which reads several crops of one size in one batch."""
 
     max_batch: Annotated[int, Field(ge=1, le=10)]
+    further_hw: tuple[tuple[Side, Side], ...] = ()  #: further sizes of a crop, with the aspect of `input_hw`
 
     @model_validator(mode="after")
-    def _a_batch_is_limited(self) -> RegionFile:
-        _check_pixels(self.input_hw, self.max_batch)
+    def _sizes_fit_together(self) -> RegionFile:
+        for height, width in self.further_hw:
+            if height % self.multiple or width % self.multiple:
+                raise ValueError(f"further_hw: {[height, width]} is not a multiple of {self.multiple}")
+            if height * self.input_hw[1] != width * self.input_hw[0]:
+                raise ValueError(f"further_hw: {[height, width]} has another aspect than input_hw {self.input_hw}")
+        for size_hw in self.sizes_hw:
+            _check_pixels(size_hw, self.max_batch)
         return self
+
+    @property
+    def sizes_hw(self) -> tuple[tuple[int, int], ...]:
+        """Sizes (height, width) at which crops may be read, in ascending order."""
+        return tuple(sorted({self.input_hw, *self.further_hw}))
 
 
 class EngineFiles(Settings):

@@ -11,6 +11,7 @@ deadline, regions are read after the image level, in small batches, and the merg
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +26,15 @@ from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.budget import RegionBudget
 from nightlab_core.runtime.bundle import Bundle
 from nightlab_core.runtime.clock import Clock, StageTimes
+from nightlab_core.runtime.crops import plan_crops
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.light import LightGate, light_level
+from nightlab_core.runtime.outputs import checked_boxes, checked_maps
+from nightlab_core.runtime.reader import RegionReader
 from nightlab_core.runtime.refinement import NOTHING_FOUND, Outcome, Refinement
 from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
+
+log = logging.getLogger(__name__)
 
 STAGES = ("resize", "image", "hardness", "crop", "region", "merge", "total")
 _MERGES = {"replace": rg.paste_replace, "confident": rg.paste_confident}
@@ -48,6 +54,7 @@ class Result:
     scores: np.ndarray  #: float32 (N,): hardness, 0..1
     outcomes: np.ndarray  #: uint8 (N,): `Outcome` of each box: not chosen, read, left out or late
     hardness_late: bool  #: True if the deadline came before the boxes were known; then there are none
+    refinement_error: str  #: why hard regions could not be found or read; empty: no error
     #: Milliseconds of each stage in STAGES, 0 if it did not run. The paths overlap, so that `total` is less than the
     #: sum. `image` includes resizing the labels to the frame, `hardness` the suppression.
     stages_ms: dict[str, float]
@@ -68,11 +75,20 @@ class Pipeline:
         engines: Engines,
         settings: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
         clock: Clock = Clock(),  # noqa: B008 - no state
+        *,
+        tolerant: bool = False,
     ) -> None:
-        """Use engines that other pipelines may use as well. `close` leaves them open."""
+        """Use engines that other pipelines may use as well. `close` leaves them open.
+
+        An error of the hardness or region engine is raised. A `tolerant` pipeline returns the image level's result,
+        with the regions that were read before, and the error as `Result.refinement_error`.
+        """
         self.engines = engines
         self.settings = settings  #: assign a new object to change settings; it is read once per frame
-        self.budget = RegionBudget(engines.bundle.manifest.engines.region.max_batch)
+        self._tolerant = tolerant
+        self._reader = RegionReader(engines, clock)
+        self._num_classes = len(engines.bundle.class_set)
+        self.budget = RegionBudget(self._reader.costs, MAX_REGIONS)
         self._clock = clock
         self._gate = LightGate()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="nightlab-regions")
@@ -84,7 +100,11 @@ class Pipeline:
         return self.engines.bundle
 
     def __call__(self, frame_bgr: np.ndarray) -> Result:
-        """Segment a frame, uint8 (H, W, 3) BGR. Raises ValueError for any other array."""
+        """Segment a frame, uint8 (H, W, 3) BGR.
+
+        Raises ValueError for any other array, EngineError for an output that cannot be used, and the exceptions of the
+        engines.
+        """
         settings, frame_hw, stages = self.settings, _checked_size_hw(frame_bgr), StageTimes(self._clock, STAGES)
         refinement = Refinement(self._clock, settings.deadline_ms)
         with stages("total"):
@@ -105,9 +125,10 @@ class Pipeline:
 
             with stages("image"):
                 output = self.engines.image(frame=image_input)
-                image_labels = rg.resize_labels(output["labels"][0], frame_hw)
-                image_confidence = rg.resize_image(output["confidence"][0], frame_hw)
-            found = refinement.close(self.budget) if refines else NOTHING_FOUND  # raises an error of the worker
+                maps = checked_maps("image", output, (1, *image_hw), self._num_classes)
+                image_labels = rg.resize_labels(maps[0][0], frame_hw)
+                image_confidence = rg.resize_image(maps[1][0], frame_hw)
+            found = refinement.close(self.budget, strict=not self._tolerant) if refines else NOTHING_FOUND
 
             with stages("merge"):
                 labels, confidence = image_labels, image_confidence
@@ -126,6 +147,7 @@ class Pipeline:
             scores=found.scores,
             outcomes=found.outcomes,
             hardness_late=found.hardness_late,
+            refinement_error=found.error,
             stages_ms=stages.ms | refinement.stages.ms,
             light_level=light,
             refine_reason=reason,
@@ -155,59 +177,49 @@ class Pipeline:
         if refinement.is_over():
             return
         boxes, scores = self._propose(job)
-        limit = min(settings.max_regions, self.bundle.manifest.engines.region.max_batch)
-        num_chosen = int((scores[:limit] >= settings.score_threshold).sum())
-        refinement.propose(boxes, scores, num_chosen)
+        limit = min(settings.max_regions, self._reader.max_batch)
+        chosen = np.flatnonzero(scores[:limit] >= settings.score_threshold)
+        refinement.propose(boxes, scores, chosen)
+        frame_hw, margin, share = job.frame_bgr.shape[:2], settings.region_margin, settings.share_windows
+        wanted, gains = boxes[chosen], scores[chosen]
+        plan = plan_crops(wanted, gains, frame_hw, margin, self._reader.sizes_hw, share=share)
         refinement.wait_for_image_level()
         done = 0
-        while number := self.budget.select(scores[done:num_chosen], refinement.left_ms(), done):
-            batch = slice(done, done + number)
-            if not refinement.start(batch):
+        while number := self.budget.select(plan.gains[done:], refinement.left_ms(), done, plan.sizes[done:]):
+            batch = range(done, done + number)
+            if not refinement.start(chosen[np.isin(plan.crop_of, batch)]):
                 return
-            refinement.finish(batch, self._read(job, boxes[batch], scores[batch]))
+            for places, regions in self._reader.read(job.frame_bgr, wanted, gains, plan, batch, refinement.stages):
+                refinement.finish(chosen[places], regions)
             done += number
 
     def _propose(self, job: _LowerPath) -> tuple[np.ndarray, np.ndarray]:
         """Return the hard regions, in descending score: boxes float32 (N, 4) in frame pixels, scores float32 (N,)."""
         height, width = job.frame_bgr.shape[:2]
         with job.refinement.stages("hardness"):
-            output = self.engines.hardness(frame=job.hardness_input)
-            boxes = output["boxes"][0].clip(0, 1) * np.array([width, height, width, height], np.float32)
-            kept = rg.non_maximum_suppression(boxes, output["scores"][0], job.settings.nms_iou, MAX_REGIONS)
-        return boxes[kept], output["scores"][0][kept]
-
-    def _read(self, job: _LowerPath, boxes: np.ndarray, scores: np.ndarray) -> rg.Regions:
-        """Crop and enlarge the boxes, and segment the crops in one call."""
-        start_s = self._clock.now_s()
-        region_hw, frame_hw = self.bundle.manifest.engines.region.input_hw, job.frame_bgr.shape[:2]
-        with job.refinement.stages("crop"):
-            windows = rg.context_boxes(boxes, frame_hw, job.settings.region_margin, region_hw[1] / region_hw[0])
-            crops = rg.crop_and_enlarge(job.frame_bgr, windows, region_hw)
-        with job.refinement.stages("region"):
-            output = self.engines.region(crops=crops)
-        self.budget.reading.record(len(boxes), 1e3 * (self._clock.now_s() - start_s))
-        return rg.Regions(boxes, scores, windows, output["labels"], output["confidence"])
+            boxes, scores = checked_boxes(self.engines.hardness(frame=job.hardness_input))
+            boxes = boxes.clip(0, 1) * np.array([width, height, width, height], np.float32)
+            kept = rg.non_maximum_suppression(boxes, scores, job.settings.nms_iou, MAX_REGIONS)
+        return boxes[kept], scores[kept]
 
     def prepare(self, frame_hw: tuple[int, int]) -> float:
         """Prepare the engines for frames of this size and run one frame. Return the seconds that this took.
 
-        Afterwards the first real frame takes no longer than the others.
+        Afterwards the first real frame takes no longer than the others. A tolerant pipeline logs errors of the hardness
+        and region engines.
         """
         start = perf_counter()
-        self.engines.prepare(frame_hw)
-        if self.settings.deadline_ms:
-            self._measure_reading()
-        self(np.zeros((*frame_hw, 3), np.uint8))
+        try:
+            self.engines.prepare(frame_hw)
+            self._reader.check()
+            if self.settings.deadline_ms:
+                self._reader.measure()
+        except Exception as error:
+            if not self._tolerant:
+                raise
+            log.warning("preparing for frames of %dx%d failed: %s", *frame_hw[::-1], error)
+        self(np.zeros((*frame_hw, 3), np.uint8))  # raises if the image level fails
         return perf_counter() - start
-
-    def _measure_reading(self) -> None:
-        """Run the region engine for some numbers of regions, so that the budget knows their costs."""
-        region_file = self.bundle.manifest.engines.region
-        for number in sorted({min(number, region_file.max_batch) for number in (1, 2, 4, MAX_REGIONS)}):
-            crops = np.zeros((number, *region_file.input_hw, 3), np.uint8)
-            start_s = self._clock.now_s()
-            self.engines.region(crops=crops)
-            self.budget.reading.record(number, 1e3 * (self._clock.now_s() - start_s))
 
     def close(self) -> None:
         """Wait for the worker and end it. The engines stay open. Closing twice is harmless."""

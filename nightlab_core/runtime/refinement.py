@@ -25,8 +25,9 @@ class Outcome(IntEnum):
 
     NOT_CHOSEN = 0  #: beyond `max_regions`, or below the score threshold
     READ = 1  #: read by the region engine and merged
-    LEFT_OUT = 2  #: not started, because it could not have been in time
+    LEFT_OUT = 2  #: not started, because it could not have been in time or the region engine had failed
     LATE = 3  #: started, but not ready to be merged by the deadline
+    FAILED = 4  #: started, but the region engine failed
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Findings:
     outcomes: np.ndarray  #: uint8 (N,): `Outcome` of each box
     regions: Regions | None  #: those to merge; None if there are none
     hardness_late: bool  #: True if the boxes were not known in time, so that there are none
+    error: str = ""  #: why the lower path, or a part of it, failed
 
 
 NOTHING_FOUND = Findings(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.uint8), None, False)
@@ -54,7 +56,7 @@ class Refinement:
         self._changed = threading.Condition()
         self._boxes, self._scores = NOTHING_FOUND.boxes_xyxy, NOTHING_FOUND.scores
         self._outcomes = NOTHING_FOUND.outcomes
-        self._parts: list[Regions] = []
+        self._parts: list[tuple[np.ndarray, Regions]] = []  # indices of boxes, and their regions
         self._proposed = self._image_level_done = self._ended = self._closed = False
         self._error: BaseException | None = None
 
@@ -67,12 +69,12 @@ class Refinement:
         with self._changed:
             return self._closed or self.left_ms() <= 0
 
-    def propose(self, boxes_xyxy: np.ndarray, scores: np.ndarray, num_chosen: int) -> None:
-        """Set the boxes, of which the first `num_chosen` are to be read if there is time."""
+    def propose(self, boxes_xyxy: np.ndarray, scores: np.ndarray, chosen: np.ndarray) -> None:
+        """Set the boxes. Those with the indices `chosen` are to be read if there is time."""
         with self._changed:
             self._boxes, self._scores = boxes_xyxy, scores
             self._outcomes = np.full(len(scores), Outcome.NOT_CHOSEN, np.uint8)
-            self._outcomes[:num_chosen] = Outcome.LEFT_OUT
+            self._outcomes[chosen] = Outcome.LEFT_OUT
             self._proposed = True
 
     def wait_for_image_level(self) -> None:
@@ -84,20 +86,20 @@ class Refinement:
             while not self._image_level_done and 0 < (left_ms := self.left_ms()) < math.inf:
                 self._clock.wait(self._changed, left_ms / 1e3)
 
-    def start(self, batch: slice) -> bool:
+    def start(self, indices: np.ndarray) -> bool:
         """Tell that these boxes are being read. Return False if the frame is over, so that nobody needs them."""
         with self._changed:
             if not self._closed:
-                self._outcomes[batch] = Outcome.LATE  # until they are finished
+                self._outcomes[indices] = Outcome.LATE  # until they are finished
                 self._changed.notify()
             return not self._closed
 
-    def finish(self, batch: slice, regions: Regions) -> None:
+    def finish(self, indices: np.ndarray, regions: Regions) -> None:
         """Hand over the boxes that were started last. They are discarded if the frame is over."""
         with self._changed:
             if not self._closed:
-                self._outcomes[batch] = Outcome.READ
-                self._parts.append(regions)
+                self._outcomes[indices] = Outcome.READ
+                self._parts.append((indices, regions))
                 self._changed.notify()
 
     def end(self, error: BaseException | None = None) -> None:
@@ -107,36 +109,61 @@ class Refinement:
             self._changed.notify()
             if self._closed and error is not None:
                 log.warning("a refinement that was late for its frame failed", exc_info=error)
+            elif error is not None:
+                self._outcomes[self._outcomes == Outcome.LATE] = Outcome.FAILED
 
-    def close(self, budget: RegionBudget) -> Findings:
+    def close(self, budget: RegionBudget, *, strict: bool = False) -> Findings:
         """Wait until all is done or must be merged to meet the deadline, and return what is there by then.
 
-        Call it when the image level is done. Raises the error of the worker. Whatever the worker finishes afterwards is
-        discarded.
+        Call it when the image level is done. An exception of the worker is described in the result; `strict` raises it.
+        Whatever the worker finishes afterwards is discarded.
         """
         with self._changed:
             self._image_level_done = True
             self._changed.notify()
-            while True:
-                left_ms = self.left_ms()
-                started = int(np.isin(self._outcomes, (Outcome.READ, Outcome.LATE)).sum())
-                wait_ms = left_ms - budget.merging.estimate_ms(started)
-                if self._ended or wait_ms <= 0:
-                    break
-                if not self._clock.wait(self._changed, wait_ms / 1e3):
-                    left_ms -= wait_ms  # not by the clock: to wake up a little late must not cost a region
-                    break
+            left_ms = self._wait(budget)
             self._closed = True
-            if self._error is not None:
+            if self._error is not None and (strict or not isinstance(self._error, Exception)):
                 raise self._error
-            read = np.flatnonzero(self._outcomes == Outcome.READ)
+            read = np.concatenate([np.zeros(0, np.int64), *(indices for indices, _ in self._parts)])
             kept = budget.num_mergeable(len(read), left_ms)
             self._outcomes[read[kept:]] = Outcome.LATE
-            regions = _join(self._parts, kept) if kept else None
-            return Findings(self._boxes, self._scores, self._outcomes, regions, not self._proposed)
+            regions = _join([part for _, part in self._parts], read[:kept]) if kept else None
+            return Findings(
+                self._boxes, self._scores, self._outcomes, regions, not self._proposed and not self._error,
+                self._describe_error(),
+            )  # fmt: skip
+
+    def _wait(self, budget: RegionBudget) -> float:
+        """Wait until all is done or must be merged, and return the milliseconds that are left to merge."""
+        while True:
+            left_ms = self.left_ms()
+            started = int(np.isin(self._outcomes, (Outcome.READ, Outcome.LATE)).sum())
+            wait_ms = left_ms - budget.merging.estimate_ms(started)
+            if self._ended or wait_ms <= 0:
+                return left_ms
+            if not self._clock.wait(self._changed, wait_ms / 1e3):
+                return left_ms - wait_ms  # not by the clock: to wake up a little late must not cost a region
+
+    def _describe_error(self) -> str:
+        if self._error is None:
+            return ""
+        stage = "regions could not be read" if self._proposed else "hard regions could not be found"
+        return f"{stage}: {type(self._error).__name__}: {self._error}"
 
 
-def _join(parts: list[Regions], number: int) -> Regions:
-    """Return the first `number` regions of all parts."""
+def _join(parts: list[Regions], indices: np.ndarray) -> Regions:
+    """Return the regions of all parts that have an index, as many as there are indices, in ascending index."""
+    order = np.argsort(indices, kind="stable")
     arrays = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Regions)}
-    return Regions(**{n: (a[0] if len(a) == 1 else np.concatenate(a))[:number] for n, a in arrays.items()})
+    return Regions(**{name: _concatenated(arrays[name])[order] for name in arrays})
+
+
+def _concatenated(maps: list[np.ndarray]) -> np.ndarray:
+    """Concatenate arrays along the first axis; maps of several sizes become an array of arrays."""
+    if len({m.shape[1:] for m in maps}) == 1:
+        return np.concatenate(maps)
+    found = np.empty(sum(map(len, maps)), object)
+    for index, one in enumerate(m for part in maps for m in part):
+        found[index] = one
+    return found

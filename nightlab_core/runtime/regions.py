@@ -26,8 +26,9 @@ class Regions:
     boxes_xyxy: np.ndarray  #: float32 (K, 4), frame pixels: the hard regions
     scores: np.ndarray  #: float32 (K,), 0..1
     windows: np.ndarray  #: int64 (K, 4): the pixels that were cropped
-    labels: np.ndarray  #: uint8 (K, h, w) on the windows; 255 leaves the image level's
-    confidence: np.ndarray  #: uint8 (K, h, w), 255 x probability
+    #: uint8 (K, h, w) on the windows; 255 leaves the image level's. If sizes differ: object (K,), of uint8 (h, w).
+    labels: np.ndarray
+    confidence: np.ndarray  #: 255 x probability, in the same form
 
 
 def network_size_hw(frame_hw: tuple[int, int], input_hw: tuple[int, int], multiple: int) -> tuple[int, int]:

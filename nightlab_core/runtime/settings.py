@@ -57,6 +57,13 @@ class PipelineSettings(Settings):
     region_margin: Annotated[
         Fraction, Field(description="context around a box on each side, as a fraction of the box's side")
     ] = 0.2
+    share_windows: Annotated[
+        bool,
+        Field(
+            description="read boxes whose windows overlap strongly in one crop, if it still enlarges them twofold: "
+            "saves time where hard regions lie close together"
+        ),
+    ] = False
     deadline_ms: Annotated[
         float,
         Field(

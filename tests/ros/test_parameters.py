@@ -25,6 +25,7 @@ AT_ANY_TIME |= {
     "overlay": False,
     "overlay_opacity": 0.7,
     "deadline_ms": 90.0,
+    "share_windows": True,
     "night_below": 0.05,
     "day_above": 0.2,
     "warn_age_ms": 400.0,

@@ -11,11 +11,16 @@ import pytest
 from nightlab_core.runtime.budget import REMEMBERED, RETRY_AFTER, LearnedCosts, RegionBudget
 
 
+def new_budget() -> RegionBudget:
+    """Return a budget that knows no cost."""
+    return RegionBudget([LearnedCosts(10)], 10)
+
+
 def learned(cost_ms: Callable[[int], float], merge_ms: float = 0.0) -> RegionBudget:
     """Return a budget that has seen the costs of every number of regions."""
-    budget = RegionBudget(10)
+    budget = new_budget()
     for number in range(1, 11):
-        budget.reading.record(number, cost_ms(number))
+        budget.reading[0].record(number, cost_ms(number))
         budget.merging.record(number, merge_ms * number)
     return budget
 
@@ -40,7 +45,7 @@ def test_numbers_that_were_not_measured_lie_between_their_neighbours() -> None:
 
 
 def test_without_a_deadline_all_regions_are_read_at_once() -> None:
-    for budget in (RegionBudget(10), learned(lambda number: 1000.0 * number)):
+    for budget in (new_budget(), learned(lambda number: 1000.0 * number)):
         assert budget.select([0.9, 0.5, 0.0], math.inf) == 3
         assert budget.select([], math.inf) == 0
         assert budget.num_mergeable(3, math.inf) == 3
@@ -73,10 +78,10 @@ def test_time_to_merge_what_was_read_is_kept_free() -> None:
 
 
 def test_one_region_is_read_while_no_cost_is_known() -> None:
-    assert RegionBudget(10).select([0.9, 0.8], 1.0) == 1
-    assert RegionBudget(10).select([0.9, 0.8], -1.0) == 0
-    assert RegionBudget(10).num_mergeable(2, 1.0) == 2
-    assert RegionBudget(10).num_mergeable(2, -1.0) == 0
+    assert new_budget().select([0.9, 0.8], 1.0) == 1
+    assert new_budget().select([0.9, 0.8], -1.0) == 0
+    assert new_budget().num_mergeable(2, 1.0) == 2
+    assert new_budget().num_mergeable(2, -1.0) == 0
 
 
 def test_a_cost_that_was_once_too_high_is_measured_again() -> None:

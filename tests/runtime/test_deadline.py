@@ -25,7 +25,7 @@ from nightlab_core.runtime.settings import PipelineSettings
 pytest.importorskip("onnx")
 from fake_engines import FakeEngine, black, known_boxes, plain_maps
 
-NOT_CHOSEN, READ, LEFT_OUT, LATE = Outcome
+NOT_CHOSEN, READ, LEFT_OUT, LATE, _ = Outcome
 SIX = PipelineSettings(nms_iou=1.0, max_regions=6)
 BOXES = np.array([[0.15 * i, 0.2, 0.15 * i + 0.1, 0.8] for i in range(6)])
 SCORES = np.linspace(0.9, 0.4, 6)
@@ -212,20 +212,20 @@ def test_boxes_that_come_too_late_are_reported(simulation: Simulation) -> None:
 
 def test_costs_are_learned_while_running(simulation: Simulation) -> None:
     simulation.frame(165)
-    assert simulation.pipeline.budget.reading.estimate_ms(1) == pytest.approx(20)
+    assert simulation.pipeline.budget.reading[0].estimate_ms(1) == pytest.approx(20)
     simulation.region_ms = 50.0  # the machine became slower
     for _ in range(2):
         result = simulation.frame(165)
         assert outcomes(result) == [LATE] * 2 + [LEFT_OUT] * 4  # the second from 130 to 180 ms
     assert outcomes(simulation.frame(165)) == [READ] + [LEFT_OUT] * 5
-    assert simulation.pipeline.budget.reading.estimate_ms(1) == pytest.approx(50)
+    assert simulation.pipeline.budget.reading[0].estimate_ms(1) == pytest.approx(50)
 
 
 def test_prepare_measures_the_region_engine_if_there_is_a_deadline(simulation: Simulation) -> None:
     simulation.pipeline.settings = replace(SIX, deadline_ms=100.0)
     simulation.pipeline.prepare((64, 96))
-    assert simulation.batches[:4] == [1, 2, 4, 10]
-    assert simulation.pipeline.budget.reading.estimate_ms(10) == pytest.approx(200)
+    assert simulation.batches[:5] == [1, 1, 2, 4, 10]  # the first checks the engine's output
+    assert simulation.pipeline.budget.reading[0].estimate_ms(10) == pytest.approx(200)
 
 
 def test_after_an_error_of_the_image_level_the_worker_waits_for_the_deadline_only(simulation: Simulation) -> None:

@@ -86,13 +86,22 @@ class Engines:
         """The inference library, for example "openvino"."""
         return self.image.name
 
+    @property
+    def region_sizes_hw(self) -> tuple[tuple[int, int], ...]:
+        """The bundle's sizes of a crop that the region engine takes, in ascending order: a plan has one size only."""
+        wanted = self.bundle.manifest.engines.region
+        height, width = self.region.inputs["crops"].shape[1:3]  # None: free
+        taken = (hw for hw in wanted.sizes_hw if hw == (height or hw[0], width or hw[1]))
+        return tuple(taken) or (wanted.input_hw,)
+
     def prepare(self, frame_hw: tuple[int, int]) -> None:
         """Compile and warm up for frames of this size (height, width) and for every number of regions."""
         files = self.bundle.manifest.engines
         self.image.prepare(frame=(1, *files.image.network_hw(frame_hw), 3))
         self.hardness.prepare(frame=(1, *files.hardness.network_hw(frame_hw), 3))
-        for batch in range(1, files.region.max_batch + 1):
-            self.region.prepare(crops=(batch, *files.region.input_hw, 3))
+        for size_hw in self.region_sizes_hw:
+            for batch in range(1, files.region.max_batch + 1):
+                self.region.prepare(crops=(batch, *size_hw, 3))
 
     def close(self) -> None:
         """Free the three engines. Closing twice is harmless."""
