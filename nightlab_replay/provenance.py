@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -27,9 +27,15 @@ _PACKAGES = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "rosb
 
 
 def describe_bags(
-    paths: Sequence[Path], topic: str | None, label_topic: str | None, max_frames: int | None
+    paths: Sequence[Path],
+    topic: str | None,
+    label_topic: str | None,
+    max_frames: int | None,
+    classes_of: Callable[[BagInfo], ClassSet] | None = None,
 ) -> list[BagInfo]:
     """Open each bag once and describe it. A bag that cannot be read at all is described with its problem.
+
+    `classes_of` returns the class set of a bag's label maps; with it, doubtful ids are among the bag's notes.
 
     Raises ValueError if a bag is given twice. If none of the bags can be opened, raises the error of the first:
     FileNotFoundError, OSError or TopicError.
@@ -44,7 +50,7 @@ def describe_bags(
         while name in taken:
             name += "_"
         try:
-            bags.append(_describe_bag(name, path, topic, label_topic, max_frames))
+            bags.append(_describe_bag(name, path, topic, label_topic, max_frames, classes_of))
         except (OSError, TopicError) as error:
             errors.append(error)
             bags.append(_unreadable(name, path, str(error)))
@@ -66,7 +72,14 @@ def _unreadable(name: str, path: Path, problem: str) -> BagInfo:
     )
 
 
-def _describe_bag(name: str, path: Path, topic: str | None, label_topic: str | None, max_frames: int | None) -> BagInfo:
+def _describe_bag(
+    name: str,
+    path: Path,
+    topic: str | None,
+    label_topic: str | None,
+    max_frames: int | None,
+    classes_of: Callable[[BagInfo], ClassSet] | None,
+) -> BagInfo:
     stats = {f.name: f.stat() for f in bag_files(path)} if path.exists() else {}
     known: dict[str, Any] = {
         "name": name,
@@ -77,7 +90,7 @@ def _describe_bag(name: str, path: Path, topic: str | None, label_topic: str | N
     try:
         with Bag(path, topic, label_topic) as bag:
             num_frames = len(bag) if max_frames is None else min(len(bag), max_frames)
-            return BagInfo(
+            found = BagInfo(
                 **known,
                 storage=bag.kind,
                 topics={n: TopicInfo(type=t.type, count=t.count) for n, t in sorted(bag.topics.items())},
@@ -90,6 +103,8 @@ def _describe_bag(name: str, path: Path, topic: str | None, label_topic: str | N
                 problems=tuple(bag.problems),
                 notes=tuple(bag.notes),
             )
+            doubts = bag.label_doubts(classes_of(found)) if classes_of else []
+            return found.model_copy(update={"notes": (*found.notes, *doubts)})
     except BagError as error:
         return BagInfo(**known, storage="unreadable", topics={}, num_frames=0, problems=(str(error),))
 

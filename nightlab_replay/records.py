@@ -178,7 +178,7 @@ class BagInfo(JsonModel):
     num_labels: int = 0
     frame_hw: tuple[int, int] | None = None  #: of the first readable image
     problems: tuple[str, ...] = ()  #: problems of single frames are in their records
-    notes: tuple[str, ...] = ()  #: facts found about the pixels; no faults
+    notes: tuple[str, ...] = ()  #: facts found about pixels and label maps; no faults
 
 
 def first_frame_hw(bags: Sequence[BagInfo]) -> tuple[int, int] | None:

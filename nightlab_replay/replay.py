@@ -105,7 +105,9 @@ def replay(
     _check(mode, rate, workers, scheduler, max_frames, live)
     console = console or Console(highlight=False)
     opened = load_bundle(bundle or default_bundle())
-    found = describe_bags(bags, topic, label_topic, max_frames)
+    found = describe_bags(
+        bags, topic, label_topic, max_frames, lambda bag: label_class_set(classes, [bag], opened.class_set)
+    )
     _print_problems(console, found)
     _print_notes(console, found)
     class_set = label_class_set(classes, found, opened.class_set)

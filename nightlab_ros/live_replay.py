@@ -197,4 +197,5 @@ def playback_statistics(
         "replay_out_of_order": str(sum(b < a for a, b in pairwise(known))),
         "replay_of_no_image": str(sum(stamp_ns not in stamps for stamp_ns in arrivals)),
         "replay_camera_late_ms_max": f"{late_ms:.1f}",
+        "replay_stamps_replaced": str(sum(not frame.has_own_stamp for frame in sent)),
     }

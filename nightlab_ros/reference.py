@@ -15,11 +15,13 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
+from nightlab_core.data.bags.label_pairs import TOLERANCE_NS
 from nightlab_core.data.bags.storage import SUFFIXES
 from nightlab_core.data.frames import VIDEO_SUFFIXES
 from nightlab_core.data.image_files import IMAGE_SUFFIXES
 from nightlab_core.data.image_header import MAX_ASPECT, MAX_BYTES, MAX_PIXELS
 from nightlab_core.data.images import ENCODINGS
+from nightlab_core.data.label_doubts import MOST_SAMPLES
 from nightlab_core.data.label_maps import palette_ids
 from nightlab_core.data.pixel_depth import FIRST_FRAMES, MEASURED_BITS
 from nightlab_ros.parameters import ROS_TYPES, NodeSettings, changes, choices, ros_value, value_range
@@ -143,6 +145,17 @@ def inputs_page() -> str:
             "counts; if none fits, it is refused:"
         ),
         "\n".join(_item(item[3:]).replace("- ", f"{item[:2]} ", 1).replace("\n  ", "\n   ") for item in numbered),
+        _wrap(
+            f"Of each source {MOST_SAMPLES} label maps are examined. A warning with numbers says that their ids are "
+            "those of a binary mask (0 and 255, or 0 and 1), or that they may be counted from 1 (1 and never 0)."
+        ),
+        _wrap(
+            "In a bag a label map belongs to the image with its stamp; for stamps of zero, the time of recording "
+            "counts. A label map whose stamp no image has belongs to the only image within "
+            f"{TOLERANCE_NS // 1_000_000} ms, or a third of the images' interval if that is less. Repeated stamps are "
+            "matched in the order of recording if as many images as label maps have them. Label maps that match no "
+            "image, or more than one, are not used; the numbers are said."
+        ),
         "## Bags",
         _wrap(
             f"Files ending in {', '.join(f'`{s}`' for s in SUFFIXES)}, and folders of rosbag2, with or without "

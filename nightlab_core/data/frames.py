@@ -17,6 +17,7 @@ import numpy as np
 from nightlab_core.classes import DEFAULT, class_set_of_folder, load_class_set
 from nightlab_core.data.bags.storage import SUFFIXES, is_bag
 from nightlab_core.data.image_files import IMAGE_SUFFIXES, depth_of_files, image_files, read_image
+from nightlab_core.data.label_doubts import doubts_of_files
 from nightlab_core.data.label_maps import checked_labels, read_label_map
 from nightlab_core.labels import ClassSet
 
@@ -43,7 +44,8 @@ class FrameSource:
     """Frames in order; every iteration opens the source again.
 
     `num_frames` is None if the number is known only after reading to the end. `problems` holds one sentence for each
-    fault of a damaged bag, of which only the readable messages are given. `notes` say how pixels of 16 bits are scaled.
+    fault of a damaged bag, of which only the readable messages are given. `notes` say how pixels of 16 bits are scaled,
+    and what is doubtful about label maps.
     """
 
     name: str
@@ -96,8 +98,7 @@ def open_frames(
         class_set, found, problems, notes, read = _bag(path, classes, topic, label_topic)
     elif path.is_dir():
         class_set = _class_set(path, classes)
-        files, read = _folder(path, labels, class_set, pattern, fps)
-        found = len(files)
+        found, notes, read = _folder(path, labels, class_set, pattern, fps)
     elif path.suffix.lower() in VIDEO_SUFFIXES:
         if labels is not None:
             raise ValueError(
@@ -139,7 +140,8 @@ def _bag(
 
     with Bag(path, topic, label_topic) as bag:
         class_set = _class_set(path, classes or bag.label_classes)
-        found, problems, notes = len(bag), tuple(bag.problems), tuple(bag.notes)
+        notes = (*bag.notes, *bag.label_doubts(class_set))
+        found, problems = len(bag), tuple(bag.problems)
         topics = bag.image_topic, bag.label_topic
     if not found:
         raise ValueError(f"{path} holds no image message. {'; '.join(problems)}")
@@ -158,8 +160,8 @@ def _bag(
 
 def _folder(
     folder: Path, labels: str | Path | None, classes: ClassSet, pattern: str, fps: float
-) -> tuple[list[Path], Callable[[], Iterator[Frame]]]:
-    """Return the image files of a folder and its reader. Hidden files are skipped."""
+) -> tuple[int, tuple[str, ...], Callable[[], Iterator[Frame]]]:
+    """Return number of images, notes and reader of a folder. Hidden files are skipped."""
     images = folder / "images" if (folder / "images").is_dir() else folder
     if labels is not None and not Path(labels).is_dir():
         raise FileNotFoundError(f"folder of labels {labels} does not exist")
@@ -182,7 +184,11 @@ def _folder(
             ids = read_label_map(label_file, classes) if label_file else None
             yield Frame(image, checked_labels(ids, image, classes, str(label_file)), index / fps, file.stem)
 
-    return files, read
+    return (
+        len(files),
+        tuple(doubts_of_files([label_files[f.stem] for f in files if f.stem in label_files], classes)),
+        read,
+    )
 
 
 def _video(path: Path) -> Callable[[], Iterator[Frame]]:

@@ -140,9 +140,10 @@ def checked_labels(labels: np.ndarray | None, image_bgr: np.ndarray, classes: Cl
     present = np.flatnonzero(cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [256], [0, 256]))
     unknown = np.setdiff1d(present, [*range(len(classes)), IGNORE_ID])
     if unknown.size:
+        counted = " (are the ids counted from 1?)" if unknown.tolist() == [len(classes)] and 0 not in present else ""
         raise ValueError(
-            f"labels {name} hold the ids {unknown.tolist()}; {classes.key} has 0-{len(classes) - 1} and {IGNORE_ID}: "
-            f"name the right class set (one of {', '.join(shipped_keys())}, or a YAML file)"
+            f"labels {name} hold the ids {unknown.tolist()}{counted}; {classes.key} has 0-{len(classes) - 1} and "
+            f"{IGNORE_ID}: name the right class set (one of {', '.join(shipped_keys())}, or a YAML file)"
         )
     return labels
 

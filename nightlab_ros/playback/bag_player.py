@@ -3,9 +3,10 @@
 
     python -m nightlab_ros.playback.bag_player drive.mcap --topic /camera/image_raw --first 0 --stop 100
 
-The messages are published byte by byte as they were recorded; those that cannot be read are left out. Follows the
-protocol of protocol.py. A warm-up frame is the first message, stamped some nanoseconds before it was recorded. /clock
-stands still during the warm-up and runs until standard input ends.
+The messages are published byte by byte as they were recorded, but for a stamp of zero or one that an earlier message
+has: see `OwnStamps`. Those that cannot be read are left out. Follows the protocol of protocol.py. A warm-up frame is
+the first message, stamped some nanoseconds before it was recorded. /clock stands still during the warm-up and runs
+until standard input ends.
 """
 
 from __future__ import annotations
@@ -45,6 +46,22 @@ def with_stamp(raw: bytes, stamp_ns: int) -> bytes:
     byte_order = "<" if raw[1] & 1 else ">"  # CDR's second byte
     stamp = struct.pack(byte_order + "iI", *divmod(stamp_ns, 1_000_000_000))
     return raw[: STAMP_BYTES - len(stamp)] + stamp + raw[STAMP_BYTES:]
+
+
+class OwnStamps:
+    """Give each message a stamp of its own, so that a mask belongs to one image."""
+
+    def __init__(self) -> None:
+        self._used = {0}
+
+    def apply(self, raw: bytes, time_ns: int) -> bytes:
+        """Return the message as it is, or with a stamp from `time_ns` on if its stamp is zero or was used before."""
+        stamp_ns = stamp_of(raw)
+        if stamp_ns in self._used:
+            stamp_ns = next(later for later in itertools.count(time_ns) if later not in self._used)
+            raw = with_stamp(raw, stamp_ns)
+        self._used.add(stamp_ns)
+        return raw
 
 
 def _is_message(raw: bytes | BagError) -> TypeGuard[bytes]:
@@ -91,9 +108,19 @@ def play(node: Any, bag: Bag, first: int, stop: int, rate: float) -> None:
     due_times = due_times_s(times_ns, rate)
     clock = SimulatedClock(node, recorded_at(times_ns, due_times, rate))
 
+    stamps = OwnStamps()
+
     def send(index: int, raw: bytes, late_ms: float = 0.0) -> None:
-        frame = SentFrame(index, stamp_of(raw), time.time_ns(), round(late_ms, 2), clock_ns=clock.now_ns())
-        publisher.publish(raw)
+        message = stamps.apply(raw, int(bag.times_ns[max(index, first)]))
+        frame = SentFrame(
+            index,
+            stamp_of(message),
+            time.time_ns(),
+            round(late_ms, 2),
+            clock_ns=clock.now_ns(),
+            has_own_stamp=message is raw,
+        )
+        publisher.publish(message)
         print_sent(frame)
 
     try:

@@ -51,6 +51,7 @@ class SentFrame:
     name: str = ""
     size_hw: tuple[int, int] | None = None  #: None where the player does not decode the image
     clock_ns: int | None = None  #: time of /clock; None without a simulated clock
+    has_own_stamp: bool = True  #: the stamp is the recorded one
 
 
 # The player's side.

@@ -25,7 +25,7 @@ from nightlab_replay.evaluation import FrameEvaluator
 from nightlab_replay.records import load_run
 from nightlab_replay.replay import replay
 from nightlab_ros.live_replay import answered_part, describe_mismatch, playback_statistics, replay_live
-from nightlab_ros.playback.bag_player import stamp_of, with_stamp
+from nightlab_ros.playback.bag_player import OwnStamps, stamp_of, with_stamp
 from nightlab_ros.playback.protocol import SentFrame
 
 pytestmark = pytest.mark.ros
@@ -40,6 +40,18 @@ def test_a_stamp_is_changed_in_place(tmp_path: Path) -> None:
     message = get_typestore(Stores.ROS2_HUMBLE).deserialize_cdr(changed, "sensor_msgs/msg/Image")
     assert (message.header.stamp.sec, message.header.stamp.nanosec, message.header.frame_id) == (12, 34, FRAME_ID)
     assert changed[12:] == raw[12:]
+
+
+def test_each_message_gets_a_stamp_of_its_own(tmp_path: Path) -> None:
+    path = write_tiny_bag(tmp_path / "bag", make_frames(1))
+    with Bag(path) as bag:
+        raw = bag.raw(0)
+    assert isinstance(raw, bytes)
+    stamps = OwnStamps()
+    recorded = [(900, 1000), (0, 1001), (900, 1002), (1001, 1003), (0, 1003), (500, 1004)]
+    played = [stamps.apply(with_stamp(raw, stamp_ns), time_ns) for stamp_ns, time_ns in recorded]
+    assert [stamp_of(message) for message in played] == [900, 1001, 1002, 1003, 1004, 500]
+    assert all(len(message) == len(raw) for message in played)
 
 
 def test_frames_on_their_way_when_the_replay_was_stopped_are_played_again() -> None:
@@ -78,6 +90,7 @@ def test_repeated_late_and_unknown_masks_are_counted() -> None:
         "replay_out_of_order": "1",
         "replay_of_no_image": "1",
         "replay_camera_late_ms_max": "3.0",
+        "replay_stamps_replaced": "0",
     }
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from types import TracebackType
 
 import numpy as np
 
+from nightlab_core.data.bags.label_pairs import pair_labels
 from nightlab_core.data.bags.messages import STAMP_BYTES, deserialize, header_of, stamp_of
 from nightlab_core.data.bags.metadata import CLASSES_KEY
 from nightlab_core.data.bags.protocol import BagError, Topic
@@ -19,6 +21,7 @@ from nightlab_core.data.bags.storage import BagStorage, open_storage
 from nightlab_core.data.bags.topics import MissingTopicError, choose_image_topic, choose_label_topic
 from nightlab_core.data.image_header import ImageError
 from nightlab_core.data.images import message_to_bgr, pixels_of_16_bits
+from nightlab_core.data.label_doubts import label_doubts, spread
 from nightlab_core.data.label_maps import checked_labels, label_map
 from nightlab_core.data.pixel_depth import FIRST_FRAMES, PixelDepth
 from nightlab_core.labels import ClassSet
@@ -63,7 +66,7 @@ class Bag:
             self.image_topic = choose_image_topic(path, self.topics, topic)
             self.label_topic = choose_label_topic(path, self.topics, label_topic)
             self._images = self._storage.index(self.image_topic)
-            self._labels = self._label_index()
+            self._labels = self._pair_labels()
         except MissingTopicError as error:
             self._storage.close()
             if not self.problems:
@@ -116,7 +119,7 @@ class Bag:
 
     @property
     def num_labels(self) -> int:
-        """Number of label maps with different stamps."""
+        """Number of label maps that belong to an image."""
         return len(self._labels)
 
     @property
@@ -159,16 +162,29 @@ class Bag:
 
     def with_labels(self, frame: BagFrame, classes: ClassSet) -> BagFrame:
         """Return the frame with its labels, checked against `classes`, if there are any."""
-        if frame.image_bgr is None or frame.stamp_ns not in self._labels:
+        if frame.image_bgr is None or frame.index not in self._labels:
             return frame
         try:
-            return replace(frame, labels=self._label_map(frame.stamp_ns, frame.image_bgr, classes))
+            labels = checked_labels(
+                self._label_map(frame.index, classes), frame.image_bgr, classes, f"of {frame.stamp_ns} ns"
+            )
+            return replace(frame, labels=labels)
         except ValueError as error:
             return replace(frame, reason=f"no labels: {error}")
 
     def frames(self, first: int, stop: int, classes: ClassSet | None = None) -> Iterator[BagFrame]:
         """Return the frames first..stop - 1."""
         return (self.frame(index, classes) for index in range(first, stop))
+
+    def label_doubts(self, classes: ClassSet) -> list[str]:
+        """Return what is doubtful about the ids of label maps that are spread over the bag, see `label_doubts`."""
+
+        def maps() -> Iterator[np.ndarray]:
+            for index in spread(list(self._labels)):
+                with contextlib.suppress(BagError, ImageError):
+                    yield self._label_map(index, classes)
+
+        return label_doubts(maps(), classes)
 
     def _first_pixels(self) -> Iterator[np.ndarray]:
         """Return the 16-bit pixels of the first frames, so that every part of the bag is scaled alike."""
@@ -184,27 +200,33 @@ class Bag:
                 return
             yield pixels
 
-    def _label_map(self, stamp_ns: int, image_bgr: np.ndarray, classes: ClassSet) -> np.ndarray | None:
+    def _label_map(self, index: int, classes: ClassSet) -> np.ndarray:
+        """Return the ids of an image's label map as they are, uint8 (H, W). Raises BagError and ImageError."""
         assert self.label_topic is not None
-        row = self._labels[stamp_ns]
         with self._lock:
-            raw = self._storage.read(row)
-        message = deserialize(raw, self.topics[self.label_topic].type)
-        return checked_labels(label_map(message, classes), image_bgr, classes, f"of {stamp_ns} ns")
+            raw = self._storage.read(self._labels[index])
+        return label_map(deserialize(raw, self.topics[self.label_topic].type), classes)
 
-    def _label_index(self) -> dict[int, np.ndarray]:
-        """Map each stamp in ns to the index row of its label map. Labels may be recorded late, or after all images."""
+    def _pair_labels(self) -> dict[int, np.ndarray]:
+        """Map the index of each image that has a label map to that map's index row.
+
+        Label maps may be recorded late, or after all images.
+        """
         if self.label_topic is None:
             return {}
-        found = {}
-        unreadable = 0
-        for row in self._storage.index(self.label_topic):
-            try:
-                stamp_ns = stamp_of(self._storage.head(row, STAMP_BYTES))
-            except (BagError, struct.error):
-                unreadable += 1
-                continue
-            found[stamp_ns or int(row[0])] = row
-        if unreadable:
+        rows = self._storage.index(self.label_topic)
+        labels_ns = self._stamps_ns(rows)
+        if unreadable := int((labels_ns < 0).sum()):
             self._own_problems.append(f"{unreadable} messages of {self.label_topic} cannot be read")
-        return found
+        pairs = pair_labels(self._stamps_ns(self._images), labels_ns)
+        if sentence := pairs.sentence(self.label_topic):
+            (self._own_problems if pairs.unmatched or pairs.ambiguous else self._notes).append(sentence)
+        return {image: rows[label] for image, label in pairs.places.items()}
+
+    def _stamps_ns(self, rows: np.ndarray) -> np.ndarray:
+        """Return the stamp of each message in ns, int64 (N,): the recording time for a stamp of zero, -1 for none."""
+        stamps = np.full(len(rows), -1, np.int64)
+        for place, row in enumerate(rows):
+            with contextlib.suppress(BagError, struct.error):
+                stamps[place] = stamp_of(self._storage.head(row, STAMP_BYTES)) or row[0]
+        return stamps

@@ -9,6 +9,7 @@ labels, so that a wrong layout is reported at once. docs/datasets.md says where 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,10 @@ from nightlab_core.classes import load_class_set
 from nightlab_core.data.datasets import bdd, nightcity
 from nightlab_core.data.datasets.cityscapes import CLASSES, cityscapes
 from nightlab_core.data.datasets.paired import DatasetError, LabelledImages, PairedFolder
+from nightlab_core.data.label_doubts import doubts_of_files
 from nightlab_core.labels import ClassSet
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,10 @@ def camvid(root: Path, split: str, pattern: str = "*", complete: bool = True) ->
 
 def plain_folder(root: Path, pattern: str = "*", classes: ClassSet = CLASSES) -> LabelledImages:
     """Open root/{images,labels}: frames with label PNGs of equal stems, which hold the ids of `classes` and 255."""
-    return PairedFolder(root / "images", root / "labels", classes, pattern)
+    samples = PairedFolder(root / "images", root / "labels", classes, pattern)
+    for doubt in doubts_of_files(samples.labels, classes):
+        _LOG.warning("%s: %s", root, doubt)
+    return samples
 
 
 _CAMVID, _BDD18 = load_class_set("camvid11"), load_class_set("bdd18")
