@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lifecycle node that logs why a transition or a callback failed.
+"""Lifecycle node that logs why a transition or a callback failed, and ends waits that take too long.
 
 rclpy swallows the exceptions of its transition callbacks, and those of other callbacks end the process.
 """
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import wraps
@@ -21,6 +22,7 @@ class LoggedLifecycleNode(LifecycleNode):
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         """Create the node; the arguments are those of rclpy's LifecycleNode."""
+        self.failure = ""  #: the first error of the last transition, or ""
         self._callback_errors = DistinctLines()
         super().__init__(name, **kwargs)
 
@@ -57,9 +59,9 @@ class LoggedLifecycleNode(LifecycleNode):
         """Free everything that `configure` made. Harmless if there is nothing."""
 
     def close(self) -> None:
-        """Stop and free everything, in any state, at the end of the process."""
-        self._stop()
-        self.free()
+        """Stop and free everything, in any state. Errors are logged, and the rest is freed."""
+        self._log_error("deactivate", self._stop)
+        self._log_error("cleanup", self.free)
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Configure; after an error the node is unconfigured and can be configured again."""
@@ -75,15 +77,19 @@ class LoggedLifecycleNode(LifecycleNode):
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free everything, so that the node can be configured with other parameters."""
-        return self._attempt("cleanup", self.close)
+        self.failure = ""
+        self.close()
+        return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and free everything, from any state."""
-        return self._attempt("shutdown", self.close)
+        self.close()
+        return TransitionCallbackReturn.SUCCESS
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free everything, so that the node can be configured again."""
-        return self._attempt("error processing", self.close)
+        self.close()
+        return TransitionCallbackReturn.SUCCESS
 
     def _start(self) -> None:
         super().on_activate(LifecycleState("", 0))
@@ -97,6 +103,7 @@ class LoggedLifecycleNode(LifecycleNode):
         self, name: str, action: Callable[[], None], undo: Callable[[], None] | None = None
     ) -> TransitionCallbackReturn:
         """Run the action of a transition. FAILURE leads back to the state before, ERROR to error processing."""
+        self.failure = ""
         if self._log_error(name, action):
             return TransitionCallbackReturn.SUCCESS
         if undo is not None and self._log_error(f"undoing {name}", undo):
@@ -108,6 +115,30 @@ class LoggedLifecycleNode(LifecycleNode):
         try:
             action()
         except Exception as error:
-            self.get_logger().error(f"{name} failed: {type(error).__name__}: {error}")
+            text = f"{name} failed: {type(error).__name__}: {error}"
+            self.get_logger().error(text)
+            self.failure = self.failure or text
             return False
         return True
+
+
+def run_within(timeout_s: float, name: str, action: Callable[[], None]) -> None:
+    """Run an action on a thread and wait for it. Raises its error.
+
+    Raises TimeoutError if it does not end within `timeout_s`; it then goes on, on its thread.
+    """
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if thread.is_alive():
+        raise TimeoutError(f"{name} did not end within {timeout_s:g} s")
+    if errors:
+        raise errors[0]

@@ -1,218 +1,223 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lifecycle node `nightlab`: camera images in, semantic masks out. Read `NightLabNode.segment` first."""
+"""The lifecycle node `nightlab`: camera images in, semantic masks out. A frame's way is in camera.py."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
-import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import rclpy
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
-from nightlab_core.data.image_header import ImageError
-from nightlab_core.data.images import message_to_bgr
-from nightlab_core.data.pixel_depth import PixelDepth
-from nightlab_core.runtime.bundle import default_bundle
+from nightlab_core.runtime.bundle import Bundle, default_bundle, load_bundle
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.latest import LatestWorker
-from nightlab_core.runtime.pipeline import Pipeline
-from nightlab_core.runtime.refinement import Outcome
-from nightlab_ros.build_progress import BuildProgressReporter
-from nightlab_ros.camera_stream import CameraImage, CameraStream, clock_s
-from nightlab_ros.distinct_lines import DistinctLines
-from nightlab_ros.health import Health
-from nightlab_ros.lifecycle import LoggedLifecycleNode
+from nightlab_ros.camera import Camera
+from nightlab_ros.diagnostics import Diagnostics
+from nightlab_ros.engine_loading import EngineLoading
+from nightlab_ros.health import ERROR, OK, HealthReport
+from nightlab_ros.lifecycle import LoggedLifecycleNode, run_within
 from nightlab_ros.parameters import ParameterError, change, declare, unknown_parameters
-from nightlab_ros.publishers import DiagnosticsPublisher, Publishers
 from nightlab_ros.transport.shared_memory import reclaim
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: Longest wait of configure for the engines, in seconds; Nav2's lifecycle manager waits 5 s for a transition.
+CONFIGURE_WAIT_S = 4.0
+#: Longest wait of deactivate and shutdown for a frame in progress, in seconds.
+STOP_TIMEOUT_S = 3.0
 
 
 class NightLabNode(LoggedLifecycleNode):
-    """Subscribe to a camera, segment its newest image, and publish the mask. topics.py lists all topics.
+    """Subscribe to cameras, segment their newest images, and publish the masks. topics.py lists all topics.
 
-    configure opens the bundle and the publishers, activate subscribes, deactivate waits for the current image, and
-    cleanup frees everything.
+    configure loads the engines, in the background if that takes long, and creates the publishers; activate subscribes,
+    deactivate waits for the current image, and cleanup frees everything. No wait for an engine is without a limit.
     """
 
-    def __init__(self, stop: threading.Event | None = None, **kwargs: Any) -> None:
-        """Declare the parameters. Setting `stop` ends a build of engines that runs in configure."""
+    def __init__(self, **kwargs: Any) -> None:
+        """Declare the parameters."""
+        self._diagnostics: Diagnostics | None = None
         super().__init__("nightlab", **kwargs)
-        self._stop_requested = threading.Event() if stop is None else stop
         self.settings = declare(self)
         for sentence in unknown_parameters(self._parameter_overrides, self._parameters):
             self.get_logger().warning(sentence)
         self.add_on_set_parameters_callback(self._on_parameters)
-        self._health = Health()
-        self._depth = PixelDepth()
-        self._engines: Engines | None = None
-        self._pipeline: Pipeline | None = None
-        self._outputs: Publishers | None = None
-        self._stream: CameraStream | None = None
-        self._worker: LatestWorker[CameraImage] | None = None
-        self._diagnostics: DiagnosticsPublisher | None = None
-        self._timer: Any = None
-        self._prepared_hw: tuple[int, int] | None = None
-        self._lines = DistinctLines()
+        self.is_hanging = False  #: True once an engine did not return in time: its thread would block the process's end
+        self._cameras: tuple[Camera, ...] = ()
+        self._bundle: Bundle | None = None
+        self._loading: EngineLoading | None = None
+        self._inference: LatestWorker[Callable[[], None]] | None = None
+        self._ended_inference: LatestWorker[Callable[[], None]] | None = None
+        self._active = False
+        self._patience_s = STOP_TIMEOUT_S
+        self._diagnostics = Diagnostics(self, self._reports)
 
-    def segment(self, image: CameraImage) -> None:
-        """Convert an image, run the pipeline, publish. Runs on the stream's thread."""
-        assert self._pipeline is not None and self._outputs is not None
-        settings, header = self.settings, image.message.header
-        start_s = time.perf_counter()
-        frame_bgr = message_to_bgr(image.message, self._depth)
-        stages_ms = {"wait": 1e3 * (start_s - image.received_s), "convert": 1e3 * (time.perf_counter() - start_s)}
-        if frame_bgr.shape[:2] != self._prepared_hw:
-            self._prepare(self._pipeline, frame_bgr.shape[:2])
-        result = self._pipeline(frame_bgr)
-        self._outputs.publish_result(result, header)
-        published_s = clock_s(self)
-        stages_ms |= {stage: ms for stage, ms in result.stages_ms.items() if ms > 0.0}  # 0: the stage did not run
-        stages_ms["latency"] = 1e3 * (time.perf_counter() - image.received_s)
-        if settings.overlay:
-            self._outputs.publish_overlay(frame_bgr, result.labels, settings.overlay_opacity, header)
-        stamp_s = header.stamp.sec + 1e-9 * header.stamp.nanosec
-        self._health.record_processed(published_s, stamp_s, stages_ms, result.light_level, result.refine_reason)
-        left_out, late = (int((result.outcomes == outcome).sum()) for outcome in (Outcome.LEFT_OUT, Outcome.LATE))
-        self._health.record_regions(left_out, late, result.hardness_late)
-        self._outputs.publish_stages(stages_ms)
+    @property
+    def loading_failed(self) -> bool:
+        """True if the engines could not be loaded."""
+        return self._loading is not None and self._loading.error is not None
 
     def configure(self) -> None:
-        """Open the engines, which may build them, and create the publishers."""
-        settings = self.settings
-        self._diagnostics = DiagnosticsPublisher(self)
-        progress = BuildProgressReporter(self._diagnostics.publish, self.get_logger().info, self._stop_requested)
-        self._engines = engines = Engines.open(
-            settings.bundle or default_bundle(), settings.engine_options(), on_progress=progress
+        """Create the publishers and load the engines, for which it waits `CONFIGURE_WAIT_S` at most."""
+        self._patience_s = STOP_TIMEOUT_S
+        settings, log = self.settings, self.get_logger()
+        self._bundle = bundle = load_bundle(settings.bundle or default_bundle())
+        self._cameras = tuple(Camera(self, name, settings, bundle.class_set) for name in settings.cameras)
+        for camera in self._cameras:
+            camera.set_delay_reason("the engines are being loaded")
+        self._loading = EngineLoading(
+            lambda on_progress: Engines.open(bundle, settings.engine_options(), on_progress=on_progress),
+            self._prepare,
+            lambda error: log.error(f"the engines could not be loaded: {type(error).__name__}: {error}"),
+            log.info,
         )
-        self._pipeline = Pipeline(engines, settings.pipeline_settings())
-        self._depth = PixelDepth(settings.pixel_bits, self.get_logger().warning)
-        if engines.note:
-            self.get_logger().warning(engines.note)
-        manifest = engines.bundle.manifest
-        self.get_logger().info(f"bundle {manifest.name}, engine {engines.name}")
-        self._health = Health(limits=settings.health_limits())
-        self._outputs = Publishers(self, engines.bundle.class_set, self._health.record_stages)
-        # The steady clock runs on when a bag is paused or nobody publishes /clock, which has to be reported, too.
-        self._timer = self.create_timer(1.0, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
-        if settings.image_hw is not None:
-            self._prepare(self._pipeline, settings.image_hw)
+        self._loading.wait(CONFIGURE_WAIT_S)
+        if self._loading.is_running():
+            log.info("the engines are being loaded in the background; masks come when they are ready")
 
     def activate(self) -> None:
-        """Subscribe to the camera."""
-        assert self._outputs is not None
-        self._outputs.start(self.settings.confidence_threshold)
-        self._worker = worker = LatestWorker("pipeline", self.segment, self._on_error)
+        """Subscribe to the cameras."""
+        self._inference = LatestWorker("inference", lambda process: process(), self._on_inference_error)
+        for camera in self._cameras:
+            camera.start(self._inference)
+        self._active = True
         self.get_logger().info("active")
-        self._stream = CameraStream(self, "", self.settings.transport, self._health, worker.submit)
 
     def deactivate(self) -> None:
-        """Unsubscribe, and wait for the current image."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-        if self._worker is not None:
-            if self._worker.stop():
-                self._health.record_overwritten()
-            self._worker = None
-        if self._outputs is not None:
-            self._outputs.stop()
+        """Unsubscribe, and wait for the current images. Raises TimeoutError after `STOP_TIMEOUT_S`."""
+        inference, self._inference, self._active = self._inference, None, False
+        try:
+            if inference is not None:
+                self._ended_inference = inference
+                for camera in self._cameras:
+                    camera.unsubscribe(inference)
+                with self._limited_wait():
+                    inference.stop(self._patience_s)
+        finally:
+            for camera in self._cameras:
+                with self._limited_wait():
+                    camera.stop(self._patience_s)
 
     def free(self) -> None:
-        """Free publishers and engines."""
-        if self._timer is not None:
-            self.destroy_timer(self._timer)
-        for publishers in (self._diagnostics, self._outputs):
-            if publishers is not None:
-                publishers.destroy()
-        for part in (self._pipeline, self._engines):
-            if part is not None:
-                part.close()
-        self._timer = self._diagnostics = self._outputs = self._pipeline = self._engines = None
-        self._prepared_hw = None
+        """Free publishers and engines. Engines that do not end in time are left to a thread that frees them later."""
+        cameras, loading, inference = self._cameras, self._loading, self._ended_inference
+        self._cameras, self._loading, self._ended_inference = (), None, None
 
-    def _prepare(self, pipeline: Pipeline, frame_hw: tuple[int, int]) -> None:
-        """Compile for images of this size and warm up. A size that fails is tried at each image, but logged once."""
-        size = f"{frame_hw[1]}x{frame_hw[0]}"
-        if line := self._lines.line(f"preparing the engines for images of {size}"):
-            self.get_logger().info(line)
-        self._health.set_delay_reason(f"preparing the engines for images of {size}")
-        seconds = pipeline.prepare(frame_hw)
-        self._prepared_hw = frame_hw
-        self._health.record_prepared(frame_hw)
-        self._health.set_delay_reason("")
-        if line:
-            self.get_logger().info(f"prepared for {size} in {seconds:.1f} s")
+        def free_engines() -> None:
+            if inference is not None:  # it may not have ended in time
+                inference.stop()
+            for camera in cameras:
+                camera.close_pipeline()
+            if loading is not None:
+                loading.close()
+
+        for camera in cameras:
+            camera.destroy()
+        with self._limited_wait():
+            run_within(self._patience_s, "freeing the engines", free_engines)
+
+    def destroy_node(self) -> None:
+        """End the diagnostics and destroy the node. rclpy calls it, too, when `__init__` has failed."""
+        if self._diagnostics is not None:
+            self._diagnostics.close()
+            self._diagnostics = None
+        super().destroy_node()
+
+    @contextmanager
+    def _limited_wait(self) -> Iterator[None]:
+        """Note a TimeoutError of the block: nothing that follows waits for the same engine again."""
+        try:
+            yield
+        except TimeoutError:
+            self.is_hanging, self._patience_s = True, 0.0
+            raise
+
+    def _prepare(self, engines: Engines) -> None:
+        """Make the pipelines, on the loading thread."""
+        if engines.note:
+            self.get_logger().warning(engines.note)
+        self.get_logger().info(f"bundle {engines.bundle.manifest.name}, engine {engines.name}")
+        for camera in self._cameras:
+            camera.open(engines)
+            camera.set_delay_reason("")
 
     def _count_namesakes(self) -> int:
         """Return the number of nodes with this node's full name. One that was killed counts for up to 20 s."""
         own = (self.get_name(), self.get_namespace())
         return self.get_node_names_and_namespaces().count(own)
 
-    def _on_error(self, error: Exception) -> None:
-        reason = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
-        self._health.record_failed(reason)
-        if line := self._lines.line(f"no mask for this image: {reason}"):
-            self.get_logger().error(line)
+    def _on_inference_error(self, error: Exception) -> None:
+        self.get_logger().error(f"inference thread: {error!r}")
 
     def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
         try:
             values = {parameter.name: parameter.value for parameter in parameters}
-            self.settings = change(self.settings, values, configured=self._pipeline is not None)
+            self.settings = change(self.settings, values, configured=self._loading is not None)
         except ParameterError as error:
             return SetParametersResult(successful=False, reason=str(error))
-        if self._pipeline is not None:
-            self._pipeline.settings = self.settings.pipeline_settings()
-            self._health.limits = self.settings.health_limits()
-        if self._stream is not None and self._outputs is not None and "confidence_threshold" in values:
-            self._outputs.publish_label_info(self.settings.confidence_threshold)
+        for camera in self._cameras:
+            camera.change(self.settings)
         return SetParametersResult(successful=True)
 
-    def _report(self) -> None:
-        assert self._engines is not None and self._diagnostics is not None
-        report = self._health.report(clock_s(self), active=self._stream is not None)
-        if (number := self._count_namesakes()) > 1:
-            report = report.with_warning(f"{number} nodes have the name {self.get_fully_qualified_name()}: rename one")
-        report.values["engine"] = self._engines.name
-        if self._engines.note:
-            report.values["engine_note"] = self._engines.note
-        report.values["bundle"] = self._engines.bundle.manifest.name
-        self._diagnostics.publish(report)
+    def _reports(self) -> dict[str, HealthReport]:
+        """Return the report of each camera, or of the node while it is unconfigured, on the diagnostics thread."""
+        loading, cameras = self._loading, self._cameras
+        if loading is None:
+            return {"": HealthReport(ERROR, self.failure) if self.failure else HealthReport(OK, "unconfigured")}
+        loaded, number = loading.report(), self._count_namesakes()
+        own = self._own_values(loading.engines)
+        reports = {}
+        for camera in cameras:
+            report = camera.report(self._active)
+            if loaded is not None and loaded.level >= report.level:
+                report = replace(report, level=loaded.level, message=loaded.message)
+            if number > 1:
+                report = report.with_warning(
+                    f"{number} nodes have the name {self.get_fully_qualified_name()}: rename one"
+                )
+            values = report.values | (loaded.values if loaded is not None else {}) | own
+            reports[camera.name] = replace(report, values=values)
+        return reports
+
+    def _own_values(self, engines: Engines | None) -> dict[str, str]:
+        """Return the values that all cameras have in common."""
+        assert self._bundle is not None
+        values = {"bundle": self._bundle.manifest.name}
+        if engines is not None:
+            values["engine"] = engines.name
+            if engines.note:
+                values["engine_note"] = engines.note
+        return values
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM; returns 0, or 1 if it could not start."""
+    """Run the node until SIGINT or SIGTERM; returns 0, or 1 if it could not start or an engine hangs."""
     stop = threading.Event()
-    # rclpy's own handlers would invalidate the context at once, while a callback or the worker uses it.
+    # rclpy's own handlers would invalidate the context at once, while a callback or a worker uses it.
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: stop.set())
     freed_bytes = reclaim()
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     node = None
     try:
-        node = NightLabNode(stop)
+        node = NightLabNode()
         if freed_bytes:
             node.get_logger().info(f"deleted {freed_bytes / 1e6:.0f} MB of shared memory of processes that have ended")
-        success = TransitionCallbackReturn.SUCCESS
-        if node.settings.autostart and not (node.trigger_configure() == success == node.trigger_activate()):
-            return 1
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        while not stop.is_set():  # signals are handled between two waits
-            executor.spin_once(timeout_sec=0.2)
+        status = _run(node, stop)
     except (ParameterError, ParameterException) as error:
         rclpy.logging.get_logger("nightlab").fatal(str(error))
-        return 1
+        status = 1
     finally:
         for number in STOP_SIGNALS:  # a second one while Python shuts down would end the process with an error
             signal.signal(number, signal.SIG_IGN)
@@ -220,6 +225,22 @@ def main(args: list[str] | None = None) -> int:
             node.close()
             node.destroy_node()
         rclpy.try_shutdown()
+    if node is not None and node.is_hanging:  # Python would wait for the engine's thread without a limit
+        os._exit(1)
+    return status
+
+
+def _run(node: NightLabNode, stop: threading.Event) -> int:
+    """Serve the node until `stop` is set. With autostart, end when it cannot start."""
+    success = TransitionCallbackReturn.SUCCESS
+    if node.settings.autostart and not (node.trigger_configure() == success == node.trigger_activate()):
+        return 1
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    while not stop.is_set():  # signals are handled between two waits
+        executor.spin_once(timeout_sec=0.2)
+        if node.settings.autostart and node.loading_failed:
+            return 1
     return 0
 
 

@@ -18,7 +18,9 @@ from nightlab_ros.health_rules import HealthLimits
 #: Marks in a field's metadata that say when it may change. Without a mark: at any time, from the next frame on.
 AT_CONFIGURE, AT_START = "at configure", "at start"
 #: Types of parameters, as ROS names them.
-ROS_TYPES = {bool: "bool", int: "integer", float: "double", str: "string", tuple: "integer array"}
+ROS_TYPES = {bool: "bool", int: "integer", float: "double", str: "string"}
+#: One level of a topic's name, or "" for the only camera of a node.
+CameraName = Annotated[str, Field(pattern=r"^([A-Za-z][A-Za-z0-9_]*)?$")]
 Side = Annotated[int, Field(ge=0, le=65535)]
 #: Defaults of the options of the engines.
 _ENGINE = EngineOptions()
@@ -52,6 +54,14 @@ class NodeSettings(PipelineSettings):
     ] = _ENGINE.build
     precision: Annotated[PrecisionChoice, AT_CONFIGURE, _engine_option("precision")] = _ENGINE.precision
     threads: Annotated[int, AT_CONFIGURE, _engine_option("threads")] = _ENGINE.threads
+    cameras: Annotated[
+        tuple[CameraName, ...],
+        AT_CONFIGURE,
+        Field(
+            description="names of the cameras, which share the engines and take turns: `front` subscribes to "
+            "`front/image` and publishes `~/front/mask`; the empty name: one camera, whose topics have no prefix"
+        ),
+    ] = ("",)
     transport: Annotated[
         Literal["raw", "compressed"],
         AT_CONFIGURE,
@@ -117,6 +127,13 @@ class NodeSettings(PipelineSettings):
         if (size[0] == 0) != (size[1] == 0):
             raise ValueError("expected both sides, or 0 and 0")
         return size
+
+    @field_validator("cameras")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("expected names that differ")
+        return names or ("",)
 
     @field_validator("pixel_bits")
     @classmethod
@@ -199,6 +216,13 @@ def unknown_parameters(names: Iterable[str], declared: Iterable[str]) -> list[st
 def ros_value(value: Any) -> Any:
     """Return a setting as rclpy takes it."""
     return list(value) if isinstance(value, tuple) else value
+
+
+def ros_type(field: FieldInfo) -> str:
+    """Return the type of a parameter, as ROS names it."""
+    if isinstance(field.default, tuple):
+        return f"{ROS_TYPES[type(field.default[0])]} array"
+    return ROS_TYPES[type(field.default)]
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:

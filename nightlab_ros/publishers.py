@@ -10,9 +10,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.lifecycle import LifecycleNode
-from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Float64, Header
@@ -21,7 +19,6 @@ from nightlab_core.labels import ClassSet, overlay
 from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.runtime.pipeline import Result
 from nightlab_ros import topics
-from nightlab_ros.health import HealthReport
 from nightlab_ros.messages import image_message
 from nightlab_ros.topics import NodeTopic
 
@@ -36,13 +33,16 @@ class _Overlay(NamedTuple):
 
 
 class Publishers:
-    """The node's lifecycle publishers, silent until the node is active."""
+    """A camera's lifecycle publishers, silent until the node is active."""
 
     def __init__(
-        self, node: LifecycleNode, classes: ClassSet, on_stages: Callable[[Mapping[str, float]], None]
+        self, node: LifecycleNode, prefix: str, classes: ClassSet, on_stages: Callable[[Mapping[str, float]], None]
     ) -> None:
-        """Create the publishers. `classes` is the masks' class set; `on_stages` gets the milliseconds of an overlay."""
-        self._node, self._classes, self._on_stages = node, classes, on_stages
+        """Create the publishers. `classes` is the masks' class set; `on_stages` gets the milliseconds of an overlay.
+
+        `prefix` stands between the node's name and a topic's: "" or, of a named camera, for example "front/".
+        """
+        self._node, self._prefix, self._classes, self._on_stages = node, prefix, classes, on_stages
         self._publishers: list[Any] = []
         self._mask = self._create(topics.MASK)
         self._confidence = self._create(topics.CONFIDENCE)
@@ -53,7 +53,8 @@ class Publishers:
         if self._vision_msgs is None:
             node.get_logger().warning(
                 "vision_msgs is not installed: ~/regions and ~/label_info are not published. "
-                "Install it with ROS, as ros-$ROS_DISTRO-vision-msgs"
+                "Install it with ROS, as ros-$ROS_DISTRO-vision-msgs",
+                once=True,
             )
         else:
             self._regions = self._create(topics.REGIONS)
@@ -71,41 +72,45 @@ class Publishers:
             stamp = self._node.get_clock().now().to_msg()
             self._label_info.publish(label_info(self._vision_msgs, self._classes, stamp, threshold))
 
-    def stop(self) -> None:
-        """Stop the overlay's thread."""
+    def stop(self, timeout_s: float) -> None:
+        """Stop the overlay's thread. Raises TimeoutError if it takes longer."""
         if self._overlay_worker is not None:
-            self._overlay_worker.stop()
-            self._overlay_worker = None
+            worker, self._overlay_worker = self._overlay_worker, None
+            worker.stop(timeout_s)
 
     def destroy(self) -> None:
-        """Stop, and free every publisher."""
-        self.stop()
+        """Free every publisher."""
         for publisher in self._publishers:
             self._node.destroy_lifecycle_publisher(publisher)
         self._publishers.clear()
 
     def publish_result(self, result: Result, header: Header) -> None:
-        """Publish mask and confidence first, because others wait for them; then regions and the image level's mask."""
+        """Publish the mask first, because others wait for it. The rest is made only while someone subscribes."""
         self._mask.publish(image_message(result.labels, "mono8", header))
-        self._confidence.publish(image_message(result.confidence, "mono8", header))
-        if self._vision_msgs is not None:
+        if _is_watched(self._confidence):
+            self._confidence.publish(image_message(result.confidence, "mono8", header))
+        if self._vision_msgs is not None and _is_watched(self._regions):
             self._regions.publish(detections(self._vision_msgs, result, header))
-        if self._image_level.get_subscription_count() > 0:
+        if _is_watched(self._image_level):
             self._image_level.publish(image_message(result.image_labels, "mono8", header))
 
     def publish_overlay(self, frame_bgr: np.ndarray, labels: np.ndarray, opacity: float, header: Header) -> None:
         """Draw and publish the overlay on its own thread, if there is a subscription. The newest one waits there."""
-        if self._overlay_worker is not None and self._overlay.get_subscription_count() > 0:
+        if self._overlay_worker is not None and _is_watched(self._overlay):
             self._overlay_worker.submit(_Overlay(frame_bgr, labels, opacity, header))
 
     def publish_stages(self, stages_ms: Mapping[str, float]) -> None:
         """Publish the milliseconds of each stage that ran."""
         for stage, milliseconds in stages_ms.items():
-            self._stages[stage].publish(Float64(data=float(milliseconds)))
+            if _is_watched(self._stages[stage]):
+                self._stages[stage].publish(Float64(data=float(milliseconds)))
 
     def _create(self, topic: NodeTopic) -> Any:
         publisher = self._node.create_lifecycle_publisher(
-            message_class(topic), topic.name, qos_profile(topic), qos_overriding_options=qos_overrides()
+            message_class(topic),
+            topic.name.replace("~/", f"~/{self._prefix}"),
+            qos_profile(topic),
+            qos_overriding_options=qos_overrides(),
         )
         self._publishers.append(publisher)
         return publisher
@@ -122,24 +127,8 @@ class Publishers:
         self._node.get_logger().error(f"no overlay for this image: {error!r}", throttle_duration_sec=5.0)
 
 
-class DiagnosticsPublisher:
-    """Publisher of the node's reports. It is no lifecycle publisher, because an inactive node reports, too."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        topic = topics.DIAGNOSTICS
-        self._publisher = node.create_publisher(
-            message_class(topic), topic.name, qos_profile(topic), qos_overriding_options=qos_overrides()
-        )
-
-    def publish(self, report: HealthReport) -> None:
-        """Publish a report, with the current time."""
-        stamp = self._node.get_clock().now().to_msg()
-        self._publisher.publish(diagnostics(report, self._node.get_fully_qualified_name(), stamp))
-
-    def destroy(self) -> None:
-        """Free the publisher."""
-        self._node.destroy_publisher(self._publisher)
+def _is_watched(publisher: Any) -> bool:
+    return publisher.get_subscription_count() > 0
 
 
 def message_class(topic: NodeTopic) -> type:
@@ -161,16 +150,6 @@ def qos_profile(topic: NodeTopic) -> QoSProfile:
 def qos_overrides() -> QoSOverridingOptions:
     """Return the option that takes parameters `qos_overrides.TOPIC.publisher.POLICY`: reliability, depth, history."""
     return QoSOverridingOptions.with_default_policies()
-
-
-def diagnostics(report: HealthReport, name: str, stamp: Any) -> DiagnosticArray:
-    """Return a report as a message. The hardware id is the node's full name, since each camera has its own node."""
-    level = (DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR)[report.level]
-    status = DiagnosticStatus(level=level, name=f"{name}: segmentation", message=report.message, hardware_id=name)
-    status.values = [KeyValue(key=key, value=value) for key, value in report.values.items()]
-    array = DiagnosticArray(status=[status])
-    array.header.stamp = stamp
-    return array
 
 
 def detections(vision_msgs: Any, result: Result, header: Header) -> Any:

@@ -24,7 +24,7 @@ from nightlab_core.data.images import ENCODINGS
 from nightlab_core.data.label_doubts import MOST_SAMPLES
 from nightlab_core.data.label_maps import palette_ids
 from nightlab_core.data.pixel_depth import FIRST_FRAMES, MEASURED_BITS
-from nightlab_ros.parameters import ROS_TYPES, NodeSettings, changes, choices, ros_value, value_range
+from nightlab_ros.parameters import NodeSettings, changes, choices, ros_type, ros_value, value_range
 from nightlab_ros.topics import DIAGNOSTIC_KEYS, DIAGNOSTICS, PUBLICATIONS, SUBSCRIPTIONS, NodeTopic
 
 WIDTH = 120
@@ -57,9 +57,11 @@ def topics_page() -> str:
         NOTE,
         _wrap(
             "Names are relative to the namespace; `~` is the node's own name, `/nightlab` by default. Every message "
-            "that is made from an image has its stamp and frame_id. Queues have a depth of 1. Parameters "
-            "`qos_overrides.TOPIC.subscription.POLICY` and `qos_overrides.TOPIC.publisher.POLICY` set the policies "
-            "`reliability`, `depth` and `history` of a topic, given by its full name."
+            "that is made from an image has its stamp and frame_id. Queues have a depth of 1. With the parameter "
+            "`cameras`, each camera has its own topics and its own status in `/diagnostics`: `front/image`, "
+            "`~/front/mask`, `/nightlab/front: segmentation`. Parameters `qos_overrides.TOPIC.subscription.POLICY` and "
+            "`qos_overrides.TOPIC.publisher.POLICY` set the policies `reliability`, `depth` and `history` of a topic, "
+            "given by its full name."
         ),
     ]
     for title, topics in (("Subscriptions", SUBSCRIPTIONS), ("Publications", PUBLICATIONS)):
@@ -173,7 +175,7 @@ PAGES = {"parameters.md": parameters_page, "topics.md": topics_page, "what-is-re
 def _facts(field: FieldInfo) -> Iterable[str]:
     default = ros_value(field.default)
     shown = str(default).lower() if isinstance(default, bool) else str(default) or '""'
-    yield f"type {ROS_TYPES[type(field.default)]}, default `{shown}`, changes {changes(field)}"
+    yield f"type {ros_type(field)}, default `{shown}`, changes {changes(field)}"
     if choices(field):
         yield f"one of {', '.join(f'`{choice}`' for choice in choices(field))}"
     low, high = value_range(field)

@@ -75,11 +75,13 @@ STAGE_DESCRIPTIONS = {
     "region": "run the region network",
     "merge": "merge the labels of both levels",
     "total": "the whole pipeline; less than the sum of its stages, because both levels run at the same time",
+    "publish": "publish everything except the overlay and the times, on its own thread",
+    "overhead": "latency without the pipeline's total: what the node adds",
     "latency": "from the arrival of the image until everything except the overlay is published",
     "overlay": "draw and publish the overlay, on its own thread",
 }
 #: Names in the order of a frame: the pipeline's stages and the node's own.
-STAGES = ("wait", "convert", *PIPELINE_STAGES, "latency", "overlay")
+STAGES = ("wait", "convert", *PIPELINE_STAGES, "publish", "overhead", "latency", "overlay")
 STAGE_TOPICS = {
     stage: NodeTopic(f"~/debug/{stage}_ms", "std_msgs/msg/Float64", f"Milliseconds: {STAGE_DESCRIPTIONS[stage]}.")
     for stage in STAGES
@@ -94,7 +96,7 @@ DIAGNOSTIC_KEYS = {
     "received": "images that reached the node, since configure",
     "processed": "masks published",
     "failed": "images without a mask because of an error",
-    "dropped": "images never processed: overwritten by a newer one, or lost in the transport",
+    "dropped": "images never processed: overwritten by a newer one, lost in the transport, or too early for engines",
     "lost": "images lost in the transport, if the middleware reports it; part of dropped",
     "rate_hz": "masks per second, over the last 5 s",
     "regions_left_out": "regions not read because `deadline_ms` left no time for them",
@@ -109,5 +111,6 @@ DIAGNOSTIC_KEYS = {
     "STAGE_ms_p50, _p95, _p99": "percentiles of each stage above, over the last 100 frames in which it ran",
     "engine, bundle": "the inference library and the name of the bundle",
     "engine_note": "the reason why a faster engine was skipped, and the remedy",
+    "frame_in_progress_s": "seconds since the frame in progress was begun, if there is one",
     "build_network, build_percent, build_phase": "progress of a build of TensorRT plans, while configuring",
 }

@@ -21,12 +21,14 @@ pytest.importorskip("onnxruntime")
 
 import rclpy
 from builtin_interfaces.msg import Time
+from class_sets import CITYSCAPES19
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from rclpy.parameter import Parameter
 from ros_harness import Client, NodeProcess, diagnostic_values, node_in_process, pixels_of, wait_until
 from rosgraph_msgs.msg import Clock
 
+from nightlab_ros.camera import Camera
 from nightlab_ros.parameters import ParameterError
 from nightlab_ros.transport.subscription import message_callback
 
@@ -185,10 +187,12 @@ def test_a_size_that_cannot_be_prepared_for_is_logged_once(monkeypatch: pytest.M
         raise RuntimeError("there is no plan for this size")
 
     with node_in_process() as node:
+        camera = Camera(node, "", node.settings, CITYSCAPES19)
         monkeypatch.setattr(node, "get_logger", lambda: SimpleNamespace(info=logged.append))
         for frame_hw in [(30, 40)] * 3 + [(48, 64)] + [(30, 40)] * 2:
             with contextlib.suppress(RuntimeError):
-                node._prepare(SimpleNamespace(prepare=prepare), frame_hw)
+                camera._prepare(SimpleNamespace(prepare=prepare), frame_hw)  # type: ignore[arg-type]
+        camera.destroy()
     assert logged == [
         "preparing the engines for images of 40x30",
         "preparing the engines for images of 64x48",

@@ -17,7 +17,7 @@ from nightlab_ros.parameters import NodeSettings, ParameterError, _descriptor, c
 ROOT = Path(__file__).parents[2]
 FIELDS = NodeSettings.model_fields
 AT_CONFIGURE = {"bundle": "/b", "engine": "openvino", "precision": "float32", "threads": 2, "transport": "compressed"}
-AT_CONFIGURE |= {"image_size": [640, 480], "build_engines": True, "pixel_bits": 12}  # type: ignore[dict-item]
+AT_CONFIGURE |= {"image_size": [640, 480], "build_engines": True, "pixel_bits": 12, "cameras": ["front"]}  # type: ignore[dict-item]
 AT_ANY_TIME = {"refine": "never", "merge": "replace", "max_regions": 3, "score_threshold": 0.2, "nms_iou": 0.4}
 AT_ANY_TIME |= {
     "confidence_threshold": 0.5,
@@ -79,6 +79,8 @@ def test_no_parameter_is_left_out_above() -> None:
         ("image_size", [640, 0], "expected both sides, or 0 and 0"),
         ("pixel_bits", 5, "expected 8 to 16, or 0"),
         ("pixel_bits", 17, "pixel_bits: received 17; input should be less than or equal to 16"),
+        ("cameras", ["front", "left/2"], "cameras: received 'left/2'; string should match pattern"),
+        ("cameras", ["front", "front"], "expected names that differ"),
         ("transport", "theora", "transport: received 'theora'; input should be 'raw' or 'compressed'"),
     ],
 )
@@ -96,6 +98,10 @@ def test_arrays_come_as_ros_gives_them() -> None:
     assert change(NodeSettings(), {"image_size": array("q", [640, 480])}, configured=False).image_size == (640, 480)
 
 
+def test_no_camera_s_name_is_the_camera_without_a_name() -> None:
+    assert change(NodeSettings(), {"cameras": []}, configured=False).cameras == ("",) == NodeSettings().cameras
+
+
 def test_the_node_s_other_parameters_are_ignored() -> None:
     assert change(NodeSettings(), {"use_sim_time": True}, configured=True) == NodeSettings()
 
@@ -105,7 +111,7 @@ def test_misspelt_parameters_are_named() -> None:
     assert unknown_parameters(["refine", "use_sim_time", "qos_overrides./tf.depth"], declared) == []
     (sentence,) = unknown_parameters(["max_region"], declared)
     assert "'max_region'" in sentence and "did you mean 'max_regions'?" in sentence
-    (sentence,) = unknown_parameters(["camera_name"], declared)
+    (sentence,) = unknown_parameters(["frame_id"], declared)
     assert "it has autostart, build_engines, bundle," in sentence
 
 

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One camera of the node: its subscription, pipeline, publishers and statistics. Read `Camera.process` first."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from rclpy.lifecycle import LifecycleNode
+
+from nightlab_core.data.image_header import ImageError
+from nightlab_core.data.images import message_to_bgr
+from nightlab_core.data.pixel_depth import PixelDepth
+from nightlab_core.labels import ClassSet
+from nightlab_core.runtime.engines.open import Engines
+from nightlab_core.runtime.latest import LatestWorker
+from nightlab_core.runtime.pipeline import Pipeline, Result
+from nightlab_core.runtime.refinement import Outcome
+from nightlab_ros.camera_stream import CameraImage, CameraStream, clock_s
+from nightlab_ros.distinct_lines import DistinctLines
+from nightlab_ros.health import OK, Health, HealthReport
+from nightlab_ros.parameters import NodeSettings
+from nightlab_ros.publishers import Publishers
+
+#: A frame that has been in progress for so many seconds is named in the message of /diagnostics.
+LONG_FRAME_S = 1.0
+
+
+@dataclass(frozen=True)
+class SegmentedFrame:
+    """A frame that is ready to be published."""
+
+    image: CameraImage
+    frame_bgr: np.ndarray  #: uint8 (H, W, 3)
+    result: Result
+    stages_ms: dict[str, float]  #: of the stages that ran so far
+
+
+class Camera:
+    """Everything that belongs to one camera. Several share the engines and the inference thread."""
+
+    def __init__(self, node: LifecycleNode, name: str, settings: NodeSettings, classes: ClassSet) -> None:
+        """Create the publishers. `name` is "" for the only camera of a node, whose topics have no prefix."""
+        self.name = name
+        self._node, self._settings = node, settings
+        self._prefix = f"{name}/" if name else ""
+        self._health = Health(limits=settings.health_limits())
+        self._depth = PixelDepth(settings.pixel_bits, node.get_logger().warning)
+        self._outputs = Publishers(node, self._prefix, classes, self._health.record_stages)
+        self._pipeline: Pipeline | None = None
+        self._stream: CameraStream | None = None
+        self._publishing: LatestWorker[SegmentedFrame] | None = None
+        self._prepared_hw: tuple[int, int] | None = None
+        self._lines = DistinctLines()
+        self._begun_s: float | None = None  # when the frame in progress was begun, by `time.monotonic`
+
+    def process(self, image: CameraImage) -> None:
+        """Segment an image and hand it to the publishing thread, without waiting. Runs on the inference thread."""
+        self._begun_s = time.monotonic()
+        try:
+            frame = self._segment(image)
+            if self._publishing is None or self._publishing.submit(frame):
+                self._health.record_overwritten()
+        except Exception as error:
+            self._on_error(error)
+        finally:
+            self._begun_s = None
+
+    def open(self, engines: Engines) -> None:
+        """Create the pipeline, and prepare it if the size of the images is known."""
+        pipeline = Pipeline(engines, self._settings.pipeline_settings())
+        try:
+            if self._settings.image_hw is not None:
+                self._prepare(pipeline, self._settings.image_hw)
+        except BaseException:
+            pipeline.close()
+            raise
+        self._pipeline = pipeline
+        self.change(self._settings)  # they may have changed meanwhile
+
+    def change(self, settings: NodeSettings) -> None:
+        """Use other settings from the next frame on."""
+        before, self._settings = self._settings, settings
+        if self._publishing is not None and settings.confidence_threshold != before.confidence_threshold:
+            self._outputs.publish_label_info(settings.confidence_threshold)
+        self._health.limits = settings.health_limits()
+        if self._pipeline is not None:
+            self._pipeline.settings = settings.pipeline_settings()
+
+    def start(self, inference: LatestWorker[Any]) -> None:
+        """Subscribe; `inference` calls a function for the newest image. The node's publishers are active."""
+        self._outputs.start(self._settings.confidence_threshold)
+        self._publishing = LatestWorker(f"{self._prefix}publishing", self._publish, self._on_error)
+
+        def submit(image: CameraImage) -> bool:
+            if self._pipeline is None:  # the engines are still being loaded: the image is dropped
+                return True
+            return inference.submit(partial(self.process, image), self.name)
+
+        self._stream = CameraStream(self._node, self._prefix, self._settings.transport, self._health, submit)
+
+    def unsubscribe(self, inference: LatestWorker[Any]) -> None:
+        """Take no more images; the one that waits is dropped."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        if inference.withdraw(self.name):
+            self._health.record_overwritten()
+
+    def stop(self, timeout_s: float) -> None:
+        """Publish what is in progress. Raises TimeoutError if that takes longer."""
+        if self._publishing is not None:
+            publishing, self._publishing = self._publishing, None
+            if publishing.stop(timeout_s):
+                self._health.record_overwritten()
+        self._outputs.stop(timeout_s)
+
+    def destroy(self) -> None:
+        """Free the publishers."""
+        self._outputs.destroy()
+
+    def close_pipeline(self) -> None:
+        """End the pipeline's thread, which waits for its engine."""
+        if self._pipeline is not None:
+            self._pipeline.close()
+
+    def set_delay_reason(self, reason: str) -> None:
+        """Tell why the next mask takes longer; "" when that is over."""
+        self._health.set_delay_reason(reason)
+
+    def report(self, active: bool) -> HealthReport:
+        """Return the camera's statistics, and for how long a frame has been in progress."""
+        report = self._health.report(clock_s(self._node), active=active)
+        begun_s = self._begun_s
+        if begun_s is None:
+            return report
+        age_s = time.monotonic() - begun_s
+        message = report.message
+        if report.level > OK and age_s >= LONG_FRAME_S:
+            message += f"; the frame in progress was begun {age_s:.0f} s ago"
+        return HealthReport(report.level, message, {**report.values, "frame_in_progress_s": f"{age_s:.1f}"})
+
+    def _segment(self, image: CameraImage) -> SegmentedFrame:
+        """Convert an image and run the pipeline."""
+        assert self._pipeline is not None
+        start_s = time.perf_counter()
+        frame_bgr = message_to_bgr(image.message, self._depth)
+        stages_ms = {"wait": 1e3 * (start_s - image.received_s), "convert": 1e3 * (time.perf_counter() - start_s)}
+        if frame_bgr.shape[:2] != self._prepared_hw:
+            self._prepare(self._pipeline, frame_bgr.shape[:2])
+        result = self._pipeline(frame_bgr)
+        stages_ms |= {stage: ms for stage, ms in result.stages_ms.items() if ms > 0.0}  # 0: the stage did not run
+        return SegmentedFrame(image, frame_bgr, result, stages_ms)
+
+    def _publish(self, frame: SegmentedFrame) -> None:
+        """Publish a frame and count it. Runs on the publishing thread."""
+        header, result = frame.image.message.header, frame.result
+        start_s = time.perf_counter()
+        self._outputs.publish_result(result, header)
+        published_s, end_s = clock_s(self._node), time.perf_counter()
+        latency_ms = 1e3 * (end_s - frame.image.received_s)
+        own_ms = latency_ms - frame.stages_ms["wait"] - frame.stages_ms.get("total", 0.0)
+        stages_ms = frame.stages_ms | {
+            "publish": 1e3 * (end_s - start_s),
+            "overhead": own_ms,
+            "latency": latency_ms,
+        }
+        if self._settings.overlay:
+            self._outputs.publish_overlay(frame.frame_bgr, result.labels, self._settings.overlay_opacity, header)
+        stamp_s = header.stamp.sec + 1e-9 * header.stamp.nanosec
+        self._health.record_processed(published_s, stamp_s, stages_ms, result.light_level, result.refine_reason)
+        left_out, late = (int((result.outcomes == outcome).sum()) for outcome in (Outcome.LEFT_OUT, Outcome.LATE))
+        self._health.record_regions(left_out, late, result.hardness_late)
+        self._outputs.publish_stages(stages_ms)
+
+    def _prepare(self, pipeline: Pipeline, frame_hw: tuple[int, int]) -> None:
+        """Compile for images of this size and warm up. A size that fails is tried at each image, but logged once."""
+        size = f"{frame_hw[1]}x{frame_hw[0]}"
+        if line := self._lines.line(f"preparing the engines for images of {size}"):
+            self._node.get_logger().info(line)
+        self._health.set_delay_reason(f"preparing the engines for images of {size}")
+        seconds = pipeline.prepare(frame_hw)
+        self._prepared_hw = frame_hw
+        self._health.record_prepared(frame_hw)
+        self._health.set_delay_reason("")
+        if line:
+            self._node.get_logger().info(f"prepared for {size} in {seconds:.1f} s")
+
+    def _on_error(self, error: Exception) -> None:
+        reason = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
+        self._health.record_failed(reason)
+        camera = f" of {self.name}" if self.name else ""
+        if line := self._lines.line(f"no mask for this image{camera}: {reason}"):
+            self._node.get_logger().error(line)
