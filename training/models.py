@@ -11,6 +11,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import count
+from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +27,7 @@ from nightlab_core.models.engine import TorchEngine
 from nightlab_core.models.nightlab import Level, NightLabSettings, to_image, to_labels
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import (
+    MAX_SIDE,
     Bundle,
     Classes,
     EngineFile,
@@ -59,8 +62,13 @@ class Network:
         if self.input_hw is None:
             return {"input_hw": frame_hw, "multiple": 1}
         if any(side % self.multiple for side in self.input_hw):  # a manifest takes multiples alone: keep the area
-            rows = max(1, round(self.input_hw[0] * self.input_hw[1] / self.multiple**2))
-            return {"input_hw": (rows * self.multiple, self.multiple), "multiple": self.multiple}
+            cells = max(1, round(self.input_hw[0] * self.input_hw[1] / self.multiple**2))
+            longest = MAX_SIDE // self.multiple
+            rows, columns = next(
+                (rows, n // rows) for n in count(cells) for rows in range(isqrt(n), 0, -1)
+                if n % rows == 0 and n // rows <= longest
+            )  # fmt: skip
+            return {"input_hw": (rows * self.multiple, columns * self.multiple), "multiple": self.multiple}
         return {"input_hw": self.input_hw, "multiple": self.multiple}
 
 
@@ -329,7 +337,8 @@ def load_detector(path: Path) -> tuple[RegionDetector, tuple[int, int]]:
     if not weights:
         raise ValueError(f"{path} holds no region detector; expected a checkpoint of the stage detector or hdm")
     detector.load_state_dict(weights)
-    return detector.eval(), _input_hw(state)
+    own_hw = state.get("card", {}).get("hardness_hw")
+    return detector.eval(), tuple(own_hw) if own_hw else _input_hw(state)
 
 
 def detector_multiple(detector: RegionDetector) -> int:

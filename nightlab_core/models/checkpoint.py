@@ -30,7 +30,8 @@ class ModelCard(Settings):
     hard_classes: tuple[str, ...]  #: names of the classes that the hardness network was trained to find
     trained_on: tuple[str, ...]
     licence: str
-    input_hw: tuple[int, int] = (480, 640)  #: working size of the image level and the detector
+    input_hw: tuple[int, int] = (480, 640)  #: working size of the image level
+    hardness_hw: tuple[int, int] | None = None  #: working size of the detector; null: the image level's
     #: What `training.combine_checkpoints` added to the region level's logits; further training removes it.
     region_offsets: dict[str, float] = Field(default_factory=dict)
 
@@ -81,6 +82,7 @@ def manifest_of(
 ) -> Manifest:
     """Return the manifest of the bundle that export makes of this model; the SHA-256 of its files are still empty."""
     multiple = model.image.segmenter.multiple
+    hardness_hw = card.hardness_hw or card.input_hw
     hardness_multiple = int(np.lcm(model.detector.multiple, multiple))
     return Manifest(
         name=card.name,
@@ -94,7 +96,7 @@ def manifest_of(
         hard_classes=card.hard_classes,
         engines=EngineFiles(
             image=EngineFile(file="image.onnx", input_hw=card.input_hw, multiple=multiple),
-            hardness=EngineFile(file="hardness.onnx", input_hw=card.input_hw, multiple=hardness_multiple),
+            hardness=EngineFile(file="hardness.onnx", input_hw=hardness_hw, multiple=hardness_multiple),
             region=RegionFile(file="region.onnx", input_hw=settings.region_hw, multiple=1, max_batch=10),
         ),
         preprocessing="inside the graphs: bytes to 0..1, BGR to RGB, light adaptation, mean and deviation",

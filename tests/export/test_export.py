@@ -27,7 +27,12 @@ SETTINGS = NightLabSettings(
     region_hw=(96, 96),
 )
 CARD = ModelCard(
-    name="random", hard_classes=("pole", "person"), trained_on=("nothing",), licence="none", input_hw=(192, 256)
+    name="random",
+    hard_classes=("pole", "person"),
+    trained_on=("nothing",),
+    licence="none",
+    input_hw=(192, 256),
+    hardness_hw=(128, 192),
 )
 
 
@@ -120,6 +125,7 @@ def test_the_manifest_has_the_card_s_content(bundle_dir: Path) -> None:
     manifest = load_bundle(bundle_dir).manifest
     assert manifest.name == "random" and manifest.hard_classes == ("pole", "person")
     assert manifest.engines.image.input_hw == (192, 256) and manifest.engines.image.multiple == 16
+    assert manifest.engines.hardness.input_hw == (128, 192)
     assert manifest.engines.region.input_hw == (96, 96) and manifest.weights == "float16"
 
 

@@ -19,9 +19,10 @@ from class_sets import BDD18, CAMVID11, CITYSCAPES19  # noqa: E402
 from pipelines import open_pipeline  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data.datasets.paired import DatasetError, Sample  # noqa: E402
 from nightlab_core.labels import ClassSet, to_class_set  # noqa: E402
-from nightlab_core.models.checkpoint import load_checkpoint  # noqa: E402
+from nightlab_core.models.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from nightlab_core.models.engine import torch_engines  # noqa: E402
 from nightlab_core.runtime.bundle import EngineFile, load_bundle  # noqa: E402
 from nightlab_core.runtime.light import light_level  # noqa: E402
@@ -138,6 +139,13 @@ def test_the_networks_of_a_bundle_give_what_its_pipeline_gives(tmp_path: Path) -
                     np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
     with pytest.raises(ValueError, match="is a bundle, which reads a frame once and whole"):
         models.open_image(bundle, TestTime(flip=True))
+
+
+def test_the_detector_reads_at_its_own_size_if_the_card_has_one(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    model, settings, card = load_checkpoint(tiny_checkpoint)
+    save_checkpoint(tmp_path / "own.pt", model, settings, replace(card, hardness_hw=(32, 64)))
+    assert models.open_hardness(tmp_path / "own.pt").input_hw == (32, 64)
+    assert models.open_hardness(tiny_checkpoint).input_hw == card.input_hw
 
 
 def test_a_cached_engine_runs_each_crop_once(tmp_path: Path) -> None:
