@@ -145,7 +145,7 @@ def test_the_pipeline_agrees_with_the_pipeline_in_torch(model: NightLab, bundle_
 def test_a_network_of_another_library_runs_from_settings_to_vehicle(frames: list[np.ndarray], tmp_path: Path) -> None:
     """A network of segmentation-models-pytorch at both levels, with other classes in regions."""
     pytest.importorskip("segmentation_models_pytorch")
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     network = SegmenterSettings(architecture="library", library_model="FPN", backbone="mobilenet_v2")
     settings = replace(SETTINGS, segmenter=network, region_classes=("pole", "person", "car"))
     model = settings.build()

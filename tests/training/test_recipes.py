@@ -76,16 +76,19 @@ def test_shipped_recipes_are_valid() -> None:
             CITYSCAPES19.id_of(name)
 
 
-def test_the_next_lite_levels_leave_frames_for_hdm() -> None:
-    """Both draw alike, from the same frames; the region level continues from the image level's network."""
-    names = {p.stem for p in (RECIPES / "next").glob("*.yaml")} - {"model", "sources"}
-    recipes = {n: load_recipe(RECIPES / "next" / f"{n}.yaml", segmenter.SegmenterRecipe) for n in sorted(names)}
-    image, region = recipes["lite_image"], recipes["lite_region"]
-    assert len(recipes) == 2 and (image.level, region.level) == ("image", "region")
+def test_hdm_is_trained_on_frames_that_the_next_levels_leave_out() -> None:
+    """Both levels draw alike, from the same frames; the region level continues from the image level's network."""
+    kinds = {"lite_image": segmenter, "lite_region": segmenter, "lite_detector": detector, "lite_hdm": hdm}
+    recipes = [load_recipe(RECIPES / "next" / f"{n}.yaml", stage.STAGE.recipe_class) for n, stage in kinds.items()]
+    image, region, boxes, hardness = recipes
+    assert (image.level, region.level) == ("image", "region")
     assert image.sources == region.sources and image.model == region.model
     assert sum(source.weight for source in image.sources) == pytest.approx(1)
-    held_out = {source.folder for source in image.sources if source.leave_out_pattern == "*7"}
-    assert held_out == {"cityscapes_small/train", "nightcoarse/train"}
-    assert image.model.relam is None and image.model.segmenter.deformable == () and not image.start_from
+    held_out = {(source.folder, source.leave_out_pattern) for source in image.sources if source.leave_out_pattern}
+    assert held_out == {(source.folder, source.pattern) for source in hardness.sources}
+    assert image.model.relam is None and image.model.segmenter.deformable == ()
     assert region.start_from == "runs/next_image/checkpoint.pt" and region.model.region_hw == (192, 192)
     assert region.window_margin == (PipelineSettings().region_margin,) * 2 and region.instance_share == 0
+    rdn, bundle = (load_recipe(RECIPES / "next" / f"lite_{n}.yaml", CombineRecipe) for n in ("rdn_bundle", "bundle"))
+    assert boxes.input_hw == hardness.input_hw == rdn.card.hardness_hw == bundle.card.hardness_hw
+    assert (rdn.detector, rdn.image) == (hardness.detector, bundle.image)
