@@ -70,9 +70,13 @@ class Camera:
             self._begun_s = None
 
     def open(self, engines: Engines) -> None:
-        """Create the pipeline, and prepare it if the size of the images is known."""
-        pipeline = Pipeline(engines, self._settings.pipeline_settings())
+        """Create the pipeline, run each network once, and prepare if the size of the images is known.
+
+        Raises EngineError for an output that cannot be used, and the exceptions of the image engine.
+        """
+        pipeline = Pipeline(engines, self._settings.pipeline_settings(), tolerant=True)
         try:
+            pipeline.check_outputs(self._settings.image_hw)
             if self._settings.image_hw is not None:
                 self._prepare(pipeline, self._settings.image_hw)
         except BaseException:
@@ -174,6 +178,9 @@ class Camera:
         self._health.record_processed(published_s, stamp_s, stages_ms, result.light_level, result.refine_reason)
         left_out, late = (int((result.outcomes == outcome).sum()) for outcome in (Outcome.LEFT_OUT, Outcome.LATE))
         self._health.record_regions(left_out, late, result.hardness_late)
+        self._health.record_refinement(result.refinement_error)
+        if result.refinement_error:
+            self._log_error(f"only the image level's mask for this image{self._suffix}: {result.refinement_error}")
         self._outputs.publish_stages(stages_ms)
 
     def _prepare(self, pipeline: Pipeline, frame_hw: tuple[int, int]) -> None:
@@ -192,6 +199,12 @@ class Camera:
     def _on_error(self, error: Exception) -> None:
         reason = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
         self._health.record_failed(reason)
-        camera = f" of {self.name}" if self.name else ""
-        if line := self._lines.line(f"no mask for this image{camera}: {reason}"):
+        self._log_error(f"no mask for this image{self._suffix}: {reason}")
+
+    @property
+    def _suffix(self) -> str:
+        return f" of {self.name}" if self.name else ""
+
+    def _log_error(self, sentence: str) -> None:
+        if line := self._lines.line(sentence):
             self._node.get_logger().error(line)

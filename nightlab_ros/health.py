@@ -55,7 +55,8 @@ class Health:
         self._unanswered_s: float | None = None  # arrival of the first image without a mask or a failure since
         self._delay_reason = ""
         self._counts = dict.fromkeys(("received", "processed", "failed", "overwritten", "skipped", "lost"), 0)
-        self._regions = dict.fromkeys(("regions_left_out", "regions_late", "hardness_late"), 0)
+        self._regions = dict.fromkeys(("regions_left_out", "regions_late", "hardness_late", "refinement_failed"), 0)
+        self._refinement_lost: tuple[float, str] | None = None  # since when, and the last reason
         self._sequences: dict[object, int] = {}
         self._source: tuple[str, Sequence[str], str] = ("", (), "")
         self._published_s: deque[float] = deque(maxlen=window)
@@ -157,8 +158,20 @@ class Health:
     def record_regions(self, left_out: int, late: int, hardness_late: bool) -> None:
         """Count the regions of a frame that the deadline left out or that were late, and a late hardness network."""
         with self._lock:
-            for name, number in zip(self._regions, (left_out, late, hardness_late), strict=True):
-                self._regions[name] += number
+            self._regions["regions_left_out"] += left_out
+            self._regions["regions_late"] += late
+            self._regions["hardness_late"] += hardness_late
+
+    def record_refinement(self, error: str) -> None:
+        """Count a mask without refinement because of an error; "": the lower path worked."""
+        with self._lock:
+            self._regions["refinement_failed"] += bool(error)
+            if not error:
+                self._refinement_lost = None
+            elif self._refinement_lost is None:
+                self._refinement_lost = (self._steady_s(), error)
+            else:
+                self._refinement_lost = (self._refinement_lost[0], error)
 
     def record_stages(self, stages_ms: Mapping[str, float]) -> None:
         """Record the milliseconds of stages of one frame."""
@@ -236,6 +249,8 @@ class Health:
             received_hz=recent["received"] / JUDGED_S,
             rate_hz=rate_hz if len(self._published_s) > 1 else None,
             sizes=len(self._sizes),
+            refinement_error=self._refinement_lost[1] if self._refinement_lost else "",
+            refinement_lost_s=now_s - self._refinement_lost[0] if self._refinement_lost else 0.0,
             preparations=len(self._preparations.values(now_s)),
         )
 

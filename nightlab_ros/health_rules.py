@@ -45,6 +45,8 @@ class Facts:
     rate_hz: float | None = None  #: masks per second; None: fewer than two masks so far
     sizes: int = 0  #: number of distinct image sizes
     preparations: int = 0  #: of the engines, in the last minute
+    refinement_error: str = ""  #: why the last mask is the image level's alone; "": the lower path works
+    refinement_lost_s: float = 0.0  #: since the first such mask
 
 
 def judge(facts: Facts, limits: HealthLimits) -> tuple[int, str]:
@@ -96,6 +98,8 @@ def _troubled_stream(facts: Facts, limits: HealthLimits) -> Iterator[tuple[int, 
             f"images of {facts.sizes} sizes alternate, and the engines were prepared {facts.preparations} times in the "
             "last minute: give each camera a topic of its own, or let the camera keep one size",
         )
+    if facts.refinement_error:
+        yield WARN, f"only the image level's mask, for {facts.refinement_lost_s:.0f} s: {facts.refinement_error}"
     if facts.age_ms is not None:
         yield from _judge_age(facts.age_ms, limits.age_ms)
     if facts.waited_s >= facts.patience_s:

@@ -29,7 +29,7 @@ from nightlab_core.runtime.clock import Clock, StageTimes
 from nightlab_core.runtime.crops import plan_crops
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.light import LightGate, light_level
-from nightlab_core.runtime.outputs import checked_boxes, checked_maps
+from nightlab_core.runtime.outputs import EngineError, checked_boxes, checked_maps
 from nightlab_core.runtime.reader import RegionReader
 from nightlab_core.runtime.refinement import NOTHING_FOUND, Outcome, Refinement
 from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
@@ -202,6 +202,30 @@ class Pipeline:
             kept = rg.non_maximum_suppression(boxes, scores, job.settings.nms_iou, MAX_REGIONS)
         return boxes[kept], scores[kept]
 
+    def check_outputs(self, frame_hw: tuple[int, int] | None = None) -> None:
+        """Run each network once on a black frame of this size, or of the bundle's, and check what it returns.
+
+        Raises EngineError for an output that cannot be used, and the exceptions of the engines. A tolerant pipeline
+        logs the exceptions of the hardness and region engines.
+        """
+        files = self.bundle.manifest.engines
+        frame_hw = frame_hw or files.image.input_hw
+        frame, small = (np.zeros((1, *f.network_hw(frame_hw), 3), np.uint8) for f in (files.image, files.hardness))
+        checked_maps("image", self.engines.image(frame=frame), frame.shape[:3], self._num_classes)
+        try:
+            checked_boxes(self.engines.hardness(frame=small))
+            self._reader.check()
+        except EngineError:
+            raise
+        except Exception as error:
+            self._tolerate(error)
+
+    def _tolerate(self, error: Exception) -> None:
+        """Log an error of the lower path before the first frame, or raise it if the pipeline is not tolerant."""
+        if not self._tolerant:
+            raise error
+        log.warning("hard regions cannot be refined: %s: %s", type(error).__name__, error)
+
     def prepare(self, frame_hw: tuple[int, int]) -> float:
         """Prepare the engines for frames of this size and run one frame. Return the seconds that this took.
 
@@ -215,9 +239,7 @@ class Pipeline:
             if self.settings.deadline_ms:
                 self._reader.measure()
         except Exception as error:
-            if not self._tolerant:
-                raise
-            log.warning("preparing for frames of %dx%d failed: %s", *frame_hw[::-1], error)
+            self._tolerate(error)
         self(np.zeros((*frame_hw, 3), np.uint8))  # raises if the image level fails
         return perf_counter() - start
 

@@ -104,6 +104,21 @@ def test_regions_that_the_deadline_cost_are_counted() -> None:
     assert [values[name] for name in ("regions_left_out", "regions_late", "hardness_late")] == ["3", "3", "1"]
 
 
+def test_a_lost_refinement_is_reported_with_its_reason_and_since_when() -> None:
+    stream = Stream()
+    stream.run(10)
+    assert stream.state == (OK, "running") and stream.values["refinement_failed"] == "0"
+    for _ in range(5):
+        stream.run(1, period_s=1.0)
+        stream.health.record_refinement("regions could not be read: RuntimeError: out of memory")
+    assert stream.state == (
+        WARN,
+        "only the image level's mask, for 4 s: regions could not be read: RuntimeError: out of memory",
+    )
+    stream.health.record_refinement("")
+    assert stream.state == (OK, "running") and stream.values["refinement_failed"] == "5"
+
+
 def test_gaps_in_the_publisher_s_numbers_are_drops() -> None:
     health = Health()
     for number in (7, 8, 12):  # images before the subscription are no gap

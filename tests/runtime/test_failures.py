@@ -163,6 +163,34 @@ def test_prepare_raises_if_the_image_level_fails(make: Callable[..., Pipeline]) 
         make(image=WRONG_MAPS["label 19"]).prepare((64, 96))
 
 
+@pytest.mark.parametrize(
+    ("kind", "answer", "received"),
+    [
+        ("image", WRONG_MAPS["label 19"], "label 19"),
+        *(fault for fault in FAULTS if fault[2] in ("label 19", "boxes with nan")),
+    ],
+)
+def test_each_network_is_run_once_and_checked(
+    make: Callable[..., Pipeline], kind: str, answer: Answer, received: str
+) -> None:
+    make().check_outputs()
+    with pytest.raises(EngineError, match=f"the {kind} network: received {received}"):
+        make(**{kind: answer}).check_outputs()
+
+
+@pytest.mark.parametrize("kind", ["image", "hardness", "region"])
+def test_an_engine_that_raises_passes_the_check_unless_the_image_level_needs_it(
+    make: Callable[..., Pipeline], kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = {kind: raising(RuntimeError("out of memory"))}
+    for tolerant in (False, True) if kind == "image" else (False,):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            make(tolerant, **failing).check_outputs((64, 96))
+    if kind != "image":
+        make(**failing).check_outputs((64, 96))
+        assert "hard regions cannot be refined: RuntimeError: out of memory" in caplog.text
+
+
 def test_outputs_that_fit_pass_unchanged() -> None:
     labels = np.array([[[0, 18], [255, 7]]], np.uint8)
     output = {"labels": labels, "confidence": labels}
