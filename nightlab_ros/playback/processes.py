@@ -15,10 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from nightlab_ros.transport.profile import profile_path, profile_variable
+from nightlab_ros.transport.profile import choose_profile, profile_variable
 
 #: Seconds between SIGTERM and SIGKILL at the end.
 STOP_TIMEOUT_S = 10.0
+#: Processes that exchange images: node, player and recorder.
+NUM_PROCESSES = 3
 #: ROS domains of demos and replays: the highest that every operating system has ports for is 101; robots mostly use 0.
 DOMAINS = range(1, 102)
 
@@ -98,15 +100,18 @@ def isolated_ros(out: Path) -> Iterator[None]:
     """Set ROS's environment variables for this process and its children within a `with` block.
 
     ROS need not be sourced. A domain of its own, on this machine alone, keeps other runs and a running robot apart. The
-    Fast DDS profile has room for large images: by default most images of 640x480 or more are lost.
-    FASTDDS_BUILTIN_TRANSPORTS cannot do that on the local host, because rmw_fastrtps then sets up its own transports.
-    ROS's logs go to `out`/ros_log.
+    Fast DDS profile has room for large images, or goes over UDP where /dev/shm is too small; a line on standard error
+    says so. FASTDDS_BUILTIN_TRANSPORTS cannot do that on the local host, because rmw_fastrtps then sets up its own
+    transports. ROS's logs go to `out`/ros_log.
     """
     domain, claim = claim_domain()
+    profile, note = choose_profile(NUM_PROCESSES)
+    if note:
+        print(note, file=sys.stderr)
     variables = {
         "ROS_DOMAIN_ID": str(domain),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        profile_variable(): str(profile_path()),
+        profile_variable(): str(profile),
         "ROS_LOG_DIR": str((out / "ros_log").resolve()),
     }
     before = {name: os.environ.get(name) for name in variables}

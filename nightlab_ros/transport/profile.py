@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fast DDS's profile for large images: where it is installed, and what to advise where images are lost."""
+"""Fast DDS's profiles: where they are installed, which fits this machine, and what to advise where images are lost."""
 
 from __future__ import annotations
 
@@ -19,14 +19,31 @@ def profile_variable() -> str:
     return "FASTRTPS_DEFAULT_PROFILES_FILE" if up_to_jazzy else "FASTDDS_DEFAULT_PROFILES_FILE"
 
 
-def profile_path() -> Path:
-    """Return the absolute path of fastdds.xml, in the repository or in ROS's share folder once installed."""
+def profile_path(name: str = "fastdds.xml") -> Path:
+    """Return the absolute path of a profile, in the repository or in ROS's share folder once installed."""
     beside = Path(__file__).resolve().parents[2] / "config"
     if beside.is_dir():
-        return beside / "fastdds.xml"
+        return beside / name
     from ament_index_python.packages import get_package_share_directory
 
-    return Path(get_package_share_directory("nightlab_ros")).resolve() / "config" / "fastdds.xml"
+    return Path(get_package_share_directory("nightlab_ros")).resolve() / "config" / name
+
+
+def choose_profile(num_processes: int) -> tuple[Path, str]:
+    """Return the profile for so many new processes, and a sentence if /dev/shm has no room for that of large images."""
+    needed, free = num_processes * SEGMENT_BYTES, free_shared_memory()
+    if free >= needed:
+        return profile_path(), ""
+    note = (
+        f"{SHARED_MEMORY} has {free // 2**20} MB free, and {num_processes} processes need {needed // 2**20 + 1} MB: "
+        "images go over UDP, which is slower. In a container, docker run --shm-size=512m enlarges it"
+    )
+    return profile_path("fastdds_network.xml"), note
+
+
+def free_shared_memory() -> int:
+    """Return the free shared memory in bytes; 0 where there is none."""
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
 
 
 def loss_advice(reliability: str, middleware: str) -> str:
@@ -46,7 +63,7 @@ def loss_advice(reliability: str, middleware: str) -> str:
         advice = f"start the camera, too, with {variable}={path}"
     else:
         advice = f"compare the profile {given}, with which this node was started, with {path}"
-    free_bytes = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else SEGMENT_BYTES
+    free_bytes = free_shared_memory()
     if free_bytes < SEGMENT_BYTES:
         advice += f"; enlarge {SHARED_MEMORY}, which has {free_bytes // 2**20} MB free: each process takes 34 MB"
     return lost + reliable + advice

@@ -20,7 +20,7 @@ from ros_harness import ENVIRONMENT
 from sensor_msgs.msg import Image
 
 from nightlab_ros.transport import profile
-from nightlab_ros.transport.profile import loss_advice, profile_path, profile_variable
+from nightlab_ros.transport.profile import choose_profile, loss_advice, profile_path, profile_variable
 from nightlab_ros.transport.subscription import MatchedSubscription
 
 pytestmark = pytest.mark.ros
@@ -148,6 +148,11 @@ def test_advice_leaves_out_what_is_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(profile_variable(), str(profile_path()))
     advice = loss_advice("reliable", fast_dds)
     assert advice == f"images are lost in the transport, which is reliable: start the camera, too, with {setting}"
+    assert choose_profile(3) == (profile_path(), "")
+    free(64)
+    path, note = choose_profile(3)
+    assert path.name == "fastdds_network.xml" and path.is_file()
+    assert note.startswith("/dev/shm has 64 MB free, and 3 processes need 101 MB: images go over UDP")
     free(30)
     assert "; enlarge /dev/shm, which has 30 MB free: each process takes 34 MB" in loss_advice("reliable", fast_dds)
     monkeypatch.setenv(profile_variable(), "/my/own.xml")
