@@ -18,7 +18,6 @@ from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.signals import SignalHandlerOptions
 
 from nightlab_core.runtime.bundle import Bundle, default_bundle, load_bundle
 from nightlab_core.runtime.engines.open import Engines
@@ -29,6 +28,7 @@ from nightlab_ros.engine_loading import EngineLoading
 from nightlab_ros.health import ERROR, OK, HealthReport
 from nightlab_ros.lifecycle import LoggedLifecycleNode, run_within
 from nightlab_ros.parameters import ParameterError, change, declare, unknown_parameters
+from nightlab_ros.start import StartError, start_ros
 from nightlab_ros.transport.shared_memory import reclaim
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -208,13 +208,16 @@ def main(args: list[str] | None = None) -> int:
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: stop.set())
     freed_bytes = reclaim()
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     node = None
     try:
+        start_ros(args)
         node = NightLabNode()
         if freed_bytes:
             node.get_logger().info(f"deleted {freed_bytes / 1e6:.0f} MB of shared memory of processes that have ended")
         status = _run(node, stop)
+    except StartError as error:
+        print(f"nightlab: {error}", file=sys.stderr)
+        status = 1
     except (ParameterError, ParameterException) as error:
         rclpy.logging.get_logger("nightlab").fatal(str(error))
         status = 1
