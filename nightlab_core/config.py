@@ -77,6 +77,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return data
 
 
+def to_yaml(data: dict[str, Any]) -> str:
+    """Return a mapping of plain values as YAML that `read_yaml` reads back, in the mapping's order."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+
+
 class _Loader(yaml.SafeLoader):
     """Load texts, numbers, dates, lists and mappings within the limits of this module.
 
@@ -126,9 +131,17 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Write texts so that `_Loader` reads them back as texts, and no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def _refused(reason: str, place: Any) -> yaml.MarkedYAMLError:

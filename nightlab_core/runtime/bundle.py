@@ -14,11 +14,10 @@ from importlib import resources
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from nightlab_core.classes import shipped_class_set
-from nightlab_core.config import ConfigError, Settings, load_yaml, read_yaml, replace
+from nightlab_core.config import ConfigError, Settings, load_yaml, read_yaml, replace, to_yaml
 from nightlab_core.files import write_atomic
 from nightlab_core.labels import IGNORE_ID, MAX_CLASSES, ClassMapping, ClassSet
 from nightlab_core.runtime.onnx_file import read_onnx
@@ -247,8 +246,7 @@ def write_manifest(directory: str | Path, manifest: Manifest) -> Manifest:
     data = manifest.model_dump(mode="json")
     for engine in data["engines"].values():
         engine["sha256"] = sha256_of(folder / engine["file"])
-    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
-    write_atomic(folder / MANIFEST_NAME, text)
+    write_atomic(folder / MANIFEST_NAME, to_yaml(data))
     return load_yaml(folder / MANIFEST_NAME, Manifest)
 
 
