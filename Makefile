@@ -22,6 +22,8 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python3.13; 
 
 DEMO_ENV := .venv-demo
 VEHICLE_ENV := .venv-vehicle$(if $(filter-out kilted,$(ROS)),-$(ROS))
+FUZZ_ENV := .venv-fuzz
+SUPPLY_ENV := .venv-supply
 TEST_ENV := .venv-test$(if $(filter-out kilted,$(ROS)),-$(ROS))
 DEMO_REQUIREMENTS := requirements/vehicle.txt requirements/ros-kilted.txt
 VEHICLE_REQUIREMENTS := requirements/test-vehicle.txt requirements/ros-$(ROS).txt
@@ -37,7 +39,7 @@ SOURCE = $(call option,input,$(INPUT)) $(call option,labels,$(LABELS)) $(call op
 	$(call option,glob,$(GLOB)) $(call option,topic,$(TOPIC)) $(call option,frames,$(FRAMES))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-vehicle lint format clean train-lite
+.PHONY: help demo test test-all test-vehicle lint format clean train-lite fuzz lock sbom
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -46,6 +48,7 @@ help: ## show this list
 	@echo "       OUT=demo_out PARAMS='refine:=never ...' (parameters of the node)"
 	@echo "test, test-all, test-vehicle: ROS=kilted or jazzy, TESTS='tests/ros -k demo'"
 	@echo "train-lite: DATA=(folder of the data sets, see docs/training.md) FROM=(first stage) UNTIL=(last stage)"
+	@echo "fuzz:  SECONDS=120 (for each target) TARGETS='images bags_mcap'."
 	@echo "all:   PYTHON=(a Python 3.10 to 3.13)"
 
 demo: $(DEMO_ENV)/.ready ## play a labelled night clip through the node; INPUT=... plays your own
@@ -74,8 +77,18 @@ format: $(TEST_ENV)/.ready ## rewrite the sources in the format that lint expect
 train-lite: $(TEST_ENV)/.ready ## train the lite bundle from the shipped weights and the data; continues a stopped run
 	$(TEST_ENV)/bin/python -m training.lite --data $(call quoted,$(DATA)) $(call option,from,$(FROM)) $(call option,until,$(UNTIL))
 
+fuzz: $(FUZZ_ENV)/.ready ## fuzz the readers of images, bags, messages and bundles, guided by coverage
+	$(FUZZ_ENV)/bin/python tests/fuzz/fuzz.py $(call option,seconds,$(SECONDS)) $(TARGETS)
+
+lock: $(SUPPLY_ENV)/.ready ## pin the vehicle's requirements with hashes, for every supported Python
+	$(SUPPLY_ENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --upgrade --no-header \
+		--no-annotate --no-emit-index-url requirements/vehicle.txt --output-file requirements/vehicle.lock
+
+sbom: $(SUPPLY_ENV)/.ready $(DEMO_ENV)/.ready ## list the parts of the vehicle's environment in sbom.json (CycloneDX)
+	$(SUPPLY_ENV)/bin/cyclonedx-py environment --output-format JSON --output-file sbom.json $(DEMO_ENV)/bin/python
+
 clean: ## remove the environments, the caches and the output of the demo
-	rm -rf .venv-demo .venv-vehicle .venv-vehicle-* .venv-test .venv-test-* demo_out .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build *.egg-info
+	rm -rf .venv-demo .venv-vehicle .venv-vehicle-* .venv-test .venv-test-* .venv-fuzz .venv-supply sbom.json demo_out .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build *.egg-info
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 # $(call make_environment,folder,requirements files,what it downloads,options of pip)
@@ -100,4 +113,12 @@ $(VEHICLE_ENV)/.ready: $(VEHICLE_REQUIREMENTS) requirements/replay.txt requireme
 
 $(TEST_ENV)/.ready: $(TEST_REQUIREMENTS) requirements/train.txt requirements/replay.txt requirements/tensorrt.txt requirements/vehicle.txt
 	$(call make_environment,$(TEST_ENV),$(TEST_REQUIREMENTS),about 3 GB (torch with its CUDA libraries; on disk 6 GB). Without torch: make test-vehicle)
+	@touch $@
+
+$(FUZZ_ENV)/.ready: requirements/fuzz.txt requirements/vehicle.txt
+	$(call make_environment,$(FUZZ_ENV),requirements/fuzz.txt,about 200 MB)
+	@touch $@
+
+$(SUPPLY_ENV)/.ready: requirements/supply.txt
+	$(call make_environment,$(SUPPLY_ENV),requirements/supply.txt,about 30 MB)
 	@touch $@
