@@ -161,8 +161,10 @@ def inputs_page() -> str:
         "## Bags",
         _wrap(
             f"Files ending in {', '.join(f'`{s}`' for s in SUFFIXES)}, and folders of rosbag2, with or without "
-            "metadata.yaml. A rosbag2 may be compressed by message or by file (`.mcap.zstd`, `.db3.zstd`). Damaged "
-            "bags are read as far as possible. A bag that cannot be opened does not stop the replay of others."
+            "metadata.yaml. A rosbag2 may be compressed by message or by file (`.mcap.zstd`, `.db3.zstd`); such a "
+            "file is decompressed once into TMPDIR. MCAP may hold messages of ROS 2 or ROS 1. Damaged bags are read as "
+            "far as possible. A bag that cannot be opened does not stop the replay of others. Of a camera that was "
+            "recorded raw and compressed, the topic with more messages is read, the raw one if both have as many."
         ),
     ]
     return "\n\n".join(blocks) + "\n"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from pathlib import Path
@@ -10,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from class_sets import CITYSCAPES19
+from mcap.writer import Writer as McapWriter
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from tiny_bags import FRAME_ID, IMAGES, LABELS, START_NS, STEP_NS, make_frames, write_tiny_bag
 
+from nightlab_core.data.bags import compressed
 from nightlab_core.data.bags.metadata import CLASSES_KEY
-from nightlab_core.data.bags.protocol import BagError
+from nightlab_core.data.bags.protocol import BagError, Topic
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.write import BagWriter, Packing, StorageName
 
@@ -129,13 +132,90 @@ def test_topics_are_listed_if_several_are_possible(tmp_path: Path) -> None:
         assert opened.frame(0, CITYSCAPES19).labels is not None
 
 
-def test_a_camera_recorded_raw_and_compressed_counts_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("raw", "packed", "chosen"), [(1, 1, ""), (2, 1, ""), (1, 2, "/compressed")])
+def test_of_a_camera_recorded_raw_and_compressed_the_form_with_more_messages_is_read(
+    raw: int, packed: int, chosen: str, tmp_path: Path
+) -> None:
     ((image, _),) = make_frames(1)
     with BagWriter(tmp_path / "bag") as bag:
-        bag.image(IMAGES, image, 1, "", time_ns=1)
-        bag.image(f"{IMAGES}/compressed", image, 1, "", time_ns=1, packing="jpeg")
+        for number in range(raw):
+            bag.image(IMAGES, image, number, "", time_ns=number)
+        for number in range(packed):
+            bag.image(f"{IMAGES}/compressed", image, number, "", time_ns=number, packing="jpeg")
+        bag.image("/depth/compressedDepth", image, 1, "", time_ns=1, packing="png")
     with Bag(tmp_path / "bag") as opened:
-        assert opened.image_topic == IMAGES
+        assert opened.image_topic == IMAGES + chosen
+        assert [f"{opened.image_topic} is read" in note for note in opened.notes] == [True]
+    with Bag(tmp_path / "bag", IMAGES) as opened:
+        assert (opened.image_topic, opened.notes) == (IMAGES, [])
+
+
+def write_ros1_mcap(path: Path, frames: list, profile: str) -> Path:
+    """Write the images as ROS 1 serialises them into an MCAP file."""
+    types = get_typestore(Stores.ROS1_NOETIC)
+    image_type, header_type = types.types["sensor_msgs/msg/Image"], types.types["std_msgs/msg/Header"]
+    with path.open("wb") as file:
+        writer = McapWriter(file)
+        writer.start(profile, "test")
+        schema = writer.register_schema("sensor_msgs/Image", "ros1msg", b"")
+        channel = writer.register_channel(IMAGES, "ros1", schema)
+        for number, (image, _) in enumerate(frames):
+            header = header_type(number, types.types["builtin_interfaces/msg/Time"](7, number), "front")
+            height, width = image.shape[:2]
+            message = image_type(header, height, width, "bgr8", 0, 3 * width, image.reshape(-1))
+            writer.add_message(channel, number, bytes(types.serialize_ros1(message, "sensor_msgs/msg/Image")), number)
+        writer.finish()
+    return path
+
+
+@pytest.mark.parametrize("profile", ["ros1", ""])
+def test_messages_of_ros_1_in_mcap_are_read(profile: str, tmp_path: Path) -> None:
+    frames = make_frames(3)
+    with Bag(write_ros1_mcap(tmp_path / "drive.mcap", frames, profile)) as bag:
+        assert bag.topics == {IMAGES: Topic("sensor_msgs/msg/Image", 3)}
+        for number, frame in enumerate(bag.frames(0, 3)):
+            assert np.array_equal(frame.image_bgr, frames[number][0]), frame.reason
+            assert (frame.stamp_ns, frame.frame_id) == (7_000_000_000 + number, "front")
+
+
+def packed_bag(path: Path) -> Path:
+    """Write a bag that is compressed by the file."""
+    writer = Writer(path, version=8, storage_plugin=StoragePlugin.MCAP)
+    writer.set_compression(CompressionMode.FILE, CompressionFormat.ZSTD)
+    types = get_typestore(Stores.ROS2_HUMBLE)
+    with Reader(write_tiny_bag(path.with_name("plain"), make_frames(2))) as reader, writer:
+        for connection, time_ns, raw in reader.messages():
+            added = {c.topic: c for c in writer.connections}
+            topic = added.get(connection.topic) or writer.add_connection(
+                connection.topic, connection.msgtype, typestore=types
+            )
+            writer.write(topic, time_ns, raw)
+    return path
+
+
+def test_a_process_decompresses_a_file_once_and_names_a_full_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, calls = packed_bag(tmp_path / "bag"), []
+    decompress = compressed._decompress
+    monkeypatch.setattr(compressed, "_COPIES", {})
+    monkeypatch.setattr(compressed, "_decompress", lambda *files: calls.append(files) or decompress(*files))
+    for _ in range(3):
+        with Bag(path) as bag, Bag(next(path.glob("*.zstd"))) as again:
+            assert (len(bag), len(again)) == (2, 2)
+    assert len(calls) == 1
+    folder = calls[0][1].parent
+
+    def disk_full(*files: Path) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(compressed, "_decompress", disk_full)
+    monkeypatch.setattr(compressed, "gettempdir", lambda: "/full")
+    (tmp_path / "other").mkdir()
+    other = packed_bag(tmp_path / "other" / "bag")
+    with pytest.raises(BagError, match=r"into /full: .*No space left on device; set TMPDIR"):
+        Bag(other)
+    assert not folder.exists()  # nobody used it, and its space was needed
 
 
 def test_a_bag_without_images_lists_its_topics(tmp_path: Path) -> None:

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir, mkdtemp
 
 import numpy as np
 
@@ -18,36 +23,40 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+_Key = tuple[str, int, int]  # path, size and time of change of a compressed file
+
+
+@dataclass
+class _Copy:
+    """A decompressed copy, what is wrong with it, and the number of its users."""
+
+    plain: Path
+    problem: str
+    users: int = 0
+
+
+_LOCK = threading.Lock()
+_COPIES: dict[_Key, _Copy] = {}
 _BLOCK_BYTES = 1 << 20
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 class CompressedFile:
-    """A file that is compressed as a whole; see `protocol.StorageFile`.
-
-    It is decompressed into a temporary folder, which exists until the file is closed.
-    """
+    """A file that is compressed as a whole; see `protocol.StorageFile`. Its content is read from a copy: `_copy_of`."""
 
     kind = "compressed"
 
     def __init__(self, path: Path, open_file: Callable[[Path], StorageFile]) -> None:
         """`open_file` opens the decompressed file. Raises BagError, also if the temporary folder is full."""
-        self._folder = TemporaryDirectory(prefix="nightlab_bag_")
-        plain = Path(self._folder.name) / path.stem
+        self._copy = _copy_of(path)
         try:
-            problem = _decompress(path, plain)
-            self._file = open_file(plain)
+            self._file = open_file(self._copy.plain)
         except BagError as error:
-            self._folder.cleanup()
-            raise BagError(str(error).replace(str(plain), str(path))) from error
-        except OSError as error:
-            self._folder.cleanup()
-            raise BagError(
-                f"{path} cannot be decompressed into {self._folder.name}: {error}; set TMPDIR to a folder with space"
-            ) from error
+            self._copy.users -= 1
+            raise BagError(str(error).replace(str(self._copy.plain), str(path))) from error
         self.topics, self.problems = self._file.topics, self._file.problems
-        if problem:
-            self.problems.insert(0, problem)
+        if self._copy.problem:
+            self.problems.insert(0, self._copy.problem)
 
     def index(self, topic: str) -> np.ndarray:
         """Return the index of the decompressed file."""
@@ -62,9 +71,10 @@ class CompressedFile:
         return self._file.head(first, second, size)
 
     def close(self) -> None:
-        """Close the file and delete its decompressed copy."""
+        """Close the file."""
         self._file.close()
-        self._folder.cleanup()
+        with _LOCK:
+            self._copy.users -= 1
 
 
 def is_compressed(message: bytes) -> bool:
@@ -83,6 +93,54 @@ def decompress_message(message: bytes) -> bytes:
         fault = f"has more than {MAX_BYTES} bytes" if len(unpacked) > MAX_BYTES else "is cut short"
         raise BagError(f"the message cannot be decompressed: it {fault}")
     return unpacked
+
+
+def _copy_of(path: Path) -> _Copy:
+    """Return the decompressed copy of a file, with one user more. Raises BagError.
+
+    A process decompresses a file once. Copies are deleted when the process ends, or, if the temporary folder is full,
+    when nobody uses them.
+    """
+    stat = path.stat()
+    key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    with _LOCK:
+        if key not in _COPIES:
+            try:
+                _COPIES[key] = _decompressed(path)
+            except PermissionError as error:
+                raise BagError(f"{path} cannot be decompressed: {error}") from error
+            except OSError:
+                _delete([k for k, copy in _COPIES.items() if not copy.users])
+                try:
+                    _COPIES[key] = _decompressed(path)
+                except OSError as error:
+                    raise BagError(
+                        f"{path} cannot be decompressed into {gettempdir()}: {error}; set TMPDIR to a folder with space"
+                    ) from error
+        _COPIES[key].users += 1
+        return _COPIES[key]
+
+
+def _delete(keys: Iterable[_Key]) -> None:
+    for key in list(keys):
+        shutil.rmtree(_COPIES.pop(key).plain.parent, ignore_errors=True)
+
+
+def _delete_own(process: int = os.getpid()) -> None:
+    if os.getpid() == process:  # a forked process has its parent's copies in its list
+        _delete(_COPIES)
+
+
+atexit.register(_delete_own)
+
+
+def _decompressed(path: Path) -> _Copy:
+    folder = Path(mkdtemp(prefix="nightlab_bag_"))
+    try:
+        return _Copy(folder / path.stem, _decompress(path, folder / path.stem))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _decompress(path: Path, plain: Path) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 import lz4.frame
 import numpy as np
 
+from nightlab_core.data.bags.messages import ros1_to_cdr
 from nightlab_core.data.bags.protocol import BagError, Topic
 from nightlab_core.data.image_header import MAX_BYTES
 
@@ -63,7 +64,7 @@ class McapFile:
     def __init__(self, path: Path) -> None:
         """Raises BagError if it is no MCAP file."""
         self.problems: list[str] = []
-        self._channels: dict[int, tuple[str, int]] = {}  # topic and schema
+        self._channels: dict[int, tuple[str, int, bool]] = {}  # topic, schema, and whether ROS 1 serialised it
         self._schemas: dict[int, str] = {}
         self._chunks: list[_Chunk] = []
         self._entries: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # time, offset in chunk, chunk
@@ -82,14 +83,14 @@ class McapFile:
             counts = self._scan()
             self.problems.append(f"its index is damaged ({error}): {sum(counts.values())} messages were found without")
         self.topics: dict[str, Topic] = {}
-        for number, (topic, schema) in self._channels.items():
-            known = self.topics.get(topic, Topic(self._schemas.get(schema, ""), 0))
+        for number, (topic, _, _) in self._channels.items():
+            known = self.topics.get(topic, Topic(self._type(number), 0))
             self.topics[topic] = Topic(known.type, known.count + counts.get(number, 0))
 
     def index(self, topic: str) -> np.ndarray:
         """Return int64 (N, 3): time in ns, offset in the unpacked chunk, offset of the chunk."""
         parts = [np.zeros((0, 3), np.int64)]
-        for number in (number for number, (name, _) in self._channels.items() if name == topic):
+        for number in (number for number, (name, _, _) in self._channels.items() if name == topic):
             parts.append(np.asarray(self._entries[number], np.int64).reshape(-1, 3))
             parts += [self._message_index(chunk, number) for chunk in self._chunks]
         entries = np.concatenate(parts)
@@ -97,17 +98,33 @@ class McapFile:
 
     def read(self, first: int, second: int) -> bytes:
         """Return a message by offset in its chunk and offset of the chunk. Raises BagError."""
+        record = self._record(first, second)
+        (number,) = struct.unpack_from("<H", record)
+        message = record[_MESSAGE.size :]
+        return ros1_to_cdr(message, self._type(number)) if self._is_ros1(number) else message
+
+    def _is_ros1(self, channel: int) -> bool:
+        return self._channels.get(channel, ("", 0, False))[2]
+
+    def _type(self, channel: int) -> str:
+        """Return the type of a channel's messages as ROS 2 writes it."""
+        _, schema, is_ros1 = self._channels[channel]
+        name = self._schemas.get(schema, "")
+        return name.replace("/", "/msg/", 1) if is_ros1 and "/msg/" not in name else name
+
+    def _record(self, first: int, second: int) -> bytes:
+        """Return the record of a message: `_MESSAGE`, and the message as it was serialised. Raises BagError."""
         if second == _NO_CHUNK:
-            return self._read_at(first + _RECORD.size, self._length_at(first))[_MESSAGE.size :]
+            return self._read_at(first + _RECORD.size, self._length_at(first))
         chunk = self._unpacked(second)
         try:
             opcode, length = _RECORD.unpack_from(chunk, first)
         except struct.error as error:
             raise BagError("the chunk ends before the message") from error
-        body = chunk[first + _RECORD.size + _MESSAGE.size : first + _RECORD.size + length]
-        if opcode != _MESSAGE_CODE or len(body) != length - _MESSAGE.size:
+        record = chunk[first + _RECORD.size : first + _RECORD.size + length]
+        if opcode != _MESSAGE_CODE or len(record) != length or length < _MESSAGE.size:
             raise BagError("the message is cut off, or the index points elsewhere")
-        return body
+        return record
 
     def head(self, first: int, second: int, size: int) -> bytes:
         """Return the first bytes of a message, without the rest if the chunk is not compressed. Raises BagError."""
@@ -119,7 +136,9 @@ class McapFile:
             raise BagError(f"the chunk cannot be read: {error}") from error
         if compression:
             return self.read(first, second)[:size]
-        return self._read_at(data_at + first + _RECORD.size + _MESSAGE.size, size)
+        record = self._read_at(data_at + first + _RECORD.size, _MESSAGE.size + size)
+        (number,) = struct.unpack_from("<H", record)
+        return self.read(first, second)[:size] if self._is_ros1(number) else record[_MESSAGE.size :]
 
     def close(self) -> None:
         """Close the file."""
@@ -197,7 +216,8 @@ class McapFile:
             self._schemas[number] = _text(body, 2)
         elif opcode == _CHANNEL_CODE:
             number, schema = struct.unpack_from("<HH", body)
-            self._channels[number] = (_text(body, 4), schema)
+            encoding = _text(body, 8 + struct.unpack_from("<I", body, 4)[0])  # behind the topic
+            self._channels[number] = (_text(body, 4), schema, encoding == "ros1")
         elif opcode == _MESSAGE_CODE:
             number, _, time_ns, _ = _MESSAGE.unpack_from(body)
             self._entries[number].append((time_ns, at, chunk))
@@ -273,8 +293,7 @@ def _unpack(packed: bytes, compression: str, size: int) -> bytes:
         raise BagError(f"it has {size} bytes unpacked; expected at most {_MAX_CHUNK_BYTES}")
     if compression == "":
         return packed
-    if compression == "zstd":
-        return zstd.ZstdDecompressor().decompress(packed, size + 1)
-    if compression == "lz4":
-        return bytes(lz4.frame.LZ4FrameDecompressor().decompress(packed, size + 1))
+    if compression in ("zstd", "lz4"):
+        unpacker = zstd.ZstdDecompressor() if compression == "zstd" else lz4.frame.LZ4FrameDecompressor()
+        return bytes(unpacker.decompress(packed, size + 1))
     raise BagError(f"compression {compression!r} is not known; expected zstd or lz4")

@@ -16,6 +16,7 @@ IMAGE_TYPES = (IMAGE_TYPE, COMPRESSED_TYPE)
 STAMP_BYTES = 12
 #: Image types have not changed since Humble, and bags older than Iron carry no definitions.
 TYPES = get_typestore(Stores.ROS2_HUMBLE)
+_ROS1_TYPES = get_typestore(Stores.ROS1_NOETIC)
 
 
 def deserialize(raw: bytes, message_type: str) -> Any:
@@ -26,19 +27,28 @@ def deserialize(raw: bytes, message_type: str) -> Any:
         raise BagError(f"{len(raw)} bytes are no {message_type} ({one_line(error)})") from error
 
 
-def to_cdr(ros1_message: Any, message_type: str) -> bytes:
-    """Serialise an image message of ROS 1 as ROS 2 does; the header's `seq` is dropped.
+def ros1_to_cdr(raw: bytes, message_type: str) -> bytes:
+    """Return a serialised image message of ROS 1 as ROS 2 serialises it; the header's `seq` is dropped.
 
-    Raises BagError for a type that is not in IMAGE_TYPES.
+    Raises BagError for a type that is not in IMAGE_TYPES, and for bytes that hold no message of it.
     """
     if message_type not in IMAGE_TYPES:
         raise BagError(f"received a ROS 1 message of {message_type}; expected {' or '.join(IMAGE_TYPES)}")
+    try:
+        ros1_message: Any = _ROS1_TYPES.deserialize_ros1(raw, message_type)
+    except Exception as error:  # of any type: the bytes may be anything
+        raise BagError(f"{len(raw)} bytes are no {message_type} of ROS 1 ({one_line(error)})") from error
     types, header = TYPES.types, ros1_message.header
     stamp = types["builtin_interfaces/msg/Time"](header.stamp.sec, header.stamp.nanosec)
     fields = [types["std_msgs/msg/Header"](stamp, header.frame_id)]
     names = ("height", "width", "encoding", "is_bigendian", "step") if message_type == IMAGE_TYPE else ("format",)
     fields += [getattr(ros1_message, name) for name in (*names, "data")]
     return bytes(TYPES.serialize_cdr(types[message_type](*fields), message_type))
+
+
+def ros1_head(raw: bytes) -> bytes:
+    """Return the first STAMP_BYTES that `ros1_to_cdr` would return, from as many bytes of a message of ROS 1."""
+    return b"\0\1\0\0" + raw[4:STAMP_BYTES]  # there the header begins with `seq`, 4 bytes
 
 
 def stamp_of(raw: bytes) -> int:

@@ -18,7 +18,7 @@ from nightlab_core.data.bags.messages import STAMP_BYTES, deserialize, header_of
 from nightlab_core.data.bags.metadata import CLASSES_KEY
 from nightlab_core.data.bags.protocol import BagError, Topic
 from nightlab_core.data.bags.storage import BagStorage, open_storage
-from nightlab_core.data.bags.topics import MissingTopicError, choose_image_topic, choose_label_topic
+from nightlab_core.data.bags.topics import MissingTopicError, choose_image_topic, choose_label_topic, other_form
 from nightlab_core.data.image_header import ImageError
 from nightlab_core.data.images import message_to_bgr, pixels_of_16_bits
 from nightlab_core.data.label_doubts import label_doubts, spread
@@ -76,6 +76,8 @@ class Bag:
         except BaseException:
             self._storage.close()
             raise
+        if topic is None and (other := other_form(self.topics, self.image_topic)):
+            self._notes.append(f"{self.image_topic} is read; {other} holds the same camera's images in another form")
         if not len(self._images):
             self._own_problems.append(f"{self.image_topic} holds no message that can be read")
         self._depth = PixelDepth(pixel_bits, self._notes.append)

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from rosbags.rosbag1 import Reader
-from rosbags.typesys import Stores, get_typestore
 
-from nightlab_core.data.bags.messages import to_cdr
+from nightlab_core.data.bags.messages import STAMP_BYTES, ros1_head, ros1_to_cdr
 from nightlab_core.data.bags.protocol import BagError, Topic, one_line
 
 
@@ -22,7 +21,6 @@ class Rosbag1File:
         """Raises BagError if the file is damaged."""
         self.problems: list[str] = []
         self._reader = Reader(path)
-        self._types = get_typestore(Stores.ROS1_NOETIC)
         try:
             self._reader.open()
         except Exception as error:  # rosbags raises errors of many types for damaged files
@@ -42,18 +40,23 @@ class Rosbag1File:
 
     def read(self, first: int, second: int) -> bytes:
         """Return the message of a connection. Raises BagError."""
+        return ros1_to_cdr(*self._raw(first, second))
+
+    def head(self, first: int, second: int, size: int) -> bytes:
+        """Return the first bytes of a message, which is read completely. Raises BagError."""
+        raw, message_type = self._raw(first, second)
+        return ros1_head(raw) if size <= STAMP_BYTES else ros1_to_cdr(raw, message_type)[:size]
+
+    def _raw(self, first: int, second: int) -> tuple[bytes, str]:
+        """Return the message of a connection as ROS 1 serialises it, and its type. Raises BagError."""
         connection = self._reader.connections[first]
         # rosbags walks through the index for every call: show it the one entry
         self._reader.indexes = {connection.id: [self._indexes[connection.id][second]]}
         try:
             ((_, _, raw),) = self._reader.messages([connection])
-            return to_cdr(self._types.deserialize_ros1(raw, connection.msgtype), connection.msgtype)
         except Exception as error:  # the bytes may be anything
             raise BagError(f"the message cannot be read: {one_line(error)}") from error
-
-    def head(self, first: int, second: int, size: int) -> bytes:
-        """Return the first bytes of a message, which is read completely. Raises BagError."""
-        return self.read(first, second)[:size]
+        return bytes(raw), connection.msgtype
 
     def close(self) -> None:
         """Close the file."""

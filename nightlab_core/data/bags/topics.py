@@ -12,6 +12,8 @@ from nightlab_core.data.bags.protocol import Topic
 
 #: A topic of label maps (mono8 or PNG) has one of these as a part of its name.
 LABEL_PARTS = ("label", "labels", "ground_truth", "gt")
+#: Endings that image_transport gives to the topics of compressed images, and of depth, which are no camera images.
+_COMPRESSED, _DEPTH = "/compressed", "/compressedDepth"
 
 Role = Literal["image", "label"]
 
@@ -59,9 +61,21 @@ def _asked(path: Path, topics: Mapping[str, Topic], asked: str, role: Role) -> s
 
 def _candidates(topics: Mapping[str, Topic], role: Role) -> list[str]:
     found = [n for n, t in topics.items() if t.type in IMAGE_TYPES and is_label_topic(n) == (role == "label")]
-    # of a camera that was recorded raw and compressed, the raw images
-    found = [name for name in found if not (name.endswith("/compressed") and name[: -len("/compressed")] in found)]
+    found = [name for name in found if not name.endswith(_DEPTH)]
+    left_out = {_fewer(topics, name, other) for name in found if (other := other_form(topics, name))}
+    found = [name for name in found if name not in left_out]
     return [name for name in found if topics[name].count] or found
+
+
+def other_form(topics: Mapping[str, Topic], topic: str) -> str | None:
+    """Return the topic of the same images in the other form, raw or compressed, if the bag has one."""
+    other = topic[: -len(_COMPRESSED)] if topic.endswith(_COMPRESSED) else topic + _COMPRESSED
+    return other if other in topics and topics[other].type in IMAGE_TYPES else None
+
+
+def _fewer(topics: Mapping[str, Topic], topic: str, other: str) -> str:
+    """Return the topic with fewer messages, the compressed one if both have as many."""
+    return min((topic, other), key=lambda name: (topics[name].count, not name.endswith(_COMPRESSED)))
 
 
 def _only(path: Path, topics: Mapping[str, Topic], found: list[str], role: Role) -> str:
