@@ -120,7 +120,10 @@ def inputs_page() -> str:
                     "`sensor_msgs/CompressedImage` holds a JPEG or PNG file. A Bayer mosaic named in `format` "
                     "is converted."
                 ),
-                _item(f"Image files end in {', '.join(f'`{s}`' for s in IMAGE_SUFFIXES)}; hidden files are skipped."),
+                _item(
+                    f"Image files end in {', '.join(f'`{s}`' for s in IMAGE_SUFFIXES)}; hidden files are skipped, "
+                    "and others are named. They are read in the natural order of their names: frame2 before frame10."
+                ),
                 _item(
                     "The orientation in EXIF is ignored, so that labels fit. A TIFF of another orientation than 1, "
                     "pixels that are no whole numbers, and a file of several images are refused."

@@ -16,7 +16,8 @@ import numpy as np
 
 from nightlab_core.classes import DEFAULT, class_set_of_folder, load_class_set
 from nightlab_core.data.bags.storage import SUFFIXES, is_bag
-from nightlab_core.data.image_files import IMAGE_SUFFIXES, depth_of_files, image_files, read_image
+from nightlab_core.data.folders import describe_folder, visible
+from nightlab_core.data.image_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES, depth_of_files, image_files, read_image
 from nightlab_core.data.label_doubts import doubts_of_files
 from nightlab_core.data.label_maps import checked_labels, read_label_map
 from nightlab_core.labels import ClassSet
@@ -170,11 +171,15 @@ def _folder(
     files = [f for f in image_files(images) if fnmatch(f.name, pattern)]
     if not files:
         raise ValueError(
-            f"{images} holds no image named {pattern!r}; expected files ending in {', '.join(IMAGE_SUFFIXES)}"
+            f"{images} holds no image named {pattern!r}; expected files ending in {', '.join(IMAGE_SUFFIXES)}; it "
+            f"holds {describe_folder(images)}{_advice(images)}"
         )
     label_files = {f.stem: f for f in label_folder.iterdir() if f.suffix.lower() == ".png"} if label_folder else {}
     if label_folder and not any(f.stem in label_files for f in files):
-        raise ValueError(f"{label_folder} holds no PNG with the name of an image, such as {files[0].stem}.png")
+        raise ValueError(
+            f"{label_folder} holds no PNG with the name of an image, such as {files[0].stem}.png; it holds "
+            f"{describe_folder(label_folder)}"
+        )
 
     def read() -> Iterator[Frame]:
         depth = depth_of_files(files)
@@ -184,11 +189,22 @@ def _folder(
             ids = read_label_map(label_file, classes) if label_file else None
             yield Frame(image, checked_labels(ids, image, classes, str(label_file)), index / fps, file.stem)
 
-    return (
-        len(files),
-        tuple(doubts_of_files([label_files[f.stem] for f in files if f.stem in label_files], classes)),
-        read,
-    )
+    labelled = [label_files[f.stem] for f in files if f.stem in label_files]
+    notes = [*_left_out(images, label_folder, files, labelled), *doubts_of_files(labelled, classes)]
+    return len(files), tuple(notes), read
+
+
+def _left_out(images: Path, labels: Path | None, files: list[Path], labelled: list[Path]) -> Iterator[str]:
+    """Yield sentences on images that cannot be read and on images without label maps, with numbers."""
+    if unread := [f for f in visible(images) if f.suffix.lower() in UNREAD_SUFFIXES]:
+        yield f"{len(unread)} files such as {unread[0].name} are not read: convert them to PNG or JPEG"
+    if labels and len(labelled) < len(files):
+        yield f"{labels}: {len(labelled)} of {len(files)} images have a label map"
+
+
+def _advice(folder: Path) -> str:
+    bags = [path.name for path in visible(folder) if is_bag(path)]
+    return f"; {len(bags)} of these are bags: name one of them, such as {folder / bags[0]}" if bags else ""
 
 
 def _video(path: Path) -> Callable[[], Iterator[Frame]]:

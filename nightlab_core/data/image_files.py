@@ -14,12 +14,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from nightlab_core.data.folders import visible
 from nightlab_core.data.image_header import PNG, ImageError, check_bytes, check_header
 from nightlab_core.data.jpeg import decode_jpeg
 from nightlab_core.data.pixel_depth import FIRST_FRAMES, PixelDepth
 from nightlab_core.data.png import png_chunks
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+#: Images of other formats: left out, and named.
+UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".jp2", ".dng", ".exr", ".ppm", ".pgm")
 _HEAD_BYTES = 25  #: up to the bit depth of a PNG
 _SEVERAL = ("WebP", "TIFF", "GIF", "AVIF")  #: formats that hold several images
 
@@ -98,9 +101,8 @@ def depth_of_files(files: Sequence[Path], bits: int = 0) -> PixelDepth:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """List the image files of a folder by name, without hidden files, which other file systems leave beside images."""
-    visible = (p for p in folder.iterdir() if not p.name.startswith("."))
-    return sorted(p for p in visible if p.suffix.lower() in IMAGE_SUFFIXES)
+    """List the image files of a folder in the natural order of their names, without hidden files."""
+    return [p for p in visible(folder) if p.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def read_image(file: Path, depth: PixelDepth | None = None) -> np.ndarray:

@@ -10,7 +10,11 @@ import cv2
 import numpy as np
 import pytest
 from class_sets import CAMVID11, CITYSCAPES19
+from tiny_bags import make_frames, write_tiny_bag
 
+from nightlab_core.data.bags.protocol import BagError
+from nightlab_core.data.bags.storage import open_storage
+from nightlab_core.data.datasets.unlabelled import UnlabelledImages
 from nightlab_core.data.frames import open_frames
 
 
@@ -179,3 +183,40 @@ def test_dusk_frames_of_camvid() -> None:
     for frame in frames:
         assert frame.image_bgr.shape == (360, 480, 3) and frame.labels is not None
         assert CAMVID11.id_of("road") in frame.labels
+
+
+def test_images_are_read_in_the_natural_order_of_their_names(tmp_path: Path) -> None:
+    names = ["frame10", "frame2", "frame1", "frame02", "b", "frame", "7"]
+    for name in names:
+        assert cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((4, 6, 3), np.uint8))
+    expected = ["7", "b", "frame", "frame1", "frame02", "frame2", "frame10"]
+    assert [frame.name for frame in open_frames(tmp_path)] == expected
+    assert [path.stem for path in UnlabelledImages(tmp_path).paths] == expected
+
+
+def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
+    for name in ("a.heic", "b.HEIC", "notes.txt", ".hidden.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "aachen").mkdir()
+    with pytest.raises(ValueError, match=r"2 files ending in \.heic \(a\.heic, b\.HEIC\); 1 folders \(aachen\)"):
+        open_frames(tmp_path)
+    for number in range(5):
+        (tmp_path / "bags" / f"drive{number}.mcap").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"holds 5 folders \(drive0\.mcap, drive1\.mcap, drive2\.mcap, \.\.\.\)"):
+        open_frames(tmp_path / "bags")
+    write_tiny_bag(tmp_path / "bags" / "drive9", make_frames(1))
+    with pytest.raises(ValueError, match=r"1 of these are bags: name one of them, such as .*drive9"):
+        open_frames(tmp_path / "bags")
+    with pytest.raises(BagError, match=r"holds 6 folders .*; 1 of these are bags: name them one by one"):
+        open_storage(tmp_path / "bags")
+
+
+def test_files_that_are_left_out_and_missing_labels_are_notes(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "labels/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        assert cv2.imwrite(str(tmp_path / name), np.zeros((4, 6), np.uint8))
+    (tmp_path / "c.heic").touch()
+    assert open_frames(tmp_path).notes == (
+        "1 files such as c.heic are not read: convert them to PNG or JPEG",
+        f"{tmp_path / 'labels'}: 1 of 2 images have a label map",
+    )

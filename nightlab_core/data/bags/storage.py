@@ -7,7 +7,6 @@ images, and independent reads, so that one unreadable message does not affect th
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from nightlab_core.data.bags.compressed import CompressedFile, decompress_message, is_compressed
 from nightlab_core.data.bags.metadata import METADATA_NAME, bag_information, custom_data, custom_data_of_file
 from nightlab_core.data.bags.protocol import BagError, StorageFile, Topic, one_line
+from nightlab_core.data.folders import describe_folder, natural_key
 
 #: Columns of an index: time of recording in ns, number of the file, and two numbers that locate the message in it.
 INDEX_COLUMNS = 4
@@ -138,8 +138,12 @@ def _open_folder(path: Path) -> BagStorage:
         problems.append(f"{', '.join(missing)} is missing, although metadata.yaml lists it")
     paths = [f for f in listed if f.is_file() and _format_of(f) in _ROSBAG2_SUFFIXES] or found
     if not paths:
-        content = ", ".join(sorted(f.name for f in path.iterdir())) or "nothing"
-        raise BagError(f"{path} is no rosbag: it holds {content}; expected .mcap or .db3 files with metadata.yaml")
+        bags = sum(is_bag(f) for f in path.iterdir())
+        advice = f"; {bags} of these are bags: name them one by one" if bags else ""
+        raise BagError(
+            f"{path} is no rosbag: it holds {describe_folder(path)}; expected .mcap or .db3 files with metadata.yaml"
+            f"{advice}"
+        )
     files: dict[str, StorageFile] = {}
     failures = []
     for file in paths:
@@ -169,16 +173,10 @@ def _listed_names(information: dict[str, Any]) -> list[Any]:
 
 
 def _rosbag2_files(folder: Path) -> list[Path]:
-    """Return the .mcap and .db3 files of a folder in the order of their numbers, without hidden files."""
+    """Return the .mcap and .db3 files of a folder without hidden ones: drive_2.mcap comes before drive_10.mcap."""
     files = [f for f in folder.iterdir() if _format_of(f) in _ROSBAG2_SUFFIXES and not f.name.startswith(".")]
-    return sorted(files, key=_number)
+    return sorted(files, key=natural_key)
 
 
 def _is_storage(file: Path) -> bool:
     return _format_of(file) in SUFFIXES
-
-
-def _number(file: Path) -> tuple[int, str]:
-    """rosbag2 numbers the files of a split bag: drive_2.mcap comes before drive_10.mcap."""
-    digits = re.search(r"_(\d+)$", file.name.partition(".")[0])
-    return (int(digits[1]) if digits else 0, file.name)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nightlab_core.data.folders import describe_folder
 from nightlab_core.data.image_files import IMAGE_SUFFIXES, depth_of_files, image_files, read_image
 from nightlab_core.data.label_maps import read_label_map
 from nightlab_core.data.pixel_depth import PixelDepth
@@ -133,7 +134,10 @@ def list_images(folder: Path, pattern: str = "*") -> list[Path]:
         raise DatasetError(f"{folder} is not a folder; expected images and labels in two folders side by side")
     images = [p for p in image_files(folder) if fnmatchcase(p.stem, pattern)]
     if not images:
-        raise DatasetError(f"{folder} holds no image that matches {pattern!r} with one of {IMAGE_SUFFIXES}")
+        raise DatasetError(
+            f"{folder} holds no image that matches {pattern!r} with one of {IMAGE_SUFFIXES}; it holds "
+            f"{describe_folder(folder)}"
+        )
     return images
 
 
