@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from rclpy.lifecycle import LifecycleNode
+from sensor_msgs.msg import CameraInfo
 
 from nightlab_core.data.image_header import ImageError
 from nightlab_core.data.images import message_to_bgr
@@ -23,7 +24,8 @@ from nightlab_ros.camera_stream import CameraImage, CameraStream, clock_s
 from nightlab_ros.distinct_lines import DistinctLines
 from nightlab_ros.health import OK, Health, HealthReport
 from nightlab_ros.parameters import NodeSettings
-from nightlab_ros.publishers import Publishers
+from nightlab_ros.publishers import Publishers, qos_profile
+from nightlab_ros.topics import CAMERA_INFO
 
 #: A frame that has been in progress for so many seconds is named in the message of /diagnostics.
 LONG_FRAME_S = 1.0
@@ -52,6 +54,8 @@ class Camera:
         self._outputs = Publishers(node, self._prefix, classes, self._health.record_stages)
         self._pipeline: Pipeline | None = None
         self._stream: CameraStream | None = None
+        self._info_subscription: Any = None
+        self._info: CameraInfo | None = None  # the newest calibration
         self._publishing: LatestWorker[SegmentedFrame] | None = None
         self._prepared_hw: tuple[int, int] | None = None
         self._lines = DistinctLines()
@@ -104,13 +108,17 @@ class Camera:
                 return True
             return inference.submit(partial(self.process, image), self.name)
 
+        self._info_subscription = self._node.create_subscription(
+            CameraInfo, self._prefix + CAMERA_INFO.name, self._on_info, qos_profile(CAMERA_INFO)
+        )
         self._stream = CameraStream(self._node, self._prefix, self._settings.transport, self._health, submit)
 
     def unsubscribe(self, inference: LatestWorker[Any]) -> None:
         """Take no more images; the one that waits is dropped."""
         if self._stream is not None:
             self._stream.close()
-            self._stream = None
+            self._node.destroy_subscription(self._info_subscription)
+            self._stream = self._info = None
         if inference.withdraw(self.name):
             self._health.record_overwritten()
 
@@ -164,6 +172,8 @@ class Camera:
         header, result = frame.image.message.header, frame.result
         start_s = time.perf_counter()
         self._outputs.publish_result(result, header)
+        if (info := self._info) is not None:
+            self._outputs.publish_camera_info(info, result.labels, header)
         published_s, end_s = clock_s(self._node), time.perf_counter()
         latency_ms = 1e3 * (end_s - frame.image.received_s)
         own_ms = latency_ms - frame.stages_ms["wait"] - frame.stages_ms.get("total", 0.0)
@@ -182,6 +192,9 @@ class Camera:
         if result.refinement_error:
             self._log_error(f"only the image level's mask for this image{self._suffix}: {result.refinement_error}")
         self._outputs.publish_stages(stages_ms)
+
+    def _on_info(self, info: CameraInfo) -> None:
+        self._info = info
 
     def _prepare(self, pipeline: Pipeline, frame_hw: tuple[int, int]) -> None:
         """Compile for images of this size and warm up. A size that fails is tried at each image, but logged once."""

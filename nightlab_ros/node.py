@@ -60,7 +60,7 @@ class NightLabNode(LoggedLifecycleNode):
         self._inference: LatestWorker[Callable[[], None]] | None = None
         self._ended_inference: LatestWorker[Callable[[], None]] | None = None
         self._active = False
-        self._patience_s = STOP_TIMEOUT_S
+        self._patience_s = STOP_TIMEOUT_S  # with the engines
         self._diagnostics = Diagnostics(self, self._reports)
 
     @property
@@ -107,7 +107,7 @@ class NightLabNode(LoggedLifecycleNode):
         finally:
             for camera in self._cameras:
                 with self._limited_wait():
-                    camera.stop(self._patience_s)
+                    camera.stop(STOP_TIMEOUT_S)
 
     def free(self) -> None:
         """Free publishers and engines. Engines that do not end in time are left to a thread that frees them later."""

@@ -13,6 +13,7 @@ import numpy as np
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Float64, Header
 
 from nightlab_core.labels import ClassSet, overlay
@@ -46,6 +47,7 @@ class Publishers:
         self._publishers: list[Any] = []
         self._mask = self._create(topics.MASK)
         self._confidence = self._create(topics.CONFIDENCE)
+        self._mask_info = self._create(topics.MASK_INFO)
         self._overlay = self._create(topics.OVERLAY)
         self._image_level = self._create(topics.IMAGE_LEVEL_MASK)
         self._stages = {stage: self._create(topic) for stage, topic in topics.STAGE_TOPICS.items()}
@@ -93,6 +95,20 @@ class Publishers:
             self._regions.publish(detections(self._vision_msgs, result, header))
         if _is_watched(self._image_level):
             self._image_level.publish(image_message(result.image_labels, "mono8", header))
+
+    def publish_camera_info(self, info: CameraInfo, labels: np.ndarray, header: Header) -> None:
+        """Publish a calibration with a mask's header. One of another size than the mask is refused, and logged."""
+        if not _is_watched(self._mask_info):
+            return
+        if (info.height, info.width) != labels.shape:
+            self._node.get_logger().warning(
+                f"~/{self._prefix}camera_info is not published: received a calibration for {info.width}x{info.height}, "
+                f"but images of {labels.shape[1]}x{labels.shape[0]}; give both the same size",
+                throttle_duration_sec=60.0,
+            )
+            return
+        info.header = header
+        self._mask_info.publish(info)
 
     def publish_overlay(self, frame_bgr: np.ndarray, labels: np.ndarray, opacity: float, header: Header) -> None:
         """Draw and publish the overlay on its own thread, if there is a subscription. The newest one waits there."""

@@ -31,8 +31,11 @@ COMPRESSED_IMAGE = NodeTopic(
     "Camera images as JPEG or PNG, if `transport` is compressed. Reliable like `image`.",
     "as published",
 )
+CAMERA_INFO = NodeTopic(
+    "camera_info", "sensor_msgs/msg/CameraInfo", "Calibration of the camera, if there is one.", "best effort"
+)
 CLOCK = NodeTopic("/clock", "rosgraph_msgs/msg/Clock", "Simulated time, if `use_sim_time` is set.", "best effort")
-SUBSCRIPTIONS = (IMAGE, COMPRESSED_IMAGE, CLOCK)
+SUBSCRIPTIONS = (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, CLOCK)
 
 MASK = NodeTopic(
     "~/mask",
@@ -50,6 +53,11 @@ LABEL_INFO = NodeTopic(
     "vision_msgs/msg/LabelInfo",
     "Names of the class ids, and `confidence_threshold`. Published at activation and when the threshold changes.",
     latched=True,
+)
+MASK_INFO = NodeTopic(
+    "~/camera_info",
+    "sensor_msgs/msg/CameraInfo",
+    "The newest calibration from `camera_info` with the stamp and frame_id of the mask, if its size is the mask's.",
 )
 OVERLAY = NodeTopic(
     "~/overlay",
@@ -87,7 +95,7 @@ STAGE_TOPICS = {
     for stage in STAGES
 }
 PUBLICATIONS = (
-    *(MASK, CONFIDENCE, REGIONS, LABEL_INFO, OVERLAY, IMAGE_LEVEL_MASK),
+    *(MASK, CONFIDENCE, MASK_INFO, REGIONS, LABEL_INFO, OVERLAY, IMAGE_LEVEL_MASK),
     *STAGE_TOPICS.values(),
     DIAGNOSTICS,
 )
