@@ -29,6 +29,8 @@ from nightlab_ros.topics import CAMERA_INFO
 
 #: A frame that has been in progress for so many seconds is named in the message of /diagnostics.
 LONG_FRAME_S = 1.0
+#: Masks that wait for a slow publisher at most; the oldest is dropped for a newer one.
+PUBLISH_DEPTH = 3
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Camera:
     def start(self, inference: LatestWorker[Any]) -> None:
         """Subscribe; `inference` calls a function for the newest image. The node's publishers are active."""
         self._outputs.start(self._settings.confidence_threshold)
-        self._publishing = LatestWorker(f"{self._prefix}publishing", self._publish, self._on_error)
+        self._publishing = LatestWorker(f"{self._prefix}publishing", self._publish, self._on_error, PUBLISH_DEPTH)
 
         def submit(image: CameraImage) -> bool:
             if self._pipeline is None:  # the engines are still being loaded: the image is dropped
@@ -119,15 +121,13 @@ class Camera:
             self._stream.close()
             self._node.destroy_subscription(self._info_subscription)
             self._stream = self._info = None
-        if inference.withdraw(self.name):
-            self._health.record_overwritten()
+        self._drop(inference.withdraw(self.name))
 
     def stop(self, timeout_s: float) -> None:
         """Publish what is in progress. Raises TimeoutError if that takes longer."""
         if self._publishing is not None:
             publishing, self._publishing = self._publishing, None
-            if publishing.stop(timeout_s):
-                self._health.record_overwritten()
+            self._drop(publishing.stop(timeout_s))
         self._outputs.stop(timeout_s)
 
     def destroy(self) -> None:
@@ -154,6 +154,10 @@ class Camera:
         if report.level > OK and age_s >= LONG_FRAME_S:
             message += f"; the frame in progress was begun {age_s:.0f} s ago"
         return HealthReport(report.level, message, {**report.values, "frame_in_progress_s": f"{age_s:.1f}"})
+
+    def _drop(self, number: int) -> None:
+        for _ in range(number):
+            self._health.record_overwritten()
 
     def _segment(self, image: CameraImage) -> SegmentedFrame:
         """Convert an image and run the pipeline."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Process the newest item on a thread and drop the older ones: a vehicle needs the newest frame only."""
+"""Process the newest items on a thread and drop the older ones: a vehicle needs the newest frame only."""
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -11,42 +12,45 @@ T = TypeVar("T")
 
 
 class LatestWorker(Generic[T]):
-    """Calls ``handle(item)`` on its own thread, for the newest item of each source only.
+    """Calls ``handle(item)`` on its own thread, in order, for the newest item or the ``depth`` newest of each source.
 
     Sources, such as cameras, take turns: one item of every other waiting source is handled before the next item of the
     same source. ``failed(error)`` receives an exception of ``handle``; the thread continues.
     """
 
-    def __init__(self, name: str, handle: Callable[[T], None], failed: Callable[[Exception], None]) -> None:
-        self._name, self._handle, self._failed = name, handle, failed
+    def __init__(
+        self, name: str, handle: Callable[[T], None], failed: Callable[[Exception], None], depth: int = 1
+    ) -> None:
+        self._name, self._handle, self._failed, self._depth = name, handle, failed, depth
         self._changed = threading.Condition()
-        self._waiting: dict[Hashable, T] = {}  # by source, in the order in which the sources began to wait
+        self._waiting: dict[Hashable, deque[T]] = {}  # by source, in the order in which the sources began to wait
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, item: T, source: Hashable = None) -> bool:
-        """Hand over an item without waiting. Return True if it replaced an item whose processing had not started."""
+        """Hand over an item without waiting. Return True if the oldest item that waited is dropped for it."""
         with self._changed:
-            overwrote = source in self._waiting
-            self._waiting[source] = item  # a source that waits already keeps its turn
+            items = self._waiting.setdefault(source, deque())  # a source that waits already keeps its turn
+            overwrote = len(items) == self._depth
+            if overwrote:
+                items.popleft()
+            items.append(item)
             self._changed.notify()
         return overwrote
 
-    def withdraw(self, source: Hashable = None) -> bool:
-        """Remove the waiting item of a source. Return True if there was one."""
+    def withdraw(self, source: Hashable = None) -> int:
+        """Drop the waiting items of a source, and return their number."""
         with self._changed:
-            had_one = source in self._waiting
-            self._waiting.pop(source, None)
-            return had_one
+            return len(self._waiting.pop(source, ()))
 
-    def stop(self, timeout_s: float | None = None) -> bool:
-        """Finish the current item and join the thread. Return True if an item was left unprocessed.
+    def stop(self, timeout_s: float | None = None) -> int:
+        """Finish the current item and join the thread. Return the number of items left unprocessed.
 
         Raises TimeoutError if the current item does not end within `timeout_s`; the thread then ends after it.
         """
         with self._changed:
-            left = bool(self._waiting)
+            left = sum(map(len, self._waiting.values()))
             self._waiting.clear()
             self._stopping = True
             self._changed.notify()
@@ -61,7 +65,11 @@ class LatestWorker(Generic[T]):
                 self._changed.wait_for(lambda: self._waiting or self._stopping)
                 if self._stopping:
                     return
-                item = self._waiting.pop(next(iter(self._waiting)))
+                source = next(iter(self._waiting))
+                items = self._waiting.pop(source)
+                item = items.popleft()
+                if items:
+                    self._waiting[source] = items  # at the end of the line
             try:
                 self._handle(item)
             except Exception as error:

@@ -69,7 +69,7 @@ def test_stop_finishes_the_current_item_and_skips_the_next() -> None:
         gate.go.release()
 
     threading.Thread(target=release).start()
-    assert worker.stop() is True
+    assert worker.stop() == 1
     assert gate.items == [1] and "test" not in {thread.name for thread in threading.enumerate()}
 
 
@@ -86,7 +86,7 @@ def test_a_fast_source_does_not_starve_the_others() -> None:
         worker.submit(20 + turn, "slow")
         gate.go.release()
         gate.begins()
-    assert worker.withdraw("slow")
+    assert worker.withdraw("slow") == 1
     gate.go.release()
     worker.stop()
     assert gate.items == [10, 20, 11, 21, 12, 22, 13]
@@ -113,11 +113,27 @@ def test_the_waiting_item_of_one_source_is_withdrawn() -> None:
     gate.begins()
     worker.submit(2, "b")
     worker.submit(3, "c")
-    assert worker.withdraw("b") and not worker.withdraw("b")
+    assert (worker.withdraw("b"), worker.withdraw("b")) == (1, 0)
     gate.go.release(2)
     gate.begins()
-    assert worker.stop() is False
+    assert worker.stop() == 0
     assert gate.items == [1, 3]
+
+
+def test_a_deeper_line_keeps_the_order_and_drops_the_oldest() -> None:
+    gate = Gate()
+    worker = LatestWorker("test", gate, gate.errors.append, depth=2)
+    worker.submit(1)
+    gate.begins()
+    assert [worker.submit(item) for item in (2, 3, 4, 5)] == [False, False, True, True]
+    for _ in range(2):
+        gate.go.release()
+        gate.begins()
+    assert [worker.submit(item) for item in (6, 7)] == [False, False]
+    assert worker.withdraw() == 2
+    gate.go.release()
+    assert worker.stop() == 0
+    assert gate.items == [1, 4, 5]
 
 
 def test_stop_does_not_wait_longer_than_its_limit() -> None:
