@@ -17,6 +17,8 @@ from nightlab_ros.health_rules import HealthLimits
 
 #: Marks in a field's metadata that say when it may change. Without a mark: at any time, from the next frame on.
 AT_CONFIGURE, AT_START = "at configure", "at start"
+#: Start of the names of parameters with which rclpy sets the quality of service of topics.
+QOS_OVERRIDES = "qos_overrides."
 #: Types of parameters, as ROS names them.
 ROS_TYPES = {bool: "bool", int: "integer", float: "double", str: "string"}
 #: One level of a topic's name, or "" for the only camera of a node.
@@ -206,11 +208,22 @@ def unknown_parameters(names: Iterable[str], declared: Iterable[str]) -> list[st
     known = set(declared)
     sentences = []
     for name in sorted(set(names) - known):
-        if not name.startswith("qos_overrides."):
+        if not name.startswith(QOS_OVERRIDES):
             close = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(sorted(NodeSettings.model_fields))}"
             sentences.append(f"received the parameter '{name}', which this node does not have: {hint}")
     return sentences
+
+
+def unused_qos_overrides(names: Iterable[str], declared: Iterable[str]) -> list[str]:
+    """Return a sentence for each `qos_overrides` parameter given that names no topic or policy of an active node."""
+    known = {name for name in declared if name.startswith(QOS_OVERRIDES)}
+    return [
+        f"received the parameter '{name}', which changes nothing: expected qos_overrides.TOPIC.publisher.POLICY or "
+        "qos_overrides.TOPIC.subscription.POLICY with a topic's full name and reliability, depth or history"
+        for name in sorted(set(names) - known)
+        if name.startswith(QOS_OVERRIDES)
+    ]
 
 
 def ros_value(value: Any) -> Any:

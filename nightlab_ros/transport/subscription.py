@@ -134,7 +134,9 @@ def _offered(infos: Sequence[Any]) -> ReliabilityPolicy:
 
 def _full_names(infos: Sequence[Any]) -> list[str]:
     """Return the full names of the nodes to which endpoints belong."""
-    return sorted(f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos)
+    # The middleware may find an endpoint before the name of its node.
+    names = (f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos)
+    return sorted("a node not yet known" if "_UNKNOWN_" in name else name for name in names)
 
 
 def message_callback(on_message: Callable[[Any, Any], None], subscription: type = Subscription) -> Callable[..., None]:

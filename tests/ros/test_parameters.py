@@ -12,7 +12,14 @@ import pytest
 import yaml
 
 from nightlab_core.runtime.settings import PipelineSettings
-from nightlab_ros.parameters import NodeSettings, ParameterError, _descriptor, change, unknown_parameters
+from nightlab_ros.parameters import (
+    NodeSettings,
+    ParameterError,
+    _descriptor,
+    change,
+    unknown_parameters,
+    unused_qos_overrides,
+)
 
 ROOT = Path(__file__).parents[2]
 FIELDS = NodeSettings.model_fields
@@ -113,6 +120,13 @@ def test_misspelt_parameters_are_named() -> None:
     assert "'max_region'" in sentence and "did you mean 'max_regions'?" in sentence
     (sentence,) = unknown_parameters(["frame_id"], declared)
     assert "it has autostart, build_engines, bundle," in sentence
+
+
+def test_qos_overrides_of_no_topic_are_named() -> None:
+    declared = ["qos_overrides./image.subscription.depth", "qos_overrides./nightlab/mask.publisher.reliability"]
+    given = ["qos_overrides./image.subscription.depth", "qos_overrides./mask.publisher.reliability", "refine"]
+    (sentence,) = unused_qos_overrides(given, declared)
+    assert sentence.startswith("received the parameter 'qos_overrides./mask.publisher.reliability', which changes")
 
 
 @pytest.mark.ros

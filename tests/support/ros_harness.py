@@ -30,16 +30,15 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image
 
 from nightlab_ros.messages import image_message
+from nightlab_ros.transport.profile import profile_path, profile_variable
 
 ROOT = Path(__file__).parents[2]
-PROFILE = str(ROOT / "config/fastdds.xml")
 #: A domain of this process, so that tests can run in parallel, above those of robots (0) and of demos (1 to 101); and
 #: the transport that carries large images.
 ENVIRONMENT = {
     "ROS_DOMAIN_ID": str(102 + os.getpid() % 60),
     "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-    "FASTRTPS_DEFAULT_PROFILES_FILE": PROFILE,
-    "FASTDDS_DEFAULT_PROFILES_FILE": PROFILE,
+    profile_variable(): str(profile_path()),
     "OMP_NUM_THREADS": "1",
 }
 PATIENCE_S = 120.0
