@@ -27,7 +27,7 @@ from nightlab_ros.diagnostics import Diagnostics
 from nightlab_ros.engine_loading import EngineLoading
 from nightlab_ros.health import ERROR, OK, HealthReport
 from nightlab_ros.lifecycle import LoggedLifecycleNode, run_within
-from nightlab_ros.parameters import ParameterError, change, declare, unknown_parameters
+from nightlab_ros.parameters import ParameterError, change, declare, unknown_parameters, unused_qos_overrides
 from nightlab_ros.start import StartError, start_ros
 from nightlab_ros.transport.shared_memory import reclaim
 
@@ -93,6 +93,8 @@ class NightLabNode(LoggedLifecycleNode):
             camera.start(self._inference)
         self._active = True
         self.get_logger().info("active")
+        for sentence in unused_qos_overrides(self._parameter_overrides, self._parameters):
+            self.get_logger().warning(sentence)
 
     def deactivate(self) -> None:
         """Unsubscribe, and wait for the current images. Raises TimeoutError after `STOP_TIMEOUT_S`."""
