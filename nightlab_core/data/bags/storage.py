@@ -174,8 +174,12 @@ def _listed_names(information: dict[str, Any]) -> list[Any]:
 
 def _rosbag2_files(folder: Path) -> list[Path]:
     """Return the .mcap and .db3 files of a folder without hidden ones: drive_2.mcap comes before drive_10.mcap."""
-    files = [f for f in folder.iterdir() if _format_of(f) in _ROSBAG2_SUFFIXES and not f.name.startswith(".")]
+    files = [f for f in folder.iterdir() if _is_rosbag2_file(f)]
     return sorted(files, key=natural_key)
+
+
+def _is_rosbag2_file(path: Path) -> bool:
+    return _format_of(path) in _ROSBAG2_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _is_storage(file: Path) -> bool:
