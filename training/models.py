@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from nightlab_core.data.hard_regions import predicted_regions
-from nightlab_core.labels import ClassSet
+from nightlab_core.labels import MAX_CLASSES, ClassSet
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.engine import TorchEngine
 from nightlab_core.models.nightlab import Level, NightLabSettings, to_image, to_labels
@@ -364,7 +364,8 @@ def device() -> torch.device:
 _MANIFEST = Manifest(
     name="in memory",
     created="",
-    classes=Classes(names=("any",), colors_rgb=((0, 0, 0),)),
+    # The levels may have different class sets: any label is one of these.
+    classes=Classes(names=tuple(map(str, range(MAX_CLASSES))), colors_rgb=((0, 0, 0),) * MAX_CLASSES),
     hard_classes=(),
     engines=EngineFiles(
         image=EngineFile(file="image", input_hw=(1, 1), multiple=1),
