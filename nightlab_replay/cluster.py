@@ -21,6 +21,7 @@ from typing import Any
 from nightlab_core.config import replace
 from nightlab_core.runtime.bundle import MANIFEST_NAME, sha256_of
 from nightlab_core.runtime.engines.open import Engines
+from nightlab_core.runtime.hardware import usable_cores
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.execute import Span, SpanResult, replay_spans
 from nightlab_replay.records import FrameRecord, ReplaySettings, Run, StoreError, first_frame_hw
@@ -130,7 +131,7 @@ def _span_arguments(run: Run, local_workers: int, keep_masks: bool) -> tuple[Any
     """Return the arguments of `_replay_span` behind the span. Local workers share the cores of this machine."""
     threads = run.settings.threads
     if local_workers and not threads:
-        threads = max(1, (os.cpu_count() or 1) // local_workers)
+        threads = max(1, usable_cores() // local_workers)
     bundle, frame_hw = run.bundle, first_frame_hw(run.bags)
     return bundle.path, bundle.sha256[MANIFEST_NAME], bundle.engine, run.settings, threads, frame_hw, keep_masks
 

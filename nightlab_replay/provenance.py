@@ -21,6 +21,7 @@ from nightlab_core.data.bags.storage import bag_files
 from nightlab_core.data.bags.topics import TopicError
 from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.bundle import MANIFEST_NAME, Bundle, sha256_of
+from nightlab_core.runtime.hardware import cpu_model, usable_cores
 from nightlab_replay.records import BagInfo, BundleInfo, TopicInfo
 
 _PACKAGES = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "rosbags", "distributed", "rclpy")
@@ -163,11 +164,7 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, str]:
     """Describe this machine. The workers of a cluster may run on others."""
-    cpu = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    found = {"system": platform.platform(), "cpu": cpu, "cores": str(os.cpu_count())}
+    found = {"system": platform.platform(), "cpu": cpu_model(), "cores": str(usable_cores())}
     if sys.platform == "linux":
         found["memory_gib"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f}"
     return found
