@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
@@ -24,13 +24,13 @@ from nightlab_cli.options import Frames, Threads, hold_output, new_console, pars
 from nightlab_cli.style import new_app
 from nightlab_core.benchmark.curve import CurvePoint, measure_curve
 from nightlab_core.benchmark.measure import Figures, Plan, Subject, measure
-from nightlab_core.benchmark.work import HINTS, matrix_peak_gflops
+from nightlab_core.benchmark.work import matrix_peak_gflops
 from nightlab_core.benchmark.wrappers import OneAtATime
 from nightlab_core.data.datasets.catalogue import open_set
 from nightlab_core.data.datasets.paired import LabelledImages, Sample
 from nightlab_core.files import write_atomic
 from nightlab_core.runtime.bundle import Bundle, default_bundle, load_bundle
-from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PrecisionChoice
+from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, Precision, PrecisionChoice
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.settings import MAX_REGIONS
 from nightlab_replay.provenance import describe_bundle, machine, versions
@@ -108,10 +108,10 @@ def peak_measurer(threads: int) -> tuple[Callable[[str], float | None], dict[str
 
     @lru_cache
     def peak(arithmetic: str) -> float | None:
-        if arithmetic not in HINTS:
+        if arithmetic not in get_args(Precision):
             return None
         try:
-            peaks[arithmetic] = matrix_peak_gflops(arithmetic, threads)
+            peaks[arithmetic] = matrix_peak_gflops(cast(Precision, arithmetic), threads)
         except ImportError:
             return None
         return peaks[arithmetic]

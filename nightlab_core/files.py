@@ -43,6 +43,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def user_cache_folder() -> Path:
+    """Return nightlab's folder in the user's cache folder; it may not exist.
+
+    Raises RuntimeError if the user has no home folder, for example in a container as an unknown user.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nightlab"
+
+
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}")
 

@@ -125,8 +125,17 @@ class ReplaySettings(JsonModel):
     keep_masks: bool = False  #: for a bag of masks
 
     def engines(self, frame_hw: tuple[int, int] | None) -> EngineOptions:
-        """Return the options that open the engines for frames of this size (height, width)."""
-        return EngineOptions(engine=self.engine, precision=self.precision, threads=self.threads, frame_hw=frame_hw)
+        """Return the options that open the engines for frames of this size (height, width).
+
+        Nothing is measured where every frame is replayed, so that parts of a run on other machines have equal results.
+        """
+        return EngineOptions(
+            engine=self.engine,
+            precision=self.precision,
+            threads=self.threads,
+            frame_hw=frame_hw,
+            calibration_s=0.0 if self.mode == "all" else EngineOptions().calibration_s,
+        )
 
     @staticmethod
     def class_fields(classes: ClassSet) -> dict[str, Any]:

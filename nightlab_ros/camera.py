@@ -59,7 +59,6 @@ class Camera:
         self._info_subscription: Any = None
         self._info: CameraInfo | None = None  # the newest calibration
         self._publishing: LatestWorker[SegmentedFrame] | None = None
-        self._prepared_hw: tuple[int, int] | None = None
         self._lines = DistinctLines()
         self._begun_s: float | None = None  # when the frame in progress was begun, by `time.monotonic`
 
@@ -165,7 +164,7 @@ class Camera:
         start_s = time.perf_counter()
         frame_bgr = message_to_bgr(image.message, self._depth)
         stages_ms = {"wait": 1e3 * (start_s - image.received_s), "convert": 1e3 * (time.perf_counter() - start_s)}
-        if frame_bgr.shape[:2] != self._prepared_hw:
+        if not self._pipeline.is_prepared(frame_bgr.shape[:2]):
             self._prepare(self._pipeline, frame_bgr.shape[:2])
         result = self._pipeline(frame_bgr)
         stages_ms |= {stage: ms for stage, ms in result.stages_ms.items() if ms > 0.0}  # 0: the stage did not run
@@ -207,7 +206,6 @@ class Camera:
             self._node.get_logger().info(line)
         self._health.set_delay_reason(f"preparing the engines for images of {size}")
         seconds = pipeline.prepare(frame_hw)
-        self._prepared_hw = frame_hw
         self._health.record_prepared(frame_hw)
         self._health.set_delay_reason("")
         if line:

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from nightlab_core.config import replace
-from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PrecisionChoice
+from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PathsChoice, PrecisionChoice
 from nightlab_core.runtime.settings import PipelineSettings
 from nightlab_ros.health_rules import HealthLimits
 
@@ -56,6 +56,9 @@ class NodeSettings(PipelineSettings):
     ] = _ENGINE.build
     precision: Annotated[PrecisionChoice, AT_CONFIGURE, _engine_option("precision")] = _ENGINE.precision
     threads: Annotated[int, AT_CONFIGURE, _engine_option("threads")] = _ENGINE.threads
+    region_batch: Annotated[int, AT_CONFIGURE, _engine_option("region_batch")] = _ENGINE.region_batch
+    paths: Annotated[PathsChoice, AT_CONFIGURE, _engine_option("paths")] = _ENGINE.paths
+    calibration_s: Annotated[float, AT_CONFIGURE, _engine_option("calibration_s")] = _ENGINE.calibration_s
     cameras: Annotated[
         tuple[CameraName, ...],
         AT_CONFIGURE,
@@ -155,6 +158,9 @@ class NodeSettings(PipelineSettings):
             engine=self.engine,
             precision=self.precision,
             threads=self.threads,
+            region_batch=self.region_batch,
+            paths=self.paths,
+            calibration_s=self.calibration_s,
             frame_hw=self.image_hw,
             build=self.build_engines,
         )

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 
 from nightlab_core.benchmark.timing import Clock
+from nightlab_core.runtime.engines.engine import Precision
 
 #: Side of the square matrices whose product measures the peak: large enough to be bound by arithmetic alone.
 PEAK_SIDE = 2048
 PEAK_RUNS = 8
-#: Values of OpenVINO's property INFERENCE_PRECISION_HINT.
-HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
 @dataclass(frozen=True)
@@ -78,18 +77,17 @@ def _size(port: Any) -> int:
 
 
 def matrix_peak_gflops(
-    precision: str, threads: int = 0, *, side: int = PEAK_SIDE, runs: int = PEAK_RUNS, clock: Clock = perf_counter
+    precision: Precision, threads: int = 0, *, side: int = PEAK_SIDE, runs: int = PEAK_RUNS, clock: Clock = perf_counter
 ) -> float:
     """Measure the most 10^9 operations per second: the fastest of `runs` products of two square matrices in OpenVINO.
 
-    precision: float32, bfloat16 or float16. threads: 0 for the library's choice. Raises ImportError if OpenVINO is
-    missing, ValueError for another precision.
+    threads: 0 for the library's choice. Raises ImportError if OpenVINO is missing.
     """
     import openvino
     from openvino import opset8
 
-    if precision not in HINTS:
-        raise ValueError(f"precision: received {precision!r}, expected one of {', '.join(HINTS)}")
+    from nightlab_core.runtime.engines.openvino import HINTS
+
     values = np.random.default_rng(0).standard_normal((side, side), np.float32)
     left = opset8.parameter([side, side], np.float32)
     # The second factor is a constant, as weights are: the library may bring it into the order that it likes best.

@@ -5,8 +5,9 @@
            |                                                                        +- merge - mask
            +- propose (hardness engine) - select (budget) - read (region engine) ---+
 
-Both paths start with the frame and run at the same time. The latency is that of the slower path plus the merge. With a
-deadline, regions are read after the image level, in small batches, and the merge takes those that are ready.
+Both paths start with the frame and run at the same time: the latency is that of the slower path plus the merge. Where
+calibration found that to be slower, the lower path follows the image level. With a deadline, regions are read after the
+image level, in small batches, and the merge takes those that are ready.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ class Pipeline:
         self._clock = clock
         self._gate = LightGate()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="nightlab-regions")
+        self._prepared_hws: set[tuple[int, int]] = set()
         self._waiting: deque[_LowerPath] = deque(maxlen=1)  # a newer frame replaces one that has not started
 
     @property
@@ -121,6 +123,8 @@ class Pipeline:
                     image_input if hardness_hw == image_hw else rg.resize_image(frame_bgr, hardness_hw)[None]
                 )
                 self._waiting.append(_LowerPath(refinement, frame_bgr, hardness_input, settings))
+            at_once = self.engines.choice.paths == "at_once"
+            if refines and at_once:
                 self._worker.submit(self._refine_newest)
 
             with stages("image"):
@@ -128,6 +132,8 @@ class Pipeline:
                 maps = checked_maps("image", output, (1, *image_hw), self._num_classes)
                 image_labels = rg.resize_labels(maps[0][0], frame_hw)
                 image_confidence = rg.resize_image(maps[1][0], frame_hw)
+            if refines and not at_once:
+                self._worker.submit(self._refine_newest)
             found = refinement.close(self.budget, strict=not self._tolerant) if refines else NOTHING_FOUND
 
             with stages("merge"):
@@ -226,6 +232,10 @@ class Pipeline:
             raise error
         log.warning("hard regions cannot be refined: %s: %s", type(error).__name__, error)
 
+    def is_prepared(self, frame_hw: tuple[int, int]) -> bool:
+        """Return True if `prepare` was called for this size, and the engines still hold what it compiled."""
+        return frame_hw in self._prepared_hws and self.engines.is_prepared(frame_hw)
+
     def prepare(self, frame_hw: tuple[int, int]) -> float:
         """Prepare the engines for frames of this size and run one frame. Return the seconds that this took.
 
@@ -241,6 +251,7 @@ class Pipeline:
         except Exception as error:
             self._tolerate(error)
         self(np.zeros((*frame_hw, 3), np.uint8))  # raises if the image level fails
+        self._prepared_hws.add(frame_hw)
         return perf_counter() - start
 
     def close(self) -> None:

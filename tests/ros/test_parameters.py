@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 FIELDS = NodeSettings.model_fields
 AT_CONFIGURE = {"bundle": "/b", "engine": "openvino", "precision": "float32", "threads": 2, "transport": "compressed"}
 AT_CONFIGURE |= {"image_size": [640, 480], "build_engines": True, "pixel_bits": 12, "cameras": ["front"]}  # type: ignore[dict-item]
+AT_CONFIGURE |= {"region_batch": 1, "paths": "in_turn", "calibration_s": 0.0}
 AT_ANY_TIME = {"refine": "never", "merge": "replace", "max_regions": 3, "score_threshold": 0.2, "nms_iou": 0.4}
 AT_ANY_TIME |= {
     "confidence_threshold": 0.5,

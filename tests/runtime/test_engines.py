@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import logging
 import sys
 import types
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from nightlab_core.runtime.engines.engine import Engine, EngineOptions, TensorSpec
+from nightlab_core.runtime.engines.calibration import TunableEngine
+from nightlab_core.runtime.engines.engine import KEPT_SIZES, Engine, EngineOptions, Form, TensorSpec
 from nightlab_core.runtime.engines.open import Engines, open_network
 
 onnx = pytest.importorskip("onnx")
@@ -123,7 +125,7 @@ def test_a_closed_engine_raises_an_error(image_engine: Engine) -> None:
 
 def test_prepare_leaves_nothing_to_compile(tiny_bundle: Path) -> None:
     pytest.importorskip("openvino")
-    from nightlab_core.runtime.engines.openvino import CACHED_SHAPES, OpenVinoEngine
+    from nightlab_core.runtime.engines.openvino import OpenVinoEngine
 
     engine = OpenVinoEngine(tiny_bundle / "image.onnx")
     engine.prepare(frame=(1, 64, 96, 3))
@@ -132,7 +134,7 @@ def test_prepare_leaves_nothing_to_compile(tiny_bundle: Path) -> None:
     assert engine._requests == compiled
     for height in range(32, 32 * 8, 32):
         engine.prepare(frame=(1, height, 96, 3))
-    assert len(engine._requests) == CACHED_SHAPES
+    assert len(engine._requests) == KEPT_SIZES
 
 
 def test_one_compiled_network_serves_every_batch_size(tiny_bundle: Path) -> None:
@@ -209,7 +211,7 @@ def test_openvino_equals_onnxruntime_in_deformable_convolution_also_at_borders(
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
     expected = OnnxRuntimeEngine(path)(**arrays)["Y"]
     assert np.abs(expected).max() > 0.5
-    received = OpenVinoEngine(path, precision="float32")(**arrays)["Y"]
+    received = OpenVinoEngine(path)(**arrays)["Y"]
     np.testing.assert_allclose(received, expected, atol=1e-4, rtol=0)
 
 
@@ -224,29 +226,71 @@ def test_the_same_input_gives_the_same_bits(tmp_path: Path) -> None:
         "X": rng.normal(size=(1, 4, 31, 33)).astype(np.float32),
         "offset": rng.normal(size=(1, 18, 31, 33)).astype(np.float32),
     }
-    for precision in ("auto", "float32"):
-        engine = OpenVinoEngine(path, precision=precision)
-        first = engine(**arrays)["Y"]
-        for _ in range(5):
-            np.testing.assert_array_equal(engine(**arrays)["Y"], first)
+    engine = OpenVinoEngine(path)
+    first = engine(**arrays)["Y"]
+    for _ in range(5):
+        np.testing.assert_array_equal(engine(**arrays)["Y"], first)
 
 
-@pytest.mark.parametrize("slow_bfloat16", [False, True])
-def test_the_chosen_precision_is_compiled(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, slow_bfloat16: bool
-) -> None:
+def test_the_form_is_compiled(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     openvino = pytest.importorskip("openvino")
     from nightlab_core.runtime.engines import openvino as module
 
-    monkeypatch.setattr(module, "_bfloat16_is_slow", lambda: slow_bfloat16)
-    compiled = {}
-    for precision in ("auto", "float32"):
-        engine = module.OpenVinoEngine(tiny_bundle / "image.onnx", precision=precision)
-        engine.prepare(frame=(1, 32, 32, 3))
-        (request,) = engine._requests.values()
-        compiled[precision] = request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT")
-    default = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT")
-    assert compiled == {"auto": openvino.Type.f32 if slow_bfloat16 else default, "float32": openvino.Type.f32}
+    monkeypatch.setattr(module, "offered_precisions", lambda: ("float32", "bfloat16"))
+    engine = module.OpenVinoEngine(tiny_bundle / "image.onnx", Form(threads=1))
+    frame = random_frame(1, 32, 32)
+    engine(frame=frame)
+    engine.form = Form("bfloat16", threads=2)
+    engine(frame=frame)
+    properties = []
+    for request in engine._requests[((32, 32, 3),)].values():
+        compiled = request.get_compiled_model()
+        properties.append([compiled.get_property(n) for n in ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS")])
+    assert properties[0] == [openvino.Type.f32, 1] and properties[1][1] == 2
+    engine.keep_form()
+    assert [form for form, _ in engine._requests[((32, 32, 3),)]] == [engine.form]
+
+
+def test_a_batch_in_pieces_equals_the_whole(library: str, tiny_bundle: Path) -> None:
+    engine = open_network(tiny_bundle / "region.onnx", EngineOptions(engine=library))
+    assert isinstance(engine, TunableEngine) and engine.version
+    crops = random_frame(7, 32, 48)
+    for batch in (0, 1, 3, 8):
+        engine.form = Form(batch=batch, threads=batch % 3)
+        output = engine(crops=crops)
+        np.testing.assert_array_equal(output["labels"], region_level(crops)[0])
+        np.testing.assert_array_equal(output["confidence"], region_level(crops)[1])
+    engine.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        engine(crops=crops)
+
+
+def test_a_precision_that_is_not_offered_is_refused(library: str, tiny_bundle: Path) -> None:
+    options = EngineOptions(engine=library, precision="float16")
+    if library == "openvino":
+        from nightlab_core.runtime.engines.openvino import offered_precisions
+
+        if "float16" in offered_precisions():
+            pytest.skip("this CPU computes in float16")
+    for open_it in (
+        lambda: open_network(tiny_bundle / "image.onnx", options),
+        lambda: Engines.open(tiny_bundle, options),
+    ):
+        with pytest.raises(ValueError, match=f"precision: received float16, but {library} offers float32"):
+            open_it()
+
+
+def test_sizes_that_alternate_are_compiled_once(
+    library: str, tiny_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    sizes_hw = ((64, 96), (96, 64), (32, 128))
+    with Engines.open(tiny_bundle, EngineOptions(engine=library, calibration_s=0.0)) as engines:
+        for frame_hw in sizes_hw * 3:
+            engines.image(frame=random_frame(1, *frame_hw))
+            engines.hardness(frame=random_frame(1, *frame_hw))
+    compiled = [message for message in caplog.messages if "compiling" in message]
+    assert len(compiled) == len(set(compiled)) == (6 if library == "openvino" else 0)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import BundleError, load_bundle
+from nightlab_core.runtime.engines.calibration import Choice
 from nightlab_core.runtime.engines.engine import OnnxEngine
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.light import light_level
@@ -109,6 +110,28 @@ def test_image_and_region_path_run_at_the_same_time(make: Callable[..., Pipeline
         pipeline = make(image=meet_then(plain_maps(1, 100)), **answers)
         for _ in range(2):
             assert pipeline(black()).refined.any()
+
+
+def test_the_lower_path_follows_the_image_level_where_calibration_chose_that(make: Callable[..., Pipeline]) -> None:
+    called: list[str] = []
+
+    def noted(
+        kind: str, answer: Callable[[np.ndarray], dict[str, np.ndarray]]
+    ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+        return lambda array: called.append(kind) or answer(array)
+
+    pipeline = make(
+        image=noted("image", plain_maps(1, 100)),
+        hardness=noted("hardness", known_boxes()),
+        region=noted("region", plain_maps(2, 200)),
+    )
+    expected = pipeline(black())
+    called.clear()
+    pipeline.engines.preparation.choice = Choice(form=None, paths="in_turn")
+    result = pipeline(black())
+    assert called == ["image", "hardness", "region"]
+    np.testing.assert_array_equal(result.labels, expected.labels)
+    np.testing.assert_array_equal(result.outcomes, expected.outcomes)
 
 
 @pytest.mark.parametrize(
@@ -345,6 +368,7 @@ import nightlab_core.runtime, nightlab_core.data
 for package in (nightlab_core.runtime, nightlab_core.data):
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         __import__(module.name)
+from nightlab_core.runtime.engines.calibration import Choice
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline
 import numpy as np

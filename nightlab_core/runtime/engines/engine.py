@@ -7,9 +7,11 @@ library is imported here, so that one installed library is enough.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
@@ -18,6 +20,7 @@ from pydantic import Field
 
 from nightlab_core.config import Settings
 from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, EngineKind
+from nightlab_core.runtime.hardware import usable_cores
 
 #: Library -> the class whose `open_bundle` opens a bundle's networks (see `EngineLibrary`). "auto" tries them in order.
 LIBRARIES: Mapping[str, str] = {
@@ -29,7 +32,13 @@ if TYPE_CHECKING:
     EngineChoice = str
 else:  # a literal type, so that YAML files, command lines and ROS parameters accept these names and no others
     EngineChoice = Literal[("auto", *LIBRARIES)]
-PrecisionChoice = Literal["auto", "float32"]
+Precision = Literal["float32", "bfloat16", "float16"]
+PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16"]
+#: Whether the image level and the lower path of a frame run at the same time or one after the other.
+Paths = Literal["at_once", "in_turn"]
+PathsChoice = Literal["auto", "at_once", "in_turn"]
+#: Sizes of input of which an engine keeps the compiled forms: cameras that alternate compile nothing again.
+KEPT_SIZES = 4
 
 
 @dataclass(frozen=True)
@@ -84,14 +93,82 @@ class EngineOptions(Settings):
     ] = "auto"
     precision: Annotated[
         PrecisionChoice,
-        Field(description="arithmetic; auto lets the library use half precision where the hardware supports it"),
+        Field(
+            description="arithmetic; auto: the fastest that the library offers here, by measurement; without "
+            "measurement float32, and float16 on TensorRT"
+        ),
     ] = "auto"
-    threads: Annotated[int, Field(ge=0, le=1024, description="threads per engine; 0: the library's own choice")] = 0
+    threads: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=1024,
+            description="threads per engine; 0: chosen by measurement, at most the cores that the process may use",
+        ),
+    ] = 0
+    region_batch: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=64,
+            description="regions that one call of the region network reads; 10 and more: all of a frame, as TensorRT "
+            "always does; 0: chosen by measurement",
+        ),
+    ] = 0
+    paths: Annotated[
+        PathsChoice,
+        Field(
+            description="at_once runs the image level and the lower path at the same time, in_turn one after the "
+            "other; auto: chosen by measurement"
+        ),
+    ] = "auto"
+    calibration_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=60,
+            description="seconds that the measurement of these choices may take when the engines are first prepared; "
+            "its result is kept in the user's cache folder; 0: nothing is measured",
+        ),
+    ] = 2.0
     frame_hw: Annotated[
         tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None,
         Field(description="height and width of the camera's frames; TensorRT needs it, since a plan fits one size"),
     ] = None
     build: Annotated[bool, Field(description="build missing TensorRT plans while opening, which takes minutes")] = False
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to run a network, which changes its results by rounding only."""
+
+    precision: Precision = "float32"
+    threads: int = 0  #: 0: the library's own number
+    batch: int = 0  #: inputs of a free batch in one call of the network, the rest one by one; 0: all
+
+    @classmethod
+    def of(cls, options: EngineOptions, max_batch: int = 1) -> Form:
+        """Return the options as they are, and defaults for those that are left to measurement.
+
+        The library's own number of threads stands only where the process may use all cores of the machine.
+        """
+        cores = usable_cores()
+        return cls(
+            precision="float32" if options.precision == "auto" else options.precision,
+            threads=options.threads or (0 if cores == os.cpu_count() else cores),
+            batch=options.region_batch if options.region_batch < max_batch else 0,
+        )
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} threads" if self.threads else "the library's number of threads"
+        batch = f"regions in calls of {self.batch}" if self.batch else "all regions in one call"
+        return f"{self.precision}, {threads}, {batch}"
+
+    def pieces(self, batch: int) -> list[int]:
+        """Return the sizes of the calls for a batch."""
+        if not self.batch or not batch:
+            return [batch]
+        return [self.batch] * (batch // self.batch) + [1] * (batch % self.batch)
 
 
 @dataclass(frozen=True)
@@ -140,15 +217,35 @@ class EngineLibrary(Protocol):
 class OnnxEngine:
     """Base of the engines that read a bundle's ONNX files as they are."""
 
-    def __init__(self, onnx_path: str | Path, *, precision: PrecisionChoice = "auto", threads: int = 0) -> None:
-        """Open one network. `precision` and `threads`: see `EngineOptions`."""
+    def __init__(self, onnx_path: str | Path, form: Form = Form()) -> None:
+        """Open one network. Raises EngineUnavailable if it cannot run in this form here."""
         raise NotImplementedError
 
     @classmethod
     def open_bundle(cls, bundle: Bundle, options: EngineOptions, on_progress: OnProgress) -> dict[EngineKind, Engine]:
         """See `EngineLibrary`."""
-        precision, threads = options.precision, options.threads
-        return open_each(lambda kind: cls(bundle.path(kind), precision=precision, threads=threads))  # type: ignore[arg-type,return-value]
+        form = Form.of(options, bundle.manifest.engines.region.max_batch)
+        return open_each(lambda kind: cls(bundle.path(kind), form))  # type: ignore[arg-type,return-value]
+
+
+def check_precision(name: str, precision: str, offered: Sequence[str]) -> None:
+    """Raise EngineUnavailable unless the library `name` offers this precision."""
+    if precision not in offered:
+        text = f"precision: received {precision}, but {name} offers {', '.join(offered)} here; use one of these or auto"
+        raise EngineUnavailable(ValueError(text), text)
+
+
+def run_in_pieces(
+    arrays: Mapping[str, np.ndarray],
+    sizes: Sequence[int],
+    run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """Run consecutive pieces of a batch, of these sizes, and join their outputs along the first axis."""
+    if len(sizes) == 1:
+        return run(arrays)
+    ends = list(accumulate(sizes))
+    parts = [run({n: a[end - size : end] for n, a in arrays.items()}) for size, end in zip(sizes, ends, strict=True)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def open_each(open_one: Callable[[EngineKind], Engine]) -> dict[EngineKind, Engine]:

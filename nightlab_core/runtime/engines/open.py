@@ -4,25 +4,50 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
 
-from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, load_bundle
+from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, EngineKind, load_bundle
+from nightlab_core.runtime.engines.calibration import Choice, calibrate, default_choice
 from nightlab_core.runtime.engines.contract import check_contract
 from nightlab_core.runtime.engines.engine import (
+    KEPT_SIZES,
     LIBRARIES,
     Engine,
     EngineChoice,
     EngineLibrary,
     EngineOptions,
     EngineUnavailable,
+    Form,
     OnnxEngine,
     OnProgress,
 )
 
 log = logging.getLogger(__name__)
+
+
+class Preparation:
+    """How engines run, and the frame sizes for which they are prepared."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  #: several cameras may prepare at the same time
+        self.choice: Choice | None = None  #: None until there are engines
+        self.is_calibrated = False  #: True as soon as a size was prepared
+        self._sizes_hw: list[tuple[int, int]] = []
+
+    def is_recent(self, frame_hw: tuple[int, int]) -> bool:
+        """Return True if engines still hold what was compiled for frames of this size."""
+        if frame_hw not in self._sizes_hw:
+            return False
+        self.add(frame_hw)
+        return True
+
+    def add(self, frame_hw: tuple[int, int]) -> None:
+        """Note that engines are prepared for frames of this size, which is now the latest."""
+        self._sizes_hw = [*(size for size in self._sizes_hw if size != frame_hw), frame_hw][-KEPT_SIZES:]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +61,15 @@ class Engines:
     image: Engine
     hardness: Engine
     region: Engine
-    options: EngineOptions = field(default_factory=EngineOptions)
+    options: EngineOptions = EngineOptions(calibration_s=0.0)  # noqa: RUF009 - frozen
     note: str = ""  #: why a faster library was skipped and what to do about it, or ""
+    preparation: Preparation = field(default_factory=Preparation)  #: copies of this object share it
 
     def __post_init__(self) -> None:
         for kind in ENGINE_KINDS:
             check_contract(kind, getattr(self, kind))
+        if self.preparation.choice is None:
+            self.preparation.choice = default_choice(self.by_kind, self.bundle, self.options)
 
     @classmethod
     def open(
@@ -62,16 +90,7 @@ class Engines:
         CudaError.
         """
         bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-        notes = []
-        for name, library in _libraries(options.engine):
-            try:
-                engines = library.open_bundle(bundle, options, on_progress)
-            except EngineUnavailable as error:
-                if options.engine == name:
-                    raise error.cause from error.cause.__cause__
-                notes.append(error.note)
-            else:
-                break
+        engines, notes = _first_available(bundle, options, on_progress)
         log.info("bundle %s runs on %s", bundle.manifest.name, engines["image"].name)
         try:
             note = "\n".join(note for note in notes if note)
@@ -94,14 +113,40 @@ class Engines:
         taken = (hw for hw in wanted.sizes_hw if hw == (height or hw[0], width or hw[1]))
         return tuple(taken) or (wanted.input_hw,)
 
+    @property
+    def choice(self) -> Choice:
+        """How the engines run: until the first `prepare`, as the options say, with defaults for those that are open."""
+        assert self.preparation.choice is not None
+        return self.preparation.choice
+
+    @property
+    def by_kind(self) -> dict[EngineKind, Engine]:
+        """The three engines by their kind."""
+        return {kind: getattr(self, kind) for kind in ENGINE_KINDS}
+
+    def is_prepared(self, frame_hw: tuple[int, int]) -> bool:
+        """Return True if `prepare` for this size would do nothing, because it is among the last few."""
+        return self.preparation.is_recent(frame_hw)
+
     def prepare(self, frame_hw: tuple[int, int]) -> None:
-        """Compile and warm up for frames of this size (height, width) and for every number of regions."""
-        files = self.bundle.manifest.engines
-        self.image.prepare(frame=(1, *files.image.network_hw(frame_hw), 3))
-        self.hardness.prepare(frame=(1, *files.hardness.network_hw(frame_hw), 3))
-        for size_hw in self.region_sizes_hw:
-            for batch in range(1, files.region.max_batch + 1):
-                self.region.prepare(crops=(batch, *size_hw, 3))
+        """Compile and warm up for frames of this size (height, width) and for every number of regions.
+
+        The first call chooses by measurement how the engines run, see `calibrate`.
+        """
+        with self.preparation.lock:
+            if self.preparation.is_recent(frame_hw):
+                return
+            log.info("preparing the engines for frames of %dx%d", *frame_hw[::-1])
+            self.preparation.add(frame_hw)  # also if it fails: a call of the engine will fail again
+            if not self.preparation.is_calibrated:
+                self.preparation.is_calibrated = True
+                self.preparation.choice = calibrate(self.by_kind, self.bundle, self.options, frame_hw)
+            files = self.bundle.manifest.engines
+            self.image.prepare(frame=(1, *files.image.network_hw(frame_hw), 3))
+            self.hardness.prepare(frame=(1, *files.hardness.network_hw(frame_hw), 3))
+            for size_hw in self.region_sizes_hw:
+                for batch in range(1, files.region.max_batch + 1):
+                    self.region.prepare(crops=(batch, *size_hw, 3))
 
     def close(self) -> None:
         """Free the three engines. Closing twice is harmless."""
@@ -118,18 +163,44 @@ class Engines:
 def open_network(onnx_path: str | Path, options: EngineOptions = EngineOptions()) -> Engine:  # noqa: B008 - frozen
     """Open one ONNX file on a library that reads ONNX files: "auto" is OpenVINO, or ONNX Runtime if that is missing.
 
-    Raises ValueError for a library that reads no ONNX files, ImportError that names the package to install.
+    Raises ValueError for a library that reads no ONNX files or does not offer the precision, ImportError that names the
+    package to install.
     """
     for name, library in _libraries(options.engine):
         if isinstance(library, type) and issubclass(library, OnnxEngine):
-            return library(onnx_path, precision=options.precision, threads=options.threads)  # type: ignore[return-value]
+            try:
+                return library(onnx_path, Form.of(options))  # type: ignore[return-value]
+            except EngineUnavailable as error:
+                raise error.cause from None
         if options.engine == name:
             break
     raise ValueError(f"engine {options.engine!r} opens bundles, not single ONNX files; use another engine")
 
 
+def _first_available(
+    bundle: Bundle, options: EngineOptions, on_progress: OnProgress
+) -> tuple[dict[EngineKind, Engine], list[str]]:
+    """Open a bundle on the first library that can run it. Return its engines and the notes of those before it.
+
+    Raises ImportError if a library is missing and no other one can run it, else the cause of the last one.
+    """
+    notes: list[str] = []
+    cause: Exception | None = None
+    try:
+        for _, library in _libraries(options.engine):
+            try:
+                return library.open_bundle(bundle, options, on_progress), notes
+            except EngineUnavailable as error:
+                cause = error.cause
+                notes.append(error.note)
+    except ImportError as error:
+        raise ImportError("\n".join(filter(None, (*notes, str(error))))) from error
+    assert cause is not None  # every library was tried
+    raise cause from cause.__cause__
+
+
 def _libraries(engine: EngineChoice) -> Iterator[tuple[str, EngineLibrary]]:
-    """Yield the libraries to try, with their names, and raise ImportError after the last: none of them could be used.
+    """Yield the libraries to try, with their names. Raise ImportError after the last if one is missing.
 
     A library is imported when its turn comes, so that one installed library is enough.
     """
@@ -144,6 +215,8 @@ def _libraries(engine: EngineChoice) -> Iterator[tuple[str, EngineLibrary]]:
             missing.append(package)
         else:
             yield name, library
-    first, *others = missing or ["openvino"]
+    if not missing:
+        return
+    first, *others = missing
     packages = f"{first} (or {', '.join(others)})" if others else first
     raise ImportError(f"engine {engine!r} needs a package that is missing: pip install {packages}")

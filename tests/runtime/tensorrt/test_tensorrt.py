@@ -15,8 +15,9 @@ from fake_gpu import FakeCuda, FakeTensorRt, Ledger, fake_header, fake_library
 from tiny_bundle import image_level, region_level
 
 from nightlab_core.runtime.engines.engine import TensorSpec
+from nightlab_core.runtime.engines.tensorrt import engine as engine_module
 from nightlab_core.runtime.engines.tensorrt.cuda import CudaError
-from nightlab_core.runtime.engines.tensorrt.engine import LOADED_PLANS, TensorRtEngine
+from nightlab_core.runtime.engines.tensorrt.engine import TensorRtEngine
 from nightlab_core.runtime.engines.tensorrt.libraries import TensorRtError
 from nightlab_core.runtime.engines.tensorrt.plans import PlanError, PlanHeader, Shape, TensorInfo
 
@@ -192,12 +193,22 @@ def test_results_are_not_overwritten_by_later_calls(machine: Machine) -> None:
     np.testing.assert_array_equal(first, kept)
 
 
-def test_plans_are_loaded_per_size_and_the_oldest_is_closed(machine: Machine) -> None:
+def test_plans_of_sizes_that_alternate_stay_loaded(machine: Machine) -> None:
+    engine = machine.image()
+    for height, width in SIZES_HW * 3:
+        engine(frame=random_bytes(1, height, width, 3))
+    assert len(machine.opened) == len(SIZES_HW)
+    engine.close()
+    machine.assert_nothing_is_left()
+
+
+def test_plans_are_loaded_per_size_and_the_oldest_is_closed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "KEPT_SIZES", 2)
     engine = machine.image()
     for height, width in (*SIZES_HW, *SIZES_HW, SIZES_HW[-1]):
         frame = random_bytes(1, height, width, 3)
         np.testing.assert_array_equal(engine(frame=frame)["labels"], image_level(frame)[0])
-        assert sum(kind == "engine" for kind, _ in machine.ledger.alive) <= LOADED_PLANS
+        assert sum(kind == "engine" for kind, _ in machine.ledger.alive) <= 2
     assert len(machine.opened) == 6  # the first is used at once, the last twice
     with pytest.raises(PlanError, match="no plan for 10x10; build it with: nightlab engine build"):
         engine.prepare(frame=(1, 10, 10, 3))

@@ -12,17 +12,20 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, EngineKind
 from nightlab_core.runtime.engines.engine import (
+    KEPT_SIZES,
     Engine,
     EngineOptions,
     EngineUnavailable,
     OnProgress,
     TensorSpec,
     check_inputs,
+    check_precision,
     open_each,
 )
 from nightlab_core.runtime.engines.tensorrt.build import Precision, build_command, build_plan, plan_key, plan_shapes
@@ -47,8 +50,6 @@ from nightlab_core.runtime.engines.tensorrt.plans import (
 )
 
 log = logging.getLogger(__name__)
-
-LOADED_PLANS = 2
 
 #: Finds the checked plan for inputs of these shapes. Raises PlanError that names the command which builds it.
 OpenPlan = Callable[[Mapping[str, Shape]], tuple[PlanHeader, bytes]]
@@ -133,7 +134,7 @@ class TensorRtEngine:
                 break
         else:
             header, plan = self._open_plan(shapes)
-            while len(self._loaded) >= LOADED_PLANS:  # before loading, so that there is room on the GPU
+            while len(self._loaded) >= KEPT_SIZES:  # before loading, so that there is room on the GPU
                 self._loaded.pop(0).close()
             execution = PlanExecution(self._library, self._cuda, header, plan, self._cuda_graphs)
         self._loaded.append(execution)
@@ -152,6 +153,7 @@ def _open_on_gpu(
         raise ImportError("TensorRT is not installed: " + ", or ".join(PACKAGES.values()))
     if options.frame_hw is None:
         raise PlanError("the camera's size is not known, and a plan fits one size: set image_size (node) or frame_hw")
+    check_precision("TensorRT", "float16" if options.precision == "auto" else options.precision, get_args(Precision))
     precision: Precision = "float32" if options.precision == "float32" else "float16"
     folder = cache_folder()
     refusals = []

@@ -26,7 +26,7 @@ from typing import BinaryIO, Literal
 from pydantic import ValidationError
 
 from nightlab_core.config import Settings
-from nightlab_core.files import atomic_path
+from nightlab_core.files import atomic_path, user_cache_folder
 from nightlab_core.runtime.bundle import EngineKind
 from nightlab_core.runtime.engines.tensorrt.libraries import Target, TensorRtName
 
@@ -95,8 +95,8 @@ def cache_folder() -> Path:
     if folder := os.environ.get("NIGHTLAB_PLANS"):
         return Path(folder)
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nightlab" / "plans"
-    except RuntimeError as error:  # for example in a container, as an unknown user
+        return user_cache_folder() / "plans"
+    except RuntimeError as error:
         raise PlanError("this user has no home folder: set NIGHTLAB_PLANS to the folder of the plans") from error
 
 
