@@ -220,7 +220,7 @@ class McapFile:
             self._channels[number] = (_text(body, 4), schema, encoding == "ros1")
         elif opcode == _MESSAGE_CODE:
             number, _, time_ns, _ = _MESSAGE.unpack_from(body)
-            self._entries[number].append((time_ns, at, chunk))
+            self._entries[number].append((min(time_ns, 2**63 - 1), at, chunk))  # a damaged time may be later
 
     def _chunk_header(self, at: int) -> tuple[int, int, str, int, int]:
         """Return a chunk's unpacked size and CRC, its compression, and offset and number of its packed bytes."""

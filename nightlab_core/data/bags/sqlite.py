@@ -39,9 +39,9 @@ class SqliteFile:
             # Without this, SQLite refuses a file that is shorter than its own header says.
             self._connection.execute("PRAGMA writable_schema=ON").fetchall()
             rows: list[Any] = self._connection.execute("SELECT id, name, type FROM topics ORDER BY id").fetchall()
-        except apsw.Error as error:
+            self._ids = {str(name): int(key) for key, name, _ in rows}
+        except (apsw.Error, ValueError, TypeError) as error:  # also for damaged text
             raise BagError(f"{path}: nothing can be read: {error}") from error
-        self._ids = {str(name): int(key) for key, name, _ in rows}
         self._rows = self._read_index()
         counts = {key: int(np.count_nonzero(self._rows[:, 1] == key)) for key in self._ids.values()}
         self.topics = {str(name): Topic(str(kind), counts[key]) for key, name, kind in rows}
@@ -55,7 +55,7 @@ class SqliteFile:
         """Return the message of a row id. Raises BagError."""
         try:
             row = self._connection.execute("SELECT data FROM messages WHERE id = ?", (first,)).fetchone()
-        except apsw.Error as error:
+        except (apsw.Error, UnicodeDecodeError) as error:
             raise BagError(f"the message cannot be read: {error}") from error
         if row is None or not isinstance(row[0], bytes):
             raise BagError(f"the message {first} is missing")
@@ -81,7 +81,7 @@ class SqliteFile:
         query = "SELECT id, topic_id, timestamp FROM messages"
         try:
             rows.extend(self._connection.execute(query))
-        except apsw.Error as error:
+        except (apsw.Error, UnicodeDecodeError) as error:
             # A lookup by row id reads only a few pages, so rows behind a damaged page may still be found.
             key = missed = 0
             rows = []
@@ -89,12 +89,13 @@ class SqliteFile:
                 key += 1
                 try:
                     found = self._connection.execute(f"{query} WHERE id = ?", (key,)).fetchall()
-                except apsw.Error:
+                except (apsw.Error, UnicodeDecodeError):
                     found = []
                 missed = 0 if found else missed + 1
                 rows += found
             self.problems.append(f"the file is damaged ({error}): {len(rows)} messages could be found")
-        return np.asarray(rows, np.int64).reshape(-1, 3)
+        whole = [row for row in rows if all(isinstance(value, int) for value in row)]
+        return np.asarray(whole, np.int64).reshape(-1, 3)
 
 
 class _WholePages(apsw.VFS):
