@@ -65,5 +65,8 @@ def loss_advice(reliability: str, middleware: str) -> str:
         advice = f"compare the profile {given}, with which this node was started, with {path}"
     free_bytes = free_shared_memory()
     if free_bytes < SEGMENT_BYTES:
-        advice += f"; enlarge {SHARED_MEMORY}, which has {free_bytes // 2**20} MB free: each process takes 34 MB"
+        advice = (
+            f"enlarge {SHARED_MEMORY}, which has {free_bytes // 2**20} MB free where each process with the profile "
+            f"takes 34 MB; then {advice}"
+        )
     return lost + reliable + advice

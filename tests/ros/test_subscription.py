@@ -154,7 +154,9 @@ def test_advice_leaves_out_what_is_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert path.name == "fastdds_network.xml" and path.is_file()
     assert note.startswith("/dev/shm has 64 MB free, and 3 processes need 101 MB: images go over UDP")
     free(30)
-    assert "; enlarge /dev/shm, which has 30 MB free: each process takes 34 MB" in loss_advice("reliable", fast_dds)
+    advice = loss_advice("reliable", fast_dds)
+    assert "reliable: enlarge /dev/shm, which has 30 MB free where each process with the profile takes 34 MB" in advice
+    assert advice.endswith(f"; then start the camera, too, with {setting}")
     monkeypatch.setenv(profile_variable(), "/my/own.xml")
     assert f"compare the profile /my/own.xml, with which this node was started, with {profile_path()}" in loss_advice(
         "reliable", fast_dds
