@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Install the ROS package and the command nightlab, with colcon or pip. Training and tests stay in the repository."""
 
+from glob import glob
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -31,7 +32,7 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
-        (f"share/{NAME}/launch", ["launch/nightlab.launch.py"]),
+        (f"share/{NAME}/launch", glob("launch/*.launch.*")),
         (f"share/{NAME}/config", ["config/nightlab.yaml", "config/fastdds.xml", "config/fastdds_network.xml"]),
     ],
     # ROS's own packages come with ROS. colcon leaves these as they are, pip installs them.

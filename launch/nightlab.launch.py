@@ -1,78 +1,106 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start, configure and activate the node: ros2 launch nightlab_ros nightlab.launch.py image:=/camera/image_raw"""
 
-from launch.actions import DeclareLaunchArgument, EmitEvent, RegisterEventHandler, SetEnvironmentVariable
-from launch.conditions import IfCondition
-from launch.events import matches_action
-from launch.substitutions import EnvironmentVariable, LaunchConfiguration, PathJoinSubstitution
-from launch_ros.actions import LifecycleNode
-from launch_ros.event_handlers import OnStateTransition
-from launch_ros.events.lifecycle import ChangeState
-from launch_ros.parameter_descriptions import ParameterValue
-from launch_ros.substitutions import FindPackageShare
-from lifecycle_msgs.msg import Transition
+import os
+from pathlib import Path
+from typing import Any
 
-from launch import LaunchDescription
+import yaml
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
 
-# Fast DDS's variable up to Jazzy, and from Kilted on.
-FASTDDS_PROFILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+from launch import LaunchContext, LaunchDescription
+from nightlab_ros.params_file import check_params_file
+from nightlab_ros.transport.profile import choose_profile, profile_variable
+
+#: Arguments that set a parameter of the node, with its description. An argument that is not given sets nothing.
+PARAMETERS = {
+    "use_sim_time": "true: use the time of /clock, for example of a bag.",
+    "engine": "Library that runs the networks: auto, tensorrt, openvino or onnxruntime.",
+    "transport": "raw or compressed images.",
+    "refine": "When hard regions are refined: always, night or never.",
+    "max_regions": "Regions refined per frame at most; fewer are faster.",
+    "deadline_ms": "Time in milliseconds after which no further region is refined; 0: no limit.",
+}
+#: Processes that exchange images: the camera and the node.
+NUM_PROCESSES = 2
+RESPAWN_DELAY_S = 1.0
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Return the node with its arguments."""
-    default_params = PathJoinSubstitution([FindPackageShare("nightlab_ros"), "config", "nightlab.yaml"])
-    large_images = PathJoinSubstitution([FindPackageShare("nightlab_ros"), "config", "fastdds.xml"])
-    image = LaunchConfiguration("image")
-    activate = IfCondition(LaunchConfiguration("activate"))
-    node = LifecycleNode(
-        package="nightlab_ros",
-        executable="nightlab_node",
-        name="nightlab",
-        namespace=LaunchConfiguration("namespace"),
-        parameters=[
-            LaunchConfiguration("params_file"),
-            {"use_sim_time": ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)},
-        ],
-        remappings=[("image", image), ("image/compressed", [image, "/compressed"])],
-        output="screen",
-    )
-    configure = EmitEvent(
-        event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=Transition.TRANSITION_CONFIGURE),
-        condition=activate,
-    )
-    # Only after configuring: with any start state, a node deactivated by hand would be activated again.
-    activate_when_configured = RegisterEventHandler(
-        OnStateTransition(
-            target_lifecycle_node=node,
-            start_state="configuring",
-            goal_state="inactive",
-            entities=[
-                EmitEvent(
-                    event=ChangeState(
-                        lifecycle_node_matcher=matches_action(node), transition_id=Transition.TRANSITION_ACTIVATE
-                    )
-                )
-            ],
-        ),
-        condition=activate,
-    )
+    """Return the arguments, and the node that they describe."""
     return LaunchDescription(
         [
             DeclareLaunchArgument("image", default_value="image", description="Camera topic, sensor_msgs/Image."),
             DeclareLaunchArgument("namespace", default_value="", description="Namespace of the node and its topics."),
-            DeclareLaunchArgument("params_file", default_value=default_params, description="YAML file of parameters."),
             DeclareLaunchArgument(
-                "use_sim_time",
-                default_value="false",
-                description="Use the time of /clock, for example of a bag; overrides params_file.",
+                "params_file",
+                default_value="",
+                description="YAML file of parameters, such as a copy of config/nightlab.yaml.",
             ),
             DeclareLaunchArgument(
                 "activate", default_value="true", description="Configure and activate the node at start."
             ),
-            # Fast DDS's default transport loses most images of 640x480 or more. A value set by the user is kept.
-            *(SetEnvironmentVariable(p, EnvironmentVariable(p, default_value=large_images)) for p in FASTDDS_PROFILES),
-            activate_when_configured,
-            node,
-            configure,
+            DeclareLaunchArgument(
+                "respawn",
+                default_value="false",
+                description="true: start the node again when it ends; false: the launch ends with it.",
+            ),
+            DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal."),
+            *(
+                DeclareLaunchArgument(name, default_value="", description=f"{text} Overrides params_file.")
+                for name, text in PARAMETERS.items()
+            ),
+            OpaqueFunction(function=node),
         ]
     )
+
+
+def node(context: LaunchContext) -> list[Node]:
+    """Return the node. Raises ValueError or OSError for a params_file that does not fit it."""
+
+    def given(name: str) -> str:
+        return LaunchConfiguration(name).perform(context)
+
+    namespace, respawn = given("namespace").strip("/"), yaml.safe_load(given("respawn"))
+    # Later ones win over earlier ones: the file may turn autostart off.
+    parameters: list[Any] = [{"autostart": yaml.safe_load(given("activate"))}]
+    if given("params_file"):
+        path = Path(given("params_file")).expanduser()
+        check_params_file(path, "/".join(["", *filter(None, [namespace]), "nightlab"]))
+        parameters.append(str(path))
+    parameters += [{name: yaml.safe_load(given(name))} for name in PARAMETERS if given(name)]
+    return [
+        Node(
+            package="nightlab_ros",
+            executable="nightlab_node",
+            name="nightlab",
+            namespace=namespace,
+            parameters=parameters,
+            remappings=[("image", given("image")), ("image/compressed", given("image") + "/compressed")],
+            ros_arguments=["--log-level", given("log_level")],
+            additional_env=profile_environment(),
+            output="screen",
+            respawn=respawn,
+            respawn_delay=RESPAWN_DELAY_S,
+            on_exit=None if respawn else ended,
+        )
+    ]
+
+
+def profile_environment() -> dict[str, str]:
+    """Return the variable of the Fast DDS profile that fits this machine, or nothing where the user has set one."""
+    if any(name.endswith("_DEFAULT_PROFILES_FILE") for name in os.environ):
+        return {}
+    profile, note = choose_profile(NUM_PROCESSES)
+    if note:
+        print(note)
+    return {profile_variable(): str(profile)}
+
+
+def ended(event: Any, context: LaunchContext) -> Shutdown:
+    """End the launch with the node. Raises RuntimeError if it failed, which gives the launch a status."""
+    if event.returncode and not context.is_shutdown:
+        raise RuntimeError(f"nightlab_node ended with status {event.returncode}; its log above says why")
+    return Shutdown(reason="nightlab_node has ended")

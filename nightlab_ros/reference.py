@@ -39,7 +39,8 @@ def parameters_page() -> str:
         _wrap(
             "A parameter that changes at any time takes effect from the next frame on. One that changes at configure "
             "needs the node to be unconfigured: deactivate and cleanup first. A bad value is refused with the reason. "
-            "[config/nightlab.yaml](../config/nightlab.yaml) is the file that the launch file loads; "
+            "[config/nightlab.yaml](../config/nightlab.yaml) has those that a vehicle usually sets: give a copy of it "
+            "to the launch file as `params_file`. "
             "`ros2 param describe /nightlab NAME` shows the same texts."
         ),
     ]

@@ -9,13 +9,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import yaml
+
+from nightlab_ros.parameters import NodeSettings
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch/nightlab.launch.py"
-ARGUMENTS = {"image", "namespace", "params_file", "use_sim_time", "activate"}
+ARGUMENTS = {"image", "namespace", "params_file", "use_sim_time", "activate", "respawn", "log_level"}
+ARGUMENTS |= {"engine", "transport", "refine", "max_regions", "deadline_ms"}
 
 
 def keywords(tree: ast.AST, function: str) -> list[dict[str, str]]:
@@ -57,20 +63,50 @@ def test_entry_points_lead_to_functions() -> None:
         assert function in [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
 
 
-def test_launch_file_has_arguments_and_no_logic() -> None:
+def test_launch_file_describes_its_arguments_and_sets_parameters_that_exist() -> None:
     tree = ast.parse(LAUNCH.read_text())
-    described = keywords(tree, "DeclareLaunchArgument")
-    assert len(described) == len(ARGUMENTS) and all(len(d["description"]) > 10 for d in described)
-    assert not [n for n in ast.walk(tree) if isinstance(n, (ast.If, ast.IfExp, ast.For, ast.While, ast.Try))]
-    (node,) = keywords(tree, "LifecycleNode")
+    named = {d["name"]: d["description"] for d in keywords_with_name(tree)}
+    parameters = launch_parameters(tree)
+    assert set(named) | set(parameters) == ARGUMENTS
+    assert all(len(text) > 10 for text in (*named.values(), *parameters.values()))
+    assert set(parameters) <= {*NodeSettings.model_fields, "use_sim_time"}
+    (node,) = keywords(tree, "Node")
     assert (node["package"], node["executable"]) == ("'nightlab_ros'", "'nightlab_node'")
-    (transition,) = keywords(tree, "OnStateTransition")  # from configuring only: a manual deactivation is respected
-    assert (transition["start_state"], transition["goal_state"]) == ("'configuring'", "'inactive'")
 
 
-def test_launch_file_where_launch_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def keywords_with_name(tree: ast.AST) -> list[dict[str, str]]:
+    """The description of each argument that is declared by its name."""
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "DeclareLaunchArgument"]
+    return [
+        {"name": call.args[0].value, **{k.arg or "**": ast.unparse(k.value) for k in call.keywords}}
+        for call in calls
+        if isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, str)
+    ]
+
+
+def launch_parameters(tree: ast.AST) -> dict[str, str]:
+    """The launch file's table PARAMETERS."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PARAMETERS":
+            return ast.literal_eval(node.value)
+    raise AssertionError("no PARAMETERS")
+
+
+@pytest.mark.parametrize("form", ["xml", "yaml"])
+def test_other_launch_files_include_the_one_of_python(form: str) -> None:
+    text = (ROOT / f"launch/nightlab.launch.{form}").read_text()
+    if form == "xml":
+        (include,) = ElementTree.fromstring(text.split("?>", 1)[1]).iter("include")
+        file = include.attrib["file"]
+    else:
+        file = yaml.safe_load(text)["launch"][0]["include"]["file"]
+    assert file == "$(find-pkg-share nightlab_ros)/launch/nightlab.launch.py"
+
+
+def launched(*arguments: tuple[str, str]) -> Any:
+    """The node that the launch file starts, and its context."""
     pytest.importorskip("launch_ros")
-    from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
+    from launch.actions import DeclareLaunchArgument
 
     from launch import LaunchContext
 
@@ -78,16 +114,36 @@ def test_launch_file_where_launch_is_installed(monkeypatch: pytest.MonkeyPatch) 
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    context = LaunchContext()
+    context.launch_configurations.update(dict(arguments))
     entities = module.generate_launch_description().entities
     assert {e.name for e in entities if isinstance(e, DeclareLaunchArgument)} == ARGUMENTS
-    monkeypatch.setenv("FASTDDS_DEFAULT_PROFILES_FILE", "/my/own.xml")
-    context = LaunchContext()
-    (kept,) = [
-        "".join(part.perform(context) for part in e.value)
-        for e in entities
-        if isinstance(e, SetEnvironmentVariable) and e.name[0].perform(context) == "FASTDDS_DEFAULT_PROFILES_FILE"
-    ]
-    assert kept == "/my/own.xml"
+    for entity in entities:
+        if isinstance(entity, DeclareLaunchArgument):
+            entity.execute(context)
+    return module.node(context)[0], context, module
+
+
+def test_a_launch_argument_that_is_given_wins_and_no_default_does(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("/**:\n  ros__parameters:\n    engine: onnxruntime\n    use_sim_time: true\n")
+    node, context, _ = launched(("params_file", str(own)), ("engine", "openvino"), ("deadline_ms", "50"))
+    node._perform_substitutions(context)
+    files = [path for path, is_file in node._Node__expanded_parameter_arguments if is_file]
+    merged: dict[str, Any] = {}
+    for path in files:
+        for values in yaml.safe_load(Path(path).read_text()).values():
+            merged.update(values["ros__parameters"])
+    assert merged == {"autostart": True, "use_sim_time": True, "engine": "openvino", "deadline_ms": 50}
+
+
+def test_the_launch_ends_with_the_node_and_with_a_status_where_it_failed() -> None:
+    _, context, module = launched()
+    from launch.actions import Shutdown
+
+    assert isinstance(module.ended(SimpleNamespace(returncode=0), context), Shutdown)
+    with pytest.raises(RuntimeError, match="ended with status 1"):
+        module.ended(SimpleNamespace(returncode=1), context)
 
 
 def test_fastdds_profile_holds_large_images() -> None:

@@ -69,16 +69,16 @@ def test_a_failed_child_is_reported_with_the_end_of_its_log(tmp_path: Path) -> N
 
 
 def test_each_run_has_a_domain_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(processes, "DOMAINS", range(96, 102))
-    monkeypatch.setenv("ROS_DOMAIN_ID", "98")  # that of the user's robot
+    monkeypatch.setattr(processes, "DOMAINS", range(300, 306))
+    monkeypatch.setenv("ROS_DOMAIN_ID", "302")  # that of the user's robot
     with ExitStack() as stack:
         found = set()
         for _ in range(5):
             domain, claim = claim_domain()
             stack.enter_context(claim)
             found.add(domain)
-        assert found == {96, 97, 99, 100, 101}
-        with pytest.raises(ProcessError, match="use all ROS domains from 96 to 101"):
+        assert found == {300, 301, 303, 304, 305}
+        with pytest.raises(ProcessError, match="use all ROS domains from 300 to 305"):
             claim_domain()
     with isolated_ros(tmp_path):
         assert int(os.environ["ROS_DOMAIN_ID"]) in found
@@ -88,4 +88,4 @@ def test_each_run_has_a_domain_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_p
                 domain, claim = claim_domain()
                 stack.enter_context(claim)
                 assert domain != taken
-    assert os.environ["ROS_DOMAIN_ID"] == "98"
+    assert os.environ["ROS_DOMAIN_ID"] == "302"

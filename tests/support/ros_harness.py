@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -33,10 +34,15 @@ from nightlab_ros.messages import image_message
 from nightlab_ros.transport.profile import profile_path, profile_variable
 
 ROOT = Path(__file__).parents[2]
-#: A domain of this process, so that tests can run in parallel, above those of robots (0) and of demos (1 to 101); and
-#: the transport that carries large images.
+#: A domain of this process, so that tests can run in parallel. The outside checks compute the same number.
+DOMAIN = 1 + os.getpid() % 101
+#: While it is open, no demo takes the domain: `claim_domain` in nightlab_ros/playback/processes.py.
+CLAIM = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+with contextlib.suppress(OSError):  # a process with the same remainder has it
+    CLAIM.bind(f"\0nightlab_domain_{DOMAIN}")
+#: The domain, and the transport that carries large images.
 ENVIRONMENT = {
-    "ROS_DOMAIN_ID": str(102 + os.getpid() % 60),
+    "ROS_DOMAIN_ID": str(DOMAIN),
     "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
     profile_variable(): str(profile_path()),
     "OMP_NUM_THREADS": "1",

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Check a file of ROS parameters before a node starts with it: ROS ignores a file that names another node."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def check_params_file(path: Path, node: str) -> None:
+    """Raise ValueError unless a YAML file holds parameters for the node with this full name, such as "/front/nightlab".
+
+    Raises OSError if the file cannot be read.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+    names = list(_node_names(content))
+    if not any(_matches(name, node) for name in names):
+        found = ", ".join(names) if names else "no node with ros__parameters"
+        raise ValueError(f"{path} has parameters of {found}; expected {node}, or /** for every node")
+
+
+def _node_names(content: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the names of the nodes that a file has parameters of, with their namespaces."""
+    if not isinstance(content, dict):
+        return
+    for key, value in content.items():
+        if key == "ros__parameters":
+            yield prefix or "/"
+        else:
+            yield from _node_names(value, f"{prefix}/{str(key).strip('/')}")
+
+
+def _matches(name: str, node: str) -> bool:
+    """Return True if a name matches a node's: `*` stands for one part of a name, `**` for any number of parts."""
+    pattern = re.escape(name).replace(re.escape("/**"), "(/.+)?").replace(re.escape("*"), "[^/]+")
+    return re.fullmatch(pattern, node) is not None
