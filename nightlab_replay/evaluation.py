@@ -81,6 +81,7 @@ class FrameEvaluator:
             boxes_xyxy=tuple(tuple(box) for box in boxes.tolist()),
             scores=tuple(map(float, result.scores)),
             refined=tuple(map(bool, result.refined)),
+            ages=tuple(map(int, result.ages)),
         )
 
     def prediction(

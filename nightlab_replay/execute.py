@@ -15,7 +15,10 @@ import numpy as np
 from nightlab_core.data.bags.reader import Bag, BagFrame
 from nightlab_core.data.prefetch import Prefetcher
 from nightlab_core.labels import ClassSet
+from nightlab_core.runtime.light import decide_night, light_level
 from nightlab_core.runtime.pipeline import Pipeline, Result
+from nightlab_core.runtime.settings import PipelineSettings
+from nightlab_core.runtime.temporal import first_needed
 from nightlab_replay.evaluation import FrameEvaluator
 from nightlab_replay.records import FrameCounts, FrameRecord
 
@@ -62,7 +65,8 @@ class _Item(NamedTuple):
     span: Span
     frame: BagFrame
     result: Result | None
-    recorded: bool  #: False for the frame before the span, which flicker needs
+    recorded: bool  #: False for the frames before the span, which flicker and the pipeline's memory need
+    night_before: bool | None  #: to restart the pipeline before this frame, the side of its light gate; None: continue
 
 
 def replay_spans(
@@ -82,12 +86,12 @@ def replay_spans(
     that the pipeline was prepared for, and is extended; pass the same set to repeated calls with one pipeline.
     """
     prepared = set() if prepared is None else prepared
-    frames = Prefetcher(_read(spans, evaluated), max_items=_QUEUE_FRAMES)
+    frames = Prefetcher(_read(spans, evaluated, pipeline.settings), max_items=_QUEUE_FRAMES)
     items = Prefetcher(_infer(frames, pipeline, prepared), max_items=_QUEUE_FRAMES)
     evaluator: FrameEvaluator | None = None
     results = _Results(len(evaluated), keep_masks)
     with frames, items:
-        for span, frame, result, recorded in items:
+        for span, frame, result, recorded, _ in items:
             if evaluator is None or not recorded or frame.index == 0:
                 evaluator = FrameEvaluator(span.source.name, pipeline.bundle.class_set, evaluated)
             if not recorded:
@@ -131,7 +135,25 @@ class _Results:
         return done
 
 
-def _read(spans: Iterable[Span], evaluated: ClassSet) -> Iterator[_Item]:
+def warm_up(bag: Bag, index: int, settings: PipelineSettings) -> tuple[int, bool]:
+    """Return the first frame to run so that frame `index` gets the result of a replay in a row.
+
+    Also return the side of the light gate before it, for `Pipeline.restart`.
+    """
+    first = first_needed(index, settings)
+    if settings.refine != "night":
+        return first, True
+    for earlier in range(first - 1, -1, -1):  # frames between the thresholds are few
+        image = bag.frame(earlier).image_bgr
+        if image is None:
+            continue
+        is_night = decide_night(light_level(image), settings.night_below, settings.day_above)
+        if is_night is not None:
+            return first, is_night
+    return first, True
+
+
+def _read(spans: Iterable[Span], evaluated: ClassSet, settings: PipelineSettings) -> Iterator[_Item]:
     with ExitStack() as stack:
         bag: Bag | None = None
         opened: BagSource | None = None
@@ -140,21 +162,27 @@ def _read(spans: Iterable[Span], evaluated: ClassSet) -> Iterator[_Item]:
             if bag is None or span.source != opened:
                 stack.close()
                 bag, opened, position = stack.enter_context(span.source.open()), span.source, 0
-            if span.first != position:
-                yield _Item(span, bag.frame(span.first - 1), None, False)
-            for index in range(span.first, span.stop):
-                yield _Item(span, bag.frame(index, evaluated), None, True)
+            first, night = span.first, None
+            if span.first != position or not span.first:
+                first, night = warm_up(bag, max(span.first - 1, 0), settings)
+            for index in range(first, span.stop):
+                recorded = index >= span.first
+                frame = bag.frame(index, evaluated) if recorded else bag.frame(index)
+                yield _Item(span, frame, None, recorded, night if index == first else None)
             position = span.stop
 
 
 def _infer(items: Iterator[_Item], pipeline: Pipeline, prepared: set[tuple[int, int]]) -> Iterator[_Item]:
     for item in items:
+        if item.night_before is not None:
+            pipeline.restart(is_night=item.night_before)
         if item.frame.image_bgr is not None:
             height, width = item.frame.image_bgr.shape[:2]
             if (height, width) not in prepared:  # otherwise this frame's time would include compilation
                 pipeline.prepare((height, width))
                 prepared.add((height, width))
-            item = item._replace(result=pipeline(item.frame.image_bgr))
+            stamp_s, number = 1e-9 * item.frame.stamp_ns, item.frame.index
+            item = item._replace(result=pipeline(item.frame.image_bgr, stamp_s, number))
         yield item
 
 

@@ -173,7 +173,7 @@ class _Processing:
             self._waiting.put(lambda: self.results.add(self.results.evaluator.missing(frame)))
         else:
             self._prepare(frame.image_bgr)
-            result = self.pipeline(frame.image_bgr)
+            result = self.pipeline(frame.image_bgr, 1e-9 * frame.stamp_ns)
             latency_ms = 1e3 * (time.perf_counter() - message.due)
 
             def evaluate() -> None:

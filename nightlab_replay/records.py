@@ -61,7 +61,8 @@ class FrameRecord:
     #: hard regions in 0..1 of width and height, with their scores; live: empty
     boxes_xyxy: tuple[tuple[float, float, float, float], ...] = ()
     scores: tuple[float, ...] = ()
-    refined: tuple[bool, ...] = ()  #: True if the region engine read the box
+    refined: tuple[bool, ...] = ()  #: `Result.refined`
+    ages: tuple[int, ...] = ()  #: `Result.ages`: frames since the merged labels of each box were read; -1: none merged
     labelled: bool = False  #: True if the chunk has counts of this frame
 
 

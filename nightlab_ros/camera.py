@@ -166,7 +166,7 @@ class Camera:
         stages_ms = {"wait": 1e3 * (start_s - image.received_s), "convert": 1e3 * (time.perf_counter() - start_s)}
         if not self._pipeline.is_prepared(frame_bgr.shape[:2]):
             self._prepare(self._pipeline, frame_bgr.shape[:2])
-        result = self._pipeline(frame_bgr)
+        result = self._pipeline(frame_bgr, stamp_s(image.message.header))
         stages_ms |= {stage: ms for stage, ms in result.stages_ms.items() if ms > 0.0}  # 0: the stage did not run
         return SegmentedFrame(image, frame_bgr, result, stages_ms)
 
@@ -187,8 +187,7 @@ class Camera:
         }
         if self._settings.overlay:
             self._outputs.publish_overlay(frame.frame_bgr, result.labels, self._settings.overlay_opacity, header)
-        stamp_s = header.stamp.sec + 1e-9 * header.stamp.nanosec
-        self._health.record_processed(published_s, stamp_s, stages_ms, result.light_level, result.refine_reason)
+        self._health.record_processed(published_s, stamp_s(header), stages_ms, result.light_level, result.refine_reason)
         left_out, late = (int((result.outcomes == outcome).sum()) for outcome in (Outcome.LEFT_OUT, Outcome.LATE))
         self._health.record_regions(left_out, late, result.hardness_late)
         self._health.record_refinement(result.refinement_error)
@@ -223,3 +222,8 @@ class Camera:
     def _log_error(self, sentence: str) -> None:
         if line := self._lines.line(sentence):
             self._node.get_logger().error(line)
+
+
+def stamp_s(header: Any) -> float:
+    """Return a header's stamp in seconds."""
+    return header.stamp.sec + 1e-9 * header.stamp.nanosec

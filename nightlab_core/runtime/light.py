@@ -69,13 +69,18 @@ DARK = LightBin("in the dark", 0.0, NIGHT_BELOW)
 class LightGate:
     """Tell night from day, frame by frame. Between the two thresholds the previous answer stays; the first is night."""
 
-    def __init__(self) -> None:
-        self._is_night = True
+    def __init__(self, *, is_night: bool = True) -> None:
+        self._is_night = is_night
 
     def is_night(self, light_level: float, night_below: float, day_above: float) -> bool:
         """Return True if it is night in a frame of this light level, 0..1."""
-        if light_level < night_below:
-            self._is_night = True
-        elif light_level > day_above:
-            self._is_night = False
+        decided = decide_night(light_level, night_below, day_above)
+        self._is_night = self._is_night if decided is None else decided
         return self._is_night
+
+
+def decide_night(light_level: float, night_below: float, day_above: float) -> bool | None:
+    """Return True below the first threshold, False above the second, and None between them."""
+    if light_level < night_below:
+        return True
+    return False if light_level > day_above else None

@@ -13,7 +13,6 @@ image level, in small batches, and the merge takes those that are ready.
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from typing import Literal
 
 import numpy as np
 
-from nightlab_core.labels import IGNORE_ID
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.budget import RegionBudget
 from nightlab_core.runtime.bundle import Bundle
@@ -32,8 +30,9 @@ from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.light import LightGate, light_level
 from nightlab_core.runtime.outputs import EngineError, checked_boxes, checked_maps
 from nightlab_core.runtime.reader import RegionReader
-from nightlab_core.runtime.refinement import NOTHING_FOUND, Outcome, Refinement
+from nightlab_core.runtime.refinement import NOTHING_FOUND, Refinement
 from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
+from nightlab_core.runtime.temporal import Memory
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,8 @@ class Result:
     image_confidence: np.ndarray  #: uint8 (H, W): `confidence` of the image level alone
     boxes_xyxy: np.ndarray  #: float32 (N, 4), N <= 10: hard regions in frame pixels, in descending score
     scores: np.ndarray  #: float32 (N,): hardness, 0..1
-    outcomes: np.ndarray  #: uint8 (N,): `Outcome` of each box: not chosen, read, left out or late
+    outcomes: np.ndarray  #: uint8 (N,): `Outcome` of each box; those that are read, left out, late or failed were due
+    ages: np.ndarray  #: int16 (N,): frames since the merged labels of a box were read, 0: in this one; -1: none merged
     hardness_late: bool  #: True if the deadline came before the boxes were known; then there are none
     refinement_error: str  #: why hard regions could not be found or read; empty: no error
     #: Milliseconds of each stage in STAGES, 0 if it did not run. The paths overlap, so that `total` is less than the
@@ -64,8 +64,8 @@ class Result:
 
     @property
     def refined(self) -> np.ndarray:
-        """Bool (N,): True if the box was read by the region engine and merged."""
-        return self.outcomes == Outcome.READ
+        """Bool (N,): True if labels of the region engine were merged, of this frame or carried from an earlier one."""
+        return self.ages >= 0
 
 
 class Pipeline:
@@ -91,7 +91,8 @@ class Pipeline:
         self._num_classes = len(engines.bundle.class_set)
         self.budget = RegionBudget(self._reader.costs, MAX_REGIONS)
         self._clock = clock
-        self._gate = LightGate()
+        self._gate, self._memory = LightGate(), Memory()
+        self._number, self._epoch = -1, 0  # of the last frame; of its sequence
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="nightlab-regions")
         self._prepared_hws: set[tuple[int, int]] = set()
         self._waiting: deque[_LowerPath] = deque(maxlen=1)  # a newer frame replaces one that has not started
@@ -101,14 +102,19 @@ class Pipeline:
         """The bundle of the engines."""
         return self.engines.bundle
 
-    def __call__(self, frame_bgr: np.ndarray) -> Result:
+    def __call__(self, frame_bgr: np.ndarray, stamp_s: float | None = None, number: int | None = None) -> Result:
         """Segment a frame, uint8 (H, W, 3) BGR.
+
+        `stamp_s`, its time in seconds, and `number`, its place in the camera's sequence, matter if results of earlier
+        frames are used again. Without a number frames are counted.
 
         Raises ValueError for any other array, EngineError for an output that cannot be used, and the exceptions of the
         engines.
         """
-        settings, frame_hw, stages = self.settings, _checked_size_hw(frame_bgr), StageTimes(self._clock, STAGES)
+        settings, frame_hw, stages = self.settings, rg.checked_size_hw(frame_bgr), StageTimes(self._clock, STAGES)
         refinement = Refinement(self._clock, settings.deadline_ms)
+        self._number = self._number + 1 if number is None else number
+        moment = self._number, stamp_s, self._epoch
         with stages("total"):
             with stages("resize"):
                 files = self.bundle.manifest.engines
@@ -122,7 +128,7 @@ class Pipeline:
                 hardness_input = (
                     image_input if hardness_hw == image_hw else rg.resize_image(frame_bgr, hardness_hw)[None]
                 )
-                self._waiting.append(_LowerPath(refinement, frame_bgr, hardness_input, settings))
+                self._waiting.append(_LowerPath(refinement, frame_bgr, hardness_input, settings, *moment))
             at_once = self.engines.choice.paths == "at_once"
             if refines and at_once:
                 self._worker.submit(self._refine_newest)
@@ -140,8 +146,8 @@ class Pipeline:
                 labels, confidence = image_labels, image_confidence
                 if found.regions is not None:
                     labels, confidence = _MERGES[settings.merge](labels, confidence, found.regions)
-                labels = _apply_threshold(labels, confidence, settings.confidence_threshold)
-                image_labels = _apply_threshold(image_labels, image_confidence, settings.confidence_threshold)
+                labels = rg.apply_threshold(labels, confidence, settings.confidence_threshold)
+                image_labels = rg.apply_threshold(image_labels, image_confidence, settings.confidence_threshold)
         if found.regions is not None:
             self.budget.merging.record(len(found.regions.scores), stages.ms["merge"])
         return Result(
@@ -152,6 +158,7 @@ class Pipeline:
             boxes_xyxy=found.boxes_xyxy,
             scores=found.scores,
             outcomes=found.outcomes,
+            ages=found.ages,
             hardness_late=found.hardness_late,
             refinement_error=found.error,
             stages_ms=stages.ms | refinement.stages.ms,
@@ -182,21 +189,24 @@ class Pipeline:
         refinement, settings = job.refinement, job.settings
         if refinement.is_over():
             return
-        boxes, scores = self._propose(job)
+        frame_hw = job.frame_bgr.shape[:2]
+        self._memory.begin(job.number, job.stamp_s, frame_hw, job.epoch)
+        boxes, scores = self._memory.boxes(settings.hardness_every) or self._propose(job)
         limit = min(settings.max_regions, self._reader.max_batch)
-        chosen = np.flatnonzero(scores[:limit] >= settings.score_threshold)
-        refinement.propose(boxes, scores, chosen)
-        frame_hw, margin, share = job.frame_bgr.shape[:2], settings.region_margin, settings.share_windows
-        wanted, gains = boxes[chosen], scores[chosen]
-        plan = plan_crops(wanted, gains, frame_hw, margin, self._reader.sizes_hw, share=share)
+        choice = self._memory.choose(job.frame_bgr, boxes, scores, settings, limit)
+        refinement.propose(boxes, scores, choice)
+        due, margin, share = choice.due, settings.region_margin, settings.share_windows
+        wanted = boxes[due], scores[due]
+        plan = plan_crops(wanted[0], choice.gains, frame_hw, margin, self._reader.sizes_hw, share=share)
         refinement.wait_for_image_level()
         done = 0
         while number := self.budget.select(plan.gains[done:], refinement.left_ms(), done, plan.sizes[done:]):
             batch = range(done, done + number)
-            if not refinement.start(chosen[np.isin(plan.crop_of, batch)]):
+            if not refinement.start(due[np.isin(plan.crop_of, batch)]):
                 return
-            for places, regions in self._reader.read(job.frame_bgr, wanted, gains, plan, batch, refinement.stages):
-                refinement.finish(chosen[places], regions)
+            for places, regions in self._reader.read(job.frame_bgr, *wanted, plan, batch, refinement.stages):
+                self._memory.keep_regions(job.frame_bgr, due[places], regions, settings)
+                refinement.finish(due[places], regions)
             done += number
 
     def _propose(self, job: _LowerPath) -> tuple[np.ndarray, np.ndarray]:
@@ -206,6 +216,7 @@ class Pipeline:
             boxes, scores = checked_boxes(self.engines.hardness(frame=job.hardness_input))
             boxes = boxes.clip(0, 1) * np.array([width, height, width, height], np.float32)
             kept = rg.non_maximum_suppression(boxes, scores, job.settings.nms_iou, MAX_REGIONS)
+        self._memory.keep_boxes(boxes[kept], scores[kept])
         return boxes[kept], scores[kept]
 
     def check_outputs(self, frame_hw: tuple[int, int] | None = None) -> None:
@@ -250,9 +261,19 @@ class Pipeline:
                 self._reader.measure()
         except Exception as error:
             self._tolerate(error)
-        self(np.zeros((*frame_hw, 3), np.uint8))  # raises if the image level fails
+        gate, self._gate = self._gate, LightGate()
+        try:
+            self(np.zeros((*frame_hw, 3), np.uint8), number=self._number)  # raises if the image level fails
+        finally:
+            self._gate = gate
+            self._epoch += 1
         self._prepared_hws.add(frame_hw)
         return perf_counter() - start
+
+    def restart(self, *, is_night: bool = True) -> None:
+        """Forget the frames so far. `is_night` is the side of the light gate before the next one."""
+        self._gate, self._number = LightGate(is_night=is_night), -1
+        self._epoch += 1
 
     def close(self) -> None:
         """Wait for the worker and end it. The engines stay open. Closing twice is harmless."""
@@ -273,18 +294,6 @@ class _LowerPath:
     frame_bgr: np.ndarray
     hardness_input: np.ndarray
     settings: PipelineSettings
-
-
-def _checked_size_hw(frame: np.ndarray) -> tuple[int, int]:
-    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        received = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
-        raise ValueError(f"frame: received {received}, expected uint8 (H, W, 3) in BGR order; convert it first")
-    if 0 in frame.shape:
-        raise ValueError(f"frame: received an empty image {frame.shape}, expected at least one pixel")
-    return frame.shape[0], frame.shape[1]
-
-
-def _apply_threshold(labels: np.ndarray, confidence: np.ndarray, threshold: float) -> np.ndarray:
-    """Return the labels with 255 where confidence / 255 is below the threshold."""
-    lowest = math.ceil(threshold * 255)
-    return np.where(confidence < lowest, np.uint8(IGNORE_ID), labels) if lowest else labels
+    number: int
+    stamp_s: float | None
+    epoch: int

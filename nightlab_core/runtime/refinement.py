@@ -14,6 +14,7 @@ import numpy as np
 from nightlab_core.runtime.budget import RegionBudget
 from nightlab_core.runtime.clock import Clock, StageTimes
 from nightlab_core.runtime.regions import Regions
+from nightlab_core.runtime.temporal import Choice
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +24,12 @@ STAGES = ("hardness", "crop", "region")
 class Outcome(IntEnum):
     """What happened to a hard region."""
 
-    NOT_CHOSEN = 0  #: beyond `max_regions`, or below the score threshold
+    NOT_CHOSEN = 0  #: not due: beyond `max_regions`, or below the score threshold
     READ = 1  #: read by the region engine and merged
     LEFT_OUT = 2  #: not started, because it could not have been in time or the region engine had failed
     LATE = 3  #: started, but not ready to be merged by the deadline
     FAILED = 4  #: started, but the region engine failed
+    UNCHANGED = 5  #: not due, because its pixels did not change since it was read
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,15 @@ class Findings:
     boxes_xyxy: np.ndarray  #: float32 (N, 4), frame pixels, in descending score
     scores: np.ndarray  #: float32 (N,)
     outcomes: np.ndarray  #: uint8 (N,): `Outcome` of each box
+    ages: np.ndarray  #: int16 (N,): frames since the merged labels of each box were read; -1: none were merged
     regions: Regions | None  #: those to merge; None if there are none
     hardness_late: bool  #: True if the boxes were not known in time, so that there are none
     error: str = ""  #: why the lower path, or a part of it, failed
 
 
-NOTHING_FOUND = Findings(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.uint8), None, False)
+NOTHING_FOUND = Findings(
+    np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.uint8), np.zeros(0, np.int16), None, False
+)
 
 
 class Refinement:
@@ -56,6 +61,7 @@ class Refinement:
         self._changed = threading.Condition()
         self._boxes, self._scores = NOTHING_FOUND.boxes_xyxy, NOTHING_FOUND.scores
         self._outcomes = NOTHING_FOUND.outcomes
+        self._choice = Choice(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, bool))
         self._parts: list[tuple[np.ndarray, Regions]] = []  # indices of boxes, and their regions
         self._proposed = self._image_level_done = self._ended = self._closed = False
         self._error: BaseException | None = None
@@ -69,12 +75,13 @@ class Refinement:
         with self._changed:
             return self._closed or self.left_ms() <= 0
 
-    def propose(self, boxes_xyxy: np.ndarray, scores: np.ndarray, chosen: np.ndarray) -> None:
-        """Set the boxes. Those with the indices `chosen` are to be read if there is time."""
+    def propose(self, boxes_xyxy: np.ndarray, scores: np.ndarray, choice: Choice) -> None:
+        """Set the boxes. Those that are due are to be read if there is time."""
         with self._changed:
-            self._boxes, self._scores = boxes_xyxy, scores
+            self._boxes, self._scores, self._choice = boxes_xyxy, scores, choice
             self._outcomes = np.full(len(scores), Outcome.NOT_CHOSEN, np.uint8)
-            self._outcomes[chosen] = Outcome.LEFT_OUT
+            self._outcomes[choice.unchanged] = Outcome.UNCHANGED
+            self._outcomes[choice.due] = Outcome.LEFT_OUT
             self._proposed = True
 
     def wait_for_image_level(self) -> None:
@@ -125,21 +132,29 @@ class Refinement:
             self._closed = True
             if self._error is not None and (strict or not isinstance(self._error, Exception)):
                 raise self._error
-            read = np.concatenate([np.zeros(0, np.int64), *(indices for indices, _ in self._parts)])
-            kept = budget.num_mergeable(len(read), left_ms)
-            self._outcomes[read[kept:]] = Outcome.LATE
-            regions = _join([part for _, part in self._parts], read[:kept]) if kept else None
-            return Findings(
-                self._boxes, self._scores, self._outcomes, regions, not self._proposed and not self._error,
-                self._describe_error(),
-            )  # fmt: skip
+            ages, regions = self._merged(budget, left_ms)
+            late = not self._proposed and self._error is None
+            error = self._describe_error()
+            return Findings(self._boxes, self._scores, self._outcomes, ages, regions, late, error)
+
+    def _merged(self, budget: RegionBudget, left_ms: float) -> tuple[np.ndarray, Regions | None]:
+        """Return the ages of the labels to merge, int16 (N,), and the regions: first those of this frame."""
+        read = np.concatenate([np.zeros(0, np.int64), *(indices for indices, _ in self._parts)])
+        earlier = [index for index in self._choice.earlier if index not in read]
+        kept = budget.num_mergeable(len(read) + len(earlier), left_ms)
+        self._outcomes[read[kept:]] = Outcome.LATE
+        merged = np.concatenate([read, np.array(earlier, np.int64)])[:kept]
+        ages = np.full(len(self._boxes), -1, np.int16)
+        ages[merged] = [0 if place < len(read) else self._choice.ages[i] for place, i in enumerate(merged.tolist())]
+        parts = [part for _, part in self._parts] + [self._choice.earlier[index] for index in earlier]
+        return ages, _join(parts, merged) if kept else None
 
     def _wait(self, budget: RegionBudget) -> float:
         """Wait until all is done or must be merged, and return the milliseconds that are left to merge."""
         while True:
             left_ms = self.left_ms()
             started = int(np.isin(self._outcomes, (Outcome.READ, Outcome.LATE)).sum())
-            wait_ms = left_ms - budget.merging.estimate_ms(started)
+            wait_ms = left_ms - budget.merging.estimate_ms(max(started, len(self._choice.earlier)))
             if self._ended or wait_ms <= 0:
                 return left_ms
             if not self._clock.wait(self._changed, wait_ms / 1e3):

@@ -163,3 +163,19 @@ def _paste(
         cv2.copyTo(new_labels, wins.view(np.uint8), labels[y0:y1, x0:x1])
         cv2.copyTo(new_confidence, wins.view(np.uint8), confidence[y0:y1, x0:x1])
     return labels, confidence
+
+
+def checked_size_hw(frame: np.ndarray) -> tuple[int, int]:
+    """Return the size of a frame. Raises ValueError unless it is uint8 (H, W, 3) with at least one pixel."""
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        received = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+        raise ValueError(f"frame: received {received}, expected uint8 (H, W, 3) in BGR order; convert it first")
+    if 0 in frame.shape:
+        raise ValueError(f"frame: received an empty image {frame.shape}, expected at least one pixel")
+    return frame.shape[0], frame.shape[1]
+
+
+def apply_threshold(labels: np.ndarray, confidence: np.ndarray, threshold: float) -> np.ndarray:
+    """Return the labels with 255 where confidence / 255 is below the threshold."""
+    lowest = math.ceil(threshold * 255)
+    return np.where(confidence < lowest, np.uint8(IGNORE_ID), labels) if lowest else labels

@@ -11,6 +11,8 @@ from nightlab_core.config import Settings
 from nightlab_core.runtime.light import DAY_ABOVE, NIGHT_BELOW
 
 MAX_REGIONS = 10
+#: The memory of `temporal.py` lasts from one multiple of this number of frames to the next.
+KEY_FRAMES = 32
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -45,7 +47,7 @@ class PipelineSettings(Settings):
         ),
     ] = "confident"
     max_regions: Annotated[
-        int, Field(ge=0, le=MAX_REGIONS, description="largest number of regions of a frame that are refined")
+        int, Field(ge=0, le=MAX_REGIONS, description="largest number of regions of a frame that are read")
     ] = MAX_REGIONS
     score_threshold: Annotated[Fraction, Field(description="regions with a lower hardness score are not refined")] = 0.0
     confidence_threshold: Annotated[
@@ -64,6 +66,39 @@ class PipelineSettings(Settings):
             "saves time where hard regions lie close together"
         ),
     ] = False
+    hardness_every: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=KEY_FRAMES,
+            description="the hardness network runs in every n-th frame; between, the boxes of its last run are used",
+        ),
+    ] = 1
+    unchanged_below: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=255,
+            description="a region keeps its labels while its pixels change less than this since it was read: largest "
+            "change, in any channel, of the mean colour, 0 to 255, of a cell of 16 x 16 in its window. 0: off",
+        ),
+    ] = 0.0
+    regions_in_turn: Annotated[
+        bool,
+        Field(
+            description="choose the `max_regions` regions to read by hardness times the number of frames since they "
+            "were read, so that all get their turn"
+        ),
+    ] = False
+    carry_frames: Annotated[
+        int,
+        Field(
+            ge=0,
+            lt=KEY_FRAMES,
+            description="number of frames for which a region that is not read again keeps its labels, moved along with "
+            "its box; 0: off",
+        ),
+    ] = 0
     deadline_ms: Annotated[
         float,
         Field(

@@ -18,6 +18,7 @@ from nightlab_core.metrics import iou
 from nightlab_core.runtime.bundle import MANIFEST_NAME, sha256_of
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline, Result
+from nightlab_replay.execute import warm_up
 from nightlab_replay.records import FrameRecord, Run, RunData, first_frame_hw
 from nightlab_replay.report.page import jpeg_uri
 from nightlab_replay.statistics import BLOCK_S
@@ -99,9 +100,20 @@ class Resegmenter:
         if frame.time_ns != record.time_ns:
             raise PicturesError(f"the bag {record.bag} is not the one that was replayed")
         try:
-            return frame, self._pipeline(frame.image_bgr)
+            return frame, self._segment(record, frame)
         except Exception as error:  # of any engine, as above
             raise PicturesError(f"frame {record.index} of {record.bag} cannot be segmented: {error}") from error
+
+    def _segment(self, record: FrameRecord, frame: BagFrame) -> Result:
+        """Segment a frame after those before it that its result depends on."""
+        assert frame.image_bgr is not None
+        bag = self._bag(record.bag)
+        first, is_night = warm_up(bag, record.index, self.run.settings.pipeline)
+        self._pipeline.restart(is_night=is_night)
+        for earlier in map(bag.frame, range(first, record.index)):
+            if earlier.image_bgr is not None:
+                self._pipeline(earlier.image_bgr, 1e-9 * earlier.stamp_ns, earlier.index)
+        return self._pipeline(frame.image_bgr, 1e-9 * frame.stamp_ns, frame.index)
 
     def _bag(self, name: str) -> Bag:
         if name not in self._bags:

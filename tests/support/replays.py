@@ -38,12 +38,13 @@ def run_replay(out: Path, bags: list[Path], pipeline: Pipeline, stopped: Callabl
     return load_run(out)
 
 
+def timeless(record: FrameRecord) -> FrameRecord:
+    """Return the record without its times."""
+    return dataclasses.replace(record, stages_ms={}, latency_ms=None)
+
+
 def assert_same(a: RunData, b: RunData) -> None:
     """Check that two runs are equal in everything but time."""
-
-    def timeless(record: FrameRecord) -> FrameRecord:
-        return dataclasses.replace(record, stages_ms={}, latency_ms=None)
-
     assert [timeless(r) for r in a.records] == [timeless(r) for r in b.records]
     for name in FrameCounts.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(a.counts, name), getattr(b.counts, name))
