@@ -25,7 +25,7 @@ from nightlab_core.runtime.settings import PipelineSettings
 pytest.importorskip("onnx")
 from fake_engines import FakeEngine, black, known_boxes, plain_maps
 
-NOT_CHOSEN, READ, LEFT_OUT, LATE, _ = Outcome
+NOT_CHOSEN, READ, LEFT_OUT, LATE, *_ = Outcome
 SIX = PipelineSettings(nms_iou=1.0, max_regions=6)
 BOXES = np.array([[0.15 * i, 0.2, 0.15 * i + 0.1, 0.8] for i in range(6)])
 SCORES = np.linspace(0.9, 0.4, 6)
