@@ -345,7 +345,8 @@ def _records(arrays: Any) -> list[FrameRecord]:
 
 
 def _record(values: dict[str, Any]) -> FrameRecord:
-    for key in ("size_hw", "scores", "refined"):
-        values[key] = None if values[key] is None else tuple(values[key])
+    for key in ("size_hw", "scores", "refined", "ages"):
+        if values.get(key) is not None:
+            values[key] = tuple(values[key])
     values["boxes_xyxy"] = tuple(map(tuple, values["boxes_xyxy"]))
     return FrameRecord(**values)

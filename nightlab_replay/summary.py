@@ -113,7 +113,9 @@ class Behaviour(JsonModel):
     flicker: float | None  #: share of still pixels whose label changed since the previous frame
     by_light: tuple[LightBehaviour, ...]
     regions_per_frame: tuple[int, ...] | None  #: number of frames with 0, 1, 2 ... hard regions
-    refined_per_frame: tuple[int, ...] | None  #: number of frames with 0, 1, 2 ... regions read enlarged
+    refined_per_frame: (
+        tuple[int, ...] | None
+    )  #: number of frames with 0, 1, 2 ... regions with labels of the region level
     refine_reasons: dict[str, int]  #: number of frames by `Result.refine_reason`
     region_heat: tuple[tuple[float, ...], ...] | None  #: share of frames with a region there, rows from the top
 
