@@ -7,6 +7,7 @@ import errno
 import re
 import shutil
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -216,6 +217,27 @@ def test_a_process_decompresses_a_file_once_and_names_a_full_folder(
     with pytest.raises(BagError, match=r"into /full: .*No space left on device; set TMPDIR"):
         Bag(other)
     assert not folder.exists()  # nobody used it, and its space was needed
+
+
+def test_a_file_without_permission_is_named_and_the_others_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tiny_bag(tmp_path / "bag", make_frames(2))
+    (path / "metadata.yaml").unlink()
+    shutil.copy(path / "bag.mcap", path / "bag_1.mcap")
+    opened = Path.open
+
+    def open_file(file: Path, *args: str, **options: str) -> IO[Any]:
+        if file.name == "bag_1.mcap":
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return opened(file, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_file)
+    with Bag(path) as bag:
+        assert len(bag) == 2
+        assert "bag_1.mcap cannot be opened: [Errno 13] Permission denied" in bag.problems[1]
+    with pytest.raises(BagError, match=r"cannot be opened: .*Permission denied"):
+        Bag(path / "bag_1.mcap")
 
 
 def test_a_bag_without_images_lists_its_topics(tmp_path: Path) -> None:

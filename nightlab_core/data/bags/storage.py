@@ -157,9 +157,12 @@ def _open_folder(path: Path) -> BagStorage:
 
 
 def _open_file(path: Path) -> StorageFile:
-    if path.suffix == _COMPRESSED:
-        return CompressedFile(path, _open_file)
-    return BACKENDS[path.suffix.lower()].open(path)
+    try:
+        if path.suffix == _COMPRESSED:
+            return CompressedFile(path, _open_file)
+        return BACKENDS[path.suffix.lower()].open(path)
+    except OSError as error:
+        raise BagError(f"{path} cannot be opened: {one_line(error)}") from error
 
 
 def _format_of(path: Path) -> str:
