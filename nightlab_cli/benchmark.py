@@ -6,32 +6,30 @@ from __future__ import annotations
 import itertools
 import json as json_module
 import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from nightlab_cli.benchmark_tables import curve_svg, curve_table, print_figures, print_node
+from nightlab_cli.benchmark_subjects import bundle_subject, checkpoint_subject
+from nightlab_cli.benchmark_tables import curve_svg, curve_table, print_figures, print_node, summary_table
 from nightlab_cli.engine import Library, choose_library
 from nightlab_cli.errors import Verbose
 from nightlab_cli.options import Bundle as BundleOption
 from nightlab_cli.options import Frames, Threads, hold_output, new_console, parse_size_hw, repeated_option
 from nightlab_cli.style import new_app
+from nightlab_core.benchmark.cameras import camera_memory_mib
 from nightlab_core.benchmark.curve import CurvePoint, measure_curve
-from nightlab_core.benchmark.measure import Figures, Plan, Subject, measure
+from nightlab_core.benchmark.measure import Figures, Plan, measure
 from nightlab_core.benchmark.work import matrix_peak_gflops
-from nightlab_core.benchmark.wrappers import OneAtATime
 from nightlab_core.data.datasets.catalogue import open_set
 from nightlab_core.data.datasets.paired import LabelledImages, Sample
 from nightlab_core.files import write_atomic
 from nightlab_core.runtime.bundle import Bundle, default_bundle, load_bundle
-from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, Precision, PrecisionChoice
-from nightlab_core.runtime.engines.open import Engines
+from nightlab_core.runtime.engines.engine import EngineChoice, Precision, PrecisionChoice
 from nightlab_core.runtime.settings import MAX_REGIONS
 from nightlab_replay.provenance import describe_bundle, machine, versions
 
@@ -42,8 +40,6 @@ SCALES = (0.75, 1.0, 1.25, 1.5)
 LIMIT_S = 40.0
 #: Calls of a plan on a GPU, where --runs is not given.
 PLAN_RUNS = 500
-#: One in so many calls is made of eager PyTorch, which takes several times as long.
-BASELINE_SHARE = 3
 app = new_app()
 
 
@@ -53,34 +49,6 @@ def parse_regions(text: str) -> tuple[int, ...]:
     if not all(word.isdecimal() and int(word) <= MAX_REGIONS for word in words):
         raise typer.BadParameter(f"received '{text}', expected numbers from 0 to {MAX_REGIONS}, such as 0,1,3,10")
     return tuple(dict.fromkeys(int(word) for word in words))
-
-
-def bundle_subject(bundle: Bundle, engine: EngineChoice, precision: PrecisionChoice, threads: int) -> Subject:
-    """Return a bundle on one library in one precision."""
-
-    def open_engines(frame_hw: tuple[int, int]) -> Engines:
-        return Engines.open(
-            bundle, EngineOptions(engine=engine, precision=precision, threads=threads, frame_hw=frame_hw)
-        )
-
-    return Subject(engine, precision, open_engines)
-
-
-def checkpoint_subject(path: Path, runs: int) -> Subject:
-    """Return a checkpoint in eager PyTorch, one stage after another."""
-
-    @contextmanager
-    def open_engines(frame_hw: tuple[int, int]) -> Iterator[Engines]:
-        from nightlab_core.models.engine import open_checkpoint
-
-        with open_checkpoint(path) as engines:
-            lock = threading.Lock()
-            image, hardness, region = (
-                OneAtATime(engine, lock) for engine in (engines.image, engines.hardness, engines.region)
-            )
-            yield replace(engines, image=image, hardness=hardness, region=region)
-
-    return Subject("torch", "float32", open_engines, max(1, runs // BASELINE_SHARE))
 
 
 def origin(bundle: Bundle, engine: str) -> dict[str, Any]:
@@ -185,6 +153,10 @@ def benchmark(
     plans: Annotated[
         bool, typer.Option("--plans", help="Compare forms of TensorRT plans on this GPU instead.")
     ] = False,
+    summary: Annotated[
+        bool,
+        typer.Option("--summary", help="Print the main ratios in one table only, with the memory of a second camera."),
+    ] = False,
     library: Library = None,
     verbose: Verbose = False,
 ) -> None:
@@ -200,6 +172,7 @@ def benchmark(
     nightlab benchmark --data DATA --dataset camvid/val --out speed
     nightlab benchmark --engine openvino --engine onnxruntime --json speed.json
     nightlab benchmark --checkpoint checkpoints/nightlab-lite.pt --regions 3
+    nightlab benchmark --summary --checkpoint checkpoints/nightlab-lite.pt
     """
     if (data is None) != (dataset is None):
         raise typer.BadParameter("--data and --dataset belong together: give both")
@@ -215,6 +188,7 @@ def benchmark(
         measure_plans(opened, hw, choose_library(library), runs or PLAN_RUNS)
         return
     if node:
+        refuse_several({"--engine": engine, "--precision": precision, "--image-size": image_size})
         from nightlab_ros.node_benchmark import measure_node
 
         parameters = {
@@ -225,9 +199,10 @@ def benchmark(
         }
         with new_console(stderr=True).status("") as status:
             measured = measure_node(parameters, (image_size or [FRAME_HW])[0], status.update)
-        print_node(console, measured)
+        print_node(console, measured, parameters["engine"], parameters["precision"])
         write_files({**origin(opened, parameters["engine"]), "node": asdict(measured)}, [], "", json, out)
         return
+    refuse_too_many(regions or (), opened)
     plan = Plan(
         frame_hws=tuple(dict.fromkeys(image_size or [FRAME_HW])),
         regions=Plan.regions if regions is None else regions,
@@ -258,11 +233,34 @@ def benchmark(
     console.print(f"bundle {opened.manifest.name}, {calls} calls each after {plan.warm_up} for warm-up")
     console.print(f"{machine()['cpu']}, {machine()['cores']} cores")
     console.print()
-    print_figures(console, found, peaks)
+    camera_mib: tuple[float, ...] = ()
+    if summary:
+        with subjects[0].open(plan.frame_hws[0]) as engines:
+            engines.prepare(plan.frame_hws[0])
+            camera_mib = camera_memory_mib(engines, plan.frame_hws[0])
+        eager = next((f for f in found if f.engine == "torch" and f.frame_hw == found[0].frame_hw), None)
+        console.print(summary_table(found[0], eager, camera_mib))
+    else:
+        print_figures(console, found, peaks)
     if curve:
         console.print()
         console.print(curve_table(curve, f"{dataset}, {curve[0].timing.runs} frames"))
-    write_files(as_json(opened, found, plan, peaks, curve), curve, str(dataset), json, out)
+    figures = as_json(opened, found, plan, peaks, curve) | {"camera_mib": camera_mib}
+    write_files(figures, curve, str(dataset), json, out)
+
+
+def refuse_several(options: dict[str, list[Any] | None]) -> None:
+    """Raise BadParameter for an option that was given more than once, where only one value can be measured."""
+    for name, values in options.items():
+        if values and len(values) > 1:
+            raise typer.BadParameter(f"{name}: received {len(values)} values, but --node measures one: run it for each")
+
+
+def refuse_too_many(regions: Sequence[int], bundle: Bundle) -> None:
+    """Raise BadParameter for numbers of regions that the bundle cannot read."""
+    most = bundle.manifest.engines.region.max_batch
+    if beyond := [number for number in regions if number > most]:
+        raise typer.BadParameter(f"--regions: received {beyond[0]}, but this bundle's max_batch is {most}")
 
 
 def every_nth(samples: LabelledImages, most: int | None) -> Sequence[Sample]:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from nightlab_core.benchmark.curve import CurvePoint
 from nightlab_core.benchmark.measure import Figures, NetworkFigures, PipelineFigures
+from nightlab_core.runtime.settings import PipelineSettings
 from nightlab_replay.report.charts import time_curves
 from nightlab_replay.report.svg import standalone
 
@@ -80,12 +81,50 @@ def print_figures(console: Console, found: Sequence[Figures], peaks: dict[str, f
         console.print(network_table(figures))
         if figures.pixels_doubled is not None:
             console.print(f"image network, pixels doubled: {figures.pixels_doubled:.2f} times the time")
+        if figures.choice:
+            console.print("chosen: " + "\n  measured ".join(figures.choice), soft_wrap=True)
         if figures.note:
             console.print(figures.note, soft_wrap=True)
         console.print()
     for arithmetic, gflops in peaks.items():
         console.print(f"matrix peak of this machine in {arithmetic}: {gflops:.0f} GFLOP/s")
     console.print("ratio: median over that of the image level alone. Stages are medians; both paths overlap.")
+
+
+def summary_table(figures: Figures, eager: Figures | None, camera_mib: Sequence[float]) -> Table:
+    """Return the figures by which the engines are judged; a figure that was not measured says what it needs.
+
+    eager: figures of a checkpoint in eager PyTorch. camera_mib: memory of each camera after the first.
+    """
+    by_regions = {row.regions: row.over_image_level for row in figures.pipelines}
+    image = next(network for network in figures.networks if network.kind == "image")
+    most = max((n for n in figures.networks if n.kind == "region"), key=lambda network: network.shape[0])
+    default = PipelineSettings().max_regions
+    against = None if eager is None else _median_ms(eager) / _median_ms(figures)
+    share = None if image.share_of_peak is None else 100 * image.share_of_peak
+    both = f"both levels with the default of {default} regions over image level"
+    rows = (
+        (both, by_regions.get(default), "x", "--regions"),
+        ("ten regions over image level", by_regions.get(10), "x", "--regions"),
+        ("eager PyTorch over image level", against, "x", "--checkpoint"),
+        (f"share of the matrix peak, image network, {figures.arithmetic}", share, "%", "OpenVINO"),
+        (f"a region's own time, {most.shape[0]} in a call", most.timing.median_ms / most.shape[0], "ms", ""),
+        ("image network, pixels doubled", figures.pixels_doubled, "x", "a free size of input"),
+        ("second camera on the same engines", camera_mib[0] if camera_mib else None, "MiB", "Linux"),
+    )  # fmt: skip
+    height, width = figures.frame_hw
+    title = f"{figures.engine}, {figures.arithmetic or figures.precision}, {width}x{height}"
+    table = Table(title=title, box=None, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value, unit, needs in rows:
+        table.add_row(name, f"needs {needs}" if value is None else f"{value:.2f} {unit}")
+    return table
+
+
+def _median_ms(figures: Figures) -> float:
+    """Return the median of the image level alone."""
+    return figures.pipelines[0].total.median_ms
 
 
 def curve_table(curve: Sequence[CurvePoint], title: str) -> Table:
@@ -120,10 +159,11 @@ def curve_svg(curve: Sequence[CurvePoint], dataset: str) -> str:
     return standalone(time_curves(curves, f"mIoU on {dataset}, %", f"mIoU on {dataset} against time"))
 
 
-def print_node(console: Console, figures: NodeFigures) -> None:
+def print_node(console: Console, figures: NodeFigures, engine: str, precision: str) -> None:
     """Print the node's highest rate, and a table of the rates at which it was measured."""
     height, width = figures.frame_hw
-    console.print(f"node, {width}x{height}: highest rate with less than 5 % lost {figures.highest_rate_hz:.1f} Hz")
+    name = f"node, engine {engine}, precision {precision}, {width}x{height}"
+    console.print(f"{name}: highest rate with less than 5 % lost {figures.highest_rate_hz:.1f} Hz")
     table = Table(box=None)
     for column in ("Hz", "sent", "lost", "latency, median ms", "p95", "p99", "jitter, ms", "CPU load"):
         table.add_column(column, justify="right")

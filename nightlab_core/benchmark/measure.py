@@ -83,6 +83,8 @@ class Figures:
     networks: tuple[NetworkFigures, ...]
     pixels_doubled: float | None  #: time of the image network at twice the pixels, over its time at its own size
     note: str = ""  #: why a faster library was skipped
+    #: How the engines run, then a line for each measurement that led to it; empty if they have one form only.
+    choice: tuple[str, ...] = ()
     over_first: float | None = None  #: median of the image level, over that of the first engines at this frame size
 
 
@@ -164,7 +166,13 @@ def _measure_engines(
         networks=tuple(_with_peak(network, peak) for network in networks),
         pixels_doubled=doubled,
         note=engines.note,
+        choice=_choice(engines),
     )
+
+
+def _choice(engines: Engines) -> tuple[str, ...]:
+    choice = engines.choice
+    return tuple(map(str, (choice, *choice.comparisons))) if choice.form else ()
 
 
 def _measure_pipelines(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure the largest memory of this process."""
+"""Measure the memory of this process."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ def reset_peak() -> None:
     """Let `peak_mib` count from now on. Only Linux can; elsewhere the peak counts from the start of the process."""
     with contextlib.suppress(OSError):
         _CLEAR.write_text("5")
+
+
+def resident_mib() -> float | None:
+    """Return the memory of this process that is resident now, in MiB; None where there is no /proc."""
+    with contextlib.suppress(OSError):
+        if found := re.search(r"VmRSS:\s+(\d+) kB", _STATUS.read_text()):
+            return int(found[1]) / 1024
+    return None
 
 
 def peak_mib() -> float:

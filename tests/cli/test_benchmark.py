@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -112,8 +113,37 @@ def test_accuracy_against_time_is_a_table_and_a_picture(tiny_bundle: Path, tmp_p
         (["--node", "--plans"], "exclude each other"),
         (["--node", "--checkpoint", "a.pt"], "exclude each other"),
         (["--dataset", "camvid/val"], "--data and --dataset belong together"),
+        (["--node", "--engine", "openvino", "--engine", "onnxruntime"], "--engine: received 2 values"),
+        (["--node", "--image-size", "64x64", "--image-size", "96x64"], "--image-size: received 2 values"),
     ],
 )
 def test_wrong_options_are_refused(words: list[str], said: str) -> None:
     done = nightlab("benchmark", *words)
     assert done.status == 2 and said in " ".join(done.err.replace("│", " ").split())
+
+
+def test_more_regions_than_the_bundle_reads_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "small")
+    manifest = tmp_path / "small" / "bundle.yaml"
+    manifest.write_text(manifest.read_text().replace("max_batch: 10", "max_batch: 4"))
+    done = nightlab("benchmark", "--bundle", tmp_path / "small", *QUICK, "--regions", "3,5")
+    assert done.status == 2
+    assert "--regions: received 5, but this bundle's max_batch is 4" in " ".join(done.err.replace("│", " ").split())
+
+
+def test_the_summary_is_one_table_of_the_main_ratios(tiny_bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "speed.json"
+    done = nightlab("benchmark", "--bundle", tiny_bundle, *QUICK, "--summary", "--json", file)
+    assert done.status == 0, done.err
+    lines = done.out.splitlines()
+    for start, end in (
+        ("both levels with the default of 10 regions", " x"),
+        ("ten regions over image level", " x"),
+        ("eager PyTorch over image level", "needs --checkpoint"),
+        ("a region's own time, 10 in a call", " ms"),
+        ("second camera on the same engines", " MiB"),
+    ):
+        assert [line.rstrip().endswith(end) for line in lines if line.strip().startswith(start)] == [True]
+    assert "p99" not in done.out
+    written = json.loads(file.read_text())
+    assert len(written["camera_mib"]) == 2 and "regions in" in written["figures"][0]["choice"][0]

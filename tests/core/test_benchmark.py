@@ -13,6 +13,7 @@ import pytest
 from tiny_bundle import tiny_manifest
 
 from nightlab_core.benchmark import memory
+from nightlab_core.benchmark.cameras import camera_memory_mib
 from nightlab_core.benchmark.curve import measure_curve, with_scale
 from nightlab_core.benchmark.measure import Figures, Plan, Subject, measure, smooth_frames
 from nightlab_core.benchmark.timing import LEAST_RUNS, Timing, time_in_turns
@@ -314,3 +315,10 @@ def test_the_peak_is_the_fastest_product() -> None:
     ticks = iter([0.0, 9.0, 10.0, 14.0, 20.0, 22.0])  # 9 s for the warm-up, then 4 and 2 s
     peak = matrix_peak_gflops("float32", 1, side=64, runs=2, clock=lambda: next(ticks))
     assert peak == pytest.approx(2 * 64**3 / 2 / 1e9)
+
+
+def test_each_further_camera_is_a_pipeline_whose_memory_is_measured(clock: FakeClock) -> None:
+    marks = iter([100.0, 112.0, 121.0])
+    engines = engines_of(clock, 80.0)
+    assert camera_memory_mib(engines, (64, 96), memory_mib=lambda: next(marks)) == (12.0, 9.0)
+    assert camera_memory_mib(engines, (64, 96), memory_mib=lambda: None) == ()

@@ -160,7 +160,7 @@ class Form:
         )
 
     def __str__(self) -> str:
-        threads = f"{self.threads} threads" if self.threads else "the library's number of threads"
+        threads = f"{self.threads} threads" if self.threads else "the library's threads"
         batch = f"regions in calls of {self.batch}" if self.batch else "all regions in one call"
         return f"{self.precision}, {threads}, {batch}"
 
