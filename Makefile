@@ -45,7 +45,7 @@ help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 	@echo
 	@echo "demo:  INPUT=(rosbag, folder of images or video) LABELS= CLASSES=(class set of the labels) GLOB= TOPIC= FRAMES= RATE=10"
-	@echo "       OUT=demo_out PARAMS='refine:=never ...' (parameters of the node)"
+	@echo "       OUT=demo_out PARAMS='refine:=never max_regions:=3' (parameters of the node)"
 	@echo "test, test-all, test-vehicle: ROS=kilted or jazzy, TESTS='tests/ros -k demo'"
 	@echo "train-lite: DATA=(folder of the data sets, see docs/training.md) FROM=(first stage) UNTIL=(last stage)"
 	@echo "fuzz:  SECONDS=120 (for each target) TARGETS='images bags_mcap'."
@@ -53,7 +53,7 @@ help: ## show this list
 
 demo: $(DEMO_ENV)/.ready ## play a labelled night clip through the node; INPUT=... plays your own
 	@$(DEMO_ENV)/bin/python -m nightlab_cli demo $(SOURCE) --rate $(call quoted,$(RATE)) --out $(call quoted,$(OUT)) \
-		$(foreach p,$(PARAMS),--param $(call quoted,$(p)))
+		$(call option,param,$(PARAMS))
 
 test: lint ## run all checks, and the tests that are not marked slow
 	$(TEST_ENV)/bin/python $(PYTEST) -m "not slow" $(TESTS)

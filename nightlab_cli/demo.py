@@ -39,7 +39,7 @@ def demo(
     ] = Path("demo_out"),
     param: Annotated[
         list[str] | None,
-        typer.Option("--param", metavar="NAME:=VALUE", help="Parameter of the node; can be repeated."),
+        typer.Option("--param", metavar="NAME:=VALUE", help="Parameters of the node; can be repeated."),
     ] = None,
     verbose: Verbose = False,
 ) -> None:

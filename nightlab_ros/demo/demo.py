@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -39,11 +41,15 @@ class DemoSettings:
 
 
 def parse_parameters(texts: Sequence[str]) -> dict[str, str]:
-    """Return the node's parameters from texts NAME:=VALUE. Raises ValueError."""
-    for text in texts:
-        if ":=" not in text:
+    """Return the node's parameters from texts NAME:=VALUE, of which one may hold several. Raises ValueError.
+
+    A parameter ends where the next name begins, so that a value may contain spaces.
+    """
+    found = [part for text in texts for part in re.split(r"\s+(?=\w+:=)", text.strip())]
+    for text in found:
+        if not re.match(r"\w+:=", text):
             raise ValueError(f"received the parameter {text!r}; expected NAME:=VALUE")
-    return {name: value for name, _, value in (text.partition(":=") for text in texts)}
+    return {name: value for name, _, value in (text.partition(":=") for text in found)}
 
 
 def run_demo(settings: DemoSettings, console: Console) -> list[str]:
@@ -55,7 +61,8 @@ def run_demo(settings: DemoSettings, console: Console) -> list[str]:
     out, player = settings.out, settings.player
     out.mkdir(parents=True, exist_ok=True)
     source = player.open()
-    classes = load_bundle(settings.parameters.get("bundle") or default_bundle()).class_set
+    bundle = yaml.safe_load(settings.parameters.get("bundle", ""))  # ROS reads a parameter as YAML, quotes included
+    classes = load_bundle(bundle or default_bundle()).class_set
     height, width = next(iter(source)).image_bgr.shape[:2]
     console.print(f"[bold]NightLab demo[/]: {source.name}, {width}x{height} at {player.rate:g} Hz", soft_wrap=True)
     for problem in source.problems:

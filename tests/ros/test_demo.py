@@ -23,7 +23,7 @@ from rich.console import Console
 from ros_harness import wait_until
 from tiny_bundle import image_level
 
-from nightlab_ros.demo.demo import DemoSettings, run_demo
+from nightlab_ros.demo.demo import DemoSettings, parse_parameters, run_demo
 from nightlab_ros.playback import protocol
 from nightlab_ros.playback.player import PlayerSettings
 from nightlab_ros.playback.processes import ProcessError
@@ -167,3 +167,15 @@ def test_wrong_arguments_are_answered_with_a_sentence(
 ) -> None:
     done = nightlab("demo", *arguments, "--out", tmp_path / "out")
     assert done.status == 1 and done.err.startswith("nightlab demo: ") and sentence in done.err
+
+
+def test_parameters_may_share_a_text_and_hold_spaces() -> None:
+    given = ['bundle:=/my drive\'s/best "one" refine:=never', "image_size:=[1280, 720]"]
+    assert parse_parameters(given) == {
+        "bundle": '/my drive\'s/best "one"',
+        "refine": "never",
+        "image_size": "[1280, 720]",
+    }
+    for wrong in ("refine", ":=never", "", "never refine:=never"):
+        with pytest.raises(ValueError, match="expected NAME:=VALUE"):
+            parse_parameters([wrong])
