@@ -148,7 +148,8 @@ def benchmark(
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here, too.")] = None,
     node: Annotated[
-        bool, typer.Option("--node", help="Measure the ROS node instead: highest rate, latency, jitter, load.")
+        bool,
+        typer.Option("--node", help="Measure the ROS node instead: highest rate, latency, jitter, load, overhead."),
     ] = False,
     plans: Annotated[
         bool, typer.Option("--plans", help="Compare forms of TensorRT plans on this GPU instead.")

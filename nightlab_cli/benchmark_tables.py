@@ -174,4 +174,8 @@ def print_node(console: Console, figures: NodeFigures, engine: str, precision: s
         load = "" if trial.cpu_load is None else f"{100 * trial.cpu_load:.0f} %"
         table.add_row(f"{trial.rate_hz:g}", str(trial.sent), str(trial.lost), *figures_ms, load)
     console.print(table)
+    if (overhead := figures.overhead) is not None:
+        milliseconds = f"median {overhead.median_ms:.1f} ms, p95 {overhead.p95_ms:.1f} ms"
+        console.print(f"node overhead at {overhead.rate_hz:.1f} Hz: {milliseconds}")
+        console.print("overhead: from an image's arrival until its mask is published, without the pipeline's own time.")
     console.print("jitter: standard deviation of the intervals between masks. CPU load: 100 % is one core.")

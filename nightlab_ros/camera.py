@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.runtime.pipeline import Pipeline, Result
 from nightlab_core.runtime.refinement import Outcome
 from nightlab_ros.camera_stream import CameraImage, CameraStream, clock_s
+from nightlab_ros.capture.store import CaptureTrigger
 from nightlab_ros.distinct_lines import DistinctLines
 from nightlab_ros.health import OK, Health, HealthReport
 from nightlab_ros.parameters import NodeSettings
@@ -46,9 +48,21 @@ class SegmentedFrame:
 class Camera:
     """Everything that belongs to one camera. Several share the engines and the inference thread."""
 
-    def __init__(self, node: LifecycleNode, name: str, settings: NodeSettings, classes: ClassSet) -> None:
-        """Create the publishers. `name` is "" for the only camera of a node, whose topics have no prefix."""
+    def __init__(
+        self,
+        node: LifecycleNode,
+        name: str,
+        settings: NodeSettings,
+        classes: ClassSet,
+        on_capture: Callable[[Camera, SegmentedFrame], None],
+    ) -> None:
+        """Create the publishers. `name` is "" for the only camera of a node, whose topics have no prefix.
+
+        `on_capture` receives frames that are to be captured because their confidence is low at night.
+        """
         self.name = name
+        self.last_frame: SegmentedFrame | None = None  #: the newest one that was published
+        self._on_capture, self._capture_trigger = on_capture, CaptureTrigger()
         self._node, self._settings = node, settings
         self._prefix = f"{name}/" if name else ""
         self._health = Health(limits=settings.health_limits())
@@ -194,6 +208,11 @@ class Camera:
         if result.refinement_error:
             self._log_error(f"only the image level's mask for this image{self._suffix}: {result.refinement_error}")
         self._outputs.publish_stages(stages_ms)
+        self.last_frame, settings = frame, self._settings
+        if self._capture_trigger.is_due(
+            result, settings.capture_below_confidence, settings.night_below, settings.capture_period_s
+        ):
+            self._on_capture(self, frame)
 
     def _on_info(self, info: CameraInfo) -> None:
         self._info = info

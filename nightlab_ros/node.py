@@ -19,10 +19,12 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
-from nightlab_core.runtime.bundle import Bundle, default_bundle, load_bundle
+from nightlab_core.runtime.bundle import MANIFEST_NAME, Bundle, default_bundle, load_bundle, sha256_of
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.latest import LatestWorker
+from nightlab_core.version import package_version
 from nightlab_ros.camera import Camera
+from nightlab_ros.capture.service import CaptureService
 from nightlab_ros.diagnostics import Diagnostics
 from nightlab_ros.engine_loading import EngineLoading
 from nightlab_ros.health import ERROR, OK, HealthReport
@@ -56,11 +58,13 @@ class NightLabNode(LoggedLifecycleNode):
         self.is_hanging = False  #: True once an engine did not return in time: its thread would block the process's end
         self._cameras: tuple[Camera, ...] = ()
         self._bundle: Bundle | None = None
+        self._bundle_sha256 = ""
         self._loading: EngineLoading | None = None
         self._inference: LatestWorker[Callable[[], None]] | None = None
         self._ended_inference: LatestWorker[Callable[[], None]] | None = None
         self._active = False
         self._patience_s = STOP_TIMEOUT_S  # with the engines
+        self._captures = CaptureService(self, lambda: self.settings, lambda: self._cameras, self._reports)
         self._diagnostics = Diagnostics(self, self._reports)
 
     @property
@@ -73,7 +77,9 @@ class NightLabNode(LoggedLifecycleNode):
         self._patience_s = STOP_TIMEOUT_S
         settings, log = self.settings, self.get_logger()
         self._bundle = bundle = load_bundle(settings.bundle or default_bundle())
-        self._cameras = tuple(Camera(self, name, settings, bundle.class_set) for name in settings.cameras)
+        self._bundle_sha256 = sha256_of(bundle.dir / MANIFEST_NAME)
+        capture = self._captures.submit
+        self._cameras = tuple(Camera(self, name, settings, bundle.class_set, capture) for name in settings.cameras)
         for camera in self._cameras:
             camera.set_delay_reason("the engines are being loaded")
         self._loading = EngineLoading(
@@ -134,6 +140,7 @@ class NightLabNode(LoggedLifecycleNode):
         if self._diagnostics is not None:
             self._diagnostics.close()
             self._diagnostics = None
+            self._log_error("end of captures", lambda: self._captures.close(STOP_TIMEOUT_S))
         super().destroy_node()
 
     @contextmanager
@@ -195,7 +202,8 @@ class NightLabNode(LoggedLifecycleNode):
     def _own_values(self, engines: Engines | None) -> dict[str, str]:
         """Return the values that all cameras have in common."""
         assert self._bundle is not None
-        values = {"bundle": self._bundle.manifest.name}
+        values = {"version": package_version(), "bundle": self._bundle.manifest.name}
+        values["bundle_sha256"] = self._bundle_sha256
         if engines is not None:
             values["engine"] = engines.name
             if engines.note:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the node as ros2_benchmark does: the highest rate with few lost frames, then latency, jitter and CPU load.
 
+The overhead is the time that the node adds: from the arrival of an image until its mask is published, without the
+pipeline's own time. It is measured by the node itself, at a rate at which no frame waits for another.
+
 The player, the node and the recorder are processes of their own. The player holds its frames in memory.
 """
 
@@ -9,7 +12,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +35,9 @@ RATES_HZ = (10.0, 30.0)
 LOWEST_HZ, HIGHEST_HZ, PRECISION = 1.0, 120.0, 1.1
 #: A trial lasts about so many seconds, within these numbers of frames; at 1280x720 the player holds them in 512 MiB.
 TRIAL_S, LEAST_FRAMES, MOST_FRAMES = 5.0, 20, 180
+#: The overhead is measured at this rate, or at half the highest one if that is lower, over as many frames as the node
+#: keeps statistics of.
+OVERHEAD_HZ, OVERHEAD_FRAMES = 10.0, 100
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,15 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Overhead:
+    """Time that the node adds to the pipeline's own."""
+
+    rate_hz: float  #: at which it was measured
+    median_ms: float
+    p95_ms: float
+
+
+@dataclass(frozen=True)
 class NodeFigures:
     """The node's figures; see the module."""
 
@@ -59,6 +74,7 @@ class NodeFigures:
     highest_rate_hz: float  #: with less than `LOST_LIMIT` of the frames lost; 0 if the lowest rate loses more
     trials: tuple[Trial, ...]  #: in the order in which they were made
     at_rates: tuple[Trial, ...]  #: at `RATES_HZ`
+    overhead: Overhead | None  #: None: the lowest rate already loses frames
 
 
 def measure_node(
@@ -83,15 +99,27 @@ def measure_node(
             node_process(parameters, out / "node.log") as node,
         ):
 
-            def run(rate_hz: float) -> Trial:
+            def run(rate_hz: float, count: int | None = None) -> Trial:
                 on_step(f"node: {rate_hz:.1f} Hz")
-                trial = play_at(rate_hz, out, recorder, node)
+                trial = play_at(rate_hz, out, recorder, node, count)
                 trials.append(trial)
                 return trial
 
             highest = highest_rate(lambda rate_hz: run(rate_hz).lost_share)
             at_rates = tuple(run(rate_hz) for rate_hz in RATES_HZ)
-    return NodeFigures(frame_hw, highest, tuple(trials), at_rates)
+            overhead = None
+            if highest:
+                trial = run(min(OVERHEAD_HZ, highest / 2), OVERHEAD_FRAMES)
+                recorder.wait_for_diagnostics()
+                overhead = read_overhead(trial.rate_hz, recorder.diagnostics)
+    return NodeFigures(frame_hw, highest, tuple(trials), at_rates, overhead)
+
+
+def read_overhead(rate_hz: float, diagnostics: Mapping[str, str]) -> Overhead | None:
+    """Return the overhead from the node's values in /diagnostics, or None if they hold none."""
+    if "overhead_ms_p50" not in diagnostics:
+        return None
+    return Overhead(rate_hz, float(diagnostics["overhead_ms_p50"]), float(diagnostics["overhead_ms_p95"]))
 
 
 def highest_rate(lost_share: Callable[[float], float]) -> float:
@@ -113,9 +141,13 @@ def highest_rate(lost_share: Callable[[float], float]) -> float:
     return low
 
 
-def play_at(rate_hz: float, out: Path, recorder: MaskRecorder, node: ChildProcess) -> Trial:
-    """Play the frames of `write_frames` in `out` at a rate, and return what came back."""
-    count = int(np.clip(round(rate_hz * TRIAL_S), LEAST_FRAMES, MOST_FRAMES))
+def play_at(rate_hz: float, out: Path, recorder: MaskRecorder, node: ChildProcess, count: int | None = None) -> Trial:
+    """Play the frames of `write_frames` in `out` at a rate, and return what came back.
+
+    `count` is the number of frames; None: as many as fit into `TRIAL_S`.
+    """
+    if count is None:
+        count = int(np.clip(round(rate_hz * TRIAL_S), LEAST_FRAMES, MOST_FRAMES))
     settings = PlayerSettings(input=str(out / "frames"), frames=count, rate=rate_hz)
     arguments = [*settings.arguments(), "--warm-up"]
     with PlayerProcess("nightlab_ros.playback.player", arguments, out / "player.log") as player:

@@ -120,6 +120,28 @@ class NodeSettings(PipelineSettings):
             "0: never",
         ),
     ] = 0.5
+    capture_dir: Annotated[
+        str, Field(description="folder of the captures that the service `~/capture` writes; ~ is the home directory")
+    ] = "~/.ros/nightlab_captures"
+    capture_max_mb: Annotated[
+        int,
+        Field(
+            ge=1, le=1_000_000, description="size of all captures in 10^6 bytes; the oldest are deleted for a new one"
+        ),
+    ] = 500
+    capture_below_confidence: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="a frame whose light level is below `night_below` is captured by itself if the mean confidence "
+            "of its mask is lower than this. 0: never",
+        ),
+    ] = 0.0
+    capture_period_s: Annotated[
+        float,
+        Field(ge=1, le=1_000_000, description="seconds between two captures that a camera makes by itself, at least"),
+    ] = 60.0
     autostart: Annotated[
         bool,
         AT_START,

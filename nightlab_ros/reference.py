@@ -25,7 +25,7 @@ from nightlab_core.data.label_doubts import MOST_SAMPLES
 from nightlab_core.data.label_maps import palette_ids
 from nightlab_core.data.pixel_depth import FIRST_FRAMES, MEASURED_BITS
 from nightlab_ros.parameters import NodeSettings, changes, choices, ros_type, ros_value, value_range
-from nightlab_ros.topics import DIAGNOSTIC_KEYS, DIAGNOSTICS, PUBLICATIONS, SUBSCRIPTIONS, NodeTopic
+from nightlab_ros.topics import CAPTURE_SERVICE, DIAGNOSTIC_KEYS, DIAGNOSTICS, PUBLICATIONS, SUBSCRIPTIONS, NodeTopic
 
 WIDTH = 120
 NOTE = "<!-- Written by `python -m nightlab_ros.reference docs`; change the code, not this page. -->"
@@ -73,7 +73,10 @@ def topics_page() -> str:
     blocks.append("## Services")
     blocks.append(
         _wrap(
-            "Those of a lifecycle node: `~/change_state`, `~/get_state` and others, and the parameter services "
+            f"`{CAPTURE_SERVICE}`, std_srvs/srv/Trigger, writes the last frame of each camera, the masks of both "
+            "levels, the regions and the values of `/diagnostics` into `capture_dir`. The answer names the folders. No "
+            "image is received while they are written. The others are those of a lifecycle node: `~/change_state`, "
+            "`~/get_state` and others, and the parameter services "
             "`~/set_parameters`, `~/get_parameters`, `~/describe_parameters` and others."
         )
     )

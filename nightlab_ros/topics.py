@@ -99,6 +99,8 @@ PUBLICATIONS = (
     *STAGE_TOPICS.values(),
     DIAGNOSTICS,
 )
+#: Service of the type std_srvs/srv/Trigger.
+CAPTURE_SERVICE = "~/capture"
 #: Keys of the values in DIAGNOSTICS.
 DIAGNOSTIC_KEYS = {
     "received": "images that reached the node, since configure",
@@ -119,6 +121,7 @@ DIAGNOSTIC_KEYS = {
     "frame_age_ms_p50, _p95, _p99": "percentiles from the image's stamp until its mask, over the last 100 frames",
     "STAGE_ms_p50, _p95, _p99": "percentiles of each stage above, over the last 100 frames in which it ran",
     "engine, bundle": "the inference library and the name of the bundle",
+    "version, bundle_sha256": "version of the package, and SHA-256 of bundle.yaml, which holds those of the networks",
     "engine_note": "the reason why a faster engine was skipped, and the remedy",
     "frame_in_progress_s": "seconds since the frame in progress was begun, if there is one",
     "build_network, build_percent, build_phase": "progress of a build of TensorRT plans, while configuring",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,16 @@ from command import nightlab
 
 from nightlab_core.data.frames import open_frames
 from nightlab_ros import node_benchmark
-from nightlab_ros.node_benchmark import HIGHEST_HZ, PRECISION, NodeFigures, Trial, highest_rate, summarise, write_frames
+from nightlab_ros.node_benchmark import (
+    HIGHEST_HZ,
+    PRECISION,
+    NodeFigures,
+    Overhead,
+    Trial,
+    highest_rate,
+    summarise,
+    write_frames,
+)
 from nightlab_ros.playback.protocol import SentFrame
 
 pytestmark = pytest.mark.ros
@@ -64,17 +74,21 @@ def test_frames_are_as_many_as_a_trial_needs(tmp_path: Path) -> None:
 
 def test_the_node_is_started_once_and_measured_at_two_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[dict[str, str]] = []
+    counts: list[tuple[float, int | None]] = []
+    values = {"overhead_ms_p50": "2.50", "overhead_ms_p95": "4.00"}
+    recorder = SimpleNamespace(diagnostics=values, wait_for_diagnostics=lambda: None)
 
     def node_process(parameters: dict[str, str], log: Path) -> Any:
         started.append(parameters)
         return nullcontext()
 
-    def play_at(rate_hz: float, *_: Any) -> Trial:
+    def play_at(rate_hz: float, out: Path, recorder: Any, node: Any, count: int | None) -> Trial:
+        counts.append((round(rate_hz, 1), count))
         return Trial(rate_hz, 100, round(100 * lost_share(20, rate_hz)), None, None, None)
 
     for name, fake in {
         "isolated_ros": lambda out: nullcontext(),
-        "MaskRecorder": lambda spool: nullcontext(),
+        "MaskRecorder": lambda spool: nullcontext(recorder),
         "node_process": node_process,
         "play_at": play_at,
     }.items():
@@ -86,6 +100,9 @@ def test_the_node_is_started_once_and_measured_at_two_rates(monkeypatch: pytest.
     assert [trial.rate_hz for trial in figures.at_rates] == [10, 30]
     assert [trial.lost for trial in figures.at_rates] == [0, 33]
     assert len(steps) == len(figures.trials)
+    rate_hz = figures.highest_rate_hz / 2
+    assert figures.overhead == Overhead(min(10.0, rate_hz), 2.5, 4.0)
+    assert counts[-1] == (round(min(10.0, rate_hz), 1), node_benchmark.OVERHEAD_FRAMES)
 
 
 def test_the_command_prints_the_figures(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,21 +110,29 @@ def test_the_command_prints_the_figures(tiny_bundle: Path, tmp_path: Path, monke
         assert parameters["bundle"] == str(tiny_bundle.resolve()) and parameters["engine"] == "onnxruntime"
         sent = [SentFrame(i, stamp_ns=i * 100_000_000, sent_ns=0, late_ms=0.0) for i in range(4)]
         trial = summarise(10.0, sent, {f.stamp_ns: f.stamp_ns + 20_000_000 for f in sent}, 1.5)
-        return NodeFigures(frame_hw, 12.5, (trial,), (trial, summarise(30.0, sent, {}, None)))
+        return NodeFigures(frame_hw, 12.5, (trial,), (trial, summarise(30.0, sent, {}, None)), Overhead(6.2, 3.25, 4.5))
 
     monkeypatch.setattr(node_benchmark, "measure_node", measure_node)
     words = ("--bundle", tiny_bundle, "--engine", "onnxruntime", "--image-size", "96x64", "--out", tmp_path)
     done = nightlab("benchmark", "--node", *words)
     assert done.status == 0, done.err
     assert "node, 96x64: highest rate with less than 5 % lost 12.5 Hz" in done.out and "150 %" in done.out
+    assert "node overhead at 6.2 Hz: median 3.2 ms, p95 4.5 ms" in done.out
     assert '"highest_rate_hz": 12.5' in (tmp_path / "benchmark.json").read_text()
 
 
 @pytest.mark.slow
 def test_the_real_node_is_measured(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"HIGHEST_HZ": 2.0, "RATES_HZ": (2.0,), "TRIAL_S": 1.0, "LEAST_FRAMES": 4}.items():
+    for name, value in {
+        "HIGHEST_HZ": 2.0,
+        "RATES_HZ": (2.0,),
+        "TRIAL_S": 1.0,
+        "LEAST_FRAMES": 4,
+        "OVERHEAD_FRAMES": 8,
+    }.items():
         monkeypatch.setattr(node_benchmark, name, value)
     parameters = {"bundle": str(tiny_bundle.resolve()), "engine": "onnxruntime", "threads": "1"}
     figures = node_benchmark.measure_node(parameters, (64, 96))
     assert [trial.sent for trial in figures.at_rates] == [4]
     assert figures.at_rates[0].lost < 4 and figures.at_rates[0].latency is not None
+    assert figures.overhead is None or 0 < figures.overhead.median_ms <= figures.overhead.p95_ms
