@@ -23,6 +23,7 @@ from nightlab_core.runtime.bundle import MANIFEST_NAME, Bundle, default_bundle, 
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.version import package_version
+from nightlab_ros.bond import create_bond
 from nightlab_ros.camera import Camera
 from nightlab_ros.capture.service import CaptureService
 from nightlab_ros.diagnostics import Diagnostics
@@ -64,6 +65,7 @@ class NightLabNode(LoggedLifecycleNode):
         self._ended_inference: LatestWorker[Callable[[], None]] | None = None
         self._active = False
         self._patience_s = STOP_TIMEOUT_S  # with the engines
+        self._bond = create_bond(self)
         self._captures = CaptureService(self, lambda: self.settings, lambda: self._cameras, self._reports)
         self._diagnostics = Diagnostics(self, self._reports)
 
@@ -98,6 +100,8 @@ class NightLabNode(LoggedLifecycleNode):
         for camera in self._cameras:
             camera.start(self._inference)
         self._active = True
+        if self._bond is not None:
+            self._bond.start()
         self.get_logger().info("active")
         for sentence in unused_qos_overrides(self._parameter_overrides, self._parameters):
             self.get_logger().warning(sentence)
@@ -105,6 +109,8 @@ class NightLabNode(LoggedLifecycleNode):
     def deactivate(self) -> None:
         """Unsubscribe, and wait for the current images. Raises TimeoutError after `STOP_TIMEOUT_S`."""
         inference, self._inference, self._active = self._inference, None, False
+        if self._bond is not None:
+            self._bond.stop()
         try:
             if inference is not None:
                 self._ended_inference = inference

@@ -80,6 +80,17 @@ def topics_page() -> str:
             "`~/set_parameters`, `~/get_parameters`, `~/describe_parameters` and others."
         )
     )
+    blocks.append("## Lifecycle managers")
+    blocks.append(
+        _wrap(
+            "configure returns within 5 s. If opening and compiling the engines takes longer, it goes on in the "
+            "background, with its progress in `/diagnostics`; the node may be activated at once, and masks come when "
+            "the engines are ready. If they cannot be loaded, `/diagnostics` shows the reason as an error. For Nav2's "
+            "lifecycle manager the active node sends heartbeats on `bond` if the ROS package bond is installed; "
+            "without it, set `bond_timeout: 0.0` in the manager. The node never changes its state by itself, except "
+            "with `autostart` at its start, and after an engine that hangs."
+        )
+    )
     return "\n\n".join(blocks) + "\n"
 
 

@@ -146,6 +146,36 @@ def test_the_launch_ends_with_the_node_and_with_a_status_where_it_failed() -> No
         module.ended(SimpleNamespace(returncode=1), context)
 
 
+def test_the_launch_file_of_several_cameras(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("launch_ros")
+    from launch import LaunchContext
+
+    spec = importlib.util.spec_from_file_location("cameras_launch", ROOT / "launch/cameras.launch.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    context = LaunchContext()
+    context.launch_configurations |= {
+        "images": "front:=/front/image_raw rear:=rear_raw", "namespace": "", "params_file": "cameras.yaml"
+    }  # fmt: skip
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(module, "Node", lambda **arguments: made.append(arguments))
+    module.start_node(context)
+    (node,) = made
+    assert node["parameters"][1] == {"cameras": ["front", "rear"], "autostart": True}
+    assert dict(node["remappings"]) == {
+        "front/image": "/front/image_raw",
+        "front/image/compressed": "/front/image_raw/compressed",
+        "front/camera_info": "/front/camera_info",
+        "rear/image": "rear_raw",
+        "rear/image/compressed": "rear_raw/compressed",
+        "rear/camera_info": "camera_info",
+    }
+    context.launch_configurations["images"] = "/front/image_raw"
+    with pytest.raises(ValueError, match="expected NAME:=TOPIC for each camera"):
+        module.start_node(context)
+
+
 def test_fastdds_profile_holds_large_images() -> None:
     namespace = {"dds": "http://www.eprosima.com"}
     profile = ElementTree.parse(ROOT / "config/fastdds.xml").getroot()

@@ -151,8 +151,9 @@ def test_descriptors_hold_ranges_choices_and_when_they_change() -> None:
     assert all(_descriptor(field).description == field.description for field in FIELDS.values())
 
 
-def test_the_shipped_file_is_valid() -> None:
-    content = yaml.safe_load((ROOT / "config/nightlab.yaml").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("file", ["nightlab.yaml", "cameras.yaml"])
+def test_the_shipped_file_is_valid(file: str) -> None:
+    content = yaml.safe_load((ROOT / "config" / file).read_text(encoding="utf-8"))
     assert list(content) == ["/**"] and list(content["/**"]) == ["ros__parameters"]
     values = content["/**"]["ros__parameters"]
     assert unknown_parameters(values, FIELDS) == []
