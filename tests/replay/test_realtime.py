@@ -27,9 +27,9 @@ class SlowPipeline:
         self._pipeline, self._pause_s = pipeline, pause_s
         self.bundle, self.prepare = pipeline.bundle, pipeline.prepare
 
-    def __call__(self, frame: np.ndarray) -> object:
+    def __call__(self, frame: np.ndarray, stamp_s: float) -> object:
         time.sleep(self._pause_s)
-        return self._pipeline(frame)
+        return self._pipeline(frame, stamp_s)
 
 
 def test_a_slow_pipeline_drops_frames_as_the_node_does(tmp_path: Path, pipeline: Pipeline) -> None:
@@ -74,7 +74,7 @@ def test_an_unreadable_frame_is_recorded_with_its_reason(
 
 def test_an_error_of_the_pipeline_ends_the_replay(tmp_path: Path, pipeline: Pipeline) -> None:
     class FailingPipeline(SlowPipeline):
-        def __call__(self, frame: np.ndarray) -> object:
+        def __call__(self, frame: np.ndarray, stamp_s: float) -> object:
             raise RuntimeError("out of memory")
 
     bag = write_tiny_bag(tmp_path / "bag", make_frames(3), step_ns=1_000_000)

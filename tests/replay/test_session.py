@@ -153,15 +153,16 @@ class RecordingPipeline:
     """A pipeline that records its calls."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline, self.bundle = pipeline, pipeline.bundle
+        self._pipeline, self.bundle, self.settings = pipeline, pipeline.bundle, pipeline.settings
+        self.restart = pipeline.restart
         self.done: list[tuple[str, tuple[int, ...]]] = []
 
     def prepare(self, frame_hw: tuple[int, int]) -> None:
         self.done.append(("prepare", frame_hw))
 
-    def __call__(self, frame: np.ndarray) -> object:
+    def __call__(self, frame: np.ndarray, stamp_s: float, number: int) -> object:
         self.done.append(("run", frame.shape[:2]))
-        return self._pipeline(frame)
+        return self._pipeline(frame, stamp_s, number)
 
 
 def test_the_time_of_a_frame_excludes_compilation(tmp_path: Path, pipeline: Pipeline) -> None:
