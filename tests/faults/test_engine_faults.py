@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines that fail, hang or answer nonsense: what is wrong is never published, the node says it, and recovers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+pytest.importorskip("onnx")
+
+from fault_harness import ERROR, IMAGE_LEVEL, WARN, FaultyNode, faulty_node
+from faulty_node import Fault
+from ros_harness import wait_until
+
+import nightlab_ros.node
+
+pytestmark = [pytest.mark.ros, pytest.mark.xdist_group("faulty_engines")]  # the tests share one running node
+
+
+@pytest.fixture(scope="module")
+def node(tiny_bundle: Path) -> Iterator[FaultyNode]:
+    with faulty_node(tiny_bundle, "engine_faults") as under_test:
+        yield under_test
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (Fault.IMAGE_RAISES, "a frame failed: RuntimeError: the image engine failed"),
+        (Fault.UNKNOWN_CLASS, r"the image network: received label 200, expected labels from 0 to 18, or 255"),
+        (Fault.OTHER_SHAPE, r"the image network: received labels uint8 \(1, 32, 48\), expected uint8 \(1, 64, 96\)"),
+        (Fault.FLOAT_CONFIDENCE, "the image network: received confidence float32"),
+        (Fault.IMAGE_EXITS, "SystemExit"),
+    ],
+)
+def test_without_the_image_level_there_are_no_masks(node: FaultyNode, fault: Fault, sentence: str) -> None:
+    failed = int(node.diagnostics()[-1]["failed"])
+    values = node.expect(ERROR, sentence, fault)
+    assert int(values["failed"]) > failed
+    message = node.send(fault)
+    node.expect(ERROR, sentence, fault)
+    assert not node.masks_of(message)
+    node.expect_recovery()
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (Fault.HARDNESS_RAISES, "the hardness engine failed"),
+        (Fault.HARDNESS_NAN, "the hardness network: received scores with nan"),
+        (Fault.REGION_RAISES, "the region engine failed"),
+        (Fault.REGION_UNKNOWN_CLASS, "the region network: received label 200"),
+    ],
+)
+def test_without_refinement_the_image_level_goes_on(node: FaultyNode, fault: Fault, sentence: str) -> None:
+    node.expect(WARN, sentence, fault)
+    message = node.send(fault)
+    (mask,) = wait_until(lambda: node.masks_of(message), "the image level's mask")
+    assert (mask == IMAGE_LEVEL).all()
+    node.expect_recovery()
+
+
+def test_an_engine_that_hangs_blocks_neither_diagnostics_nor_services(node: FaultyNode) -> None:
+    node.send(Fault.SLOW)
+    start = time.monotonic()
+    assert node.client.set_parameter("max_regions", 3).successful
+    assert time.monotonic() - start < 2.0
+    node.expect(WARN, "images arrive, but no mask came out for 2 s; the frame in progress was begun", Fault.NONE)
+    assert node.client.set_parameter("max_regions", 10).successful
+    node.expect_recovery()
+
+
+def test_deactivation_does_not_wait_for_an_engine_that_hangs(tiny_bundle: Path) -> None:
+    with (
+        mock.patch.object(nightlab_ros.node, "STOP_TIMEOUT_S", 0.2),
+        faulty_node(tiny_bundle, "engine_hangs") as node,
+    ):
+        node.send(Fault.SLOW)
+        wait_until(lambda: "frame_in_progress_s" in node.diagnostics()[-1], "the frame in progress")
+        assert not node.client.change_state(4)  # deactivate
+        assert node.node.is_hanging
+
+
+def test_masks_and_confidence_always_come_together(node: FaultyNode) -> None:
+    for fault in (*Fault, Fault.NONE):
+        if fault not in (Fault.SLOW, Fault.HANGS):
+            node.send(fault)
+    node.expect_recovery()
+    stamps = {
+        topic: {(m.header.stamp.sec, m.header.stamp.nanosec) for m in list(node.client.messages[f"nightlab/{topic}"])}
+        for topic in ("mask", "confidence")
+    }
+    newest = max(stamps["mask"])
+    assert stamps["mask"] - {newest} == stamps["confidence"] - {newest}
+    assert all(np.isin(np.frombuffer(m.data, np.uint8), range(19)).all() for m in node.client.messages["nightlab/mask"])
