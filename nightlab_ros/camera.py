@@ -83,7 +83,7 @@ class Camera:
             frame = self._segment(image)
             if self._publishing is None or self._publishing.submit(frame):
                 self._health.record_overwritten()
-        except Exception as error:
+        except BaseException as error:  # also SystemExit, so that every image is counted
             self._on_error(error)
         finally:
             self._begun_s = None
@@ -229,7 +229,7 @@ class Camera:
         if line:
             self._node.get_logger().info(f"prepared for {size} in {seconds:.1f} s")
 
-    def _on_error(self, error: Exception) -> None:
+    def _on_error(self, error: BaseException) -> None:
         reason = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
         self._health.record_failed(reason)
         self._log_error(f"no mask for this image{self._suffix}: {reason}")

@@ -172,7 +172,7 @@ class NightLabNode(LoggedLifecycleNode):
         own = (self.get_name(), self.get_namespace())
         return self.get_node_names_and_namespaces().count(own)
 
-    def _on_inference_error(self, error: Exception) -> None:
+    def _on_inference_error(self, error: BaseException) -> None:
         self.get_logger().error(f"inference thread: {error!r}")
 
     def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:

@@ -139,7 +139,7 @@ class Publishers:
         self._on_stages(stages_ms)
         self.publish_stages(stages_ms)
 
-    def _overlay_failed(self, error: Exception) -> None:
+    def _overlay_failed(self, error: BaseException) -> None:
         self._node.get_logger().error(f"no overlay for this image: {error!r}", throttle_duration_sec=5.0)
 
 

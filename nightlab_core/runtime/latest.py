@@ -19,7 +19,7 @@ class LatestWorker(Generic[T]):
     """
 
     def __init__(
-        self, name: str, handle: Callable[[T], None], failed: Callable[[Exception], None], depth: int = 1
+        self, name: str, handle: Callable[[T], None], failed: Callable[[BaseException], None], depth: int = 1
     ) -> None:
         self._name, self._handle, self._failed, self._depth = name, handle, failed, depth
         self._changed = threading.Condition()
@@ -72,6 +72,6 @@ class LatestWorker(Generic[T]):
                     self._waiting[source] = items  # at the end of the line
             try:
                 self._handle(item)
-            except Exception as error:
+            except BaseException as error:  # also SystemExit, which would end the thread without a word
                 self._failed(error)
             del item  # a frame is megabytes: do not keep it until the next one comes

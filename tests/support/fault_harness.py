@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import cv2
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -37,26 +38,31 @@ def picture(fault: int = Fault.NONE, size_hw: tuple[int, int] = SIZE_HW) -> np.n
 class FaultyNode:
     """An active node under test, with a camera that publishes what a test wants."""
 
-    def __init__(self, node: Any, namespace: str, topic: str = "image") -> None:
-        self.node, self.topic = node, topic
+    def __init__(self, node: Any, namespace: str) -> None:
+        self.node = node
         self.client = Client(namespace)
         self.client.listen(Image, "nightlab/mask")
         self.client.listen(Image, "nightlab/confidence")
         self.client.listen(DiagnosticArray, "/diagnostics")
         self._cameras: dict[type, Any] = {}
-        self.published = 0
+        self.published = 0  #: images so far
 
     def publish(self, message: Any) -> Any:
         """Publish a message and return it."""
-        if type(message) not in self._cameras:
-            self._cameras[type(message)] = self.client.node.create_publisher(type(message), self.topic, 10)
-        self._cameras[type(message)].publish(message)
+        kind = type(message)
+        if kind not in self._cameras:
+            topic = "image" if kind is Image else "image/compressed"
+            self._cameras[kind] = self.client.node.create_publisher(kind, topic, 10)
+        self._cameras[kind].publish(message)
         self.published += 1
         return message
 
     def send(self, fault: int = Fault.NONE, size_hw: tuple[int, int] = SIZE_HW) -> Any:
-        """Publish an image and return the message."""
-        return self.publish(self.client.image(picture(fault, size_hw)))
+        """Publish an image that asks the engines for a fault, and return the message."""
+        pixels = picture(fault, size_hw)
+        if self.node.settings.transport == "raw":
+            return self.publish(self.client.image(pixels))
+        return self.publish(self.client.compressed(cv2.imencode(".png", pixels)[1].tobytes(), "png"))
 
     def masks_of(self, message: Any) -> list[np.ndarray]:
         """The masks that have come for a message, uint8 (H, W)."""
@@ -115,7 +121,7 @@ class FaultyNode:
 
 
 @contextlib.contextmanager
-def faulty_node(bundle: Path, namespace: str, topic: str = "image", **parameters: Any) -> Iterator[FaultyNode]:
+def faulty_node(bundle: Path, namespace: str, **parameters: Any) -> Iterator[FaultyNode]:
     """Yield an active node with faulty engines, whose diagnostics come ten times a second."""
     import nightlab_ros.diagnostics
     from nightlab_ros.node import NightLabNode
@@ -132,9 +138,11 @@ def faulty_node(bundle: Path, namespace: str, topic: str = "image", **parameters
         assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
         assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
         thread.start()
-        under_test = FaultyNode(node, namespace, topic)
+        under_test = FaultyNode(node, namespace)
         try:
             under_test.expect_masks()
+            under_test.client.messages["/diagnostics"].clear()
+            wait_until(under_test.diagnostics, "diagnostics")
             yield under_test
         finally:
             under_test.client.close()

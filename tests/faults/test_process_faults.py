@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node as a process: signals while an engine hangs, and a death that leaves its memory behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("rclpy")
+pytest.importorskip("onnx")
+
+from fault_harness import picture
+from faulty_node import Fault
+from ros_harness import Client, NodeProcess
+
+pytestmark = [pytest.mark.ros, pytest.mark.slow, pytest.mark.xdist_group("faulty_processes")]
+
+
+class FaultyProcess(NodeProcess):
+    """The node with faulty engines, in a process of its own."""
+
+    program = (str(Path(__file__).parents[1] / "support" / "faulty_node.py"),)
+
+
+def start(bundle: Path, namespace: str) -> tuple[FaultyProcess, Client, Any]:
+    """Start the node and a client whose camera it answers."""
+    process, client = FaultyProcess(namespace, bundle=str(bundle), autostart=True), Client(namespace)
+    return process, client, client.connect(client.image(picture()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_node_although_an_engine_hangs(tiny_bundle: Path, number: signal.Signals) -> None:
+    process, client, camera = start(tiny_bundle, f"hanging_{number.name.lower()}")
+    try:
+        camera.publish(client.image(picture(Fault.HANGS)))
+        client.diagnostics(lambda values: "frame_in_progress_s" in values)
+        begin = time.monotonic()
+        assert process.stop(number) == 1
+        assert time.monotonic() - begin < 20.0
+        assert process.logged("did not (end|finish)")
+    finally:
+        client.close()
+
+
+def test_a_node_that_was_killed_can_be_started_again_and_its_memory_is_reclaimed(tiny_bundle: Path) -> None:
+    process, client, _ = start(tiny_bundle, "killed")
+    left = {name for name in os.listdir("/dev/shm") if "fast" in name}
+    try:
+        assert process.stop(signal.SIGKILL) == -signal.SIGKILL
+        assert left & set(os.listdir("/dev/shm"))
+        client.messages["nightlab/mask"].clear()
+        again = FaultyProcess("killed", bundle=str(tiny_bundle), autostart=True)
+        try:
+            client.connect(client.image(picture()))
+            assert again.logged(r"deleted \d+ MB of shared memory of processes that have ended")
+        finally:
+            assert again.stop() == 0
+    finally:
+        client.close()
