@@ -61,6 +61,7 @@ class Health:
         self._source: tuple[str, Sequence[str], str] = ("", (), "")
         self._published_s: deque[float] = deque(maxlen=window)
         self._ages_ms: deque[float] = deque(maxlen=window)
+        self._last_stamp_s: float | None = None
         self._stages: dict[str, deque[float]] = {}
         self._window = window
         self._light_level, self._refine_reason = math.nan, ""
@@ -151,6 +152,7 @@ class Health:
             self._counts["processed"] += 1
             self._published_s.append(self._steady_s())
             self._ages_ms.append(1e3 * (published_s - stamp_s))
+            self._last_stamp_s = stamp_s
             self._light_level, self._refine_reason = light_level, refine_reason
             self._unanswered_s, self._delay_reason = None, ""
         self.record_stages(stages_ms)
@@ -218,11 +220,12 @@ class Health:
             values["image_sizes"] = str(len(self._sizes))
             values["reliability"], publishers, _ = self._source
             values["publishers"] = ", ".join(publishers)
+            values["last_mask_stamp"] = "" if self._last_stamp_s is None else f"{self._last_stamp_s:.9f}"
             values.update(_percentiles("frame_age", self._ages_ms))
             for stage, times in self._stages.items():
                 values.update(_percentiles(stage, times))
             facts = self._facts(now_s, rate_hz)
-        level, message = judge(facts, self.limits) if active else (OK, "inactive")
+        level, message, values["mode"] = judge(facts, self.limits) if active else (OK, "inactive", "no masks")
         return HealthReport(level, message, values)
 
     def _facts(self, clock_s: float, rate_hz: float) -> Facts:

@@ -6,7 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-OK, WARN, ERROR = 0, 1, 2
+from nightlab_ros import degradation as dg
+from nightlab_ros.degradation import ERROR, OK, WARN, Finding, Mode, worst_mode
+
+__all__ = ["ERROR", "OK", "WARN", "Facts", "HealthLimits", "judge", "mixed_publishers"]
 #: Seconds for which a failure or a loss is reported, and after which silence is.
 REPORTED_S = 2.0
 #: Seconds over which rates and ratios are judged, and for which a clock may stand still.
@@ -49,75 +52,72 @@ class Facts:
     refinement_lost_s: float = 0.0  #: since the first such mask
 
 
-def judge(facts: Facts, limits: HealthLimits) -> tuple[int, str]:
-    """Return the highest level and the sentences of all rules that apply; OK and "running" if none does."""
+def judge(facts: Facts, limits: HealthLimits) -> tuple[int, str, Mode]:
+    """Return the highest level, the sentences, and the worst mode of all rules that apply.
+
+    OK, "running" and "full" if none does.
+    """
     found = [*_missing_masks(facts), *_troubled_input(facts)]
     if facts.silence_s is not None and facts.silence_s < REPORTED_S:
         found += _troubled_stream(facts, limits)
     if not found:
-        return OK, "running"
-    return max(level for level, _ in found), "; ".join(sentence for _, sentence in found)
+        return OK, "running", "full"
+    message = "; ".join(finding.sentence for finding in found)
+    return max(finding.level for finding in found), message, worst_mode(found)
 
 
 def mixed_publishers(names: Sequence[str]) -> str:
     """Return the sentence on several nodes that publish one camera topic."""
-    return f"{' and '.join(names)} publish the same camera topic, and their images mix: remap all but one of them"
+    return dg.SEVERAL_PUBLISHERS(names=" and ".join(names)).sentence
 
 
-def _missing_masks(facts: Facts) -> Iterator[tuple[int, str]]:
+def _missing_masks(facts: Facts) -> Iterator[Finding]:
     for reason in dict.fromkeys(facts.failures):
         times = facts.failures.count(reason)
-        yield ERROR, f"a frame failed: {reason}" + (f" ({times} times in {REPORTED_S:.0f} s)" if times > 1 else "")
+        yield dg.FRAME_FAILED(reason=reason, times=f" ({times} times in {REPORTED_S:.0f} s)" if times > 1 else "")
     if facts.waited_s < facts.patience_s:
         return
     if facts.delay_reason:
-        yield WARN, f"{facts.delay_reason}: no mask for {facts.waited_s:.0f} s"
+        yield dg.PREPARING(reason=facts.delay_reason, seconds=facts.waited_s)
+    elif facts.waited_s < 5 * facts.patience_s:
+        yield dg.NO_MASK(seconds=facts.waited_s)
     else:
-        level = ERROR if facts.waited_s >= 5 * facts.patience_s else WARN
-        yield level, f"images arrive, but no mask came out for {facts.waited_s:.0f} s"
+        yield dg.NO_MASK_FOR_LONG(seconds=facts.waited_s)
 
 
-def _troubled_input(facts: Facts) -> Iterator[tuple[int, str]]:
+def _troubled_input(facts: Facts) -> Iterator[Finding]:
     if len(facts.publishers) > 1:
-        yield WARN, mixed_publishers(facts.publishers)
+        yield dg.SEVERAL_PUBLISHERS(names=" and ".join(facts.publishers))
     if facts.lost:
-        yield WARN, facts.loss_advice
+        yield dg.LOST_IMAGES(advice=facts.loss_advice)
     if facts.silence_s is None:
-        yield WARN, "no images yet"
+        yield dg.NO_IMAGES_YET()
     elif facts.silence_s >= REPORTED_S:
-        yield WARN, f"no images for {facts.silence_s:.1f} s"
+        yield dg.SILENCE(seconds=facts.silence_s)
 
 
-def _troubled_stream(facts: Facts, limits: HealthLimits) -> Iterator[tuple[int, str]]:
+def _troubled_stream(facts: Facts, limits: HealthLimits) -> Iterator[Finding]:
     """Yield what is wrong while images arrive."""
     if facts.clock_stopped_s >= JUDGED_S:
-        yield WARN, f"the node's clock has stood still for {facts.clock_stopped_s:.0f} s: check use_sim_time and /clock"
+        yield dg.CLOCK_STOPPED(seconds=facts.clock_stopped_s)
     if facts.preparations > PREPARATIONS_PER_MINUTE:
-        yield (
-            WARN,
-            f"images of {facts.sizes} sizes alternate, and the engines were prepared {facts.preparations} times in the "
-            "last minute: give each camera a topic of its own, or let the camera keep one size",
-        )
+        yield dg.SIZES_ALTERNATE(sizes=facts.sizes, preparations=facts.preparations)
     if facts.refinement_error:
-        yield WARN, f"only the image level's mask, for {facts.refinement_lost_s:.0f} s: {facts.refinement_error}"
+        yield dg.REFINEMENT_LOST(seconds=facts.refinement_lost_s, reason=facts.refinement_error)
     if facts.age_ms is not None:
         yield from _judge_age(facts.age_ms, limits.age_ms)
     if facts.waited_s >= facts.patience_s:
         return  # no mask comes out, which is reported above
     if limits.drop_percent and facts.drop_percent > limits.drop_percent:
-        yield WARN, f"{facts.drop_percent:.0f} % of the images dropped; warn_drop_percent is {limits.drop_percent:g}"
+        yield dg.DROPS(percent=facts.drop_percent, limit=limits.drop_percent)
     if facts.rate_hz is not None and facts.rate_hz < limits.rate_hz <= facts.received_hz:
-        yield WARN, f"{facts.rate_hz:.2f} masks per second; warn_rate_hz is {limits.rate_hz:g}"
+        yield dg.LOW_RATE(rate_hz=facts.rate_hz, limit=limits.rate_hz)
 
 
-def _judge_age(age_ms: float, highest_ms: float) -> Iterator[tuple[int, str]]:
+def _judge_age(age_ms: float, highest_ms: float) -> Iterator[Finding]:
     if age_ms < 0:
-        yield WARN, "images are stamped in the future: check the camera's clock and use_sim_time"
+        yield dg.FUTURE_STAMPS()
     elif highest_ms and age_ms >= 1e3 * STAMP_FAULT_S:
-        yield (
-            WARN,
-            f"images are stamped {age_ms / 3.6e6:.0f} hours in the past: the camera does not set the stamp, its clock "
-            "is wrong, or a bag is played without use_sim_time",
-        )
+        yield dg.PAST_STAMPS(hours=age_ms / 3.6e6)
     elif highest_ms and age_ms > highest_ms:
-        yield WARN, f"masks are {age_ms:.0f} ms old when they are published; warn_age_ms is {highest_ms:g}"
+        yield dg.OLD_MASKS(age_ms=age_ms, limit=highest_ms)

@@ -24,6 +24,7 @@ from nightlab_core.data.images import ENCODINGS
 from nightlab_core.data.label_doubts import MOST_SAMPLES
 from nightlab_core.data.label_maps import palette_ids
 from nightlab_core.data.pixel_depth import FIRST_FRAMES, MEASURED_BITS
+from nightlab_ros.degradation import DEGRADATIONS, LEVELS
 from nightlab_ros.parameters import NodeSettings, changes, choices, ros_type, ros_value, value_range
 from nightlab_ros.topics import CAPTURE_SERVICE, DIAGNOSTIC_KEYS, DIAGNOSTICS, PUBLICATIONS, SUBSCRIPTIONS, NodeTopic
 
@@ -188,8 +189,32 @@ def inputs_page() -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def reliability_page() -> str:
+    """Return docs/reliability.md."""
+    blocks = [
+        "# Reliability",
+        NOTE,
+        _wrap(
+            "What the node does when something goes wrong. `mode` in /diagnostics says what still comes out: full "
+            "(masks of all levels that `refine` asks for), image level only, or no masks. `last_mask_stamp` is the "
+            "stamp of the last mask. A stopped node is unconfigured or has ended. Values in braces change. Each fault "
+            "is injected by the test that is named with it. `make test-all` runs all of them."
+        ),
+    ]
+    for row in DEGRADATIONS:
+        blocks.append(f"## {row.fault}")
+        facts = (f"mode: {row.mode}", f"{LEVELS[row.level]}: `{row.sentence}`", f"recovery: {row.recovery}")
+        blocks.append("\n".join(_item(fact) for fact in facts) + f"\n- test: `{row.test}`")
+    return "\n\n".join(blocks) + "\n"
+
+
 #: Function of each page, by file name.
-PAGES = {"parameters.md": parameters_page, "topics.md": topics_page, "what-is-read.md": inputs_page}
+PAGES = {
+    "parameters.md": parameters_page,
+    "topics.md": topics_page,
+    "what-is-read.md": inputs_page,
+    "reliability.md": reliability_page,
+}
 
 
 def _facts(field: FieldInfo) -> Iterable[str]:

@@ -47,7 +47,7 @@ def test_a_signal_ends_the_node_although_an_engine_hangs(tiny_bundle: Path, numb
         client.close()
 
 
-def test_a_node_that_was_killed_can_be_started_again_and_its_memory_is_reclaimed(tiny_bundle: Path) -> None:
+def test_a_killed_node_starts_again_and_reclaims_its_memory(tiny_bundle: Path) -> None:
     process, client, _ = start(tiny_bundle, "killed")
     left = {name for name in os.listdir("/dev/shm") if "fast" in name}
     try:

@@ -67,9 +67,7 @@ def test_a_transition_that_is_not_possible_is_refused(node: FaultyNode) -> None:
     node.expect_recovery()
 
 
-def test_a_bundle_that_cannot_be_loaded_leaves_the_node_unconfigured_until_it_can(
-    tiny_bundle: Path, tmp_path: Path
-) -> None:
+def test_a_bad_bundle_leaves_the_node_unconfigured_until_it_is_corrected(tiny_bundle: Path, tmp_path: Path) -> None:
     from rclpy.lifecycle import TransitionCallbackReturn
 
     copy = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
