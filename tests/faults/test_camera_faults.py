@@ -21,7 +21,11 @@ from faulty_node import Fault
 from ros_harness import Client, wait_until
 from sensor_msgs.msg import Image
 
-pytestmark = [pytest.mark.ros, pytest.mark.xdist_group("faulty_cameras")]  # the tests share running nodes
+pytestmark = [
+    pytest.mark.ros,
+    pytest.mark.slow,
+    pytest.mark.xdist_group("faulty_cameras"),
+]  # the tests share running nodes
 
 
 @pytest.fixture(scope="module")

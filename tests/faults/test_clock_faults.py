@@ -14,7 +14,11 @@ pytest.importorskip("onnx")
 from fault_harness import OK, WARN, FaultyNode, faulty_node, picture
 from rosgraph_msgs.msg import Clock
 
-pytestmark = [pytest.mark.ros, pytest.mark.xdist_group("faulty_clock")]  # the tests share one running node
+pytestmark = [
+    pytest.mark.ros,
+    pytest.mark.slow,
+    pytest.mark.xdist_group("faulty_clock"),
+]  # the tests share one running node
 
 
 @pytest.fixture(scope="module")

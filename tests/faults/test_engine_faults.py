@@ -20,7 +20,11 @@ from ros_harness import wait_until
 
 import nightlab_ros.node
 
-pytestmark = [pytest.mark.ros, pytest.mark.xdist_group("faulty_engines")]  # the tests share one running node
+pytestmark = [
+    pytest.mark.ros,
+    pytest.mark.slow,
+    pytest.mark.xdist_group("faulty_engines"),
+]  # the tests share one running node
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,11 @@ from ros_harness import node_in_process
 
 from nightlab_core.runtime.bundle import BundleError, load_bundle
 
-pytestmark = [pytest.mark.ros, pytest.mark.xdist_group("faulty_services")]  # the tests share one running node
+pytestmark = [
+    pytest.mark.ros,
+    pytest.mark.slow,
+    pytest.mark.xdist_group("faulty_services"),
+]  # the tests share one running node
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4
 
 

@@ -72,17 +72,19 @@ class FaultyNode:
     def expect_masks(self) -> np.ndarray:
         """Publish good images until a mask comes that is right, and return it."""
 
+        sent: list[Any] = []
+
         def answered() -> list[np.ndarray]:
-            message = self.send()
+            sent.append(self.send())
             with contextlib.suppress(AssertionError):
-                return wait_until(lambda: self.masks_of(message), "a mask", 0.3)
+                return wait_until(lambda: [mask for each in sent for mask in self.masks_of(each)], "a mask", 0.3)
             return []
 
-        (mask,) = wait_until(answered, "a mask of a good image", 30.0)
+        mask = wait_until(answered, "a mask of a good image", 60.0)[0]
         assert set(np.unique(mask)) == {IMAGE_LEVEL, REFINED}
         return mask
 
-    def expect(self, level: str, sentence: str, message: Any = None, patience_s: float = 20.0) -> dict[str, str]:
+    def expect(self, level: str, sentence: str, message: Any = None, patience_s: float = 60.0) -> dict[str, str]:
         """Publish `message`, or images with that fault, until diagnostics have the level and match the sentence."""
         seen: list[str] = []
 
