@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.ros,
     pytest.mark.slow,
     pytest.mark.xdist_group("faulty_cameras"),
-]  # the tests share running nodes
+]
 
 
 @pytest.fixture(scope="module")

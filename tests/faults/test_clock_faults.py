@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.ros,
     pytest.mark.slow,
     pytest.mark.xdist_group("faulty_clock"),
-]  # the tests share one running node
+]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.ros,
     pytest.mark.slow,
     pytest.mark.xdist_group("faulty_engines"),
-]  # the tests share one running node
+]
 
 
 @pytest.fixture(scope="module")

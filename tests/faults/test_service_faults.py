@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.ros,
     pytest.mark.slow,
     pytest.mark.xdist_group("faulty_services"),
-]  # the tests share one running node
+]
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4
 
 
