@@ -88,7 +88,7 @@ def test_no_cut_or_flipped_file_of_a_bundle_is_loaded(tiny_bundle: Path, tmp_pat
     copy = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
     content = (copy / name).read_bytes()
     original = load_bundle(tiny_bundle).manifest
-    for place in range(0, len(content), max(1, len(content) // 40)):
+    for place in range(0, len(content), max(1, len(content) // 10)):
         flipped = bytearray(content)
         flipped[place] ^= 0x55
         for damaged in (content[:place], bytes(flipped)):
