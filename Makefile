@@ -39,7 +39,7 @@ SOURCE = $(call option,input,$(INPUT)) $(call option,labels,$(LABELS)) $(call op
 	$(call option,glob,$(GLOB)) $(call option,topic,$(TOPIC)) $(call option,frames,$(FRAMES))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-vehicle lint format clean train-lite fuzz lock sbom
+.PHONY: help demo test test-all test-vehicle lint format clean train-lite fuzz soak lock sbom
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -48,7 +48,7 @@ help: ## show this list
 	@echo "       OUT=demo_out PARAMS='refine:=never max_regions:=3' (parameters of the node)"
 	@echo "test, test-all, test-vehicle: ROS=kilted or jazzy, TESTS='tests/ros -k demo'"
 	@echo "train-lite: DATA=(folder of the data sets, see docs/training.md) FROM=(first stage) UNTIL=(last stage)"
-	@echo "fuzz:  SECONDS=120 (for each target) TARGETS='images bags_mcap'."
+	@echo "fuzz:  SECONDS=120 (for each target) TARGETS='images bags_mcap'.    soak: MINUTES=20 SOAK_OUT=soak_out"
 	@echo "all:   PYTHON=(a Python 3.10 to 3.13)"
 
 demo: $(DEMO_ENV)/.ready ## play a labelled night clip through the node; INPUT=... plays your own
@@ -79,6 +79,9 @@ train-lite: $(TEST_ENV)/.ready ## train the lite bundle from the shipped weights
 
 fuzz: $(FUZZ_ENV)/.ready ## fuzz the readers of images, bags, messages and bundles, guided by coverage
 	$(FUZZ_ENV)/bin/python tests/fuzz/fuzz.py $(call option,seconds,$(SECONDS)) $(TARGETS)
+
+soak: $(VEHICLE_ENV)/.ready ## run the node under overload and random faults, and check that nothing is lost unseen
+	$(VEHICLE_ENV)/bin/python tests/faults/soak.py $(call option,minutes,$(MINUTES)) $(call option,out,$(SOAK_OUT))
 
 lock: $(SUPPLY_ENV)/.ready ## pin the vehicle's requirements with hashes, for every supported Python
 	$(SUPPLY_ENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --upgrade --no-header \

@@ -198,7 +198,10 @@ def reliability_page() -> str:
             "What the node does when something goes wrong. `mode` in /diagnostics says what still comes out: full "
             "(masks of all levels that `refine` asks for), image level only, or no masks. `last_mask_stamp` is the "
             "stamp of the last mask. A stopped node is unconfigured or has ended. Values in braces change. Each fault "
-            "is injected by the test that is named with it. `make test-all` runs all of them."
+            "is injected by the test that is named with it. `make test-all` runs all of them. `make soak` runs the "
+            "node for 20 minutes (`MINUTES`) at twice the rate that it sustains, with random faults, jumps of time, "
+            "parameter changes and lifecycle rounds; it fails if an image is in no count, memory grows, a fault is not "
+            "reported, or another error is."
         ),
     ]
     for row in DEGRADATIONS:
