@@ -131,7 +131,7 @@ class _Processing:
     evaluated: ClassSet
     keep_masks: bool
     results: _FrameResults
-    failures: list[Exception] = field(default_factory=list)
+    failures: list[BaseException] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._waiting: queue.Queue[Callable[[], None] | None] = queue.Queue(_JUDGE_QUEUE)
@@ -185,7 +185,7 @@ class _Processing:
             self._waiting.put(evaluate)
         self._processed.release()
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         self.failures.append(error)
         self._processed.release()
 
