@@ -4,15 +4,13 @@
 ros2 launch nightlab_ros cameras.launch.py images:="front:=/front/image_raw rear:=/rear/image_raw"
 """
 
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
-from launch.substitutions import EnvironmentVariable, LaunchConfiguration, PathJoinSubstitution
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchContext, LaunchDescription
-
-# Fast DDS's variable up to Jazzy, and from Kilted on.
-FASTDDS_PROFILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+from nightlab_ros.transport.profile import profile_environment
 
 
 def start_node(context: LaunchContext) -> list[Node]:
@@ -38,6 +36,7 @@ def start_node(context: LaunchContext) -> list[Node]:
             namespace=LaunchConfiguration("namespace"),
             parameters=[LaunchConfiguration("params_file"), {"cameras": list(topics), "autostart": True}],
             remappings=remappings,
+            additional_env=profile_environment(1 + len(topics)),
             output="screen",
         )
     ]
@@ -46,7 +45,6 @@ def start_node(context: LaunchContext) -> list[Node]:
 def generate_launch_description() -> LaunchDescription:
     """Return the node with its arguments."""
     share = FindPackageShare("nightlab_ros")
-    profile = PathJoinSubstitution([share, "config", "fastdds.xml"])
     return LaunchDescription(
         [
             DeclareLaunchArgument(
@@ -59,8 +57,6 @@ def generate_launch_description() -> LaunchDescription:
                 default_value=PathJoinSubstitution([share, "config", "cameras.yaml"]),
                 description="YAML file of parameters.",
             ),
-            # Fast DDS's default transport loses most images of 640x480 or more. A value set by the user is kept.
-            *(SetEnvironmentVariable(p, EnvironmentVariable(p, default_value=profile)) for p in FASTDDS_PROFILES),
             OpaqueFunction(function=start_node),
         ]
     )

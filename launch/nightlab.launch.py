@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start, configure and activate the node: ros2 launch nightlab_ros nightlab.launch.py image:=/camera/image_raw"""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription
 from nightlab_ros.params_file import check_params_file
-from nightlab_ros.transport.profile import choose_profile, profile_variable
+from nightlab_ros.transport.profile import profile_environment
 
 #: Arguments that set a parameter of the node, with its description. An argument that is not given sets nothing.
 PARAMETERS = {
@@ -80,23 +79,13 @@ def node(context: LaunchContext) -> list[Node]:
             parameters=parameters,
             remappings=[("image", given("image")), ("image/compressed", given("image") + "/compressed")],
             ros_arguments=["--log-level", given("log_level")],
-            additional_env=profile_environment(),
+            additional_env=profile_environment(NUM_PROCESSES),
             output="screen",
             respawn=respawn,
             respawn_delay=RESPAWN_DELAY_S,
             on_exit=None if respawn else ended,
         )
     ]
-
-
-def profile_environment() -> dict[str, str]:
-    """Return the variable of the Fast DDS profile that fits this machine, or nothing where the user has set one."""
-    if any(name.endswith("_DEFAULT_PROFILES_FILE") for name in os.environ):
-        return {}
-    profile, note = choose_profile(NUM_PROCESSES)
-    if note:
-        print(note)
-    return {profile_variable(): str(profile)}
 
 
 def ended(event: Any, context: LaunchContext) -> Shutdown:

@@ -41,6 +41,16 @@ def choose_profile(num_processes: int) -> tuple[Path, str]:
     return profile_path("fastdds_network.xml"), note
 
 
+def profile_environment(num_processes: int) -> dict[str, str]:
+    """Return Fast DDS's variable with the profile for so many new processes; nothing where the user has set one."""
+    if any(name.endswith("_DEFAULT_PROFILES_FILE") for name in os.environ):
+        return {}
+    profile, note = choose_profile(num_processes)
+    if note:
+        print(note)
+    return {profile_variable(): str(profile)}
+
+
 def free_shared_memory() -> int:
     """Return the free shared memory in bytes; 0 where there is none."""
     return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0

@@ -20,7 +20,13 @@ from ros_harness import ENVIRONMENT
 from sensor_msgs.msg import Image
 
 from nightlab_ros.transport import profile
-from nightlab_ros.transport.profile import choose_profile, loss_advice, profile_path, profile_variable
+from nightlab_ros.transport.profile import (
+    choose_profile,
+    loss_advice,
+    profile_environment,
+    profile_path,
+    profile_variable,
+)
 from nightlab_ros.transport.subscription import MatchedSubscription
 
 pytestmark = pytest.mark.ros
@@ -149,6 +155,9 @@ def test_advice_leaves_out_what_is_so(monkeypatch: pytest.MonkeyPatch) -> None:
     advice = loss_advice("reliable", fast_dds)
     assert advice == f"images are lost in the transport, which is reliable: start the camera, too, with {setting}"
     assert choose_profile(3) == (profile_path(), "")
+    with monkeypatch.context() as without:
+        without.delenv(profile_variable())
+        assert profile_environment(3) == {profile_variable(): str(profile_path())}
     free(64)
     path, note = choose_profile(3)
     assert path.name == "fastdds_network.xml" and path.is_file()
@@ -158,6 +167,7 @@ def test_advice_leaves_out_what_is_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "reliable: enlarge /dev/shm, which has 30 MB free where each process with the profile takes 34 MB" in advice
     assert advice.endswith(f"; then start the camera, too, with {setting}")
     monkeypatch.setenv(profile_variable(), "/my/own.xml")
+    assert profile_environment(3) == {}  # the user's own profile stays
     assert f"compare the profile /my/own.xml, with which this node was started, with {profile_path()}" in loss_advice(
         "reliable", fast_dds
     )
