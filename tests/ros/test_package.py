@@ -155,9 +155,8 @@ def test_the_launch_file_of_several_cameras(monkeypatch: pytest.MonkeyPatch) -> 
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     context = LaunchContext()
-    context.launch_configurations |= {
-        "images": "front:=/front/image_raw rear:=rear_raw", "namespace": "", "params_file": "cameras.yaml"
-    }  # fmt: skip
+    images = "front:=/front/image_raw rear:=rear_raw"
+    context.launch_configurations.update({"images": images, "namespace": "", "params_file": "cameras.yaml"})
     made: list[dict[str, Any]] = []
     monkeypatch.setattr(module, "Node", lambda **arguments: made.append(arguments))
     module.start_node(context)
