@@ -81,5 +81,5 @@ class CaptureService:
         path = self._capture(camera, frame)
         self._node.get_logger().info(f"the confidence is low: captured {path}")
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         self._node.get_logger().error(f"no capture: {error}", throttle_duration_sec=60.0)
