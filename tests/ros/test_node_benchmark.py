@@ -116,7 +116,7 @@ def test_the_command_prints_the_figures(tiny_bundle: Path, tmp_path: Path, monke
     words = ("--bundle", tiny_bundle, "--engine", "onnxruntime", "--image-size", "96x64", "--out", tmp_path)
     done = nightlab("benchmark", "--node", *words)
     assert done.status == 0, done.err
-    assert "node, 96x64: highest rate with less than 5 % lost 12.5 Hz" in done.out and "150 %" in done.out
+    assert "96x64: highest rate with less than 5 % lost 12.5 Hz" in done.out and "150 %" in done.out
     assert "node overhead at 6.2 Hz: median 3.2 ms, p95 4.5 ms" in done.out
     assert '"highest_rate_hz": 12.5' in (tmp_path / "benchmark.json").read_text()
 
