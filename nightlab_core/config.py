@@ -68,13 +68,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         content = file.read(MAX_YAML_BYTES + 1)
     if len(content) > MAX_YAML_BYTES:
         raise ConfigError(f"{path}: received more than {MAX_YAML_BYTES} bytes; is this the right file?")
-    try:
-        data = yaml.load(content.decode(), Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date or number that Python refuses
-        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+    data = parse_yaml(content, path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: received {_shown(data)}, expected a mapping of keys to values")
     return data
+
+
+def parse_yaml(text: str | bytes, name: str | Path) -> Any:
+    """Return the value of a YAML text, of any type. Raises ConfigError, which calls the text `name`."""
+    try:
+        return yaml.load(text.decode() if isinstance(text, bytes) else text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date or number that Python refuses
+        raise ConfigError(f"{name}: not readable as YAML: {error}") from error
 
 
 def to_yaml(data: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.version import package_version
 from nightlab_ros.bond import create_bond
 from nightlab_ros.camera import Camera
-from nightlab_ros.capture.service import CaptureService
+from nightlab_ros.capture_service import CaptureService
 from nightlab_ros.diagnostics import Diagnostics
 from nightlab_ros.engine_loading import EngineLoading
 from nightlab_ros.health import ERROR, OK, HealthReport
@@ -252,8 +252,13 @@ def main(args: list[str] | None = None) -> int:
 def _run(node: NightLabNode, stop: threading.Event) -> int:
     """Serve the node until `stop` is set. With autostart, end when it cannot start."""
     success = TransitionCallbackReturn.SUCCESS
-    if node.settings.autostart and not (node.trigger_configure() == success == node.trigger_activate()):
-        return 1
+    if node.settings.autostart:
+        if node.trigger_configure() != success:
+            return 1
+        if stop.is_set():
+            return 0
+        if node.trigger_activate() != success:
+            return 1
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     while not stop.is_set():  # signals are handled between two waits

@@ -8,19 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
+from nightlab_core.config import read_yaml
 
 
 def check_params_file(path: Path, node: str) -> None:
     """Raise ValueError unless a YAML file holds parameters for the node with this full name, such as "/front/nightlab".
 
-    Raises OSError if the file cannot be read.
+    A file that is no YAML raises ConfigError, a ValueError; one that cannot be read OSError.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
-    names = list(_node_names(content))
+    names = list(_node_names(read_yaml(path)))
     if not any(_matches(name, node) for name in names):
         found = ", ".join(names) if names else "no node with ros__parameters"
         raise ValueError(f"{path} has parameters of {found}; expected {node}, or /** for every node")

@@ -12,11 +12,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from nightlab_core.config import parse_yaml
 from nightlab_core.data.frames import FrameSource, open_frames
 from nightlab_core.runtime.bundle import default_bundle, load_bundle
 from nightlab_replay.progress import ProgressLine
@@ -61,7 +61,7 @@ def run_demo(settings: DemoSettings, console: Console) -> list[str]:
     out, player = settings.out, settings.player
     out.mkdir(parents=True, exist_ok=True)
     source = player.open()
-    bundle = yaml.safe_load(settings.parameters.get("bundle", ""))  # ROS reads a parameter as YAML, quotes included
+    bundle = parse_yaml(settings.parameters.get("bundle", ""), "parameter bundle")  # as ROS reads it, quotes included
     classes = load_bundle(bundle or default_bundle()).class_set
     height, width = next(iter(source)).image_bgr.shape[:2]
     console.print(f"[bold]NightLab demo[/]: {source.name}, {width}x{height} at {player.rate:g} Hz", soft_wrap=True)

@@ -36,8 +36,8 @@ def test_pipeline_settings_are_read_from_texts() -> None:
         ("max_regions=2.5", "--set max_regions=2.5: .*valid integer"),
         ("nms_iou=nan", "--set nms_iou=nan: .*finite number"),
         ("merge=best", "--set merge=best: .*'replace' or 'confident'"),
-        ("merge", "--set merge: expected NAME=VALUE with a name of mode, merge"),
-        ("colour=blue", "--set colour=blue: expected NAME=VALUE with a name of mode, merge"),
+        ("merge", "--set merge: expected NAME=VALUE with a name of refine, night_below"),
+        ("colour=blue", "--set colour=blue: expected NAME=VALUE with a name of refine, night_below"),
     ],
 )
 def test_a_wrong_setting_is_named(text: str, message: str) -> None:

@@ -37,7 +37,7 @@ from nightlab_ros.node import main
 def slow_monitor(trt):
     monitor = make_monitor(trt)
     step_complete = monitor.step_complete
-    monitor.step_complete = lambda phase, step: (time.sleep(0.01), step_complete(phase, step))[1]
+    monitor.step_complete = lambda phase, step: (time.sleep(0.05), step_complete(phase, step))[1]
     return monitor
 
 make_monitor, compiler._monitor = compiler._monitor, slow_monitor

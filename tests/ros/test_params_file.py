@@ -45,9 +45,9 @@ def test_a_namespace_may_be_a_level_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("", "no node with ros__parameters"),
+        ("", "expected a mapping of keys to values"),
         ("engine: openvino\n", "no node with ros__parameters"),
-        ("nightlab: [1\n", "is not a YAML file"),
+        ("nightlab: [1\n", "not readable as YAML"),
     ],
 )
 def test_a_file_without_parameters_is_named(tmp_path: Path, content: str, sentence: str) -> None:
