@@ -18,6 +18,8 @@ JUDGED_S = 5.0
 PREPARATIONS_PER_MINUTE = 3
 #: Age in seconds that no delay explains: the stamps are wrong.
 STAMP_FAULT_S = 3600.0
+#: Milliseconds by which stamps may be ahead: two clocks differ a little, and a simulated one advances in steps.
+AHEAD_MS = 100.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _troubled_stream(facts: Facts, limits: HealthLimits) -> Iterator[Finding]:
 
 
 def _judge_age(age_ms: float, highest_ms: float) -> Iterator[Finding]:
-    if age_ms < 0:
+    if age_ms < -AHEAD_MS:
         yield dg.FUTURE_STAMPS()
     elif highest_ms and age_ms >= 1e3 * STAMP_FAULT_S:
         yield dg.PAST_STAMPS(hours=age_ms / 3.6e6)

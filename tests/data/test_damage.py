@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rosbags.rosbag2 import Writer as Rosbag2Writer
 from rosbags.typesys import Stores, get_typestore
 from tiny_bags import IMAGES, LABELS, START_NS, STEP_NS, make_frames, write_tiny_bag
 
+from nightlab_core.data.bags.mcap import McapFile
 from nightlab_core.data.bags.messages import IMAGE_TYPE
 from nightlab_core.data.bags.protocol import BagError
 from nightlab_core.data.bags.reader import Bag
@@ -263,3 +265,12 @@ def test_a_killed_recorder_leaves_messages_in_the_log(tmp_path: Path, bags: dict
         shutil.copy(tmp_path / name, copy.parent / name)
     connection.close()
     assert readable(copy, frames)[0] == COUNT + 1
+
+
+def test_a_record_outside_chunks_that_is_damaged_is_reported(tmp_path: Path) -> None:
+    channel = struct.pack("<HHI", 0, 0, 2**20) + b"/t"  # its topic would be a megabyte long
+    path = tmp_path / "cut.mcap"
+    path.write_bytes(b"\x89MCAP0\r\n" + struct.pack("<BQ", 4, len(channel)) + channel)
+    file = McapFile(path)
+    assert any("the record at byte 8 cannot be read" in problem for problem in file.problems)
+    file.close()

@@ -52,7 +52,10 @@ def test_a_killed_node_starts_again_and_reclaims_its_memory(tiny_bundle: Path) -
     left = {name for name in os.listdir("/dev/shm") if "fast" in name}
     try:
         assert process.stop(signal.SIGKILL) == -signal.SIGKILL
-        assert left & set(os.listdir("/dev/shm"))
+        kept = left & set(os.listdir("/dev/shm"))
+        assert kept
+        for name in kept:  # younger ones may belong to a process that is starting
+            os.utime(f"/dev/shm/{name}", (time.time() - 120,) * 2)
         client.messages["nightlab/mask"].clear()
         again = FaultyProcess("killed", bundle=str(tiny_bundle), autostart=True)
         try:

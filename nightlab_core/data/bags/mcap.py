@@ -203,7 +203,10 @@ class McapFile:
                     self.problems.append(f"the chunk at byte {at} cannot be read: {error}")
             elif at + _RECORD.size + length <= self._size:
                 if opcode in (_SCHEMA_CODE, _CHANNEL_CODE, _MESSAGE_CODE):
-                    self._note(opcode, self._file.read(length), at, _NO_CHUNK)
+                    try:
+                        self._note(opcode, self._file.read(length), at, _NO_CHUNK)
+                    except _DAMAGED as error:
+                        self.problems.append(f"the record at byte {at} cannot be read: {error}")
                 elif opcode in (_DATA_END_CODE, _FOOTER_CODE):
                     break
             at += _RECORD.size + length
