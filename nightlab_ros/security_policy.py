@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Iterable, Sequence
 from xml.etree import ElementTree as ET
 
-from nightlab_ros.topics import PUBLICATIONS, SUBSCRIPTIONS, NodeTopic
+from nightlab_ros.topics import CAPTURE_SERVICE, PUBLICATIONS, SUBSCRIPTIONS, NodeTopic
 
 #: Topics and services that every ROS 2 node has, and those of a lifecycle node, which topics.py does not list.
 _ROS_PUBLICATIONS = ("/rosout", "/parameter_events", "~/transition_event")
@@ -28,7 +28,7 @@ def policy(namespace: str = "/", name: str = "nightlab", cameras: Sequence[str] 
     profile = ET.SubElement(ET.SubElement(enclave, "profiles"), "profile", ns=namespace, node=name)
     _rule(profile, "topics", "publish", [*_names(PUBLICATIONS, cameras), *_ROS_PUBLICATIONS])
     _rule(profile, "topics", "subscribe", [*_names(SUBSCRIPTIONS, cameras), *_ROS_SUBSCRIPTIONS])
-    _rule(profile, "services", "reply", [f"~/{service}" for service in _SERVICES])
+    _rule(profile, "services", "reply", [CAPTURE_SERVICE, *(f"~/{service}" for service in _SERVICES)])
     ET.indent(root)
     return f"<?xml version='1.0' encoding='UTF-8'?>\n{ET.tostring(root, encoding='unicode')}\n"
 

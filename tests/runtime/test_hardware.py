@@ -25,7 +25,7 @@ def write(root: Path, **files: str) -> Path:
     return root
 
 
-V2_GROUP = {"proc__self__cgroup": "0::/work/job\n"}
+V2_GROUP = {"proc__self__cgroup": "0::/jobs/one\n"}
 
 
 @pytest.mark.parametrize(
@@ -37,12 +37,12 @@ V2_GROUP = {"proc__self__cgroup": "0::/work/job\n"}
         ({"proc__self__cgroup": "0::/\n", "sys__fs__cgroup__cpu.max": "150000 100000\n"}, 1.5, 2),
         ({"proc__self__cgroup": "0::/\n", "sys__fs__cgroup__cpu.max": "20000 100000\n"}, 0.2, 1),
         ({"proc__self__cgroup": "0::/\n", "sys__fs__cgroup__cpu.max": "6400000 100000\n"}, 64.0, CORES),
-        ({**V2_GROUP, "sys__fs__cgroup__work__job__cpu.max": "300000 100000\n"}, 3.0, 3),
+        ({**V2_GROUP, "sys__fs__cgroup__jobs__one__cpu.max": "300000 100000\n"}, 3.0, 3),
         (
             {
                 **V2_GROUP,
-                "sys__fs__cgroup__work__job__cpu.max": "max 100000\n",
-                "sys__fs__cgroup__work__cpu.max": "200000 100000\n",
+                "sys__fs__cgroup__jobs__one__cpu.max": "max 100000\n",
+                "sys__fs__cgroup__jobs__cpu.max": "200000 100000\n",
             },
             2.0,
             2,
