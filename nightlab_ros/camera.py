@@ -22,11 +22,11 @@ from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.runtime.pipeline import Pipeline, Result
 from nightlab_core.runtime.refinement import Outcome
 from nightlab_ros.camera_stream import CameraImage, CameraStream, clock_s
-from nightlab_ros.capture_store import CaptureTrigger
-from nightlab_ros.distinct_lines import DistinctLines
-from nightlab_ros.health import OK, Health, HealthReport
+from nightlab_ros.capture.store import CaptureTrigger
+from nightlab_ros.monitoring.distinct_lines import DistinctLines
+from nightlab_ros.monitoring.health import OK, Health, HealthReport
 from nightlab_ros.parameters import NodeSettings
-from nightlab_ros.publishers import Publishers, qos_profile
+from nightlab_ros.publishing.publishers import Publishers, qos_profile
 from nightlab_ros.topics import CAMERA_INFO
 
 #: A frame that has been in progress for so many seconds is named in the message of /diagnostics.

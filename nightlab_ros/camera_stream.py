@@ -12,8 +12,8 @@ import rclpy
 from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 
-from nightlab_ros.health import Health
-from nightlab_ros.health_rules import mixed_publishers
+from nightlab_ros.monitoring.health import Health
+from nightlab_ros.monitoring.health_rules import mixed_publishers
 from nightlab_ros.topics import COMPRESSED_IMAGE, IMAGE
 from nightlab_ros.transport.profile import loss_advice
 from nightlab_ros.transport.subscription import MatchedSubscription

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from nightlab_core.runtime.engines.engine import BuildProgress, OnProgress
 from nightlab_core.runtime.engines.open import Engines
-from nightlab_ros.health import ERROR, OK, HealthReport
+from nightlab_ros.monitoring.health import ERROR, OK, HealthReport
 
 
 class EngineLoading:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
-from nightlab_ros.distinct_lines import DistinctLines
+from nightlab_ros.monitoring.distinct_lines import DistinctLines
 
 
 class LoggedLifecycleNode(LifecycleNode):

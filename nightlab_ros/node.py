@@ -25,11 +25,11 @@ from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.version import package_version
 from nightlab_ros.bond import create_bond
 from nightlab_ros.camera import Camera
-from nightlab_ros.capture_service import CaptureService
-from nightlab_ros.diagnostics import Diagnostics
+from nightlab_ros.capture.service import CaptureService
 from nightlab_ros.engine_loading import EngineLoading
-from nightlab_ros.health import ERROR, OK, HealthReport
 from nightlab_ros.lifecycle import LoggedLifecycleNode, run_within
+from nightlab_ros.monitoring.diagnostics import Diagnostics
+from nightlab_ros.monitoring.health import ERROR, OK, HealthReport
 from nightlab_ros.parameters import ParameterError, change, declare, unknown_parameters, unused_qos_overrides
 from nightlab_ros.start import StartError, start_ros
 from nightlab_ros.transport.shared_memory import reclaim

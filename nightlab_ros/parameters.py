@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from nightlab_core.config import replace
 from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PathsChoice, PrecisionChoice
 from nightlab_core.runtime.settings import PipelineSettings
-from nightlab_ros.health_rules import HealthLimits
+from nightlab_ros.monitoring.health_rules import HealthLimits
 
 #: Marks in a field's metadata that say when it may change. Without a mark: at any time, from the next frame on.
 AT_CONFIGURE, AT_START = "at configure", "at start"

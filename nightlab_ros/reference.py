@@ -24,7 +24,7 @@ from nightlab_core.data.images import ENCODINGS
 from nightlab_core.data.label_doubts import MOST_SAMPLES
 from nightlab_core.data.label_maps import palette_ids
 from nightlab_core.data.pixel_depth import FIRST_FRAMES, MEASURED_BITS
-from nightlab_ros.degradation import DEGRADATIONS, LEVELS
+from nightlab_ros.monitoring.degradation import DEGRADATIONS, LEVELS
 from nightlab_ros.parameters import NodeSettings, changes, choices, ros_type, ros_value, value_range
 from nightlab_ros.topics import CAPTURE_SERVICE, DIAGNOSTIC_KEYS, DIAGNOSTICS, PUBLICATIONS, SUBSCRIPTIONS, NodeTopic
 

@@ -25,8 +25,8 @@ from std_msgs.msg import Header
 
 from nightlab_core.data.frames import Frame, FrameSource, open_frames
 from nightlab_core.data.prefetch import Prefetcher
-from nightlab_ros.messages import image_message
 from nightlab_ros.playback.protocol import WARM_UP, SentFrame, print_sent, run_player, wait_until_released, warm_up
+from nightlab_ros.publishing.messages import image_message
 
 #: The header's frame_id of each image.
 FRAME_ID = "camera"

@@ -21,7 +21,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
-from nightlab_ros.messages import image_message
+from nightlab_ros.publishing.messages import image_message
 from nightlab_ros.transport.profile import profile_path, profile_variable
 from nightlab_ros.transport.subscription import MATCH_PERIOD_S, MatchedSubscription
 

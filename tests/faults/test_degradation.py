@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from nightlab_ros.degradation import DEGRADATIONS, Degradation, Finding, worst_mode
-from nightlab_ros.health import ERROR, OK, WARN, Health
-from nightlab_ros.health_rules import Facts, HealthLimits, judge
+from nightlab_ros.monitoring.degradation import DEGRADATIONS, Degradation, Finding, worst_mode
+from nightlab_ros.monitoring.health import ERROR, OK, WARN, Health
+from nightlab_ros.monitoring.health_rules import Facts, HealthLimits, judge
 
 ROOT = Path(__file__).parents[2]
 LIMITS = HealthLimits(age_ms=500.0)

@@ -19,7 +19,7 @@ from fake_node import FakeNode, fake_node
 from ros_harness import wait_until
 from sensor_msgs.msg import CameraInfo
 
-from nightlab_ros.health import ERROR, OK, WARN, HealthReport
+from nightlab_ros.monitoring.health import ERROR, OK, WARN, HealthReport
 
 pytestmark = pytest.mark.ros
 CAMERAS = ["front", "rear"]

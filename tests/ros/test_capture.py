@@ -20,8 +20,8 @@ from fake_node import FakeNode, fake_node
 from ros_harness import wait_until
 
 from nightlab_core.version import package_version
-from nightlab_ros import capture_store as store_module
-from nightlab_ros.capture_store import CaptureError, CaptureStore, CaptureTrigger
+from nightlab_ros.capture import store as store_module
+from nightlab_ros.capture.store import CaptureError, CaptureStore, CaptureTrigger
 
 pytestmark = pytest.mark.ros
 

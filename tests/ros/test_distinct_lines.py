@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from nightlab_ros.distinct_lines import DistinctLines
+from nightlab_ros.monitoring.distinct_lines import DistinctLines
 
 
 class Lines:

@@ -21,7 +21,7 @@ from ros_harness import Client, NodeProcess, node_in_process, wait_until
 
 from nightlab_core.runtime.engines.engine import BuildProgress
 from nightlab_ros.engine_loading import EngineLoading
-from nightlab_ros.health import ERROR
+from nightlab_ros.monitoring.health import ERROR
 
 pytestmark = pytest.mark.ros
 

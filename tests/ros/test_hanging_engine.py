@@ -18,9 +18,9 @@ from lifecycle_msgs.msg import Transition
 from rclpy.lifecycle import TransitionCallbackReturn
 from ros_harness import Client, NodeProcess, wait_until
 
-from nightlab_ros import diagnostics as diagnostics_module
 from nightlab_ros import node as node_module
-from nightlab_ros.health import ERROR
+from nightlab_ros.monitoring import diagnostics as diagnostics_module
+from nightlab_ros.monitoring.health import ERROR
 
 pytestmark = pytest.mark.ros
 

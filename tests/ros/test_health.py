@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nightlab_ros.health import ERROR, OK, WARN, Health, HealthLimits
+from nightlab_ros.monitoring.health import ERROR, OK, WARN, Health, HealthLimits
 
 
 class Stream:

@@ -19,8 +19,8 @@ from nightlab_core.runtime.bundle import load_bundle
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_ros import node as node_module
 from nightlab_ros.camera import Camera
-from nightlab_ros.health import HealthReport
-from nightlab_ros.messages import image_message
+from nightlab_ros.monitoring.health import HealthReport
+from nightlab_ros.publishing.messages import image_message
 
 
 class FakeNode:

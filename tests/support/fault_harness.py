@@ -125,14 +125,14 @@ class FaultyNode:
 @contextlib.contextmanager
 def faulty_node(bundle: Path, namespace: str, **parameters: Any) -> Iterator[FaultyNode]:
     """Yield an active node with faulty engines, whose diagnostics come ten times a second."""
-    import nightlab_ros.diagnostics
+    import nightlab_ros.monitoring.diagnostics
     from nightlab_ros.node import NightLabNode
 
     os.environ.update(ENVIRONMENT)
     context = Context()
     arguments = ["--ros-args", "-r", f"__ns:=/{namespace}", *parameter_arguments({"bundle": str(bundle), **parameters})]
     rclpy.init(args=arguments, context=context)
-    with patched(), mock.patch.object(nightlab_ros.diagnostics, "PERIOD_S", 0.1):
+    with patched(), mock.patch.object(nightlab_ros.monitoring.diagnostics, "PERIOD_S", 0.1):
         node = NightLabNode(context=context)
         executor = SingleThreadedExecutor(context=context)
         executor.add_node(node)

@@ -30,7 +30,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image
 
-from nightlab_ros.messages import image_message
+from nightlab_ros.publishing.messages import image_message
 from nightlab_ros.transport.profile import profile_path, profile_variable
 
 ROOT = Path(__file__).parents[2]

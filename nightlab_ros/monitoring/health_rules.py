@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nightlab_ros import degradation as dg
-from nightlab_ros.degradation import ERROR, OK, WARN, Finding, Mode, worst_mode
+from nightlab_ros.monitoring import degradation as dg
+from nightlab_ros.monitoring.degradation import ERROR, OK, WARN, Finding, Mode, worst_mode
 
 __all__ = ["ERROR", "OK", "WARN", "Facts", "HealthLimits", "judge", "mixed_publishers"]
 #: Seconds for which a failure or a loss is reported, and after which silence is.

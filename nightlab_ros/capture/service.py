@@ -11,8 +11,8 @@ from rclpy.node import Node
 
 from nightlab_core.runtime.latest import LatestWorker
 from nightlab_ros.camera import Camera, SegmentedFrame
-from nightlab_ros.capture_store import CaptureError, CaptureStore, capture_files
-from nightlab_ros.health import HealthReport
+from nightlab_ros.capture.store import CaptureError, CaptureStore, capture_files
+from nightlab_ros.monitoring.health import HealthReport
 from nightlab_ros.parameters import NodeSettings
 from nightlab_ros.topics import CAPTURE_SERVICE
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from nightlab_core.runtime.pipeline import Result
 from nightlab_core.runtime.refinement import Outcome
-from nightlab_ros.health import HealthReport
+from nightlab_ros.monitoring.health import HealthReport
 
 #: Name of a capture's folder; no other folder is ever deleted. The camera's name is missing if it has none.
 NAME = re.compile(r"capture-\d{8}T\d{6}\.\d{6}Z(-[A-Za-z]\w*)?")

@@ -20,7 +20,7 @@ from nightlab_core.labels import ClassSet, overlay
 from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.runtime.pipeline import Result
 from nightlab_ros import topics
-from nightlab_ros.messages import image_message
+from nightlab_ros.publishing.messages import image_message
 from nightlab_ros.topics import NodeTopic
 
 

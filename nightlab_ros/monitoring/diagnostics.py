@@ -11,8 +11,8 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
 from nightlab_ros import topics
-from nightlab_ros.health import HealthReport
-from nightlab_ros.publishers import message_class, qos_overrides, qos_profile
+from nightlab_ros.monitoring.health import HealthReport
+from nightlab_ros.publishing.publishers import message_class, qos_overrides, qos_profile
 
 #: Seconds between two messages, by a clock that runs on when simulated time stands still.
 PERIOD_S = 1.0

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nightlab_ros.health_rules import ERROR, JUDGED_S, OK, REPORTED_S, WARN, Facts, HealthLimits, judge
-from nightlab_ros.recent import Recent
+from nightlab_ros.monitoring.health_rules import ERROR, JUDGED_S, OK, REPORTED_S, WARN, Facts, HealthLimits, judge
+from nightlab_ros.monitoring.recent import Recent
 
 #: Publishers of a topic whose images are counted apart.
 MAX_PUBLISHERS = 16
