@@ -6,6 +6,7 @@ The masks are kept in a file and evaluated when the bag has been played, so that
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -129,7 +130,7 @@ class _LiveSpan:
         return {
             "autostart": "true",
             "use_sim_time": "true",
-            "bundle": str(self._bundle.dir.resolve()),
+            "bundle": json.dumps(str(self._bundle.dir.resolve()), ensure_ascii=False),  # YAML would cut it at " #"
             "engine": settings.engine,
             "precision": settings.precision,
             "threads": str(settings.threads),

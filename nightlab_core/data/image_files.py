@@ -8,6 +8,7 @@ so that labels and masks keep the camera's pixel grid.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".g
 UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".jp2", ".dng", ".exr", ".ppm", ".pgm")
 _HEAD_BYTES = 25  #: up to the bit depth of a PNG
 _SEVERAL = ("WebP", "TIFF", "GIF", "AVIF")  #: formats that hold several images
+if "OPENCV_LOG_LEVEL" not in os.environ:  # every ImageError says what OpenCV would write to standard error
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def decode_bgr(data: bytes, depth: PixelDepth | None = None) -> np.ndarray:

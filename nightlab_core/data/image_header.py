@@ -18,6 +18,8 @@ MAX_BYTES = 8 * MAX_PIXELS
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _NO_FRAME_HEADERS = (0xC4, 0xC8, 0xCC)  #: markers among those of a JPEG's frame header that are none
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION = 256, 257, 274
+_TIFF_PARTS = ((273, 279), (324, 325))  #: tags of the offsets and byte counts of strips, and of tiles
+_TIFF_TAGS = (_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION, *_TIFF_PARTS[0], *_TIFF_PARTS[1])
 
 
 class ImageError(ValueError):
@@ -43,8 +45,8 @@ def check_size(width: int, height: int) -> None:
 def check_header(data: bytes) -> tuple[str, tuple[int, int]]:
     """Return format, such as "PNG", and size (width, height) of an image file's bytes. Raises ImageError.
 
-    Raises for an unknown format, a size beyond the limits, and for a TIFF that is to be shown turned or mirrored:
-    OpenCV always turns these, and their labels would no longer fit.
+    Raises for an unknown format, a size beyond the limits, and for a TIFF that is cut short, whose missing part OpenCV
+    would fill with black, or that is to be shown turned or mirrored: OpenCV turns it, and its labels no longer fit.
     """
     check_bytes(len(data))
     kind = next((kind for kind, (is_kind, _) in FORMATS.items() if is_kind(data)), None)
@@ -55,12 +57,21 @@ def check_header(data: bytes) -> tuple[str, tuple[int, int]]:
         )
     try:
         size = FORMATS[kind][1](data)
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, LookupError, ValueError) as error:
         raise ImageError(f"received {len(data)} bytes of {kind} without a size in its header: it is corrupt") from error
     check_size(*size)
-    if kind == "TIFF" and (turned := _tiff_values(data).get(_TIFF_ORIENTATION, 1)) != 1:
-        raise ImageError(f"received a TIFF of orientation {turned}; expected 1: store its pixels as they are shown")
+    if kind == "TIFF":
+        _check_tiff(data)
     return kind, size
+
+
+def _check_tiff(data: bytes) -> None:
+    values = _tiff_values(data)
+    if (turned := (values.get(_TIFF_ORIENTATION) or [1])[0]) != 1:
+        raise ImageError(f"received a TIFF of orientation {turned}; expected 1: store its pixels as they are shown")
+    ends = [sum(part) for tags in _TIFF_PARTS for part in zip(*(values.get(tag, []) for tag in tags), strict=False)]
+    if max(ends, default=0) > len(data):
+        raise ImageError(f"received {len(data)} bytes of TIFF; expected {max(ends)}: it is cut short")
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
@@ -93,22 +104,25 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _tiff_values(data: bytes) -> dict[int, int]:
-    """Return the whole numbers in the first directory of a TIFF by tag."""
+def _tiff_values(data: bytes) -> dict[int, list[int]]:
+    """Return the numbers in the first directory of a TIFF by tag, for `_TIFF_TAGS`."""
     order = "<" if data.startswith(b"II") else ">"
     (at,) = struct.unpack_from(order + "I", data, 4)
-    (count,) = struct.unpack_from(order + "H", data, at)
-    found = {}
-    for entry in range(at + 2, at + 2 + 12 * count, 12):
-        tag, kind = struct.unpack_from(order + "HH", data, entry)
-        if kind in (3, 4):  # 16 or 32 bits
-            (found[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, entry + 8)
+    (entries,) = struct.unpack_from(order + "H", data, at)
+    found: dict[int, list[int]] = {}
+    for entry in range(at + 2, at + 2 + 12 * entries, 12):
+        tag, kind, count = struct.unpack_from(order + "HHI", data, entry)
+        if tag in _TIFF_TAGS and tag not in found and kind in (3, 4):
+            form = f"{order}{count}{'H' if kind == 3 else 'I'}"
+            in_entry = struct.calcsize(form) <= 4  # else there is the offset of the numbers
+            place = entry + 8 if in_entry else struct.unpack_from(order + "I", data, entry + 8)[0]
+            found[tag] = list(struct.unpack_from(form, data, place))
     return found
 
 
 def _tiff_size(data: bytes) -> tuple[int, int]:
     values = _tiff_values(data)
-    return values.get(_TIFF_WIDTH, 0), values.get(_TIFF_HEIGHT, 0)
+    return values[_TIFF_WIDTH][0], values[_TIFF_HEIGHT][0]
 
 
 def _isobmff_size(data: bytes) -> tuple[int, int]:

@@ -3,25 +3,17 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import re
 
-import cv2
 import numpy as np
+import simplejpeg
 
 from nightlab_core.data.image_header import ImageError
-
-try:
-    import simplejpeg
-except ImportError:
-    simplejpeg = None
 
 _END = b"\xff\xd9"
 #: Webcams write a few bytes between the last pixel and the end.
 _MOST_EXTRANEOUS_BYTES = 64
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
-_LOG = logging.getLogger(__name__)
 
 
 def decode_jpeg(data: bytes, size: tuple[int, int], grey: bool | None) -> np.ndarray:
@@ -30,8 +22,6 @@ def decode_jpeg(data: bytes, size: tuple[int, int], grey: bool | None) -> np.nda
     A missing end marker and what follows it are ignored. Raises ImageError for a JPEG that is cut short, whose data
     do not have the header's size, or that is corrupt.
     """
-    if simplejpeg is None:
-        return _decode_without_warnings(data, grey)
     data = data + _END  # a missing end would hide what else is wrong
     is_grey = _is_grey(data)
     grey = is_grey if grey is None else grey
@@ -65,20 +55,3 @@ def _fault(num_bytes: int, size: tuple[int, int], warning: str) -> str:
     if "extraneous bytes before marker 0xd9" in warning:
         return f"{received} whose data go on behind the last pixel of {size[0]}x{size[1]}: it is damaged"
     return f"{received} that are corrupt: {warning}"
-
-
-def _decode_without_warnings(data: bytes, grey: bool | None) -> np.ndarray:
-    """Decode with OpenCV, which tells nothing of damage within the data."""
-    _tell_once()
-    flags = {None: cv2.IMREAD_UNCHANGED, True: cv2.IMREAD_GRAYSCALE, False: cv2.IMREAD_COLOR}[grey]
-    if _END not in data:
-        raise ImageError(f"received {len(data)} bytes of JPEG without its end: it is cut short")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise ImageError(f"received {len(data)} bytes of JPEG that are corrupt")
-    return image
-
-
-@functools.cache
-def _tell_once() -> None:
-    _LOG.warning("simplejpeg is not installed: JPEG images that are damaged are not found out; pip install simplejpeg")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from nightlab_core.data.image_header import check_size
 from nightlab_core.labels import IGNORE_ID
 
 MIN_WINDOW = 8  #: smallest side of a window in pixels
@@ -35,8 +36,10 @@ def network_size_hw(frame_hw: tuple[int, int], input_hw: tuple[int, int], multip
     """Return the size (height, width) at which a network reads a frame.
 
     It has the frame's aspect and about the area of `input_hw`, so that the cost is the same for every camera, and both
-    sides are multiples of `multiple`. Small frames are enlarged.
+    sides are multiples of `multiple`. Small frames are enlarged. Raises ImageError for a frame beyond the limits of an
+    image, of which a thin one would give a side of any length.
     """
+    check_size(frame_hw[1], frame_hw[0])
     aspect = frame_hw[1] / frame_hw[0]
     height = math.sqrt(input_hw[0] * input_hw[1] / aspect)
     rounded = (max(multiple, round(side / multiple) * multiple) for side in (height, height * aspect))

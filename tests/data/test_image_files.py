@@ -14,13 +14,10 @@ import cv2
 import numpy as np
 import pytest
 
-from nightlab_core.data import jpeg
 from nightlab_core.data.image_files import decode_bgr, decode_image, read_image
 from nightlab_core.data.image_header import MAX_ASPECT, MAX_PIXELS, ImageError, check_header
 from nightlab_core.data.images import compressed_to_bgr, image_to_bgr
 from nightlab_core.data.png import png_chunk
-
-needs_warnings = pytest.mark.skipif(jpeg.simplejpeg is None, reason="simplejpeg is not installed")
 
 
 def noise(height: int = 96, width: int = 128) -> np.ndarray:
@@ -92,6 +89,29 @@ def test_files_of_several_images_and_turned_tiffs_are_refused() -> None:
         decode_image(bytes(turned))
 
 
+def tiff_with_its_directory_first(pixels: np.ndarray) -> bytes:
+    """A grey TIFF of one strip without compression, whose pixels are at the end."""
+    height, width = pixels.shape
+    tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 8 + 2 + 12 * 8 + 4, 278: height, 279: pixels.size}
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4) + pixels.tobytes()
+
+
+def test_a_tiff_that_ends_before_its_last_pixel_is_refused() -> None:
+    pixels = noise()[..., 0]
+    whole = tiff_with_its_directory_first(pixels)
+    assert np.array_equal(decode_bgr(whole)[..., 0], pixels)
+    with pytest.raises(ImageError, match=f"received {len(whole) - 1} bytes of TIFF; expected {len(whole)}: it is cut"):
+        decode_bgr(whole[:-1])
+
+
+def test_a_refused_image_writes_nothing_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    for extension in (".tiff", ".webp", ".gif", ".bmp"):
+        with pytest.raises(ImageError):
+            decode_bgr(packed(extension, noise())[:-40])
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -138,7 +158,6 @@ DAMAGES: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
-@needs_warnings
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_jpeg_is_refused(name: str) -> None:
     make, reason = DAMAGES[name]
@@ -157,7 +176,6 @@ def without_huffman_tables() -> bytes:
     return kept + JPEG[at:]
 
 
-@needs_warnings
 @pytest.mark.parametrize(
     "data",
     [

@@ -20,7 +20,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nightlab_core.data import jpeg
 from nightlab_core.data.image_files import decode_bgr
 from nightlab_core.data.image_header import PNG, ImageError
 from nightlab_core.data.images import message_to_bgr
@@ -81,7 +80,6 @@ def test_a_damaged_png_is_an_error_or_equal(data: st.DataObject) -> None:
         assert np.array_equal(decode_bgr(data.draw(damaged(WHOLE[".png"]))), noise())
 
 
-@pytest.mark.skipif(jpeg.simplejpeg is None, reason="simplejpeg is not installed")
 @given(st.integers(0, len(WHOLE[".jpg"])), st.sampled_from([b"", b"\xff\xd9"]))
 def test_a_cut_jpeg_is_an_error_or_equal(length: int, end: bytes) -> None:
     with contextlib.suppress(ImageError):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,11 +99,13 @@ def test_repeated_late_and_unknown_masks_are_counted() -> None:
 def test_masks_of_the_live_node_are_evaluated(tmp_path: Path, tiny_bundle: Path, packing: Packing) -> None:
     frames = make_frames(9, (64, 96))
     path = write_tiny_bag(tmp_path / "bag", frames, packing=packing)
+    bundle = tmp_path / 'run #3: "it\'s"'  # YAML gives meaning to these characters
+    shutil.copytree(tiny_bundle, bundle)
     printed = io.StringIO()
     replay(
         [path],
         tmp_path / "out",
-        bundle=tiny_bundle,
+        bundle=bundle,
         mode="live",
         live=replay_live,
         rate=0.4,

@@ -27,7 +27,7 @@ from nightlab_core.runtime.regions import (
         ((720, 1280), (480, 640), 32, (416, 736)),  # sqrt(307200 x 9/16) = 415.7 by 739.0
         ((1024, 2048), (480, 640), 32, (384, 768)),  # 391.9 by 783.8
         ((1280, 720), (480, 640), 32, (736, 416)),
-        ((1, 1000), (480, 640), 32, (32, 17536)),  # never less than one multiple
+        ((1, 64), (64, 64), 32, (32, 512)),  # never less than one multiple
         ((720, 1280), (100, 100), 1, (75, 133)),
     ],
 )
@@ -35,6 +35,12 @@ def test_network_size_keeps_aspect_and_area(
     frame_hw: tuple[int, int], input_hw: tuple[int, int], multiple: int, expected: tuple[int, int]
 ) -> None:
     assert network_size_hw(frame_hw, input_hw, multiple) == expected
+
+
+@pytest.mark.parametrize("frame_hw", [(1, 1000), (0, 10), (65, 1)])
+def test_a_frame_beyond_the_limits_has_no_network_size(frame_hw: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=rf"received an .*image of {frame_hw[1]}x{frame_hw[0]} pixels; expected"):
+        network_size_hw(frame_hw, (480, 640), 32)
 
 
 def test_suppression_equals_a_hand_computed_table() -> None:
