@@ -291,22 +291,27 @@ class RegionStream(Stream):
     def crop(self, *index: int) -> tuple[int, np.ndarray, np.ndarray, np.random.Generator]:
         """Draw the window of an index: source, image, labels, and the generator for the next steps."""
         source, sample, image, rng = self.draw(*index)
-        height, width = sample.labels.shape
-        x0, y0, x1, y1 = self._window(self.class_ids(sample.labels), rng)
+        window, labels = self.cut(image, sample.labels, self.window(sample.labels, rng))
+        if rng.random() < 0.5:
+            window, labels = window[:, ::-1], labels[:, ::-1]
+        return source, window, labels, rng
+
+    def window(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Draw a window, int64 (4,) xyxy, in labels (H, W)."""
+        x0, y0, x1, y1 = self._box(self.class_ids(labels), rng)
         # A detector's box is not exact: shift and stretch it.
         jitter = rng.uniform(-0.15, 0.15, 4) * [x1 - x0, y1 - y0, x1 - x0, y1 - y0]
         box = np.asarray([x0, y0, x1, y1], np.float32) + jitter.astype(np.float32)
         aspect = self.region_hw[1] / self.region_hw[0]
         margin = float(rng.uniform(*self.margin))
-        left, top, right, bottom = regions.context_boxes(box[None], (height, width), margin, aspect)[0]
-        window, labels = transforms.resize_pair(
-            image[top:bottom, left:right], sample.labels[top:bottom, left:right], self.region_hw
-        )
-        if rng.random() < 0.5:
-            window, labels = window[:, ::-1], labels[:, ::-1]
-        return source, window, labels, rng
+        return regions.context_boxes(box[None], (labels.shape[0], labels.shape[1]), margin, aspect)[0]
 
-    def _window(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def cut(self, image: np.ndarray, labels: np.ndarray, window: np.ndarray) -> transforms.Pair:
+        """Cut a window, (4,) xyxy, and enlarge it to the crops' size."""
+        left, top, right, bottom = window
+        return transforms.resize_pair(image[top:bottom, left:right], labels[top:bottom, left:right], self.region_hw)
+
+    def _box(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Draw a box, float (4,) xyxy: an instance of a hard class, the region around it, or any place.
 
         The class is drawn before the instance, so that the many poles do not displace riders. By default windows are

@@ -26,6 +26,10 @@ from nightlab_core.models.segmenter import DeepLabV3Plus, Segmenter
 from nightlab_core.models.uper import Place
 
 
+#: A probability below it counts as this one, so that its logarithm is finite.
+LEAST_PROBABILITY = 1e-4
+
+
 class ReLAMSettings(Settings):
     """See `ReLAM`."""
 
@@ -86,6 +90,37 @@ class Level(nn.Module):
         return self.segmenter(self.relam(image))
 
 
+class ContextLevel(Level):
+    """A region level that also sees what the image level thinks of its window.
+
+    Its result is a mixture of its own probabilities and the image level's. How far it trusts itself is learned for
+    each pixel, so that it starts as good as the image level and learns where it is better.
+    """
+
+    def __init__(self, num_classes: int, segmenter: SegmenterSettings, relam: ReLAMSettings | None) -> None:
+        super().__init__(num_classes, segmenter, relam)
+        self.prior = nn.Conv2d(num_classes, num_classes, 1)
+        self.trust = nn.Sequential(
+            nn.Conv2d(2 * num_classes, 32, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(32, 1, 1)
+        )
+        for module in (self.prior, self.trust[-1]):  # at first the mean of both
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def forward(self, image: Tensor, context: Tensor) -> Tensor:  # type: ignore[override]
+        """Return log-probabilities (B, C, h, w).
+
+        image: (B, 3, H, W) RGB float in 0..1; context: (B, C, h', w'), the image level's probabilities in the window.
+        """
+        logits = super().forward(image)
+        size_hw = (logits.shape[2], logits.shape[3])
+        if context.shape[2:] != size_hw:
+            context = F.interpolate(context, size_hw, mode="bilinear", align_corners=False)
+        own = (logits + self.prior(context)).softmax(1)
+        trust = self.trust(torch.cat([own, context], 1)).sigmoid()
+        return (trust * own + (1 - trust) * context).clamp_min(LEAST_PROBABILITY).log()
+
+
 def read_labels(level: nn.Module, frames: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Run a level on camera bytes (B, H, W, 3) uint8 BGR. Return labels and confidence: see `to_labels`."""
     return to_labels(level(to_image(frames)), (frames.shape[1], frames.shape[2]), ids)
@@ -110,6 +145,11 @@ def to_labels(logits: Tensor, size_hw: tuple[int, int], ids: Tensor | None = Non
     if ids is not None:
         labels = ids[labels]
     return labels[:, 0].to(torch.uint8), (confidence * 255 + 0.5).to(torch.uint8)
+
+
+def probabilities_of(logits: Tensor) -> Tensor:
+    """Convert logits (B, C, h, w) to 255 x probability, uint8 (B, h, w, C)."""
+    return (logits.float().softmax(1) * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 class NightLab(nn.Module):
@@ -168,6 +208,7 @@ class NightLabSettings(Settings):
     relam: ReLAMSettings | None = ReLAMSettings()
     detector: DetectorSettings = DetectorSettings()
     region_hw: tuple[int, int] = (256, 256)
+    region_context: bool = False  #: the region level sees the image level's probabilities, see `ContextLevel`
 
     @model_validator(mode="after")
     def _classes_agree(self) -> NightLabSettings:
@@ -177,6 +218,8 @@ class NightLabSettings(Settings):
             self.outputs("region")
         except KeyError as error:
             raise ValueError(f"region_classes: {error.args[0]}") from None
+        if self.region_context and self.region_classes:
+            raise ValueError("region_context needs a region level that tells all classes apart; leave region_classes out")
         return self
 
     def outputs(self, level: Literal["image", "region"], groups: Sequence[tuple[int, ...]] = ()) -> OutputLabels:
@@ -186,7 +229,8 @@ class NightLabSettings(Settings):
     def build_level(self, level: Literal["image", "region"] = "image") -> Level:
         """Build a level with new weights."""
         segmenter = self.segmenter if level == "image" else self.region_segmenter or self.segmenter
-        return Level(len(self.outputs(level)), segmenter, self.relam)
+        kind = ContextLevel if level == "region" and self.region_context else Level
+        return kind(len(self.outputs(level)), segmenter, self.relam)
 
     def build_detector(self) -> RegionDetector:
         """Build a detector with new weights."""

@@ -17,6 +17,7 @@ from nightlab_core.data.image_header import check_size
 from nightlab_core.labels import IGNORE_ID
 
 MIN_WINDOW = 8  #: smallest side of a window in pixels
+CONTEXT_STRIDE = 4  #: pixels of a crop for each pixel of the probabilities that the region network reads with it
 RIM = 0.06  #: fraction of a window's side; at the edge of its input a network is least accurate
 
 
@@ -114,6 +115,31 @@ def crop_and_enlarge(frame_bgr: np.ndarray, windows: np.ndarray, size_hw: tuple[
     crops = np.empty((len(windows), *size_hw, 3), np.uint8)
     for crop, (x0, y0, x1, y1) in zip(crops, windows, strict=True):
         crop[:] = resize_image(frame_bgr[y0:y1, x0:x1], size_hw)
+    return crops
+
+
+def crop_probabilities(
+    probabilities: np.ndarray, windows: np.ndarray, frame_hw: tuple[int, int], size_hw: tuple[int, int]
+) -> np.ndarray:
+    """Sample the image level's probabilities in windows: uint8 (K, h, w, C), contiguous.
+
+    probabilities: uint8 (h', w', C), 255 x probability, of a frame of size `frame_hw`; windows: (K, 4) in frame pixels.
+    """
+    rows, columns, classes = probabilities.shape
+    crops = np.empty((len(windows), *size_hw, classes), np.uint8)
+    step_y, step_x = rows / frame_hw[0], columns / frame_hw[1]
+    for crop, (x0, y0, x1, y1) in zip(crops, windows, strict=True):
+        pixel_y, pixel_x = (y1 - y0) / size_hw[0], (x1 - x0) / size_hw[1]
+        to_source = np.array(  # from pixel centre to pixel centre
+            [
+                [pixel_x * step_x, 0, (pixel_x / 2 + x0) * step_x - 0.5],
+                [0, pixel_y * step_y, (pixel_y / 2 + y0) * step_y - 0.5],
+            ]
+        )
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        crop[:] = cv2.warpAffine(
+            probabilities, to_source, size_hw[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE
+        )
     return crops
 
 

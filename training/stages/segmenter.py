@@ -25,7 +25,8 @@ from nightlab_core.models.output_labels import OutputLabels
 from training.checkpoint import read
 from training.combine_checkpoints import shift_logits
 from training.command import TrainingStage
-from training.data import FrameStream, RegionStream, SourceSettings, label_groups
+from training.context import ContextSettings, ContextStream, read_contexts
+from training.data import FrameStream, RegionStream, Samples, SourceSettings, Stream, label_groups
 from training.distributed import is_first_process
 from training.loop import LoopSettings, Losses, Mean, fit, load_weights
 from training.stages.relam import load_relam
@@ -56,6 +57,7 @@ class SegmenterRecipe(Settings):
         True  #: the backbone's normalisation keeps its statistics; use it for batches of 8 or less
     )
     start_from: str = ""  #: checkpoint with the first weights; empty: ImageNet's
+    context: ContextSettings | None = None  #: for a region level with `region_context`
     relam_from: str = ""  #: checkpoint of `training.stages.relam` for the light adaptation; empty: it starts as it is
     compile: bool = False  #: compile the network first: on a CPU two minutes, then a sixth less time a step
 
@@ -124,7 +126,7 @@ def at_pixels(logits: Tensor, size_hw: tuple[int, int], stride: int) -> Tensor:
 
 def segmentation_loss(
     model: nn.Module,
-    batch: tuple[Tensor, Tensor],
+    batch: tuple[Tensor, ...],
     weight: Tensor,
     outputs: OutputLabels,
     lovasz_weight: float = 0.0,
@@ -136,8 +138,8 @@ def segmentation_loss(
     Neighbours have the same result, and logits of every class at full size are a CPU's largest tensors. `weight` is
     that of `loss_weights`; the mean is over pixels, so that a heavy class adds to the loss and takes nothing away.
     """
-    image, labels = batch
-    logits = model(image.contiguous(memory_format=torch.channels_last))
+    image, labels, *context = batch
+    logits = model(image.contiguous(memory_format=torch.channels_last), *context)
     logits = at_pixels(logits.float(), (labels.shape[1], labels.shape[2]), stride)
     labels = torch.tensor(outputs.targets, device=labels.device)[labels[:, ::stride, ::stride]]
     settled = resolve_ambiguous(logits.detach(), labels, outputs)
@@ -179,7 +181,7 @@ def start(model: nn.Module, checkpoint: Path, level: str) -> None:
         _print_once(f"{checkpoint}: {key} holds numbers that are not finite, which are reset")
         fitting[key] = torch.where(torch.isfinite(fitting[key]), fitting[key], own[key])
     model.load_state_dict({**own, **fitting})
-    if added and not fresh:
+    if added and not any(name.startswith("segmenter.") for name in fresh):
         names = NightLabSettings.model_validate(state["settings"], strict=False).outputs("region").names
         shift_logits(model.get_submodule("segmenter"), names, {name: -value for name, value in added.items()})
 
@@ -194,6 +196,29 @@ def train_mode(level: Level, recipe: SegmenterRecipe) -> None:
     level.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.frozen_stages or recipe.frozen_statistics:
         freeze(backbone_of(level), recipe.frozen_stages, recipe.frozen_statistics)
+
+
+def _stream(recipe: SegmenterRecipe, data: Path, out: Path) -> Stream:
+    """Return the samples that a level is trained on."""
+    classes, seed = recipe.model.classes, recipe.loop.seed
+    hard, paste = classes.ids_of(recipe.hard_classes), classes.ids_of(recipe.paste_classes)
+    if recipe.level == "image":
+        return FrameStream(
+            recipe.sources, data, seed, classes, recipe.crop_hw, recipe.input_hw, recipe.scale,
+            hard, recipe.hard_share, paste, recipe.paste_share,
+        )  # fmt: skip
+    windows: dict[str, Any] = {
+        "paste_ids": paste,
+        "paste_share": recipe.paste_share,
+        "margin": recipe.window_margin,
+        "instance_share": recipe.instance_share,
+    }
+    about = recipe.sources, data, seed, classes
+    if recipe.context is None:
+        return RegionStream(*about, recipe.model.region_hw, hard, **windows)
+    samples = Samples(*about)  # kept, so that the stream uses the frames that it has read
+    contexts = read_contexts(recipe.context, recipe.model, samples, recipe.input_hw, out)
+    return ContextStream(*about, recipe.model.region_hw, hard, contexts=contexts, **windows)
 
 
 def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
@@ -213,22 +238,10 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
     train_mode(model, recipe)
     if recipe.compile:
         model.compile()
-    hard, paste = classes.ids_of(recipe.hard_classes), classes.ids_of(recipe.paste_classes)
     weight = loss_weights(recipe.class_weights, outputs)
-    stream: FrameStream | RegionStream
-    if recipe.level == "image":
-        stream = FrameStream(
-            recipe.sources, data, recipe.loop.seed, classes, recipe.crop_hw, recipe.input_hw, recipe.scale,
-            hard, recipe.hard_share, paste, recipe.paste_share,
-        )  # fmt: skip
-    else:
-        stream = RegionStream(
-            recipe.sources, data, recipe.loop.seed, classes, recipe.model.region_hw, hard,
-            paste_ids=paste, paste_share=recipe.paste_share,
-            margin=recipe.window_margin, instance_share=recipe.instance_share,
-        )  # fmt: skip
+    stream = _stream(recipe, data, out)
 
-    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
+    def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Losses:
         on_device = weight.to(batch[0].device)
         return segmentation_loss(model, batch, on_device, outputs, recipe.lovasz_weight, recipe.loss_stride)
 
