@@ -47,7 +47,7 @@ def read_contexts(
     path = out / f"contexts_{sha256_of(settings.image_level)[:12]}_{settings.frames}.npz"
     if path.is_file():
         with np.load(path) as file:
-            return [file[f"{index}"] for index in range(settings.frames)]
+            return [file[f"arr_{index}"] for index in range(settings.frames)]
     level = model.build_level("image")
     level.load_state_dict(load_weights(Path(settings.image_level)))
     level.eval()
@@ -59,7 +59,7 @@ def read_contexts(
         with torch.inference_mode():
             found.append(probabilities_of(level(to_image(frame)))[0].numpy())
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **{f"{index}": one for index, one in enumerate(found)})
+        np.savez_compressed(file, *found)
     return found
 
 
@@ -78,11 +78,11 @@ class ContextStream(RegionStream):
         number = int(np.random.default_rng((self.seed, index // WINDOWS_A_FRAME, 1)).integers(len(self.contexts)))
         _, sample, image, _ = self._frame(number)
         rng = np.random.default_rng((self.seed, index, 2))
-        frame_hw = sample.labels.shape
+        frame_hw = sample.labels.shape[0], sample.labels.shape[1]
         box = self.window(sample.labels, rng)
         crop, labels = self.cut(image, sample.labels, box)
-        context_hw = tuple(side // regions.CONTEXT_STRIDE for side in self.region_hw)
-        context = regions.crop_probabilities(self.contexts[number], box[None], frame_hw, context_hw)[0]
+        height, width = (side // regions.CONTEXT_STRIDE for side in self.region_hw)
+        context = regions.crop_probabilities(self.contexts[number], box[None], frame_hw, (height, width))[0]
         if rng.random() < 0.5:
             crop, labels, context = crop[:, ::-1], labels[:, ::-1], context[:, ::-1]
         probabilities = torch.from_numpy(np.ascontiguousarray(context.transpose(2, 0, 1))).float() / 255

@@ -7,7 +7,6 @@ Label maps are uint8 (H, W), 255 = unlabelled; pixels whose true label is 255 ar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -15,9 +14,7 @@ from nightlab_core.labels import IGNORE_ID
 from nightlab_core.metrics import confusion_matrix, iou, mean_iou
 from nightlab_core.runtime import regions as rg
 
-Merge = Literal["replace", "confident"]
-MERGES: tuple[Merge, ...] = ("replace", "confident")
-PASTES = {"replace": rg.paste_replace, "confident": rg.paste_confident}
+MERGES = tuple(rg.MERGES)
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class RegionGains:
     predicted: np.ndarray  #: int32 (K, M, C): change of the labelled pixels that are called each class
 
 
-def pasted_areas(regions: rg.Regions, frame_hw: tuple[int, int], merge: Merge) -> np.ndarray:
+def pasted_areas(regions: rg.Regions, frame_hw: tuple[int, int], merge: rg.Merge) -> np.ndarray:
     """Return the area that each region may change, int64 (K, 4) xyxy half open."""
     return rg.box_pixels(regions.boxes_xyxy, frame_hw) if merge == "replace" else rg.inner_windows(regions, frame_hw)
 
@@ -49,7 +46,7 @@ def region_gains(
     boxes = rg.box_pixels(regions.boxes_xyxy, labels.shape)
     for k, ((x0, y0, x1, y1), (left, top, right, bottom)) in enumerate(zip(boxes, regions.windows, strict=True)):
         box, window, one = np.s_[y0:y1, x0:x1], np.s_[top:bottom, left:right], _only(regions, k)
-        pasted = {merge: PASTES[merge](labels, confidence, one)[0] for merge in MERGES}
+        pasted = {merge: rg.MERGES[merge](labels, confidence, one)[0] for merge in MERGES}
         levels = (labels, pasted["replace"])
         found_iou.append([mean_iou(confusion_matrix(truth[box], m[box], num_classes)) for m in levels])
         changes = [changed_counts(truth[window], labels[window], m[window], num_classes) for m in pasted.values()]
@@ -68,7 +65,7 @@ def equation6(gains: RegionGains) -> np.ndarray:
     return gains.iou[:, 1] > gains.iou[:, 0]
 
 
-def miou_gain(gains: RegionGains, merge: Merge, matrix: np.ndarray, floor: float = 1e-3) -> np.ndarray:
+def miou_gain(gains: RegionGains, merge: rg.Merge, matrix: np.ndarray, floor: float = 1e-3) -> np.ndarray:
     """Compute the gain of each region in the data set's mean IoU, to first order, float64 (K,), as a fraction.
 
     matrix: the image level's confusion matrix over the whole set, (C, C + 1). The derivative of IoU = hits / union is
@@ -84,7 +81,7 @@ def miou_gain(gains: RegionGains, merge: Merge, matrix: np.ndarray, floor: float
 
 
 def paste_oracle(
-    labels: np.ndarray, confidence: np.ndarray, regions: rg.Regions, truth: np.ndarray, merge: Merge
+    labels: np.ndarray, confidence: np.ndarray, regions: rg.Regions, truth: np.ndarray, merge: rg.Merge
 ) -> tuple[np.ndarray, np.ndarray]:
     """Merge as `merge` does, but keep for each region the level that is better by the ground truth.
 
@@ -96,18 +93,18 @@ def paste_oracle(
     for k in np.argsort(-regions.scores, kind="stable")[::-1]:
         x0, y0, x1, y1 = areas[k]
         area = np.s_[y0:y1, x0:x1]
-        pasted, pasted_confidence = PASTES[merge](labels, confidence, _only(regions, k))
+        pasted, pasted_confidence = rg.MERGES[merge](labels, confidence, _only(regions, k))
         before, after = (mean_iou(confusion_matrix(truth[area], m[area], num_classes)) for m in (labels, pasted))
         if after > before:
             labels, confidence = pasted, pasted_confidence
     return labels, confidence
 
 
-def either_level(labels: np.ndarray, regions: rg.Regions, truth: np.ndarray, merge: Merge) -> np.ndarray:
+def either_level(labels: np.ndarray, regions: rg.Regions, truth: np.ndarray, merge: rg.Merge) -> np.ndarray:
     """Labels, uint8 (H, W), that are right where the regions land wherever one level is: the bound of such a merge."""
     labels, no_confidence = labels.copy(), np.zeros_like(labels)
     for k in range(len(regions.scores)):
-        found, _ = PASTES[merge](labels, no_confidence, _only(regions, k))
+        found, _ = rg.MERGES[merge](labels, no_confidence, _only(regions, k))
         right = (found == truth) & (truth != IGNORE_ID)
         labels[right] = truth[right]
     return labels

@@ -24,7 +24,7 @@ from nightlab_core.data.hard_regions import predicted_regions
 from nightlab_core.labels import MAX_CLASSES, ClassSet
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.engine import TorchEngine
-from nightlab_core.models.nightlab import Level, NightLabSettings, to_image, to_labels
+from nightlab_core.models.nightlab import Level, NightLabSettings, read_region, to_image
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import (
     MAX_SIDE,
@@ -108,7 +108,13 @@ class Model:
         files = EngineFiles(
             image=EngineFile(file="image", **self.image.size_for(self._frame_hw)),
             hardness=EngineFile(file="hardness", **self.hardness.size_for(self._frame_hw)),
-            region=RegionFile(file="region", input_hw=self.region.input_hw, multiple=1, max_batch=MAX_REGIONS),
+            region=RegionFile(
+                file="region",
+                input_hw=self.region.input_hw,
+                multiple=1,
+                max_batch=MAX_REGIONS,
+                context="context" in self.region.engine.inputs,
+            ),
         )
         bundle = Bundle(Path(), _MANIFEST.model_copy(update={"engines": files}))
         return Engines(bundle, self.image.engine, self.hardness.engine, self.region.engine)
@@ -157,13 +163,15 @@ def open_image(path: Path, test_time: TestTime = TestTime()) -> Network:  # noqa
         return _open_in_bundle(path, "image", test_time.check_bundle(path))
     model, input_hw = _load_level(path, "image")
 
-    def read(frame: Tensor) -> tuple[Tensor, Tensor]:
+    def read(frame: Tensor) -> tuple[Tensor, ...]:
         # Logits are enlarged to the frame's size, so the network reads the frame in its own size and resizes it itself.
         frame_bgr = frame[0].cpu().numpy()
-        top, labels = probabilities(model, frame_bgr, input_hw, model.segmenter.multiple, test_time).max(0)
-        return labels.to(torch.uint8)[None], (top * 255 + 0.5).to(torch.uint8)[None]
+        found = probabilities(model, frame_bgr, input_hw, model.segmenter.multiple, test_time)
+        top, labels = found.max(0)
+        every = (found.permute(1, 2, 0) * 255 + 0.5).to(torch.uint8)
+        return labels.to(torch.uint8)[None], (top * 255 + 0.5).to(torch.uint8)[None], every[None]
 
-    return Network(TorchEngine("image", read, device=device()))
+    return Network(TorchEngine("image", read, device=device(), context=True))
 
 
 def open_region(path: Path) -> Network:
@@ -174,10 +182,14 @@ def open_region(path: Path) -> Network:
     settings = _settings_of(checkpoints.read(path))
     ids = torch.tensor(settings.outputs("region").ids, device=device())
 
-    def read(crops: Tensor) -> tuple[Tensor, Tensor]:
-        return to_labels(model(to_image(crops)), settings.region_hw, ids)
-
-    return Network(TorchEngine("region", read, device=device(), crop_hw=settings.region_hw), settings.region_hw)
+    engine = TorchEngine(
+        "region",
+        lambda *inputs: read_region(model, *inputs, ids=ids),
+        device=device(),
+        crop_hw=settings.region_hw,
+        context=settings.region_context,
+    )
+    return Network(engine, settings.region_hw)
 
 
 def open_hardness(path: Path, by_objectness: bool = False) -> Network:
@@ -273,11 +285,11 @@ class CachedEngine:
 
     def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
         """See `Engine`. The arrays belong to the cache: do not write to them."""
-        ((name, batch),) = arrays.items()
-        keys = [blake2b(str(item.shape).encode() + item.tobytes()).digest() for item in batch]
+        items = zip(*arrays.values(), strict=True)
+        keys = [blake2b(b"".join(str(a.shape).encode() + a.tobytes() for a in item)).digest() for item in items]
         with self._lock:
             if missing := [i for i, key in enumerate(keys) if key not in self._outputs]:
-                found = self.engine(**{name: batch[missing]})
+                found = self.engine(**{name: batch[missing] for name, batch in arrays.items()})
                 for k, i in enumerate(missing):
                     self._outputs[keys[i]] = {output: array[k : k + 1] for output, array in found.items()}
             parts = [self._outputs[key] for key in keys]

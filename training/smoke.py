@@ -83,9 +83,16 @@ def stage(recipe: Any) -> tuple[nn.Module, TrainMode, Loss, RandomImages, Collat
     outputs = recipe.model.outputs(recipe.level)
     num_classes = len(recipe.model.classes)
     weight = segmenter.loss_weights(recipe.class_weights, outputs)
-    samples = RandomImages(lambda g: (image(g), torch.randint(0, num_classes, size_hw, generator=g)))
 
-    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Losses:
+    def sample(generator: torch.Generator) -> tuple[Tensor, ...]:
+        labels = torch.randint(0, num_classes, size_hw, generator=generator)
+        context = torch.full((num_classes, *(side // 4 for side in size_hw)), 1 / num_classes)
+        sees_context = recipe.level == "region" and recipe.model.region_context
+        return (image(generator), labels, *([context] if sees_context else []))
+
+    samples = RandomImages(sample)
+
+    def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Losses:
         return segmenter.segmentation_loss(
             model, batch, weight.to(batch[0].device), outputs, recipe.lovasz_weight, recipe.loss_stride
         )

@@ -97,7 +97,13 @@ def manifest_of(
         engines=EngineFiles(
             image=EngineFile(file="image.onnx", input_hw=card.input_hw, multiple=multiple),
             hardness=EngineFile(file="hardness.onnx", input_hw=hardness_hw, multiple=hardness_multiple),
-            region=RegionFile(file="region.onnx", input_hw=settings.region_hw, multiple=1, max_batch=10),
+            region=RegionFile(
+                file="region.onnx",
+                input_hw=settings.region_hw,
+                multiple=1,
+                max_batch=10,
+                context=settings.region_context,
+            ),
         ),
         preprocessing="inside the graphs: bytes to 0..1, BGR to RGB, light adaptation, mean and deviation",
         deform=deform,

@@ -17,8 +17,8 @@ from nightlab_core.runtime.bundle import Bundle, EngineKind
 from nightlab_core.runtime.engines.engine import TensorSpec, check_inputs
 from nightlab_core.runtime.engines.open import Engines
 
-#: Input uint8 (B, H, W, 3) BGR -> the two outputs of the engines' contract, in its order.
-TorchNetwork = Callable[[Tensor], tuple[Tensor, Tensor]]
+#: The inputs of the engines' contract -> its outputs, both in its order.
+TorchNetwork = Callable[..., tuple[Tensor, ...]]
 
 #: Crops that a region network reads at once. With deformable convolution at the paper's size each takes 1.2 GB.
 CROPS_AT_ONCE = 4
@@ -38,6 +38,7 @@ class TorchEngine:
         device: torch.device | str = "cpu",
         crop_hw: tuple[int, int] | None = None,
         crops_at_once: int = CROPS_AT_ONCE,
+        context: bool = False,
     ) -> None:
         """Wrap one network, for example a method of `NightLab` in evaluation mode.
 
@@ -47,6 +48,7 @@ class TorchEngine:
             device: where the network's weights are.
             crop_hw: (h, w) of a region network's crops; None accepts every size.
             crops_at_once: a region network reads its crops in batches of this size at most.
+            context: an image network gives its probabilities, too; a region network reads them.
         """
         self._network: TorchNetwork | None = network
         self._device = torch.device(device)
@@ -58,11 +60,15 @@ class TorchEngine:
         self.inputs: Mapping[str, TensorSpec] = {
             "crops" if kind == "region" else "frame": TensorSpec(uint8, (batch, *size, 3))
         }
+        if kind == "region" and context:
+            self.inputs = {**self.inputs, "context": TensorSpec(uint8, (None, None, None, None))}
         self.outputs: Mapping[str, TensorSpec]
         if kind == "hardness":
             self.outputs = {"boxes": TensorSpec(float32, (1, None, 4)), "scores": TensorSpec(float32, (1, None))}
         else:
             self.outputs = {name: TensorSpec(uint8, (batch, *size)) for name in ("labels", "confidence")}
+        if kind == "image" and context:
+            self.outputs = {**self.outputs, "probabilities": TensorSpec(uint8, (1, None, None, None))}
 
     def prepare(self, **shapes: tuple[int, ...]) -> None:
         """Do nothing: torch compiles nothing ahead."""
@@ -70,11 +76,13 @@ class TorchEngine:
     @torch.inference_mode()
     def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
         """See `Engine`."""
-        (array,) = check_inputs(f"{self.name} engine", self.inputs, arrays).values()
+        checked = check_inputs(f"{self.name} engine", self.inputs, arrays)
+        inputs = [torch.tensor(checked[name]) for name in self.inputs]
         with self._lock:
             if self._network is None:
                 raise RuntimeError(f"{self.name}: the engine is closed")
-            parts = [self._network(part.to(self._device)) for part in torch.tensor(array).split(self._batch)]
+            batches = zip(*(one.split(self._batch) for one in inputs), strict=True)
+            parts = [self._network(*(part.to(self._device) for part in batch)) for batch in batches]
         joined = (torch.cat(outputs).cpu().numpy() for outputs in zip(*parts, strict=True))
         return dict(zip(self.outputs, joined, strict=True))
 
@@ -94,9 +102,11 @@ def torch_engines(model: NightLab, settings: NightLabSettings, card: ModelCard) 
     device = next(model.parameters()).device
     return Engines(
         Bundle(Path(), manifest_of(model, settings, card)),
-        image=TorchEngine("image", model.image_level, device=device),
+        image=TorchEngine("image", model.image_level, device=device, context=settings.region_context),
         hardness=TorchEngine("hardness", model.hardness, device=device),
-        region=TorchEngine("region", model.region_level, device=device, crop_hw=settings.region_hw),
+        region=TorchEngine(
+            "region", model.region_level, device=device, crop_hw=settings.region_hw, context=settings.region_context
+        ),
     )
 
 

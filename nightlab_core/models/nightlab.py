@@ -25,7 +25,6 @@ from nightlab_core.models.relam import ReLAM
 from nightlab_core.models.segmenter import DeepLabV3Plus, Segmenter
 from nightlab_core.models.uper import Place
 
-
 #: A probability below it counts as this one, so that its logarithm is finite.
 LEAST_PROBABILITY = 1e-4
 
@@ -99,13 +98,10 @@ class ContextLevel(Level):
 
     def __init__(self, num_classes: int, segmenter: SegmenterSettings, relam: ReLAMSettings | None) -> None:
         super().__init__(num_classes, segmenter, relam)
-        self.prior = nn.Conv2d(num_classes, num_classes, 1)
-        self.trust = nn.Sequential(
-            nn.Conv2d(2 * num_classes, 32, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(32, 1, 1)
-        )
-        for module in (self.prior, self.trust[-1]):  # at first the mean of both
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
+        self.prior, decide = nn.Conv2d(num_classes, num_classes, 1), nn.Conv2d(32, 1, 1)
+        self.trust = nn.Sequential(nn.Conv2d(2 * num_classes, 32, 3, padding=1), nn.ReLU(inplace=True), decide)
+        for parameter in (*self.prior.parameters(), *decide.parameters()):
+            nn.init.zeros_(parameter)  # at first the mean of both
 
     def forward(self, image: Tensor, context: Tensor) -> Tensor:  # type: ignore[override]
         """Return log-probabilities (B, C, h, w).
@@ -121,9 +117,10 @@ class ContextLevel(Level):
         return (trust * own + (1 - trust) * context).clamp_min(LEAST_PROBABILITY).log()
 
 
-def read_labels(level: nn.Module, frames: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Run a level on camera bytes (B, H, W, 3) uint8 BGR. Return labels and confidence: see `to_labels`."""
-    return to_labels(level(to_image(frames)), (frames.shape[1], frames.shape[2]), ids)
+def read_region(level: nn.Module, crops: Tensor, *context: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Run a region level on bytes, see `NightLab.region_level`, and `to_labels` for `ids`."""
+    probabilities = (one.permute(0, 3, 1, 2).float() / 255 for one in context)
+    return to_labels(level(to_image(crops), *probabilities), (crops.shape[1], crops.shape[2]), ids)
 
 
 def to_image(frames: Tensor) -> Tensor:
@@ -177,20 +174,26 @@ class NightLab(nn.Module):
         ids = None if region_ids is None else torch.tensor(region_ids)
         self.register_buffer("region_ids", ids, persistent=False)
 
-    def image_level(self, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """Segment a frame (1, H, W, 3) uint8 BGR. Return labels and confidence, uint8 (1, H, W) each."""
-        return read_labels(self.image, frame)
+    def image_level(self, frame: Tensor) -> tuple[Tensor, ...]:
+        """Segment a frame (1, H, W, 3) uint8 BGR. Return labels and confidence, uint8 (1, H, W) each.
+
+        For a region level that reads them, return the probabilities as well, see `probabilities_of`.
+        """
+        logits = self.image(to_image(frame))
+        labels = to_labels(logits, (frame.shape[1], frame.shape[2]))
+        return (*labels, probabilities_of(logits)) if isinstance(self.region, ContextLevel) else labels
 
     def hardness(self, frame: Tensor) -> tuple[Tensor, Tensor]:
         """Find hard regions of a frame (1, H, W, 3) uint8 BGR: boxes (1, N, 4) xyxy in 0..1 and scores (1, N)."""
         return self.detector(to_image(frame))
 
-    def region_level(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+    def region_level(self, crops: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         """Segment crops (K, h, w, 3) uint8 BGR. Return labels and confidence, uint8 (K, h, w) each.
 
-        Label 255 keeps the image level's label.
+        A `ContextLevel` also reads the image level's probabilities in the windows, uint8 (K, h', w', C). Label 255
+        keeps the image level's label.
         """
-        return read_labels(self.region, crops, self.region_ids)
+        return read_region(self.region, crops, *context, ids=self.region_ids)
 
     def set_deform_form(self, form: DeformForm) -> None:
         """Put every deformable convolution into one of its two exact forms."""
@@ -219,7 +222,7 @@ class NightLabSettings(Settings):
         except KeyError as error:
             raise ValueError(f"region_classes: {error.args[0]}") from None
         if self.region_context and self.region_classes:
-            raise ValueError("region_context needs a region level that tells all classes apart; leave region_classes out")
+            raise ValueError("region_context needs a region level of all classes; leave region_classes out")
         return self
 
     def outputs(self, level: Literal["image", "region"], groups: Sequence[tuple[int, ...]] = ()) -> OutputLabels:

@@ -21,7 +21,7 @@ from nightlab_core.config import ConfigError, Settings, load_yaml, read_yaml, re
 from nightlab_core.files import write_atomic
 from nightlab_core.labels import IGNORE_ID, MAX_CLASSES, ClassMapping, ClassSet
 from nightlab_core.runtime.onnx_file import read_onnx
-from nightlab_core.runtime.regions import network_size_hw
+from nightlab_core.runtime.regions import CONTEXT_STRIDE, network_size_hw
 
 FORMAT = 1
 MANIFEST_NAME = "bundle.yaml"
@@ -79,6 +79,7 @@ class RegionFile(EngineFile):
 
     max_batch: Annotated[int, Field(ge=1, le=10)]
     further_hw: tuple[tuple[Side, Side], ...] = ()  #: further sizes of a crop, with the aspect of `input_hw`
+    context: bool = False  #: the network also reads the image level's probabilities in each window
 
     @model_validator(mode="after")
     def _sizes_fit_together(self) -> RegionFile:
@@ -90,6 +91,13 @@ class RegionFile(EngineFile):
         for size_hw in self.sizes_hw:
             _check_pixels(size_hw, self.max_batch)
         return self
+
+    def input_shapes(self, batch: int, size_hw: tuple[int, int], num_classes: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the network's inputs for crops of one of its sizes, by name."""
+        shapes: dict[str, tuple[int, ...]] = {"crops": (batch, *size_hw, 3)}
+        if self.context:
+            shapes["context"] = (batch, *(side // CONTEXT_STRIDE for side in size_hw), num_classes)
+        return shapes
 
     @property
     def sizes_hw(self) -> tuple[tuple[int, int], ...]:

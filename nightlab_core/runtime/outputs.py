@@ -35,6 +35,12 @@ def checked_maps(
     return labels, output["confidence"]
 
 
+def checked_probabilities(output: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the image engine's probabilities, uint8 (h, w, C). The region engine checks their number C."""
+    _check_array("image", "probabilities", output, np.dtype(np.uint8), (1, None, None, None))
+    return output["probabilities"][0]
+
+
 def checked_boxes(output: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return the hardness engine's boxes, float32 (N, 4) as fractions of the frame, and scores, float32 (N,)."""
     float32 = np.dtype(np.float32)

@@ -28,7 +28,7 @@ from nightlab_core.runtime.clock import Clock, StageTimes
 from nightlab_core.runtime.crops import plan_crops
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.light import LightGate, light_level
-from nightlab_core.runtime.outputs import EngineError, checked_boxes, checked_maps
+from nightlab_core.runtime.outputs import EngineError, checked_boxes, checked_maps, checked_probabilities
 from nightlab_core.runtime.reader import RegionReader
 from nightlab_core.runtime.refinement import NOTHING_FOUND, Refinement
 from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
@@ -37,7 +37,6 @@ from nightlab_core.runtime.temporal import Memory
 log = logging.getLogger(__name__)
 
 STAGES = ("resize", "image", "hardness", "crop", "region", "merge", "total")
-_MERGES = {"replace": rg.paste_replace, "confident": rg.paste_confident}
 #: Reason why a frame is refined ("always", "night") or not ("day", "never"): the setting, or the light in the frame.
 RefineReason = Literal["always", "night", "day", "never"]
 
@@ -89,6 +88,7 @@ class Pipeline:
         self._tolerant = tolerant
         self._reader = RegionReader(engines, clock)
         self._num_classes = len(engines.bundle.class_set)
+        self._has_context = engines.bundle.manifest.engines.region.context
         self.budget = RegionBudget(self._reader.costs, MAX_REGIONS)
         self._clock = clock
         self._gate, self._memory = LightGate(), Memory()
@@ -134,8 +134,7 @@ class Pipeline:
                 self._worker.submit(self._refine_newest)
 
             with stages("image"):
-                output = self.engines.image(frame=image_input)
-                maps = checked_maps("image", output, (1, *image_hw), self._num_classes)
+                maps = self._read_image(image_input, refinement)
                 image_labels = rg.resize_labels(maps[0][0], frame_hw)
                 image_confidence = rg.resize_image(maps[1][0], frame_hw)
             if refines and not at_once:
@@ -145,7 +144,7 @@ class Pipeline:
             with stages("merge"):
                 labels, confidence = image_labels, image_confidence
                 if found.regions is not None:
-                    labels, confidence = _MERGES[settings.merge](labels, confidence, found.regions)
+                    labels, confidence = rg.MERGES[self._merge(settings)](labels, confidence, found.regions)
                 labels = rg.apply_threshold(labels, confidence, settings.confidence_threshold)
                 image_labels = rg.apply_threshold(image_labels, image_confidence, settings.confidence_threshold)
         if found.regions is not None:
@@ -165,6 +164,23 @@ class Pipeline:
             light_level=light,
             refine_reason=reason,
         )
+
+    def _read_image(self, image_input: np.ndarray, refinement: Refinement) -> tuple[np.ndarray, np.ndarray]:
+        """Run the image level. Return labels and confidence, uint8 (1, h, w); the worker gets its probabilities."""
+        probabilities = None
+        try:
+            output = self.engines.image(frame=image_input)
+            maps = checked_maps("image", output, image_input.shape[:3], self._num_classes)
+            if self._has_context:
+                probabilities = checked_probabilities(output)
+        finally:
+            refinement.finish_image_level(probabilities)
+        return maps
+
+    def _merge(self, settings: PipelineSettings) -> rg.Merge:
+        if settings.merge == "auto":
+            return "window" if self._has_context else "confident"
+        return settings.merge
 
     def _refine_reason(self, light: float, settings: PipelineSettings) -> RefineReason:
         is_night = self._gate.is_night(light, settings.night_below, settings.day_above)
@@ -198,13 +214,15 @@ class Pipeline:
         due, margin, share = choice.due, settings.region_margin, settings.share_windows
         wanted = boxes[due], scores[due]
         plan = plan_crops(wanted[0], choice.gains, frame_hw, margin, self._reader.sizes_hw, share=share)
-        refinement.wait_for_image_level()
+        context = refinement.wait_for_image_level(needed=self._has_context)
+        if self._has_context and context is None:
+            return
         done = 0
         while number := self.budget.select(plan.gains[done:], refinement.left_ms(), done, plan.sizes[done:]):
             batch = range(done, done + number)
             if not refinement.start(due[np.isin(plan.crop_of, batch)]):
                 return
-            for places, regions in self._reader.read(job.frame_bgr, *wanted, plan, batch, refinement.stages):
+            for places, regions in self._reader.read(job.frame_bgr, context, *wanted, plan, batch, refinement.stages):
                 self._memory.keep_regions(job.frame_bgr, due[places], regions, settings)
                 refinement.finish(due[places], regions)
             done += number

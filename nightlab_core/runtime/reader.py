@@ -12,7 +12,7 @@ from nightlab_core.runtime.clock import Clock, StageTimes
 from nightlab_core.runtime.crops import CropPlan
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.outputs import checked_maps
-from nightlab_core.runtime.regions import Regions, crop_and_enlarge
+from nightlab_core.runtime.regions import Regions, crop_and_enlarge, crop_probabilities
 
 #: Numbers of regions whose cost `measure` measures.
 MEASURED = (1, 2, 4, 10)
@@ -27,17 +27,19 @@ class RegionReader:
         self.max_batch = engines.bundle.manifest.engines.region.max_batch
         #: Of cropping and one call of the engine, by number of regions; one for each size.
         self.costs = [LearnedCosts(self.max_batch) for _ in self.sizes_hw]
+        self._file = engines.bundle.manifest.engines.region
         self._engine, self._num_classes = engines.region, len(engines.bundle.class_set)
         self._clock = clock
 
     def read(
-        self, frame_bgr: np.ndarray, boxes: np.ndarray, scores: np.ndarray, plan: CropPlan, batch: range,
-        stages: StageTimes,
+        self, frame_bgr: np.ndarray, probabilities: np.ndarray | None, boxes: np.ndarray, scores: np.ndarray,
+        plan: CropPlan, batch: range, stages: StageTimes,
     ) -> Iterator[tuple[np.ndarray, Regions]]:  # fmt: skip
         """Read some crops of a plan, in one call for each size. Yield the regions of a size, with their positions.
 
         Args:
             frame_bgr: uint8 (H, W, 3).
+            probabilities: the image level's, uint8 (h, w, C), if the network reads them.
             boxes, scores: float32 (K, 4) and (K,): those of the plan.
             plan: of `plan_crops`.
             batch: the crops to read.
@@ -48,9 +50,9 @@ class RegionReader:
             crops = in_batch[plan.sizes[in_batch] == size]
             start_s = self._clock.now_s()
             with stages("crop"):
-                images = crop_and_enlarge(frame_bgr, plan.windows[crops], self.sizes_hw[size])
+                inputs = self._cut(frame_bgr, probabilities, plan.windows[crops], self.sizes_hw[size])
             with stages("region"):
-                labels, confidence = self._segment(images)
+                labels, confidence = self._segment(inputs)
             self.costs[size].record(len(crops), 1e3 * (self._clock.now_s() - start_s))
             positions = np.flatnonzero(np.isin(plan.crop_of, crops))
             crop_of = plan.crop_of[positions]
@@ -63,15 +65,30 @@ class RegionReader:
     def check(self) -> None:
         """Read one black crop of each size. Raises EngineError, and the exceptions of the engine."""
         for size_hw in self.sizes_hw:
-            self._segment(np.zeros((1, *size_hw, 3), np.uint8))
+            self._segment(self._black(1, size_hw))
 
     def measure(self) -> None:
         """Learn the costs of some numbers of regions, so that the first frames know them."""
         for size_hw, costs in zip(self.sizes_hw, self.costs, strict=True):
             for number in sorted({min(number, self.max_batch) for number in MEASURED}):
                 start_s = self._clock.now_s()
-                self._segment(np.zeros((number, *size_hw, 3), np.uint8))
+                self._segment(self._black(number, size_hw))
                 costs.record(number, 1e3 * (self._clock.now_s() - start_s))
 
-    def _segment(self, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return checked_maps("region", self._engine(crops=crops), crops.shape[:3], self._num_classes)
+    def _cut(
+        self, frame_bgr: np.ndarray, probabilities: np.ndarray | None, windows: np.ndarray, size_hw: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        inputs = {"crops": crop_and_enlarge(frame_bgr, windows, size_hw)}
+        if self._file.context:
+            assert probabilities is not None
+            _, *context_hw, _ = self._file.input_shapes(len(windows), size_hw, self._num_classes)["context"]
+            frame_hw = frame_bgr.shape[0], frame_bgr.shape[1]
+            inputs["context"] = crop_probabilities(probabilities, windows, frame_hw, (context_hw[0], context_hw[1]))
+        return inputs
+
+    def _black(self, number: int, size_hw: tuple[int, int]) -> dict[str, np.ndarray]:
+        shapes = self._file.input_shapes(number, size_hw, self._num_classes)
+        return {name: np.zeros(shape, np.uint8) for name, shape in shapes.items()}
+
+    def _segment(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        return checked_maps("region", self._engine(**inputs), inputs["crops"].shape[:3], self._num_classes)

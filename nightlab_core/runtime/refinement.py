@@ -64,6 +64,7 @@ class Refinement:
         self._choice = Choice(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, bool))
         self._parts: list[tuple[np.ndarray, Regions]] = []  # indices of boxes, and their regions
         self._proposed = self._image_level_done = self._ended = self._closed = False
+        self._probabilities: np.ndarray | None = None
         self._error: BaseException | None = None
 
     def left_ms(self) -> float:
@@ -84,14 +85,22 @@ class Refinement:
             self._outcomes[choice.due] = Outcome.LEFT_OUT
             self._proposed = True
 
-    def wait_for_image_level(self) -> None:
-        """Wait until the image level is done or the deadline has passed; without a deadline, do not wait.
+    def finish_image_level(self, probabilities: np.ndarray | None = None) -> None:
+        """Tell that the image level is done, also if it failed, and hand over its probabilities, uint8 (h, w, C)."""
+        with self._changed:
+            self._image_level_done, self._probabilities = True, probabilities
+            self._changed.notify()
 
-        Both levels at once would slow down the image level, whose mask must not be late because of the regions.
+    def wait_for_image_level(self, *, needed: bool) -> np.ndarray | None:
+        """Wait until the image level is done or the deadline has passed, and return what it handed over.
+
+        Without a deadline, wait only if its probabilities are `needed`. With one, both levels at once would slow down
+        the image level, whose mask must not be late because of the regions.
         """
         with self._changed:
-            while not self._image_level_done and 0 < (left_ms := self.left_ms()) < math.inf:
+            while not self._image_level_done and (left_ms := self.left_ms()) > 0 and (needed or left_ms < math.inf):
                 self._clock.wait(self._changed, left_ms / 1e3)
+            return self._probabilities
 
     def start(self, indices: np.ndarray) -> bool:
         """Tell that these boxes are being read. Return False if the frame is over, so that nobody needs them."""
@@ -126,8 +135,6 @@ class Refinement:
         Whatever the worker finishes afterwards is discarded.
         """
         with self._changed:
-            self._image_level_done = True
-            self._changed.notify()
             left_ms = self._wait(budget)
             self._closed = True
             if self._error is not None and (strict or not isinstance(self._error, Exception)):

@@ -8,7 +8,9 @@ the region network reads, which are the box and some context around it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -19,6 +21,10 @@ from nightlab_core.labels import IGNORE_ID
 MIN_WINDOW = 8  #: smallest side of a window in pixels
 CONTEXT_STRIDE = 4  #: pixels of a crop for each pixel of the probabilities that the region network reads with it
 RIM = 0.06  #: fraction of a window's side; at the edge of its input a network is least accurate
+
+
+#: How regions are merged: see `MERGES`.
+Merge = Literal["replace", "confident", "window"]
 
 
 @dataclass(frozen=True)
@@ -137,9 +143,7 @@ def crop_probabilities(
             ]
         )
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        crop[:] = cv2.warpAffine(
-            probabilities, to_source, size_hw[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE
-        )
+        crop[:] = cv2.warpAffine(probabilities, to_source, size_hw[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
     return crops
 
 
@@ -174,6 +178,14 @@ def paste_confident(labels: np.ndarray, confidence: np.ndarray, regions: Regions
     return _paste(labels, confidence, regions, inner_windows(regions, labels.shape), only_more_confident=True)
 
 
+def paste_window(labels: np.ndarray, confidence: np.ndarray, regions: Regions) -> tuple[np.ndarray, np.ndarray]:
+    """Merge the whole window without its rim, in the order of `paste_replace`.
+
+    For a region network that has weighed the image level's probabilities against its own.
+    """
+    return _paste(labels, confidence, regions, inner_windows(regions, labels.shape), only_more_confident=False)
+
+
 def _paste(
     labels: np.ndarray, confidence: np.ndarray, regions: Regions, areas: np.ndarray, *, only_more_confident: bool
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -192,6 +204,13 @@ def _paste(
         cv2.copyTo(new_labels, wins.view(np.uint8), labels[y0:y1, x0:x1])
         cv2.copyTo(new_confidence, wins.view(np.uint8), confidence[y0:y1, x0:x1])
     return labels, confidence
+
+
+MERGES: dict[Merge, Callable[[np.ndarray, np.ndarray, Regions], tuple[np.ndarray, np.ndarray]]] = {
+    "replace": paste_replace,
+    "confident": paste_confident,
+    "window": paste_window,
+}
 
 
 def checked_size_hw(frame: np.ndarray) -> tuple[int, int]:

@@ -41,11 +41,13 @@ class PipelineSettings(Settings):
         ),
     ] = DAY_ABOVE
     merge: Annotated[
-        Literal["replace", "confident"],
+        Literal["auto", "replace", "confident", "window"],
         Field(
-            description="replace pastes the regions; confident keeps, per pixel, the label of the more confident level"
+            description="replace pastes the boxes of regions; confident keeps, per pixel, the label of the more "
+            "confident level; window pastes the pixels around the boxes as well; auto is window for a bundle whose "
+            "region network reads the image level's probabilities, else confident"
         ),
-    ] = "confident"
+    ] = "auto"
     max_regions: Annotated[
         int, Field(ge=0, le=MAX_REGIONS, description="largest number of regions of a frame that are read")
     ] = MAX_REGIONS

@@ -105,7 +105,7 @@ def final(ablation: Ablation, row: Row, counts: Counts) -> np.ndarray:
     """Return a row's matrices (N, C, C + 1), with the recipe's merge and the row's number of regions."""
     if counts.sweep is None:
         return counts.image
-    return counts.sweep[:, MERGES.index(ablation.pipeline.merge), ablation.regions_of(row)]
+    return counts.sweep[:, MERGES.index(ablation.merge), ablation.regions_of(row)]
 
 
 def _entry(
@@ -122,7 +122,7 @@ def _entry(
         entry["sweep"] = {m: [percent(counts.sweep[:, i, n]) for n in numbers] for i, m in enumerate(MERGES)}
         entry["gain"] = asdict(difference(counts.image, matrices))
         entry |= {"oracle": percent(counts.oracle), "bound": percent(counts.bound)}
-        replaced, confident = (counts.sweep[:, i, chosen] for i in range(len(MERGES)))
+        replaced, confident = (counts.sweep[:, MERGES.index(m), chosen] for m in ("replace", "confident"))
         entry["confident_over_replace"] = asdict(difference(replaced, confident))
     return entry
 
@@ -140,16 +140,17 @@ def _how_to_train(ablation: Ablation, row: Row) -> list[dict[str, str]]:
 def print_ladder(found: dict[str, Any], ablation: Ablation) -> None:
     """Print a table for a data set."""
     settings = ablation.pipeline
-    way = f"{settings.merge} merge, {settings.max_regions} regions unless a row says otherwise"
+    way = f"{ablation.merge} merge, {settings.max_regions} regions unless a row says otherwise"
     table = Table(title=f"{found['name']}, {found['frames']} frames, mean IoU in %, {way}")
-    for column in ("row", "mIoU", "against the row before", "replace", "confident", "oracle", "bound"):
+    for column in ("row", "mIoU", "against the row before", *MERGES, "oracle", "bound"):
         table.add_column(column, justify="left" if column == "row" else "right")
     for entry in found["rows"]:
         if "not_trained" in entry:
             table.add_row(entry["name"], "not trained")
             continue
         change = str(Difference(**entry["difference"])) if "difference" in entry else ""
-        sweep = [f"{entry['sweep'][m][entry['regions']]:.2f}" for m in MERGES] if "sweep" in entry else ["", ""]
+        sweeps = entry.get("sweep", {})  # of an entry that was kept, perhaps without the newest merge
+        sweep = [f"{sweeps[m][entry['regions']]:.2f}" if m in sweeps else "" for m in MERGES]
         left = [f"{entry[key]:.2f}" if key in entry else "" for key in ("oracle", "bound")]
         table.add_row(entry["name"] + KEPT * ("kept" in entry), f"{entry['miou']:.2f}", change, *sweep, *left)
     Console().print(table)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from nightlab_core.config import Settings
 from nightlab_core.config import replace as settings_with
@@ -21,7 +21,7 @@ from nightlab_core.metrics import confusion_matrix
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
 from training import models
-from training.gains import MERGES, PASTES, changed_counts, either_level, paste_oracle
+from training.gains import MERGES, changed_counts, either_level, paste_oracle
 from training.sliding import TestTime
 
 
@@ -62,6 +62,18 @@ class Ablation(Settings):
     pipeline: PipelineSettings = PipelineSettings()
     train: dict[str, str] = Field(default_factory=dict)  #: the command that makes a path, for rows that lack it
     note: str = ""  #: text for the page, about these rows
+
+    @field_validator("pipeline")
+    @classmethod
+    def _one_merge(cls, pipeline: PipelineSettings) -> PipelineSettings:
+        # The same for all rows, whose region networks may differ.
+        return settings_with(pipeline, merge="confident") if pipeline.merge == "auto" else pipeline
+
+    @property
+    def merge(self) -> rg.Merge:
+        """How all rows merge."""
+        assert self.pipeline.merge != "auto"
+        return self.pipeline.merge
 
     def regions_of(self, row: Row) -> int:
         """Return the number of regions of a frame that a row reads."""
@@ -197,12 +209,12 @@ class Ladder:
         sweep = np.empty((len(MERGES), MAX_REGIONS + 1, *image.shape), np.int64)
         for m, merge in enumerate(MERGES):
             for number in range(MAX_REGIONS + 1):
-                merged = PASTES[merge](labels, confidence, _first(regions, number))[0]
+                merged = rg.MERGES[merge](labels, confidence, _first(regions, number))[0]
                 sweep[m, number] = image + changed_counts(truth, labels, merged, num_classes)
         chosen = _first(regions, self.ablation.regions_of(row))
-        best, _ = paste_oracle(labels, confidence, chosen, truth, settings.merge)
+        best, _ = paste_oracle(labels, confidence, chosen, truth, self.ablation.merge)
         oracle = image + changed_counts(truth, labels, best, num_classes)
-        right = either_level(labels, chosen, truth, settings.merge)
+        right = either_level(labels, chosen, truth, self.ablation.merge)
         return Counts(image, sweep, oracle, image + changed_counts(truth, labels, right, num_classes))
 
     def _model(self, row: Row) -> models.Model:

@@ -23,11 +23,11 @@ from torch.utils.data import Dataset
 from nightlab_core.config import Settings
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.nightlab import NightLabSettings
+from nightlab_core.runtime.regions import Merge
 from nightlab_core.runtime.settings import PipelineSettings
 from training import models
 from training.command import TrainingStage
 from training.data import SourceSettings
-from training.gains import Merge
 from training.loop import LoopSettings, Losses, Mean, fit
 from training.stages import proposals
 

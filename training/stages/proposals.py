@@ -27,7 +27,7 @@ from nightlab_core.runtime.pipeline import Result
 from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
 from training import models
 from training.data import Samples, SourceSettings, source_classes
-from training.gains import Merge, RegionGains, equation6, miou_gain, region_gains
+from training.gains import RegionGains, equation6, miou_gain, region_gains
 
 CHUNK = 50  #: frames between two savings
 
@@ -182,7 +182,7 @@ def load(path: Path, made_by: dict[str, object]) -> Proposals:
 
 
 def targets(
-    proposals: Proposals, target: str, merge: Merge, classes: Sequence[ClassSet], clip_at: float = 90
+    proposals: Proposals, target: str, merge: rg.Merge, classes: Sequence[ClassSet], clip_at: float = 90
 ) -> np.ndarray:
     """Compute the training targets, float32 (N,) in 0..1; `classes` has the class set of every source.
 

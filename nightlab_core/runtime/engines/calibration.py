@@ -131,12 +131,15 @@ class _Calibrator:
         files = bundle.manifest.engines
         random = np.random.default_rng(0)
         regions = min(REGIONS, files.region.max_batch)
-        shapes = {
-            "image": (1, *files.image.network_hw(frame_hw), 3),
-            "hardness": (1, *files.hardness.network_hw(frame_hw), 3),
-            "region": (regions, *files.region.input_hw, 3),
+        shapes: dict[EngineKind, dict[str, tuple[int, ...]]] = {
+            "image": {"frame": (1, *files.image.network_hw(frame_hw), 3)},
+            "hardness": {"frame": (1, *files.hardness.network_hw(frame_hw), 3)},
+            "region": files.region.input_shapes(regions, files.region.input_hw, len(bundle.class_set)),
         }
-        self._arrays = {kind: random.integers(0, 256, shape, np.uint8) for kind, shape in shapes.items()}
+        self._arrays = {
+            kind: {name: random.integers(0, 256, shape, np.uint8) for name, shape in inputs.items()}
+            for kind, inputs in shapes.items()
+        }
         self._max_batch = files.region.max_batch
         self._end_s = clock() + options.calibration_s
         self._prepare_s: dict[str, float] = {}  # by what a first call prepares: the longest one of a default
@@ -197,8 +200,7 @@ class _Calibrator:
             return self._compare("paths", "paths", calls)
 
     def _call(self, kind: EngineKind) -> None:
-        engine = self._engines[kind]
-        engine(**{next(iter(engine.inputs)): self._arrays[kind]})
+        self._engines[kind](**self._arrays[kind])
 
     def _compare(self, name: str, prepared: str, calls: Mapping[Option, Callable[[], object]]) -> Option:
         """Time the calls in turns, in the time that is left. Note the figures, and return the best option.

@@ -15,20 +15,27 @@ _Contract = Mapping[str, tuple[type[np.generic], tuple[int | None, ...]]]
 _LABELS: _Contract = {"labels": (np.uint8, (ANY, ANY, ANY)), "confidence": (np.uint8, (ANY, ANY, ANY))}
 _FRAME: _Contract = {"frame": (np.uint8, (1, None, None, 3))}
 _BOXES: _Contract = {"boxes": (np.float32, (ANY, ANY, 4)), "scores": (np.float32, (ANY, ANY))}
-#: Inputs and outputs of each kind of engine.
-CONTRACT: Mapping[EngineKind, tuple[_Contract, _Contract]] = {
-    "image": (_FRAME, _LABELS),
-    "hardness": (_FRAME, _BOXES),
-    "region": ({"crops": (np.uint8, (None, ANY, ANY, 3))}, _LABELS),
-}
+_CROPS: _Contract = {"crops": (np.uint8, (None, ANY, ANY, 3))}
+_PROBABILITIES: _Contract = {"probabilities": (np.uint8, (ANY, ANY, ANY, ANY))}
+_CONTEXT: _Contract = {"context": (np.uint8, (None, ANY, ANY, ANY))}
 
 
-def check_contract(kind: EngineKind, engine: Engine) -> None:
+def contract_of(kind: EngineKind, *, context: bool) -> tuple[_Contract, _Contract]:
+    """Return inputs and outputs of a kind of engine; `context` is the key of the bundle's region network."""
+    if kind == "image":
+        return _FRAME, {**_LABELS, **(_PROBABILITIES if context else {})}
+    if kind == "hardness":
+        return _FRAME, _BOXES
+    return {**_CROPS, **(_CONTEXT if context else {})}, _LABELS
+
+
+def check_contract(kind: EngineKind, engine: Engine, *, context: bool = False) -> None:
     """Raise BundleError unless the engine's inputs and outputs have the contract's names, dtypes and shapes."""
     for side, received, expected in zip(
-        ("input", "output"), (engine.inputs, engine.outputs), CONTRACT[kind], strict=True
+        ("input", "output"), (engine.inputs, engine.outputs), contract_of(kind, context=context), strict=True
     ):
-        if set(received) != set(expected):
+        spare = _PROBABILITIES if kind == "image" else {}  # which a region network without context leaves unused
+        if not set(expected) <= set(received) <= {*expected, *spare}:
             raise BundleError(_violation(kind, f"{side}s", sorted(received), sorted(expected)))
         for name, (dtype, shape) in expected.items():
             spec = received[name]

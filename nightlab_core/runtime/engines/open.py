@@ -67,7 +67,7 @@ class Engines:
 
     def __post_init__(self) -> None:
         for kind in ENGINE_KINDS:
-            check_contract(kind, getattr(self, kind))
+            check_contract(kind, getattr(self, kind), context=self.bundle.manifest.engines.region.context)
         if self.preparation.choice is None:
             self.preparation.choice = default_choice(self.by_kind, self.bundle, self.options)
 
@@ -146,7 +146,7 @@ class Engines:
             self.hardness.prepare(frame=(1, *files.hardness.network_hw(frame_hw), 3))
             for size_hw in self.region_sizes_hw:
                 for batch in range(1, files.region.max_batch + 1):
-                    self.region.prepare(crops=(batch, *size_hw, 3))
+                    self.region.prepare(**files.region.input_shapes(batch, size_hw, len(self.bundle.class_set)))
 
     def close(self) -> None:
         """Free the three engines. Closing twice is harmless."""

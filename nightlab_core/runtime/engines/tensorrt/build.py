@@ -42,8 +42,9 @@ def plan_shapes(bundle: Bundle, kind: EngineKind, frame_hw: tuple[int, int]) -> 
     """
     files = bundle.manifest.engines
     if kind == "region":
-        crop = (*files.region.input_hw, 3)
-        return {"crops": ((1, *crop), (files.region.max_batch, *crop), (files.region.max_batch, *crop))}
+        numbers = 1, files.region.max_batch, files.region.max_batch
+        shapes = [files.region.input_shapes(n, files.region.input_hw, len(bundle.class_set)) for n in numbers]
+        return {name: (shapes[0][name], shapes[1][name], shapes[2][name]) for name in shapes[0]}
     file = files.image if kind == "image" else files.hardness
     shape = (1, *file.network_hw(frame_hw), 3)
     return {"frame": (shape, shape, shape)}
