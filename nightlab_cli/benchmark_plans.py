@@ -70,7 +70,7 @@ def report(console: Console, bench: Bench, bundle: Bundle, frame_hw: tuple[int, 
     table = Table("regions", "plan", "CUDA graph", "median ms", "p99 ms", "device MB", box=None)
     profile = plan_shapes(bundle, "region", frame_hw)
     for batch in BATCHES:
-        shape = (batch, *profile["crops"][0][1:])
+        shape = (batch, *profile["crops"][1][1:])
         fixed: dict[str, Range] = {"crops": (shape, shape, shape)}
         for name, planned, cuda_graphs in (
             ("1 to 10", profile, False),

@@ -87,6 +87,8 @@ def export_bundle(
     _write(_Method(model, model.image_level), frame, folder / "image.onnx", axes, weights)
     axes = {"frame": free, "boxes": {}, "scores": {}}
     _write(_Method(model, model.hardness), frame, folder / "hardness.onnx", axes, weights)
+    if card.further_hw:
+        batch |= free
     axes = {"crops": batch, "labels": batch, "confidence": batch}
     _write(_Method(model, model.region_level), crops, folder / "region.onnx", axes, weights)
 

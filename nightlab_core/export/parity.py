@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nightlab_core.data.image_files import image_files, read_image
-from nightlab_core.export.recording import recording
-from nightlab_core.runtime.bundle import ENGINE_KINDS, EngineKind, load_bundle
+from nightlab_core.export.recording import by_network, read_at_every_size, recording
+from nightlab_core.runtime.bundle import ENGINE_KINDS, load_bundle
 from nightlab_core.runtime.engines.engine import EngineOptions
 from nightlab_core.runtime.engines.open import Engines, open_network
 from nightlab_core.runtime.pipeline import Pipeline
@@ -25,7 +25,7 @@ MIN_AGREEMENT = 0.999  #: of labels, between engine and torch in float32
 class Parity:
     """Agreement of one network on one library with the reference, both in float32."""
 
-    kind: EngineKind
+    network: str  #: kind of engine; of the region network also the size of crops
     library: str
     calls: int  #: of the network, on all frames
     agreement: float  #: share of labels that are equal; for hardness, of boxes within half a pixel and 1e-3 of score
@@ -46,23 +46,26 @@ def check_parity(
     """Compare the networks of the bundle in a folder with reference engines, usually torch's, in float32.
 
     frames: uint8 (H, W, 3) BGR of any size. Each network receives what it receives when the pipeline runs on the
-    reference: the region level reads the crops that the reference's hardness level proposes on those frames.
+    reference: the region level reads the crops that the reference's hardness level proposes on those frames, at every
+    size of the bundle.
     """
     bundle = load_bundle(folder)
     engines, recorders = recording(reference)
     with Pipeline(engines) as pipeline:
         for frame in frames:
             pipeline(frame)
+    read_at_every_size(recorders["region"], bundle.manifest.engines.region.sizes_hw)
     rows = []
     for library in libraries:
         options = EngineOptions(engine=library, precision="float32")
         for kind in ENGINE_KINDS:
             engine = open_network(bundle.path(kind), options)
-            expected = [tuple(outputs.values()) for _, outputs in recorders[kind].calls]
-            received = [tuple(engine(**inputs).values()) for inputs, _ in recorders[kind].calls]
-            engine.close()
             compare = compare_boxes if kind == "hardness" else compare_labels
-            rows.append(Parity(kind, library, len(received), *compare(expected, received)))
+            for network, calls in by_network(kind, recorders[kind].calls).items():
+                expected = [tuple(outputs.values()) for _, outputs in calls]
+                received = [tuple(engine(**inputs).values()) for inputs, _ in calls]
+                rows.append(Parity(network, library, len(received), *compare(expected, received)))
+            engine.close()
     return rows
 
 
@@ -109,6 +112,7 @@ def print_parity(rows: Sequence[Parity]) -> bool:
         table.add_column(column)
     for row in rows:
         verdict = "ok" if row.passed else "FAILED"
-        table.add_row(row.kind, row.library, str(row.calls), f"{row.agreement:.4%}", str(row.worst_confidence), verdict)
+        figures = str(row.calls), f"{row.agreement:.4%}", str(row.worst_confidence)
+        table.add_row(row.network, row.library, *figures, verdict)
     Console().print(table)
     return all(row.passed for row in rows)

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nightlab_core.export.parity import compare_labels, read_frames
-from nightlab_core.export.recording import RecordingEngine
-from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, BundleError, EngineKind, load_bundle
+from nightlab_core.export.recording import RecordingEngine, by_network, read_at_every_size
+from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, BundleError, load_bundle
 from nightlab_core.runtime.engines.engine import TensorSpec
 from nightlab_core.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from nightlab_core.runtime.engines.open import Engines
@@ -57,7 +57,7 @@ class Peak:
 class HalfParity:
     """Agreement of one network, or of the whole pipeline, in half precision with itself in float32."""
 
-    kind: EngineKind | str
+    network: str  #: kind of engine; of the region network also the size of crops; or "pipeline"
     calls: int
     agreement: float  #: share of labels that are equal; for hardness, of the boxes kept, see `compare_proposals`
     worst_confidence: int  #: largest difference of confidence, in 1/255; for hardness, of score
@@ -76,20 +76,22 @@ def check_half(
 ) -> list[HalfParity]:
     """Compare a bundle's networks in half precision with float32 on frames, uint8 (H, W, 3) BGR of any size.
 
-    Both receive the same inputs; the region network reads the windows that float32 proposes. The last row compares the
-    labels of two whole pipelines.
+    Both receive the same inputs; the region network reads the windows that float32 proposes, at every size of the
+    bundle. The last row compares the labels of two whole pipelines.
     """
     with tempfile.TemporaryDirectory() as folder:
         full = {kind: RecordingEngine(OnnxRuntimeEngine(bundle.path(kind))) for kind in ENGINE_KINDS}
         half = {kind: RoundedEngine(bundle.path(kind), Path(folder)) for kind in ENGINE_KINDS}
     pipelines = [Pipeline(Engines(bundle, e["image"], e["hardness"], e["region"]), settings) for e in (full, half)]
     labels = [[(result.labels, result.confidence) for result in map(pipeline, frames)] for pipeline in pipelines]
+    read_at_every_size(full["region"], bundle.manifest.engines.region.sizes_hw)
     rows = []
     for kind in ENGINE_KINDS:
-        expected = [tuple(outputs.values()) for _, outputs in full[kind].calls]
-        got = [tuple(half[kind](**inputs).values()) for inputs, _ in full[kind].calls]
         compare = compare_proposals if kind == "hardness" else compare_labels
-        rows.append(HalfParity(kind, len(got), *compare(expected, got), half[kind].peaks()))
+        for network, calls in by_network(kind, full[kind].calls).items():
+            expected = [tuple(outputs.values()) for _, outputs in calls]
+            got = [tuple(half[kind](**inputs).values()) for inputs, _ in calls]
+            rows.append(HalfParity(network, len(got), *compare(expected, got), half[kind].take_peaks()))
     for pipeline in pipelines:
         pipeline.close()
         pipeline.engines.close()
@@ -154,9 +156,10 @@ class RoundedEngine:
                 self._largest[value] = float(np.maximum(largest, self._largest.get(value, 0.0)))
         return {name: results[name] for name in self.outputs}
 
-    def peaks(self) -> tuple[Peak, ...]:
-        """Return the largest value of every operator in half precision: NaN first, then the largest."""
+    def take_peaks(self) -> tuple[Peak, ...]:
+        """Return the largest value of each operator in half since the last call, and forget them; NaN comes first."""
         found = [Peak(self._nodes[v].name, self._nodes[v].op_type, largest) for v, largest in self._largest.items()]
+        self._largest.clear()
         return tuple(sorted(found, key=lambda peak: np.nan_to_num(peak.largest, nan=np.inf), reverse=True))
 
 
@@ -206,13 +209,15 @@ def print_half(rows: Sequence[HalfParity], title: str, worst: int = 3) -> bool:
     for row in rows:
         largest = f"{row.peaks[0].largest:.4g}" if row.peaks else ""
         verdict = "ok" if row.passed else "FAILED"
-        table.add_row(row.kind, str(row.calls), f"{row.agreement:.3%}", f"{row.worst_confidence}/255", largest, verdict)
+        table.add_row(
+            row.network, str(row.calls), f"{row.agreement:.3%}", f"{row.worst_confidence}/255", largest, verdict
+        )
     console = Console(soft_wrap=True)
     console.print(table)
     for row in rows:
         for peak in row.peaks[:worst]:
             remark = "" if peak.fits else f": more than half's {HALF_MAX:.0f}; build this engine in float32"
-            console.print(f"  {row.kind}: {peak.op_type} {peak.node} writes up to {peak.largest:.4g}{remark}")
+            console.print(f"  {row.network}: {peak.op_type} {peak.node} writes up to {peak.largest:.4g}{remark}")
     return all(row.passed for row in rows)
 
 

@@ -27,7 +27,7 @@ from rich.table import Table
 from nightlab_core.config import replace
 from nightlab_core.data.frames import FrameSource, open_frames
 from nightlab_core.export.parity import read_frames
-from nightlab_core.export.recording import RecordingEngine
+from nightlab_core.export.recording import Arrays, RecordingEngine, read_at_every_size
 from nightlab_core.labels import to_class_set
 from nightlab_core.metrics import confusion_matrix, mean_iou, paired_bootstrap
 from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, BundleError, EngineKind, load_bundle, write_manifest
@@ -38,7 +38,6 @@ from nightlab_core.runtime.engines.tensorrt.graphs import tensorrt_graph
 from nightlab_core.runtime.engines.tensorrt.half import PRODUCTS
 from nightlab_core.runtime.pipeline import Pipeline
 
-Arrays = dict[str, np.ndarray]
 Calls = dict[EngineKind, list[Arrays]]
 
 
@@ -63,14 +62,13 @@ def quantize_bundle(bundle: Bundle, out: Path, frames: Sequence[np.ndarray]) -> 
 
 
 def record_inputs(bundle: Bundle, frames: Sequence[np.ndarray]) -> Calls:
-    """Return the inputs of each network of a bundle while the pipeline segments these frames."""
+    """Return the inputs of each network of a bundle while the pipeline segments these frames; crops at every size."""
     engines = {kind: RecordingEngine(OnnxRuntimeEngine(bundle.path(kind))) for kind in ENGINE_KINDS}
     opened = Engines(bundle, engines["image"], engines["hardness"], engines["region"])
     with opened, Pipeline(opened) as pipeline:
         for frame in frames:
             pipeline(frame)
-    if silent := [kind for kind in ENGINE_KINDS if not engines[kind].calls]:
-        raise ValueError(f"on these {len(frames)} frames the networks {silent} are never called; give more frames")
+        read_at_every_size(engines["region"], bundle.manifest.engines.region.sizes_hw)
     return {kind: [inputs for inputs, _ in engines[kind].calls] for kind in ENGINE_KINDS}
 
 
@@ -157,12 +155,13 @@ def compare_speed(original: Bundle, quantized: Bundle, calls: Calls, repeats: in
         for kind in ENGINE_KINDS:
             engines = [open_network(bundle.path(kind), options) for bundle in (original, quantized)]
             times: list[list[float]] = [[], []]
-            for i in range(repeats + 1):  # the first call compiles
+            for i in range(repeats):
+                inputs = calls[kind][i % len(calls[kind])]
                 for engine, ms in zip(engines, times, strict=True):
+                    engine(**inputs)  # compiles, if it is the first of its size
                     start = perf_counter()
-                    engine(**calls[kind][i % len(calls[kind])])
-                    if i:
-                        ms.append((perf_counter() - start) * 1e3)
+                    engine(**inputs)
+                    ms.append((perf_counter() - start) * 1e3)
             for engine in engines:
                 engine.close()
             rows.append(SpeedComparison(kind, library, *(float(np.median(ms)) for ms in times)))

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Record the inputs and outputs of engines while a pipeline runs on them."""
+"""Record the inputs and outputs of engines while a pipeline runs on them, and read crops at every size."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from nightlab_core.runtime.bundle import EngineKind
 from nightlab_core.runtime.engines.engine import Engine
 from nightlab_core.runtime.engines.open import Engines
+from nightlab_core.runtime.regions import resize_image
 
 Arrays = dict[str, np.ndarray]
+Call = tuple[Arrays, Arrays]  #: inputs and outputs
 
 
 class RecordingEngine:
@@ -19,7 +23,7 @@ class RecordingEngine:
     def __init__(self, engine: Engine) -> None:
         self.name, self.inputs, self.outputs = engine.name, engine.inputs, engine.outputs
         self.prepare, self.close = engine.prepare, engine.close
-        self.calls: list[tuple[Arrays, Arrays]] = []  #: (inputs, outputs) of each call
+        self.calls: list[Call] = []
         self._engine = engine
 
     def __call__(self, **arrays: np.ndarray) -> Arrays:
@@ -33,3 +37,28 @@ def recording(engines: Engines) -> tuple[Engines, dict[str, RecordingEngine]]:
     """Return the same engines with a recorder around each, and the recorders by kind."""
     recorders = {kind: RecordingEngine(getattr(engines, kind)) for kind in ("image", "hardness", "region")}
     return replace(engines, **recorders), recorders  # type: ignore[arg-type]
+
+
+def read_at_every_size(region: RecordingEngine, sizes_hw: Sequence[tuple[int, int]]) -> None:
+    """Read the crops of the recorded calls at each of the sizes (height, width) at which they were not read.
+
+    Raises ValueError if there is no call.
+    """
+    if not region.calls:
+        raise ValueError("on these frames the region network is never called; give more frames")
+    for inputs, _ in list(region.calls):
+        crops = inputs["crops"]
+        for size_hw in sizes_hw:
+            if crops.shape[1:3] != size_hw:
+                region(crops=np.stack([resize_image(crop, size_hw) for crop in crops]))
+
+
+def by_network(kind: EngineKind, calls: Sequence[Call]) -> dict[str, list[Call]]:
+    """Return the calls of an engine under its kind, and those of a region engine under kind and size of crop."""
+    if kind != "region":
+        return {kind: list(calls)}
+    sizes_hw = sorted({inputs["crops"].shape[1:3] for inputs, _ in calls})
+    return {
+        f"{kind} {height}x{width}": [call for call in calls if call[0]["crops"].shape[1:3] == (height, width)]
+        for height, width in sizes_hw
+    }

@@ -32,6 +32,7 @@ class ModelCard(Settings):
     licence: str
     input_hw: tuple[int, int] = (480, 640)  #: working size of the image level
     hardness_hw: tuple[int, int] | None = None  #: working size of the detector; null: the image level's
+    further_hw: tuple[tuple[int, int], ...] = ()  #: sizes of a crop beside the model's `region_hw`, of its aspect
     #: What `training.combine_checkpoints` added to the region level's logits; further training removes it.
     region_offsets: dict[str, float] = Field(default_factory=dict)
 
@@ -100,8 +101,9 @@ def manifest_of(
             region=RegionFile(
                 file="region.onnx",
                 input_hw=settings.region_hw,
-                multiple=1,
+                multiple=model.region.segmenter.multiple,
                 max_batch=10,
+                further_hw=card.further_hw,
                 context=settings.region_context,
             ),
         ),

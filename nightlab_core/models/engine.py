@@ -105,7 +105,11 @@ def torch_engines(model: NightLab, settings: NightLabSettings, card: ModelCard) 
         image=TorchEngine("image", model.image_level, device=device, context=settings.region_context),
         hardness=TorchEngine("hardness", model.hardness, device=device),
         region=TorchEngine(
-            "region", model.region_level, device=device, crop_hw=settings.region_hw, context=settings.region_context
+            "region",
+            model.region_level,
+            device=device,
+            crop_hw=None if card.further_hw else settings.region_hw,
+            context=settings.region_context,
         ),
     )
 

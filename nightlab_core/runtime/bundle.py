@@ -32,6 +32,8 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 #: Limits of what a network reads: pixels of a side, and of all frames or crops of one call.
 MAX_SIDE, MAX_INPUT_PIXELS = 4096, 1 << 23
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+#: Sizes of a crop beside `input_hw`: engines keep what they compiled for each.
+MAX_FURTHER_SIZES = 3
 
 
 class BundleError(Exception):
@@ -78,7 +80,8 @@ class RegionFile(EngineFile):
     """The region network, which reads several crops of one size in one batch."""
 
     max_batch: Annotated[int, Field(ge=1, le=10)]
-    further_hw: tuple[tuple[Side, Side], ...] = ()  #: further sizes of a crop, with the aspect of `input_hw`
+    #: Further sizes of a crop, with the aspect of `input_hw`.
+    further_hw: Annotated[tuple[tuple[Side, Side], ...], Field(max_length=MAX_FURTHER_SIZES)] = ()
     context: bool = False  #: the network also reads the image level's probabilities in each window
 
     @model_validator(mode="after")

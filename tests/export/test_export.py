@@ -11,6 +11,9 @@ from pipelines import open_pipeline
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
+from onnxruntime import InferenceSession  # noqa: E402
+from pydantic import ValidationError  # noqa: E402
+
 from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data.rendered import night  # noqa: E402
 from nightlab_core.export import parity  # noqa: E402
@@ -19,7 +22,12 @@ from nightlab_core.models.checkpoint import ModelCard, load_checkpoint, save_che
 from nightlab_core.models.engine import torch_engines  # noqa: E402
 from nightlab_core.models.nightlab import DetectorSettings, NightLab, NightLabSettings, SegmenterSettings  # noqa: E402
 from nightlab_core.runtime.bundle import load_bundle  # noqa: E402
+from nightlab_core.runtime.engines.engine import EngineOptions  # noqa: E402
+from nightlab_core.runtime.engines.open import Engines  # noqa: E402
+from nightlab_core.runtime.engines.tensorrt.graphs import tensorrt_graph  # noqa: E402
 from nightlab_core.runtime.pipeline import Pipeline  # noqa: E402
+
+LIBRARIES = ("openvino", "onnxruntime")
 
 SETTINGS = NightLabSettings(
     segmenter=SegmenterSettings(channels=16, stages=5, strides=(8, 16)),
@@ -33,6 +41,7 @@ CARD = ModelCard(
     licence="none",
     input_hw=(192, 256),
     hardness_hw=(128, 192),
+    further_hw=((64, 64),),
 )
 
 
@@ -76,9 +85,8 @@ def test_engines_agree_with_torch_at_several_sizes(model: NightLab, bundle_dir: 
     operators = {node.op_type for node in onnx.load(bundle_dir / "image.onnx").graph.node}
     assert "DeformConv" in operators and "GridSample" not in operators
     rows = parity.check_parity(torch_engines(model, SETTINGS, CARD), bundle_dir, frames)
-    assert {(r.kind, r.library) for r in rows} == {
-        (kind, library) for kind in ("image", "hardness", "region") for library in ("openvino", "onnxruntime")
-    }
+    networks = ("image", "hardness", "region 64x64", "region 96x96")
+    assert {(r.network, r.library) for r in rows} == {(n, library) for n in networks for library in LIBRARIES}
     assert all(r.passed for r in rows), rows
 
 
@@ -88,6 +96,16 @@ def test_the_grid_sample_form_agrees_with_torch(model: NightLab, frames: list[np
     assert "GridSample" in operators and "DeformConv" not in operators
     rows = parity.check_parity(torch_engines(model, SETTINGS, CARD), tmp_path, frames[1:2])
     assert all(r.passed for r in rows), rows
+
+
+def test_the_graph_for_tensorrt_reads_crops_of_every_size(bundle_dir: Path) -> None:
+    path = bundle_dir / "region.onnx"
+    graph = tensorrt_graph(onnx.load(path), "float32", {"crops": (-1, -1, -1, 3)})
+    sessions = [InferenceSession(m.SerializeToString()) for m in (onnx.load(path), graph)]
+    for side in (64, 96):
+        crops = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
+        expected, received = (session.run(None, {"crops": crops}) for session in sessions)
+        assert parity.compare_labels([expected], [received])[0] > 0.999
 
 
 def test_parity_detects_a_wrong_network(bundle_dir: Path, frames: list[np.ndarray]) -> None:
@@ -126,7 +144,20 @@ def test_the_manifest_has_the_card_s_content(bundle_dir: Path) -> None:
     assert manifest.name == "random" and manifest.hard_classes == ("pole", "person")
     assert manifest.engines.image.input_hw == (192, 256) and manifest.engines.image.multiple == 16
     assert manifest.engines.hardness.input_hw == (128, 192)
-    assert manifest.engines.region.input_hw == (96, 96) and manifest.weights == "float16"
+    assert manifest.engines.region.sizes_hw == ((64, 64), (96, 96)) and manifest.engines.region.multiple == 16
+    assert manifest.weights == "float16"
+
+
+def test_crops_of_one_size_are_fixed_in_the_graph(model: NightLab, tmp_path: Path) -> None:
+    export_bundle(model, SETTINGS, replace(CARD, further_hw=()), tmp_path)
+    with Engines.open(tmp_path, EngineOptions(calibration_s=0)) as engines:
+        assert engines.region.inputs["crops"].shape == (None, 96, 96, 3)
+        assert engines.region_sizes_hw == ((96, 96),)
+
+
+def test_a_size_of_crops_that_the_network_cannot_read_is_refused(model: NightLab, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="not a multiple of 16"):
+        export_bundle(model, SETTINGS, replace(CARD, further_hw=((72, 72),)), tmp_path)
 
 
 def test_the_pipeline_agrees_with_the_pipeline_in_torch(model: NightLab, bundle_dir: Path) -> None:

@@ -13,11 +13,12 @@ import pytest
 onnx = pytest.importorskip("onnx")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from tiny_bundle import write_tiny_bundle  # noqa: E402
 
 from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data.rendered import night  # noqa: E402
 from nightlab_core.export import precision  # noqa: E402
-from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, default_bundle, load_bundle, write_manifest  # noqa: E402
+from nightlab_core.runtime.bundle import Bundle, default_bundle, load_bundle, write_manifest  # noqa: E402
 from nightlab_core.runtime.engines.tensorrt.graphs import tensorrt_graph  # noqa: E402
 from nightlab_core.runtime.pipeline import PipelineSettings  # noqa: E402
 
@@ -48,7 +49,7 @@ def test_an_overflow_that_onnx_runtime_hides_is_seen(tmp_path: Path) -> None:
     engine = precision.RoundedEngine(path, tmp_path)
     assert list(engine.outputs) == ["y"]
     assert not np.isfinite(engine(x=x)["y"]).any()
-    peaks = {peak.node: peak for peak in engine.peaks()}
+    peaks = {peak.node: peak for peak in engine.take_peaks()}
     assert peaks["first"].largest == pytest.approx(3e5, rel=1e-3) and not peaks["first"].fits
     assert set(peaks) == {"first", "between", "product", "second"} | {n for n in peaks if n.endswith("cast")}
 
@@ -63,7 +64,7 @@ def test_every_value_in_half_is_rounded_to_it(tmp_path: Path) -> None:
     p = half(half(x) * half(1.2345))
     m = half(p * half(1 / (1 + np.exp(-p))))
     np.testing.assert_array_equal(engine(x=x)["y"], half(m * half(0.777)))
-    assert all(peak.fits for peak in engine.peaks())
+    assert all(peak.fits for peak in engine.take_peaks())
 
 
 def test_not_a_number_comes_first_and_does_not_fit(tmp_path: Path) -> None:
@@ -72,7 +73,9 @@ def test_not_a_number_comes_first_and_does_not_fit(tmp_path: Path) -> None:
     x[0, 0, 2, 1] = np.nan
     engine(x=x)
     engine(x=np.ones((1, 1, 4, 4), np.float32))
-    assert np.isnan(engine.peaks()[0].largest) and not engine.peaks()[0].fits
+    first = engine.take_peaks()[0]
+    assert np.isnan(first.largest) and not first.fits
+    assert not engine.take_peaks()
 
 
 def test_proposals_are_compared_by_place_and_score() -> None:
@@ -107,12 +110,20 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_the_shipped_bundle_keeps_its_labels_in_half(small_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     frame = night.render_scene(4, size_hw=(96, 128)).image_bgr
     rows = precision.check_half(small_bundle, [frame], PipelineSettings(max_regions=1))
-    assert [row.kind for row in rows] == [*ENGINE_KINDS, "pipeline"]
+    assert [row.network for row in rows] == ["image", "hardness", "region 320x320", "pipeline"]
     for row in rows[:3]:
         assert row.agreement > 0.99 and all(0 <= peak.largest < 1000 for peak in row.peaks)
         assert sum(peak.op_type == "Conv" for peak in row.peaks) > 30
     precision.print_half(rows, "rendered")
     assert "hardness" in capsys.readouterr().out
+
+
+def test_the_region_network_is_compared_at_every_size(tmp_path: Path) -> None:
+    bundle = load_bundle(write_tiny_bundle(tmp_path, further_hw=((64, 96),)))
+    frame = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    rows = precision.check_half(bundle, [frame])
+    assert [row.network for row in rows] == ["image", "hardness", "region 32x48", "region 64x96", "pipeline"]
+    assert all(row.passed and row.calls for row in rows)
 
 
 def test_a_failure_names_the_operator_and_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:

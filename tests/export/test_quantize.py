@@ -116,7 +116,7 @@ def test_a_bundle_is_not_written_over_itself(tmp_path: Path) -> None:
 
 
 def test_without_frames_there_is_nothing_to_calibrate_on(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"0 frames.*never called"):
+    with pytest.raises(ValueError, match="the region network is never called; give more frames"):
         quantize.record_inputs(load_bundle(write_tiny_bundle(tmp_path)), [])
 
 
@@ -136,6 +136,12 @@ def test_a_quantised_bundle_is_a_bundle(tmp_path: Path) -> None:
     speeds = quantize.compare_speed(bundle, result, calls, repeats=1)
     assert [(s.library, s.kind) for s in speeds] == [(x, k) for x in ("onnxruntime", "openvino") for k in ENGINE_KINDS]
     assert all(s.original_ms > 0 and s.quantized_ms > 0 for s in speeds)
+
+
+def test_crops_are_recorded_at_every_size(tmp_path: Path) -> None:
+    bundle = load_bundle(write_tiny_bundle(tmp_path, further_hw=((64, 96),)))
+    calls = quantize.record_inputs(bundle, [RNG.integers(0, 256, (64, 96, 3), dtype=np.uint8)])
+    assert {inputs["crops"].shape[1:3] for inputs in calls["region"]} == {(32, 48), (64, 96)}
 
 
 def test_frames_without_labels_are_refused(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def two_sizes(tiny_bundle: Path, **region: Any) -> Bundle:
     [
         ({"further_hw": ((64, 64),)}, "another aspect"),
         ({"multiple": 16, "further_hw": ((40, 60),)}, "not a multiple of 16"),
+        ({"further_hw": ((64, 96), (96, 144), (128, 192), (160, 240))}, "at most 3"),
     ],
 )
 def test_sizes_that_do_not_fit_together_are_refused(tiny_bundle: Path, region: dict[str, Any], message: str) -> None:

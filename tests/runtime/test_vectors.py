@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from nightlab_core.runtime import regions as rg
+from nightlab_core.runtime.crops import size_of
 
 PATH = Path(__file__).parents[2] / "docs" / "data" / "bundle_vectors.json"
 Case = dict[str, Any]
@@ -53,6 +54,11 @@ def windows(case: Case) -> Case:
     }
 
 
+def crop_size(case: Case) -> Case:
+    sizes_hw = [tuple(size) for size in case["sizes_hw"]]
+    return {"sizes_hw": [list(sizes_hw[size_of(np.array(w), sizes_hw)]) for w in case["windows"]]}
+
+
 def crop(case: Case) -> Case:
     frame = _array(case, "frame_bgr", np.uint8, *case["frame_hw"], 3)
     windows = _array(case, "windows", np.int64, -1, 4)
@@ -78,7 +84,7 @@ def merge(case: Case) -> Case:
 
 
 STEPS: dict[str, Callable[[Case], Case]] = {
-    step.__name__: step for step in (network_size, suppression, windows, crop, resize, merge)
+    step.__name__: step for step in (network_size, suppression, windows, crop_size, crop, resize, merge)
 }
 
 

@@ -25,19 +25,31 @@ SCORES = np.array([0.9, 0.8, 0.7, 0.4], np.float32)
 BLUE, GREEN, RED = range(3)
 
 
+Sizes = tuple[tuple[int, int], ...]
+
+
 def write_tiny_bundle(
-    folder: str | Path, input_hw: tuple[int, int] = (64, 96), region_hw: tuple[int, int] = (32, 48)
+    folder: str | Path,
+    input_hw: tuple[int, int] = (64, 96),
+    region_hw: tuple[int, int] = (32, 48),
+    further_hw: Sizes = (),
 ) -> Path:
     """Write the bundle into `folder`, which is made if need be, and return it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, model in {"image": _image(), "hardness": _hardness(), "region": _region(region_hw)}.items():
+    for name, model in {
+        "image": _image(),
+        "hardness": _hardness(),
+        "region": _region(("h", "w") if further_hw else region_hw),
+    }.items():
         onnx.save(model, folder / f"{name}.onnx")
-    write_manifest(folder, tiny_manifest(input_hw, region_hw))
+    write_manifest(folder, tiny_manifest(input_hw, region_hw, further_hw))
     return folder
 
 
-def tiny_manifest(input_hw: tuple[int, int] = (64, 96), region_hw: tuple[int, int] = (32, 48)) -> Manifest:
+def tiny_manifest(
+    input_hw: tuple[int, int] = (64, 96), region_hw: tuple[int, int] = (32, 48), further_hw: Sizes = ()
+) -> Manifest:
     """The manifest of the tiny bundle, still without SHA-256."""
     return Manifest(
         name="tiny",
@@ -47,7 +59,7 @@ def tiny_manifest(input_hw: tuple[int, int] = (64, 96), region_hw: tuple[int, in
         engines=EngineFiles(
             image=EngineFile(file="image.onnx", input_hw=input_hw, multiple=32),
             hardness=EngineFile(file="hardness.onnx", input_hw=input_hw, multiple=32),
-            region=RegionFile(file="region.onnx", input_hw=region_hw, multiple=1, max_batch=10),
+            region=RegionFile(file="region.onnx", input_hw=region_hw, multiple=1, max_batch=10, further_hw=further_hw),
         ),
         preprocessing="in graph: none",
         deform="deform_conv",
@@ -75,7 +87,7 @@ def _image() -> onnx.ModelProto:
     return _model(nodes, "frame", [1, "H", "W", 3], _maps(1, "H", "W"))
 
 
-def _region(region_hw: tuple[int, int]) -> onnx.ModelProto:
+def _region(region_hw: tuple[int | str, int | str]) -> onnx.ModelProto:
     nodes = [*_channel("crops", "green", GREEN), *_channel("crops", "blue", BLUE), *_quotient("green", "level")]
     nodes += [
         _constant("top", np.array(18, np.int32)),

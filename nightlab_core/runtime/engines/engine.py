@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from nightlab_core.config import Settings
-from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, EngineKind
+from nightlab_core.runtime.bundle import ENGINE_KINDS, MAX_FURTHER_SIZES, Bundle, EngineKind
 from nightlab_core.runtime.hardware import usable_cores
 
 #: Library -> the class whose `open_bundle` opens a bundle's networks (see `EngineLibrary`). "auto" tries them in order.
@@ -37,8 +37,8 @@ PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16"]
 #: Whether the image level and the lower path of a frame run at the same time or one after the other.
 Paths = Literal["at_once", "in_turn"]
 PathsChoice = Literal["auto", "at_once", "in_turn"]
-#: Sizes of input of which an engine keeps the compiled forms: cameras that alternate compile nothing again.
-KEPT_SIZES = 4
+#: Sizes of input of which an engine keeps the compiled forms: all sizes of a crop, and those of several cameras.
+KEPT_SIZES = 1 + MAX_FURTHER_SIZES
 
 
 @dataclass(frozen=True)

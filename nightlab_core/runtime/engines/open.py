@@ -107,7 +107,7 @@ class Engines:
 
     @property
     def region_sizes_hw(self) -> tuple[tuple[int, int], ...]:
-        """The bundle's sizes of a crop that the region engine takes, in ascending order: a plan has one size only."""
+        """The bundle's sizes of a crop that the region engine takes, in ascending order."""
         wanted = self.bundle.manifest.engines.region
         height, width = self.region.inputs["crops"].shape[1:3]  # None: free
         taken = (hw for hw in wanted.sizes_hw if hw == (height or hw[0], width or hw[1]))

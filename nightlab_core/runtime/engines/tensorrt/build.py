@@ -38,12 +38,15 @@ def plan_shapes(bundle: Bundle, kind: EngineKind, frame_hw: tuple[int, int]) -> 
     """Return the shapes that a network's plan accepts for frames of this size (height, width).
 
     The frame's size is fixed, since it never changes while a camera runs. The number of regions changes: one plan takes
-    1 to `max_batch` and is tuned for the largest batch. Plans of fixed batches would each hold the weights.
+    1 to `max_batch`, and crops of every size of the bundle, and is tuned for the largest batch of `input_hw`. Plans of
+    fixed batches and sizes would each hold the weights.
     """
     files = bundle.manifest.engines
     if kind == "region":
-        numbers = 1, files.region.max_batch, files.region.max_batch
-        shapes = [files.region.input_shapes(n, files.region.input_hw, len(bundle.class_set)) for n in numbers]
+        region = files.region
+        smallest, largest, batch = region.sizes_hw[0], region.sizes_hw[-1], region.max_batch
+        wanted = (1, smallest), (batch, region.input_hw), (batch, largest)
+        shapes = [region.input_shapes(*each, len(bundle.class_set)) for each in wanted]
         return {name: (shapes[0][name], shapes[1][name], shapes[2][name]) for name in shapes[0]}
     file = files.image if kind == "image" else files.hardness
     shape = (1, *file.network_hw(frame_hw), 3)
