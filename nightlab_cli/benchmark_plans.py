@@ -70,14 +70,14 @@ def report(console: Console, bench: Bench, bundle: Bundle, frame_hw: tuple[int, 
     table = Table("regions", "plan", "CUDA graph", "median ms", "p99 ms", "device MB", box=None)
     profile = plan_shapes(bundle, "region", frame_hw)
     for batch in BATCHES:
-        shape = (batch, *profile["crops"][1][1:])
-        fixed: dict[str, Range] = {"crops": (shape, shape, shape)}
+        shapes = {name: (batch, *each[1][1:]) for name, each in profile.items()}
+        fixed: dict[str, Range] = {name: (shape, shape, shape) for name, shape in shapes.items()}
         for name, planned, cuda_graphs in (
             ("1 to 10", profile, False),
             ("fixed", fixed, False),
             ("fixed", fixed, True),
         ):
-            timing, memory = bench.time("region", planned, {"crops": shape}, cuda_graphs)
+            timing, memory = bench.time("region", planned, shapes, cuda_graphs)
             table.add_row(str(batch), name, str(cuda_graphs).lower(), *_shown(timing), f"{memory / 1e6:.0f}")
     console.print(table)
 

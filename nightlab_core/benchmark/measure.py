@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,7 +228,7 @@ def _measure_networks(
     doubled: tuple[EngineKind, tuple[int, ...]] = ("image", (1, *doubled_hw, 3))
     can_double = engines.image.inputs["frame"].accepts_shape(doubled[1])
     wanted = [*shapes, *([doubled] if can_double else [])]
-    calls = {key: _network_call(getattr(engines, key[0]), key[1]) for key in wanted}
+    calls = {(kind, shape): _network_call(engines, kind, shape) for kind, shape in wanted}
     timings = {
         key: Timing.of(times)
         for key, times in time_in_turns(calls, plan.runs, plan.warm_up, clock, plan.limit_s).items()
@@ -248,18 +248,28 @@ def _doubled(file: EngineFile, size_hw: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def _network_call(engine: Engine, shape: tuple[int, ...]) -> Callable[[], object]:
+def _network_call(engines: Engines, kind: EngineKind, shape: tuple[int, ...]) -> Callable[[], object]:
+    name, *others = shapes = _input_shapes(engines, kind, shape)
     batch, height, width, _ = shape
-    (name,) = engine.inputs
-    array = np.stack(smooth_frames((height, width), batch))
-    return lambda: engine(**{name: array})
+    arrays = {name: np.stack(smooth_frames((height, width), batch))}
+    arrays |= {other: np.zeros(shapes[other], np.uint8) for other in others}
+    engine: Engine = getattr(engines, kind)
+    return lambda: engine(**arrays)
+
+
+def _input_shapes(engines: Engines, kind: EngineKind, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all inputs of a network, by name, from that of its frame or crops (N, H, W, 3)."""
+    if kind != "region":
+        return {"frame": shape}
+    return engines.bundle.manifest.engines.region.input_shapes(
+        shape[0], (shape[1], shape[2]), len(engines.bundle.class_set)
+    )
 
 
 def _work(engines: Engines, kind: EngineKind, shape: tuple[int, ...]) -> Work | None:
     path: Path = engines.bundle.path(kind)
-    inputs: Mapping[str, tuple[int, ...]] = {next(iter(getattr(engines, kind).inputs)): shape}
     try:
-        return count_work(path, inputs) if path.is_file() else None
+        return count_work(path, _input_shapes(engines, kind, shape)) if path.is_file() else None
     except ImportError:
         return None
 

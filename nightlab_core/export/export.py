@@ -21,18 +21,19 @@ from nightlab_core.models.engine import torch_engines
 from nightlab_core.models.nightlab import NightLab, NightLabSettings
 from nightlab_core.runtime.bundle import Manifest, write_manifest
 
+Axes = dict[str, dict[int, str]]  #: by tensor: its free sizes
 OPSET = 20  #: the first with GridSample over any rank that also has DeformConv
 
 
 class _Method(nn.Module):
     """A method of NightLab as a module, which tracing needs."""
 
-    def __init__(self, model: NightLab, method: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, model: NightLab, method: Callable[..., tuple[Tensor, ...]]) -> None:
         super().__init__()
         self.model, self.method = model, method
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.method(x)
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.method(*inputs)
 
 
 def export_checkpoint(
@@ -80,37 +81,38 @@ def export_bundle(
             if isinstance(module, (nn.Conv2d, nn.Linear, DeformConv2d)):
                 module.weight.data = module.weight.data.half().float()
     frame = torch.zeros(1, *card.input_hw, 3, dtype=torch.uint8)
-    crops = torch.zeros(2, *settings.region_hw, 3, dtype=torch.uint8)
-    free, batch = {1: "height", 2: "width"}, {0: "regions"}
+    region = manifest.engines.region
+    shapes = region.input_shapes(2, settings.region_hw, len(settings.classes))
+    crops = tuple(torch.zeros(shape, dtype=torch.uint8) for shape in shapes.values())
+    free, small, batch = {1: "height", 2: "width"}, {1: "rows", 2: "columns"}, {0: "regions"}
     model.set_deform_form(deform)
-    axes: dict[str, dict[int, str]] = {"frame": free, "labels": free, "confidence": free}
-    _write(_Method(model, model.image_level), frame, folder / "image.onnx", axes, weights)
-    axes = {"frame": free, "boxes": {}, "scores": {}}
-    _write(_Method(model, model.hardness), frame, folder / "hardness.onnx", axes, weights)
-    if card.further_hw:
-        batch |= free
-    axes = {"crops": batch, "labels": batch, "confidence": batch}
-    _write(_Method(model, model.region_level), crops, folder / "region.onnx", axes, weights)
+    axes: Axes = {"labels": free, "confidence": free} | ({"probabilities": small} if region.context else {})
+    _write(_Method(model, model.image_level), (frame,), folder / "image.onnx", {"frame": free}, axes, weights)
+    axes = {"boxes": {}, "scores": {}}
+    _write(_Method(model, model.hardness), (frame,), folder / "hardness.onnx", {"frame": free}, axes, weights)
+    crop, context = (batch | sides if card.further_hw else batch for sides in (free, small))
+    inputs: Axes = {"crops": crop, "context": context} if region.context else {"crops": crop}
+    axes = {"labels": crop, "confidence": crop}
+    _write(_Method(model, model.region_level), crops, folder / "region.onnx", inputs, axes, weights)
 
     return write_manifest(folder, manifest)
 
 
 def _write(
-    module: nn.Module, example: Tensor, path: Path, axes: dict[str, dict[int, str]], weights: WeightStorage
+    module: nn.Module, examples: tuple[Tensor, ...], path: Path, inputs: Axes, outputs: Axes, weights: WeightStorage
 ) -> None:
-    """Export one network. `axes` names its input and outputs in order, and the free sizes of each."""
-    names = list(axes)
+    """Export one network, with the names of its inputs and outputs in order, and the free sizes of each."""
     torch.onnx.register_custom_op_symbolic("torchvision::deform_conv2d", _deform_conv_symbol, OPSET)
     with warnings.catch_warnings(), torch.inference_mode():
         # The tracer warns of every shape that becomes a number; the parity check at other sizes finds real faults.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
-            (example,),
+            examples,
             str(path),
-            input_names=names[:1],
-            output_names=names[1:],
-            dynamic_axes=axes,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes={**inputs, **outputs},
             opset_version=OPSET,
             dynamo=False,
             # Keep normalisation as a node, so that the rounded weights are the model's; engines fold it.

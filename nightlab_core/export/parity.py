@@ -74,10 +74,11 @@ def compare_labels(
 ) -> tuple[float, int]:
     """Return the fraction of labels that are equal, and the largest difference of confidence in 1/255.
 
-    Both sequences hold (labels, confidence) of each call, uint8 of equal shapes.
+    Both sequences hold (labels, confidence) of each call, and perhaps probabilities, uint8 of equal shapes.
     """
     equal = [e[0].ravel() == g[0].ravel() for e, g in zip(expected, got, strict=True)]
-    worst = [np.abs(e[1].astype(int) - g[1]).max() for e, g in zip(expected, got, strict=True)]
+    pairs = (pair for e, g in zip(expected, got, strict=True) for pair in zip(e[1:], g[1:], strict=True))
+    worst = [np.abs(e.astype(int) - g).max() for e, g in pairs]
     return float(np.concatenate(equal).mean()), int(max(worst))
 
 

@@ -47,10 +47,16 @@ def read_at_every_size(region: RecordingEngine, sizes_hw: Sequence[tuple[int, in
     if not region.calls:
         raise ValueError("on these frames the region network is never called; give more frames")
     for inputs, _ in list(region.calls):
-        crops = inputs["crops"]
+        crops_hw = inputs["crops"].shape[1:3]
         for size_hw in sizes_hw:
-            if crops.shape[1:3] != size_hw:
-                region(crops=np.stack([resize_image(crop, size_hw) for crop in crops]))
+            if crops_hw != size_hw:
+                region(**{name: _resized(array, size_hw, crops_hw) for name, array in inputs.items()})
+
+
+def _resized(images: np.ndarray, size_hw: tuple[int, int], crops_hw: tuple[int, ...]) -> np.ndarray:
+    """Resize crops from `crops_hw` to a size, or images (K, h, w, C) that belong to them in proportion."""
+    height, width = (own * new // old for own, new, old in zip(images.shape[1:3], size_hw, crops_hw, strict=True))
+    return np.stack([resize_image(image, (height, width)) for image in images])
 
 
 def by_network(kind: EngineKind, calls: Sequence[Call]) -> dict[str, list[Call]]:
