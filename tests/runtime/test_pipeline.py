@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -14,10 +15,11 @@ import pytest
 from pipelines import open_pipeline
 from pydantic import ValidationError
 
+from nightlab_core.config import replace
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import BundleError, load_bundle
 from nightlab_core.runtime.engines.calibration import Choice
-from nightlab_core.runtime.engines.engine import OnnxEngine
+from nightlab_core.runtime.engines.engine import OnnxEngine, TensorSpec
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.light import light_level
 from nightlab_core.runtime.pipeline import STAGES, Pipeline
@@ -384,3 +386,72 @@ def test_the_vehicle_needs_no_torch(tiny_bundle: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(64, 96)"
+
+
+def with_context(
+    tiny_bundle: Path,
+    image: Any,
+    region: Any,
+    settings: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
+    *,
+    gives_probabilities: bool = True,
+) -> Pipeline:
+    """A pipeline whose region network reads the image level's probabilities of three classes."""
+    bundle = load_bundle(tiny_bundle)
+    files = bundle.manifest.engines
+    files = replace(files, region=replace(files.region, context=True))
+    engines = {
+        "image": FakeEngine("image", image),
+        "hardness": FakeEngine("hardness", known_boxes()),
+        "region": FakeEngine("region", region),
+    }
+    anything = TensorSpec(np.dtype(np.uint8), (None, None, None, None))
+    if gives_probabilities:
+        engines["image"].outputs = {**engines["image"].outputs, "probabilities": anything}
+    engines["region"].inputs = {**engines["region"].inputs, "context": anything}
+    opened = Engines(dataclasses.replace(bundle, manifest=replace(bundle.manifest, engines=files)), **engines)
+    return Pipeline(opened, settings)
+
+
+def test_a_region_network_with_context_reads_the_probabilities_of_its_windows(tiny_bundle: Path) -> None:
+    left_is_first = np.zeros((1, 16, 24, 3), np.uint8)
+    left_is_first[:, :, :12, 0], left_is_first[:, :, 12:, 1] = 255, 255
+    received = []
+
+    def read(crops: np.ndarray, context: np.ndarray) -> dict[str, np.ndarray]:
+        received.append(context)
+        return plain_maps(2, 10)(crops)
+
+    def image(frame: np.ndarray) -> dict[str, np.ndarray]:
+        return {**plain_maps(1, 200)(frame), "probabilities": left_is_first}
+
+    with with_context(tiny_bundle, image, read) as pipeline:
+        result = pipeline(black())
+    (context,) = received
+    assert context.shape == (3, 8, 12, 3)  # a quarter of crops of 32 x 48
+    windows = rg.context_boxes(result.boxes_xyxy, (64, 96), PipelineSettings().region_margin, 48 / 32)
+    centres = windows[:, [0]] + (np.arange(12) + 0.5) * (windows[:, [2]] - windows[:, [0]]) / 12
+    expected = np.interp(centres, [46, 50], [255, 0])  # from the centre of one pixel to the next, of four pixels each
+    np.testing.assert_allclose(context[:, 4, :, 0], expected, atol=5)
+    # The region level is less confident, and still replaces its windows.
+    regions = rg.Regions(result.boxes_xyxy, result.scores, windows, *plain_maps(2, 10)(np.zeros((3, 32, 48))).values())
+    for x0, y0, x1, y1 in rg.inner_windows(regions, (64, 96)):
+        assert (result.labels[y0:y1, x0:x1] == 2).all()
+    assert result.refined.all()
+
+
+@pytest.mark.parametrize("deadline_ms", [0.0, 1000.0])
+def test_regions_with_context_do_not_wait_for_an_image_level_that_failed(tiny_bundle: Path, deadline_ms: float) -> None:
+    def fail(frame: np.ndarray) -> dict[str, np.ndarray]:
+        raise RuntimeError("no image level")
+
+    settings = PipelineSettings(deadline_ms=deadline_ms)
+    with with_context(tiny_bundle, fail, lambda crops, context: plain_maps(2, 10)(crops), settings) as pipeline:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="no image level"):
+                pipeline(black())
+
+
+def test_an_image_network_without_probabilities_is_refused_for_regions_with_context(tiny_bundle: Path) -> None:
+    with pytest.raises(BundleError, match=r"image network's outputs: received .* expected .*probabilities"):
+        with_context(tiny_bundle, plain_maps(1, 200), plain_maps(2, 10), gives_probabilities=False)

@@ -65,6 +65,13 @@ def crop(case: Case) -> Case:
     return {"crops": rg.crop_and_enlarge(frame, windows, tuple(case["region_hw"])).reshape(len(windows), -1).tolist()}
 
 
+def context(case: Case) -> Case:
+    probabilities = np.array(case["probabilities"], np.uint8)
+    windows = _array(case, "windows", np.int64, -1, 4)
+    found = rg.crop_probabilities(probabilities, windows, tuple(case["frame_hw"]), tuple(case["size_hw"]))
+    return {"context": found.tolist()}
+
+
 def resize(case: Case) -> Case:
     values, size_hw = np.array(case["values"], np.uint8), tuple(case["size_hw"])
     return {
@@ -77,14 +84,14 @@ def merge(case: Case) -> Case:
     labels, confidence = np.array(case["labels"], np.uint8), np.array(case["confidence"], np.uint8)
     regions = _regions(case)
     found: Case = {"inner_windows": rg.inner_windows(regions, labels.shape).tolist()}
-    for name, paste in (("replace", rg.paste_replace), ("confident", rg.paste_confident)):
+    for name, paste in rg.MERGES.items():
         merged, certainty = paste(labels, confidence, regions)
         found[name] = {"labels": merged.tolist(), "confidence": certainty.tolist()}
     return found
 
 
 STEPS: dict[str, Callable[[Case], Case]] = {
-    step.__name__: step for step in (network_size, suppression, windows, crop_size, crop, resize, merge)
+    step.__name__: step for step in (network_size, suppression, windows, crop_size, crop, context, resize, merge)
 }
 
 

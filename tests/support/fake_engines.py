@@ -26,7 +26,7 @@ class FakeEngine:
 
     name = "fake"
 
-    def __init__(self, kind: EngineKind, answer: Callable[[np.ndarray], dict[str, np.ndarray]]) -> None:
+    def __init__(self, kind: EngineKind, answer: Callable[..., dict[str, np.ndarray]]) -> None:
         self.inputs, self.outputs = SPECS[kind]
         self.answer = answer
         self.received: list[tuple[int, ...]] = []
@@ -37,9 +37,9 @@ class FakeEngine:
         self.prepared.append(*shapes.values())
 
     def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
-        (array,) = arrays.values()
+        array, *others = arrays.values()
         self.received.append(array.shape)
-        return self.answer(array)
+        return self.answer(array, *others)
 
     def close(self) -> None:
         self.closed += 1
