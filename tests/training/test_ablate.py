@@ -88,7 +88,7 @@ def test_a_row_equals_the_pipeline_with_the_same_settings(bundle: str, merge: An
     assert counts.sweep is not None and counts.oracle is not None and counts.bound is not None
     expected = confusion_matrix(sample.labels, result.labels, 19)
     np.testing.assert_array_equal(counts.sweep[MERGES.index(merge), number], expected)
-    np.testing.assert_array_equal(counts.sweep[:, 0], [counts.image] * 2)  # no region changes nothing
+    np.testing.assert_array_equal(counts.sweep[:, 0], [counts.image] * len(MERGES))  # no region changes nothing
     most = np.diagonal(counts.bound)
     for matrix in (counts.image, counts.sweep[MERGES.index(merge), number], counts.oracle):
         assert (np.diagonal(matrix) <= most).all()

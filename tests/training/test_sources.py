@@ -188,7 +188,7 @@ def test_windows_have_the_given_margin_and_may_ignore_instances(frames: Path, mo
     regions = data.hard_regions(labels, [5, 11, 13])
     for i in range(10):
         stream.crop(i)
-        window = stream._window(labels, np.random.default_rng(i))
+        window = stream._box(labels, np.random.default_rng(i))
         assert any(np.array_equal(window, region) for region in regions)
     assert margins == [0.2] * 10
 
