@@ -11,7 +11,7 @@ import numpy as np
 from nightlab_core.runtime.bundle import EngineKind
 from nightlab_core.runtime.engines.engine import Engine
 from nightlab_core.runtime.engines.open import Engines
-from nightlab_core.runtime.regions import resize_image
+from nightlab_core.runtime.regions import CONTEXT_STRIDE, crop_probabilities, resize_image
 
 Arrays = dict[str, np.ndarray]
 Call = tuple[Arrays, Arrays]  #: inputs and outputs
@@ -47,16 +47,18 @@ def read_at_every_size(region: RecordingEngine, sizes_hw: Sequence[tuple[int, in
     if not region.calls:
         raise ValueError("on these frames the region network is never called; give more frames")
     for inputs, _ in list(region.calls):
-        crops_hw = inputs["crops"].shape[1:3]
-        for size_hw in sizes_hw:
-            if crops_hw != size_hw:
-                region(**{name: _resized(array, size_hw, crops_hw) for name, array in inputs.items()})
-
-
-def _resized(images: np.ndarray, size_hw: tuple[int, int], crops_hw: tuple[int, ...]) -> np.ndarray:
-    """Resize crops from `crops_hw` to a size, or images (K, h, w, C) that belong to them in proportion."""
-    height, width = (own * new // old for own, new, old in zip(images.shape[1:3], size_hw, crops_hw, strict=True))
-    return np.stack([resize_image(image, (height, width)) for image in images])
+        crops = inputs["crops"]
+        crops_hw = crops.shape[1], crops.shape[2]
+        for height, width in sizes_hw:
+            if crops_hw == (height, width):
+                continue
+            resized = {"crops": np.stack([resize_image(crop, (height, width)) for crop in crops])}
+            if "context" in inputs:
+                whole = np.array([[0, 0, *crops_hw[::-1]]])
+                size_hw = height // CONTEXT_STRIDE, width // CONTEXT_STRIDE
+                parts = [crop_probabilities(one, whole, crops_hw, size_hw) for one in inputs["context"]]
+                resized["context"] = np.concatenate(parts)
+            region(**resized)
 
 
 def by_network(kind: EngineKind, calls: Sequence[Call]) -> dict[str, list[Call]]:

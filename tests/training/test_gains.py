@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from nightlab_core.metrics import confusion_matrix, mean_iou
-from nightlab_core.runtime.regions import Regions
+from nightlab_core.runtime import regions
+from nightlab_core.runtime.regions import Merge, Regions
 from training.gains import (
     MERGES,
-    PASTES,
-    Merge,
     changed_counts,
     either_level,
     equation6,
@@ -63,7 +62,7 @@ def test_gains_include_pasted_pixels_outside_the_box() -> None:
     )  # fmt: skip
     gains = region_gains(TRUTH, IMAGE, CONFIDENCE, found, 2)
     np.testing.assert_array_equal(gains.iou, [[1, 1]])  # in the box both are right
-    np.testing.assert_array_equal(gains.hits, [[[0, 0], [0, 8]]])  # replace, confident
+    np.testing.assert_array_equal(gains.hits, [[[0, 0], [0, 8], [0, 8]]])  # replace, confident, window
     for merge, right in (("replace", 24), ("confident", 32)):
         for best in (either_level(IMAGE, found, TRUTH, merge), paste_oracle(IMAGE, CONFIDENCE, found, TRUTH, merge)[0]):
             assert (best == TRUTH).sum() == right
@@ -91,7 +90,7 @@ def test_the_gain_is_the_derivative_of_mean_iou() -> None:
         sure = np.zeros_like(labels)
         gains = region_gains(truth, labels, sure, one, 3)
         for merge in MERGES:
-            after = confusion_matrix(truth, PASTES[merge](labels, sure, one)[0], 3)
+            after = confusion_matrix(truth, regions.MERGES[merge](labels, sure, one)[0], 3)
             wanted = mean_iou(after) - mean_iou(before)
             assert wanted > 0 and miou_gain(gains, merge, before)[0] == pytest.approx(wanted, rel=0.02)
 
