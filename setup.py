@@ -33,7 +33,10 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/launch", glob("launch/*.launch.*")),
-        (f"share/{NAME}/config", [*glob("config/*.yaml"), *glob("config/*.xml")]),
+        (
+            f"share/{NAME}/config",
+            [*glob("config/*.yaml"), *glob("config/*.xml"), *glob("config/*.rviz"), *glob("config/*.json")],
+        ),
     ],
     # ROS's own packages come with ROS. colcon leaves these as they are, pip installs them.
     install_requires=requirements("vehicle"),

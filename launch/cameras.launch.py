@@ -22,11 +22,10 @@ def start_node(context: LaunchContext) -> list[Node]:
     topics = dict(pairs)
     remappings = []
     for name, topic in topics.items():
-        folder = topic.rpartition("/")[0]
         remappings += [
             (f"{name}/image", topic),
             (f"{name}/image/compressed", f"{topic}/compressed"),
-            (f"{name}/camera_info", f"{folder}/camera_info" if folder else "camera_info"),
+            (f"{name}/camera_info", topic[: topic.rfind("/") + 1] + "camera_info"),
         ]
     return [
         Node(

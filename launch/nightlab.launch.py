@@ -31,7 +31,9 @@ def generate_launch_description() -> LaunchDescription:
     """Return the arguments, and the node that they describe."""
     return LaunchDescription(
         [
-            DeclareLaunchArgument("image", default_value="image", description="Camera topic, sensor_msgs/Image."),
+            DeclareLaunchArgument(
+                "image", default_value="image", description="Camera topic, with camera_info beside it."
+            ),
             DeclareLaunchArgument("namespace", default_value="", description="Namespace of the node and its topics."),
             DeclareLaunchArgument(
                 "params_file",
@@ -62,7 +64,7 @@ def node(context: LaunchContext) -> list[Node]:
     def given(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
 
-    namespace, respawn = given("namespace").strip("/"), yaml.safe_load(given("respawn"))
+    image, namespace, respawn = given("image"), given("namespace").strip("/"), yaml.safe_load(given("respawn"))
     # Later ones win over earlier ones: the file may turn autostart off.
     parameters: list[Any] = [{"autostart": yaml.safe_load(given("activate"))}]
     if given("params_file"):
@@ -77,7 +79,11 @@ def node(context: LaunchContext) -> list[Node]:
             name="nightlab",
             namespace=namespace,
             parameters=parameters,
-            remappings=[("image", given("image")), ("image/compressed", given("image") + "/compressed")],
+            remappings=[
+                ("image", image),
+                ("image/compressed", f"{image}/compressed"),
+                ("camera_info", image[: image.rfind("/") + 1] + "camera_info"),
+            ],
             ros_arguments=["--log-level", given("log_level")],
             additional_env=profile_environment(NUM_PROCESSES),
             output="screen",

@@ -54,10 +54,12 @@ class Camera:
         name: str,
         settings: NodeSettings,
         classes: ClassSet,
+        autoware_ids: np.ndarray | None,
         on_capture: Callable[[Camera, SegmentedFrame], None],
     ) -> None:
         """Create the publishers. `name` is "" for the only camera of a node, whose topics have no prefix.
 
+        `autoware_ids`, uint8 (256,), turns the ids of `classes` into Autoware's; None: nothing is published for it.
         `on_capture` receives frames that are to be captured because their confidence is low at night.
         """
         self.name = name
@@ -67,7 +69,7 @@ class Camera:
         self._prefix = f"{name}/" if name else ""
         self._health = Health(limits=settings.health_limits())
         self._depth = PixelDepth(settings.pixel_bits, node.get_logger().warning)
-        self._outputs = Publishers(node, self._prefix, classes, self._health.record_stages)
+        self._outputs = Publishers(node, self._prefix, classes, autoware_ids, self._health.record_stages)
         self._pipeline: Pipeline | None = None
         self._stream: CameraStream | None = None
         self._info_subscription: Any = None
@@ -188,9 +190,10 @@ class Camera:
         """Publish a frame and count it. Runs on the publishing thread."""
         header, result = frame.image.message.header, frame.result
         start_s = time.perf_counter()
-        self._outputs.publish_result(result, header)
+        size_hw = self._output_hw(result.labels.shape)
+        self._outputs.publish_result(result, header, size_hw)
         if (info := self._info) is not None:
-            self._outputs.publish_camera_info(info, result.labels, header)
+            self._outputs.publish_camera_info(info, result.labels.shape, size_hw, header)
         published_s, end_s = clock_s(self._node), time.perf_counter()
         latency_ms = 1e3 * (end_s - frame.image.received_s)
         own_ms = latency_ms - frame.stages_ms["wait"] - frame.stages_ms.get("total", 0.0)
@@ -213,6 +216,13 @@ class Camera:
             result, settings.capture_below_confidence, settings.night_below, settings.capture_period_s
         ):
             self._on_capture(self, frame)
+
+    def _output_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
+        """Return the size (height, width) of the masks of images of this size."""
+        if self._settings.output_size == "input":
+            return image_hw
+        assert self._pipeline is not None
+        return self._pipeline.bundle.manifest.engines.image.network_hw(image_hw)
 
     def _on_info(self, info: CameraInfo) -> None:
         self._info = info

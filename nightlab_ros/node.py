@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import rclpy
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.exceptions import ParameterException
@@ -19,6 +20,8 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
+from nightlab_core.classes import load_class_set
+from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.bundle import MANIFEST_NAME, Bundle, default_bundle, load_bundle, sha256_of
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.latest import LatestWorker
@@ -30,7 +33,8 @@ from nightlab_ros.engine_loading import EngineLoading
 from nightlab_ros.lifecycle import LoggedLifecycleNode, run_within
 from nightlab_ros.monitoring.diagnostics import Diagnostics
 from nightlab_ros.monitoring.health import ERROR, OK, HealthReport
-from nightlab_ros.parameters import ParameterError, change, declare, unknown_parameters, unused_qos_overrides
+from nightlab_ros.parameter_server import ParameterError, change, declare, unknown_parameters, unused_qos_overrides
+from nightlab_ros.publishing.run_length import autoware_ids
 from nightlab_ros.start import StartError, start_ros
 from nightlab_ros.transport.shared_memory import reclaim
 
@@ -80,8 +84,8 @@ class NightLabNode(LoggedLifecycleNode):
         settings, log = self.settings, self.get_logger()
         self._bundle = bundle = load_bundle(settings.bundle or default_bundle())
         self._bundle_sha256 = sha256_of(bundle.dir / MANIFEST_NAME)
-        capture = self._captures.submit
-        self._cameras = tuple(Camera(self, name, settings, bundle.class_set, capture) for name in settings.cameras)
+        own = bundle.class_set, self._autoware_ids(bundle.class_set), self._captures.submit
+        self._cameras = tuple(Camera(self, name, settings, *own) for name in settings.cameras)
         for camera in self._cameras:
             camera.set_delay_reason("the engines are being loaded")
         self._loading = EngineLoading(
@@ -157,6 +161,17 @@ class NightLabNode(LoggedLifecycleNode):
         except TimeoutError:
             self.is_hanging, self._patience_s = True, 0.0
             raise
+
+    def _autoware_ids(self, classes: ClassSet) -> np.ndarray | None:
+        """Return the table of Autoware's ids, or None without `autoware_classes`. Raises ValueError for a wrong one."""
+        reference = self.settings.autoware_classes
+        if not reference:
+            return None
+        table, unmapped = autoware_ids(classes, load_class_set(reference))
+        if unmapped:
+            names = ", ".join(unmapped)
+            self.get_logger().warning(f"{reference} maps {names} to no class: Autoware receives them as unknown")
+        return table
 
     def _prepare(self, engines: Engines) -> None:
         """Make the pipelines, on the loading thread."""

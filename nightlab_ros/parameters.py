@@ -3,22 +3,17 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 from pydantic.fields import FieldInfo
 
-from nightlab_core.config import replace
 from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PathsChoice, PrecisionChoice
 from nightlab_core.runtime.settings import PipelineSettings
 from nightlab_ros.monitoring.health_rules import HealthLimits
 
 #: Marks in a field's metadata that say when it may change. Without a mark: at any time, from the next frame on.
 AT_CONFIGURE, AT_START = "at configure", "at start"
-#: Start of the names of parameters with which rclpy sets the quality of service of topics.
-QOS_OVERRIDES = "qos_overrides."
 #: Types of parameters, as ROS names them.
 ROS_TYPES = {bool: "bool", int: "integer", float: "double", str: "string"}
 #: One level of a topic's name, or "" for the only camera of a node.
@@ -90,7 +85,24 @@ class NodeSettings(PipelineSettings):
             "0: measured over the first frames after configure, and logged",
         ),
     ] = 0
-    overlay: Annotated[bool, Field(description="draw `~/overlay` while there is a subscription")] = True
+    output_size: Annotated[
+        Literal["input", "network"],
+        Field(
+            description="size of the masks and confidences: input, the image's, or network, that of the image network, "
+            "which has the image's aspect and fewer pixels; `~/camera_info` is scaled to it"
+        ),
+    ] = "input"
+    autoware_classes: Annotated[
+        str,
+        AT_CONFIGURE,
+        Field(
+            description="publish `~/autoware/mask` in this class set: `autoware16`, or the YAML file of your own that "
+            "maps the bundle's classes; empty: never"
+        ),
+    ] = ""
+    overlay: Annotated[
+        bool, Field(description="draw `~/overlay` and `~/overlay/compressed` while there is a subscription")
+    ] = True
     overlay_opacity: Annotated[
         float, Field(ge=0, le=1, description="weight of the class colours in `~/overlay`; 0: the image, 1: the colours")
     ] = 0.5
@@ -196,64 +208,6 @@ class NodeSettings(PipelineSettings):
         return PipelineSettings(**{name: getattr(self, name) for name in PipelineSettings.model_fields})
 
 
-class ParameterError(ValueError):
-    """A value that is refused. The message is the reason that the caller of the set service gets."""
-
-
-def change(settings: NodeSettings, values: Mapping[str, Any], configured: bool) -> NodeSettings:
-    """Return a validated copy of the settings with other values; names that are no settings are ignored.
-
-    Raises ParameterError that names each parameter, what was received and what is expected. A configured node refuses
-    parameters that change at configure only.
-    """
-    own = {name: _plain(value) for name, value in values.items() if name in NodeSettings.model_fields}
-    if configured:
-        for name, value in own.items():
-            if AT_CONFIGURE in NodeSettings.model_fields[name].metadata and value != getattr(settings, name):
-                raise ParameterError(f"{name} takes effect at the next configure: deactivate and cleanup first")
-    try:
-        return replace(settings, **own)
-    except ValidationError as error:
-        lines = [f"{e['loc'][0]}: received {e['input']!r}; {_lower(e['msg'])}" for e in error.errors()]
-        raise ParameterError("; ".join(lines)) from error
-
-
-def declare(node: Any) -> NodeSettings:
-    """Declare every parameter on an rclpy node and return its first settings.
-
-    Raises ParameterError that names all wrong values of the file and the command line at once.
-    """
-    given = {name: parameter.value for name, parameter in node._parameter_overrides.items()}
-    settings = change(NodeSettings(), given, configured=False)
-    for name, field in NodeSettings.model_fields.items():
-        value = ros_value(getattr(settings, name))
-        node.declare_parameter(name, value, _descriptor(field), ignore_override=True)
-    return settings
-
-
-def unknown_parameters(names: Iterable[str], declared: Iterable[str]) -> list[str]:
-    """Return a sentence for each name, given in a file or on the command line, that the node does not have."""
-    known = set(declared)
-    sentences = []
-    for name in sorted(set(names) - known):
-        if not name.startswith(QOS_OVERRIDES):
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(sorted(NodeSettings.model_fields))}"
-            sentences.append(f"received the parameter '{name}', which this node does not have: {hint}")
-    return sentences
-
-
-def unused_qos_overrides(names: Iterable[str], declared: Iterable[str]) -> list[str]:
-    """Return a sentence for each `qos_overrides` parameter given that names no topic or policy of an active node."""
-    known = {name for name in declared if name.startswith(QOS_OVERRIDES)}
-    return [
-        f"received the parameter '{name}', which changes nothing: expected qos_overrides.TOPIC.publisher.POLICY or "
-        "qos_overrides.TOPIC.subscription.POLICY with a topic's full name and reliability, depth or history"
-        for name in sorted(set(names) - known)
-        if name.startswith(QOS_OVERRIDES)
-    ]
-
-
 def ros_value(value: Any) -> Any:
     """Return a setting as rclpy takes it."""
     return list(value) if isinstance(value, tuple) else value
@@ -274,31 +228,3 @@ def choices(field: FieldInfo) -> tuple[str, ...]:
 def changes(field: FieldInfo) -> str:
     """Return when a parameter may change."""
     return next((mark for mark in (AT_CONFIGURE, AT_START) if mark in field.metadata), "at any time")
-
-
-def _descriptor(field: FieldInfo) -> Any:
-    from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-
-    descriptor = ParameterDescriptor(
-        description=field.description or "",
-        read_only=AT_START in field.metadata,
-        dynamic_typing=isinstance(field.default, float),  # so that an integer is taken; `change` checks the type
-    )
-    low, high = value_range(field)
-    if low is not None and high is not None:
-        if isinstance(field.default, float):
-            descriptor.floating_point_range = [FloatingPointRange(from_value=float(low), to_value=float(high))]
-        else:
-            descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high), step=1)]
-    one_of = [f"One of: {', '.join(choices(field))}."] if choices(field) else []
-    descriptor.additional_constraints = " ".join([*one_of, f"Changes: {changes(field)}."])
-    return descriptor
-
-
-def _plain(value: Any) -> Any:
-    """Return arrays of numbers, which rclpy gives as array.array or list, as the tuples of the settings."""
-    return value if isinstance(value, (str, bool, int, float)) or value is None else tuple(value)
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]

@@ -40,13 +40,18 @@ SUBSCRIPTIONS = (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, CLOCK)
 MASK = NodeTopic(
     "~/mask",
     "sensor_msgs/msg/Image",
-    "Class id of each pixel, mono8; 255 is unlabelled. It has the size and stamp of the image.",
+    "Class id of each pixel, mono8; 255 is unlabelled. It has the image's stamp, and the size that `output_size` says.",
+)
+MASK_PNG = NodeTopic(
+    "~/mask/compressed",
+    "sensor_msgs/msg/CompressedImage",
+    "`~/mask` as PNG, without loss, for recording.",
 )
 CONFIDENCE = NodeTopic("~/confidence", "sensor_msgs/msg/Image", "Probability of each label, mono8, 0 to 255.")
 REGIONS = NodeTopic(
     "~/regions",
     "vision_msgs/msg/Detection2DArray",
-    "Hard regions in pixels with their score, 0 to 1. The class id is `refined`, or `hard` if it was not refined.",
+    "Hard regions in pixels of the image, with scores, 0 to 1. Their class id is `refined`, or `hard` if not refined.",
 )
 LABEL_INFO = NodeTopic(
     "~/label_info",
@@ -57,12 +62,19 @@ LABEL_INFO = NodeTopic(
 MASK_INFO = NodeTopic(
     "~/camera_info",
     "sensor_msgs/msg/CameraInfo",
-    "The newest calibration from `camera_info` with the stamp and frame_id of the mask, if its size is the mask's.",
+    "The newest calibration from `camera_info` with the stamp, frame_id and size of the mask, if it is the image's.",
 )
 OVERLAY = NodeTopic(
     "~/overlay",
     "sensor_msgs/msg/Image",
     "The image with the mask in class colours, bgr8. Drawn while there is a subscription and `overlay` is true.",
+)
+OVERLAY_JPEG = NodeTopic("~/overlay/compressed", "sensor_msgs/msg/CompressedImage", "`~/overlay` as JPEG.")
+AUTOWARE_MASK = NodeTopic(
+    "~/autoware/mask",
+    "sensor_msgs/msg/Image",
+    "`~/mask` in the classes and in the run-length form of Autoware, if `autoware_classes` is set: 5 bytes a run, an "
+    "id (uint8) and a length (int32, little endian), row by row. The encoding is named `rle8`: it is no mono8.",
 )
 IMAGE_LEVEL_MASK = NodeTopic(
     "~/debug/image_level_mask",
@@ -95,7 +107,8 @@ STAGE_TOPICS = {
     for stage in STAGES
 }
 PUBLICATIONS = (
-    *(MASK, CONFIDENCE, MASK_INFO, REGIONS, LABEL_INFO, OVERLAY, IMAGE_LEVEL_MASK),
+    *(MASK, MASK_PNG, CONFIDENCE, MASK_INFO, REGIONS, LABEL_INFO, OVERLAY, OVERLAY_JPEG, AUTOWARE_MASK),
+    IMAGE_LEVEL_MASK,
     *STAGE_TOPICS.values(),
     DIAGNOSTICS,
 )

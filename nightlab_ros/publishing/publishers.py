@@ -19,8 +19,17 @@ from std_msgs.msg import Float64, Header
 from nightlab_core.labels import ClassSet, overlay
 from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.runtime.pipeline import Result
+from nightlab_core.runtime.regions import resize_image, resize_labels
 from nightlab_ros import topics
-from nightlab_ros.publishing.messages import image_message
+from nightlab_ros.publishing.camera_info import CalibrationError, fitted_camera_info
+from nightlab_ros.publishing.messages import (
+    detections,
+    image_message,
+    jpeg_message,
+    label_info,
+    png_message,
+    runs_message,
+)
 from nightlab_ros.topics import NodeTopic
 
 
@@ -37,18 +46,26 @@ class Publishers:
     """A camera's lifecycle publishers, silent until the node is active."""
 
     def __init__(
-        self, node: LifecycleNode, prefix: str, classes: ClassSet, on_stages: Callable[[Mapping[str, float]], None]
+        self,
+        node: LifecycleNode,
+        prefix: str,
+        classes: ClassSet,
+        autoware_ids: np.ndarray | None,
+        on_stages: Callable[[Mapping[str, float]], None],
     ) -> None:
         """Create the publishers. `classes` is the masks' class set; `on_stages` gets the milliseconds of an overlay.
 
         `prefix` stands between the node's name and a topic's: "" or, of a named camera, for example "front/".
+        `autoware_ids`, uint8 (256,), turns ids into those of Autoware; without it nothing is published for Autoware.
         """
         self._node, self._prefix, self._classes, self._on_stages = node, prefix, classes, on_stages
         self._publishers: list[Any] = []
-        self._mask = self._create(topics.MASK)
+        self._mask, self._mask_png = self._create(topics.MASK), self._create(topics.MASK_PNG)
         self._confidence = self._create(topics.CONFIDENCE)
         self._mask_info = self._create(topics.MASK_INFO)
-        self._overlay = self._create(topics.OVERLAY)
+        self._overlay, self._overlay_jpeg = self._create(topics.OVERLAY), self._create(topics.OVERLAY_JPEG)
+        self._autoware_ids = autoware_ids
+        self._autoware_mask = None if autoware_ids is None else self._create(topics.AUTOWARE_MASK)
         self._image_level = self._create(topics.IMAGE_LEVEL_MASK)
         self._stages = {stage: self._create(topic) for stage, topic in topics.STAGE_TOPICS.items()}
         self._vision_msgs = _vision_msgs()
@@ -86,33 +103,42 @@ class Publishers:
             self._node.destroy_lifecycle_publisher(publisher)
         self._publishers.clear()
 
-    def publish_result(self, result: Result, header: Header) -> None:
-        """Publish the mask first, because others wait for it. The rest is made only while someone subscribes."""
-        self._mask.publish(image_message(result.labels, "mono8", header))
+    def publish_result(self, result: Result, header: Header, size_hw: tuple[int, int]) -> None:
+        """Publish maps of `size_hw`, (H, W), the mask first. A message is made only while someone subscribes to it."""
+        labels = resize_labels(result.labels, size_hw)
+        if _is_watched(self._mask):
+            self._mask.publish(image_message(labels, "mono8", header))
         if _is_watched(self._confidence):
-            self._confidence.publish(image_message(result.confidence, "mono8", header))
+            self._confidence.publish(image_message(resize_image(result.confidence, size_hw), "mono8", header))
+        if self._autoware_ids is not None and _is_watched(self._autoware_mask):
+            self._autoware_mask.publish(runs_message(self._autoware_ids[labels], header))
         if self._vision_msgs is not None and _is_watched(self._regions):
             self._regions.publish(detections(self._vision_msgs, result, header))
         if _is_watched(self._image_level):
-            self._image_level.publish(image_message(result.image_labels, "mono8", header))
+            self._image_level.publish(image_message(resize_labels(result.image_labels, size_hw), "mono8", header))
+        if _is_watched(self._mask_png):
+            self._mask_png.publish(png_message(labels, header))
 
-    def publish_camera_info(self, info: CameraInfo, labels: np.ndarray, header: Header) -> None:
-        """Publish a calibration with a mask's header. One of another size than the mask is refused, and logged."""
+    def publish_camera_info(
+        self, info: CameraInfo, image_hw: tuple[int, int], size_hw: tuple[int, int], header: Header
+    ) -> None:
+        """Publish the calibration of `image_hw` for a mask of `size_hw`. One of other images is refused, and logged."""
         if not _is_watched(self._mask_info):
             return
-        if (info.height, info.width) != labels.shape:
+        try:
+            fitted = fitted_camera_info(info, image_hw, size_hw)
+        except CalibrationError as error:
             self._node.get_logger().warning(
-                f"~/{self._prefix}camera_info is not published: received a calibration for {info.width}x{info.height}, "
-                f"but images of {labels.shape[1]}x{labels.shape[0]}; give both the same size",
-                throttle_duration_sec=60.0,
+                f"~/{self._prefix}camera_info is not published: {error}", throttle_duration_sec=60.0
             )
             return
-        info.header = header
-        self._mask_info.publish(info)
+        fitted.header = header
+        self._mask_info.publish(fitted)
 
     def publish_overlay(self, frame_bgr: np.ndarray, labels: np.ndarray, opacity: float, header: Header) -> None:
         """Draw and publish the overlay on its own thread, if there is a subscription. The newest one waits there."""
-        if self._overlay_worker is not None and _is_watched(self._overlay):
+        watched = _is_watched(self._overlay) or _is_watched(self._overlay_jpeg)
+        if self._overlay_worker is not None and watched:
             self._overlay_worker.submit(_Overlay(frame_bgr, labels, opacity, header))
 
     def publish_stages(self, stages_ms: Mapping[str, float]) -> None:
@@ -134,7 +160,10 @@ class Publishers:
     def _draw_overlay(self, item: _Overlay) -> None:
         start_s = time.perf_counter()
         drawn = overlay(item.frame_bgr, item.labels, self._classes, item.opacity)
-        self._overlay.publish(image_message(drawn, "bgr8", item.header))
+        if _is_watched(self._overlay):
+            self._overlay.publish(image_message(drawn, "bgr8", item.header))
+        if _is_watched(self._overlay_jpeg):
+            self._overlay_jpeg.publish(jpeg_message(drawn, item.header))
         stages_ms = {"overlay": 1e3 * (time.perf_counter() - start_s)}
         self._on_stages(stages_ms)
         self.publish_stages(stages_ms)
@@ -166,34 +195,6 @@ def qos_profile(topic: NodeTopic) -> QoSProfile:
 def qos_overrides() -> QoSOverridingOptions:
     """Return the option that takes parameters `qos_overrides.TOPIC.publisher.POLICY`: reliability, depth, history."""
     return QoSOverridingOptions.with_default_policies()
-
-
-def detections(vision_msgs: Any, result: Result, header: Header) -> Any:
-    """Return the hard regions as vision_msgs/Detection2DArray, with the class id "refined" or "hard"."""
-    array = vision_msgs.Detection2DArray()
-    array.header = header
-    regions = zip(result.boxes_xyxy, result.scores, result.refined, strict=True)
-    for index, (box, score, refined) in enumerate(regions):
-        x0, y0, x1, y1 = (float(value) for value in box)
-        detection = vision_msgs.Detection2D()
-        detection.header = header
-        detection.id = str(index)
-        detection.bbox.center.position.x, detection.bbox.center.position.y = (x0 + x1) / 2, (y0 + y1) / 2
-        detection.bbox.size_x, detection.bbox.size_y = x1 - x0, y1 - y0
-        hypothesis = vision_msgs.ObjectHypothesisWithPose()
-        hypothesis.hypothesis.class_id = "refined" if refined else "hard"
-        hypothesis.hypothesis.score = float(score)
-        detection.results = [hypothesis]
-        array.detections.append(detection)
-    return array
-
-
-def label_info(vision_msgs: Any, classes: ClassSet, stamp: Any, threshold: float) -> Any:
-    """Return class names and confidence threshold as vision_msgs/LabelInfo; 255, unlabelled, is no class."""
-    info = vision_msgs.LabelInfo(threshold=float(threshold))
-    info.header.stamp = stamp
-    info.class_map = [vision_msgs.VisionClass(class_id=i, class_name=name) for i, name in enumerate(classes.names)]
-    return info
 
 
 def _vision_msgs() -> ModuleType | None:

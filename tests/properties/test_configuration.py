@@ -18,7 +18,8 @@ from tiny_bundle import tiny_manifest
 
 from nightlab_core.config import ConfigError, checked, read_yaml, to_yaml
 from nightlab_core.runtime.bundle import Manifest
-from nightlab_ros.parameters import NodeSettings, ParameterError, change
+from nightlab_ros.parameter_server import ParameterError, change
+from nightlab_ros.parameters import NodeSettings
 
 SAME_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 SCALARS = st.one_of(

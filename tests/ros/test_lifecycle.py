@@ -29,7 +29,7 @@ from ros_harness import Client, NodeProcess, diagnostic_values, node_in_process,
 from rosgraph_msgs.msg import Clock
 
 from nightlab_ros.camera import Camera
-from nightlab_ros.parameters import ParameterError
+from nightlab_ros.parameter_server import ParameterError
 from nightlab_ros.transport.subscription import message_callback
 
 pytestmark = pytest.mark.ros

@@ -12,14 +12,14 @@ import pytest
 import yaml
 
 from nightlab_core.runtime.settings import PipelineSettings
-from nightlab_ros.parameters import (
-    NodeSettings,
+from nightlab_ros.parameter_server import (
     ParameterError,
     _descriptor,
     change,
     unknown_parameters,
     unused_qos_overrides,
 )
+from nightlab_ros.parameters import NodeSettings
 
 ROOT = Path(__file__).parents[2]
 FIELDS = NodeSettings.model_fields

@@ -14,7 +14,7 @@ pytest.importorskip("rclpy")
 from class_sets import CITYSCAPES19
 from std_msgs.msg import Header
 
-from nightlab_ros.publishing.publishers import detections, label_info
+from nightlab_ros.publishing.messages import detections, label_info
 
 pytestmark = pytest.mark.ros
 

@@ -30,14 +30,15 @@ class FakeNode:
         self.node, self.engines = node, engines
         self.masks: list[tuple[str, int, tuple[int, ...]]] = []
 
-    def start(self) -> None:
+    def start(self, record: bool = True) -> None:
+        """Configure and activate. `record` puts the list of masks in place of their publishers."""
         assert self.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
-        for camera in self.node._cameras:
+        for camera in self.node._cameras if record else ():
             self.record(camera)
         assert self.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
 
     def record(self, camera: Camera) -> None:
-        def publish_result(result: Any, header: Header) -> None:
+        def publish_result(result: Any, header: Header, size_hw: tuple[int, int]) -> None:
             self.masks.append((camera.name, header.stamp.sec, result.labels.shape))
 
         camera._outputs.publish_result = publish_result  # type: ignore[method-assign]
