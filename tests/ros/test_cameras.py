@@ -158,10 +158,10 @@ def test_a_slow_publisher_never_blocks_inference(monkeypatch: pytest.MonkeyPatch
         begun, go = threading.Event(), threading.Event()
         publish = fake.camera()._outputs.publish_result
 
-        def blocked(result: Any, header: Any) -> None:
+        def blocked(*arguments: Any) -> None:
             begun.set()
             assert go.wait(20)
-            publish(result, header)
+            publish(*arguments)
 
         fake.camera()._outputs.publish_result = blocked  # type: ignore[method-assign]
         (engines,) = fake.engines
