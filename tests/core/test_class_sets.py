@@ -43,8 +43,8 @@ def _write(folder: Path, text: str, name: str = "own.yaml") -> Path:
 
 
 def test_the_shipped_sets() -> None:
-    assert shipped_keys() == ("bdd18", "camvid11", "cityscapes19")
-    assert [len(load_class_set(key)) for key in shipped_keys()] == [18, 11, 19]
+    assert shipped_keys() == ("autoware16", "bdd18", "camvid11", "cityscapes19")
+    assert [len(load_class_set(key)) for key in shipped_keys()] == [16, 18, 11, 19]
     assert shipped_class_set(BDD18.names, BDD18.colors_rgb) is BDD18
     assert shipped_class_set(BDD18.names, BDD18.colors_rgb[::-1]) is None
     assert class_set_of_folder(Path("/data/CamVid/test")) is CAMVID11

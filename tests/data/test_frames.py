@@ -100,7 +100,9 @@ def test_sources_that_cannot_be_opened_are_refused_with_the_reason(tmp_path: Pat
         open_frames(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"no image named 'z\*'"):
         open_frames(folder, pattern="z*")
-    with pytest.raises(ValueError, match="'ade20k' is not known; expected one of bdd18, camvid11, cityscapes19"):
+    with pytest.raises(
+        ValueError, match="'ade20k' is not known; expected one of autoware16, bdd18, camvid11, cityscapes19"
+    ):
         open_frames(folder, classes="ade20k")
     with pytest.raises(ValueError, match="max_frames is 0"):
         open_frames(folder, max_frames=0)
