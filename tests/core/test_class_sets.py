@@ -119,7 +119,7 @@ def test_a_mistake_names_file_key_and_expectation(tmp_path: Path, text: str, say
 def test_references_to_no_class_set(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.yaml: no such file"):
         load_class_set(tmp_path / "missing.yaml")
-    with pytest.raises(ConfigError, match=r"expected one of bdd18, .*, or a path that ends in \.yaml"):
+    with pytest.raises(ConfigError, match=r"expected one of autoware16, bdd18, .*, or a path that ends in \.yaml"):
         load_class_set("cityscapes")
     with pytest.raises(ConfigError, match="'bdd18' is the key of a shipped class set"):
         load_class_set(_write(tmp_path, OWN, "bdd18.yaml"))
