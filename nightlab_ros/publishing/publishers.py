@@ -65,7 +65,8 @@ class Publishers:
         self._mask_info = self._create(topics.MASK_INFO)
         self._overlay, self._overlay_jpeg = self._create(topics.OVERLAY), self._create(topics.OVERLAY_JPEG)
         self._autoware_ids = autoware_ids
-        self._autoware_mask = None if autoware_ids is None else self._create(topics.AUTOWARE_MASK)
+        if autoware_ids is not None:
+            self._autoware_mask = self._create(topics.AUTOWARE_MASK)
         self._image_level = self._create(topics.IMAGE_LEVEL_MASK)
         self._stages = {stage: self._create(topic) for stage, topic in topics.STAGE_TOPICS.items()}
         self._vision_msgs = _vision_msgs()
