@@ -4,8 +4,9 @@
 python tests/faults/soak.py [--minutes 20] [--out soak_out] [--seed 0]
 
 The node runs in a process of its own, with engines that fail on demand and a simulated clock. Images come at twice the
-rate that it sustains. Each round injects faults, changes parameters, lets time jump, and ends with a cleanup. Exit
-status 0 means: all images are counted, memory is flat, every fault was reported, and no other error was.
+rate that it sustains. Each round injects faults, changes parameters and lets time jump. It ends with a cleanup, with
+kill -9, or with an engine that never answers; a node that has ended is started again, as `respawn` does. Exit status 0
+means: all images are counted, all masks are right, memory is flat, every fault was reported, and no other error was.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
+import signal
+import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +28,21 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
-from fault_harness import picture  # noqa: E402
 from faulty_node import Fault  # noqa: E402
 from ros_harness import Client, NodeProcess, wait_until  # noqa: E402
-from rosgraph_msgs.msg import Clock  # noqa: E402
+from soak_faults import FAULTS, SoakCamera  # noqa: E402
 from tiny_bundle import write_tiny_bundle  # noqa: E402
 
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4
-#: Fault -> part of the sentence in /diagnostics.
-SENTENCES = {
-    Fault.IMAGE_RAISES: "the image engine failed",
-    Fault.HARDNESS_RAISES: "the hardness engine failed",
-    Fault.REGION_RAISES: "the region engine failed",
-    Fault.HARDNESS_NAN: "scores with nan",
-    Fault.UNKNOWN_CLASS: "the image network: received label 200",
-    Fault.OTHER_SHAPE: "the image network: received labels uint8",
-    Fault.FLOAT_CONFIDENCE: "the image network: received confidence float32",
-    Fault.REGION_UNKNOWN_CLASS: "the region network: received label 200",
-    Fault.IMAGE_EXITS: "SystemExit",
-    Fault.SLOW: "no mask came out",
-}
 COUNTS = ("processed", "failed", "dropped")
+#: How rounds end, in random order.
+ENDS = ("kill -9", "endless hang", *["lifecycle"] * 6)
+#: Seconds by which time jumps between two faults.
+JUMPS_S = (0, 0, 1, -500, 3600)
+#: Parts of ERROR lines that no entry of FAULTS has.
+OTHER_ERRORS = ("a message on /clock is ignored", "freeing the engines did not end", "deactivate failed: TimeoutError")
+#: Highest growth of a process's memory from its second round on, in MB.
+GROWTH_MB = 20.0
 
 
 class SoakProcess(NodeProcess):
@@ -52,7 +51,7 @@ class SoakProcess(NodeProcess):
     program = (str(ROOT / "tests" / "support" / "faulty_node.py"),)
 
     def memory_mb(self) -> float:
-        """Resident memory."""
+        """Return the resident memory."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
 
@@ -61,129 +60,193 @@ class Soak:
     """A node, a camera and a clock, and everything that was seen of them."""
 
     def __init__(self, bundle: Path, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.process = SoakProcess("soak", bundle=str(bundle), autostart=True, use_sim_time=True)
+        self.random, self.bundle = random.Random(seed), bundle
         self.client = Client("soak")
-        self.camera = self.client.connect(self.client.image(picture()))
-        self.clock = self.client.node.create_publisher(Clock, "/clock", 10)
-        self.now_s = 1000
+        self.client.listen(DiagnosticArray, "/diagnostics")
+        self.camera = SoakCamera(self.client, seed)
+        self.process = self.start()
         self.totals: Counter[str] = Counter()
         self.injected: Counter[str] = Counter()
         self.reported: Counter[str] = Counter()
         self.unexplained: Counter[str] = Counter()
-        self.memory_mb: list[float] = []
+        self.warnings: Counter[str] = Counter()
+        self.memory_mb: list[list[float]] = [[]]  #: of each process, after each round
         self.rates_hz: list[float] = []
-        self.period_s = 0.05
+        self.respawn_s: list[float] = []
+        self.incomplete: list[str] = []  #: rounds in which an image is in no count
+        self.log: list[str] = []
 
     def run(self, minutes: float) -> dict[str, Any]:
         """Repeat rounds, and return the figures."""
         end_s = time.monotonic() + 60 * minutes
-        self.restart()  # images from before the subscription was matched are in no count
+        faults, ends = self.shuffled(FAULTS), self.shuffled(ENDS)
+        self.camera.connect()
+        self.lifecycle()  # images from before the subscription was matched are in no count
         while time.monotonic() < end_s:
-            self.round()
+            self.round([next(faults) for _ in range(4)], next(ends))
         status = self.process.stop()
         self.client.close()
-        settled = self.memory_mb[len(self.memory_mb) // 4 :] or [0.0]
+        self.read_log()
+        return self.figures(minutes, status)
+
+    def figures(self, minutes: float, status: int) -> dict[str, Any]:
+        """Return everything that was counted, and whether it is as it should be."""
+        growth_mb = max((life[-1] - life[1] for life in self.memory_mb if len(life) > 1), default=0.0)
         figures = {
             "minutes": minutes,
-            "exit_status": status,
-            "rounds": self.totals.pop("rounds"),
-            "images_in": self.totals.pop("published"),
+            "rounds": sum(map(len, self.memory_mb)),
+            "images_in": self.totals["published"],
             **{name: self.totals[name] for name in COUNTS},
-            "sustained_hz": sorted(self.rates_hz)[len(self.rates_hz) // 2],
-            "memory_mb_first": settled[0],
-            "memory_mb_last": settled[-1],
-            "injected": dict(self.injected),
-            "reported": dict(self.reported),
+            "in_the_engine_that_hangs": self.totals["unfinished"],
+            "silent_losses": self.totals["published"] - self.totals["unfinished"] - sum(self.totals[n] for n in COUNTS),
+            "wrong_masks": self.camera.wrong_masks,
+            "incomplete_rounds": self.incomplete,
+            "sustained_hz": round(statistics.median(self.rates_hz), 1) if self.rates_hz else 0.0,
+            "memory_mb": [round(memory, 1) for memory in self.memory_mb[-1][:1] + self.memory_mb[-1][-1:]],
+            "memory_growth_mb": round(growth_mb, 1),
+            "kills": self.totals["kill -9"],
+            "hangs": self.totals["endless hang"],
+            "lifecycle_rounds": self.totals["lifecycle"],
+            "respawn_s": [round(seconds, 1) for seconds in self.respawn_s],
+            "last_exit_status": status,
+            "injected": dict(sorted(self.injected.items())),
+            "reported": dict(sorted(self.reported.items())),
+            "warnings": dict(self.warnings.most_common()),
             "unexplained": dict(self.unexplained),
         }
-        figures["silent_losses"] = figures["images_in"] - sum(figures[name] for name in COUNTS)
         figures["passed"] = (
-            status == 0
-            and figures["silent_losses"] == 0
-            and figures["memory_mb_last"] - figures["memory_mb_first"] < 20
-            and not set(self.injected) - set(self.reported)
+            (status, figures["silent_losses"], figures["wrong_masks"]) == (0, 0, 0)
+            and growth_mb < GROWTH_MB
+            and self.injected == self.reported
             and not self.unexplained
         )
         return figures
 
-    def round(self) -> None:
-        """Inject a few faults in one active period of the node, and check its counts at the end."""
-        published = self.measure_rate()
-        for fault in self.random.sample(list(SENTENCES), 3):
-            self.change_parameters()
-            self.now_s = max(0, self.now_s + self.random.choice((1, 1, 1, -500, 3600)))
-            published += self.inject(fault)
-        published += self.send(Fault.NONE, 20)
-        values = self.settled(published)
-        for name in COUNTS:
-            self.totals[name] += int(values[name])
-        self.totals["published"] += published
-        self.totals["rounds"] += 1
-        self.memory_mb.append(self.process.memory_mb())
-        self.restart()
+    def shuffled(self, items: Any) -> Iterator[str]:
+        """Yield all items in random order, again and again."""
+        while True:
+            yield from self.random.sample(list(items), len(items))
 
-    def measure_rate(self) -> int:
-        """Flood the node, and send at twice the rate of its masks from now on; return the number of images."""
-        self.period_s = 0.005
-        published = self.send(Fault.NONE, 300)
+    def start(self) -> SoakProcess:
+        """Start the node."""
+        return SoakProcess(
+            "soak", bundle=str(self.bundle), autostart=True, use_sim_time=True, warn_drop_percent=85.0, max_regions=7
+        )
+
+    def round(self, faults: list[str], end: str) -> None:
+        """Inject faults in one active period of the node, check its counts, and end it."""
+        self.measure_rate()
+        for fault in faults:
+            self.change_parameters()
+            self.camera.tick(self.random.choice(JUMPS_S))
+            self.camera.set_clock(self.random.choice((int(self.camera.now_s), -5)))
+            self.inject(fault)
+        self.camera.send(20)
+        if end == "endless hang":
+            self.hang()
+        lost = self.count(unfinished=2 if end == "endless hang" else 0)  # one in the engine, one that waits for it
+        if lost:
+            self.incomplete.append(f"{lost} of {self.camera.published} images: {', '.join((*faults, end))}")
+        self.camera.check_masks()
+        self.memory_mb[-1].append(self.process.memory_mb())
+        self.totals[end] += 1
+        self.respawn(end) if end != "lifecycle" else self.lifecycle()
+
+    def measure_rate(self) -> None:
+        """Flood the node, and send at twice the rate of its masks from now on."""
+        self.camera.period_s = 0.005
+        self.camera.send(300)
         rate_hz = float(self.client.diagnostics(lambda values: float(values.get("rate_hz", 0)) > 0)["rate_hz"])
         self.rates_hz.append(rate_hz)
-        self.period_s = min(0.5 / rate_hz, 0.2)
-        return published
-
-    def inject(self, fault: Fault) -> int:
-        """Publish images with a fault until it is reported, then good ones; return the number of images."""
-        self.injected[fault.name] += 1
-        published = 0
-        for _ in range(40):
-            self.client.messages["/diagnostics"].clear()
-            published += self.send(fault, 1 if fault == Fault.SLOW else 10)
-            published += self.send(Fault.NONE, 25) if fault == Fault.SLOW else 0
-            if any(SENTENCES[fault] in message for message in self.messages()):
-                self.reported[fault.name] += 1
-                break
-        return published + self.send(Fault.NONE, 10)
-
-    def send(self, fault: Fault, number: int) -> int:
-        """Publish images at twice the sustained rate, with the clock; return their number."""
-        for _ in range(number):
-            clock = Clock()
-            clock.clock.sec, clock.clock.nanosec = self.now_s, self.random.randrange(10**9)
-            self.clock.publish(clock)
-            self.camera.publish(self.client.image(picture(fault)))
-            time.sleep(self.period_s)
-        return number
-
-    def messages(self) -> list[str]:
-        """Sentences of the last diagnostics; those that no fault explains are counted."""
-        found = [s for array in list(self.client.messages["/diagnostics"]) for s in array.status]
-        for status in found:
-            if status.level[0] == 2 and not any(part in status.message for part in SENTENCES.values()):
-                self.unexplained[status.message[:120]] += 1
-        return [status.message for status in found]
+        self.camera.period_s = min(0.5 / rate_hz, 0.2)
 
     def change_parameters(self) -> None:
         """Set a good and a bad parameter; both are answered."""
-        assert self.client.set_parameter("max_regions", self.random.randint(0, 10)).successful
+        assert self.client.set_parameter("max_regions", self.random.randint(1, 10)).successful
         assert not self.client.set_parameter("max_regions", 99).successful
 
-    def settled(self, published: int) -> dict[str, str]:
-        """Return diagnostics that count every image, or the last ones after a minute."""
-        try:
-            return self.client.diagnostics(lambda v: sum(int(v.get(n, 0)) for n in COUNTS) >= published)
-        except AssertionError:
-            return self.client.diagnostics()
+    def inject(self, name: str) -> None:
+        """Inject a fault until it is reported, then publish good images."""
+        self.injected[name] += 1
+        self.messages()
+        for _ in range(40):
+            FAULTS[name].inject(self.camera)
+            if self.sees(FAULTS[name].sentence):
+                self.reported[name] += 1
+                break
+        self.camera.send(10)
 
-    def restart(self) -> None:
-        """Go through the lifecycle, and wait until the node subscribes again."""
-        self.client.messages["nightlab/mask"].clear()
+    def hang(self) -> None:
+        """Let the engine hang until the node says that no mask comes out."""
+        self.injected["endless hang"] += 1
+        self.camera.send(1, Fault.HANGS, expects_mask=False)
+        self.client.diagnostics(lambda values: "frame_in_progress_s" in values)
+        self.camera.send(10)
+        wait_until(lambda: self.camera.send(1) or self.sees("no mask came out"), "the report of the engine that hangs")
+        self.reported["endless hang"] += 1
+
+    def count(self, unfinished: int) -> int:
+        """Add the node's counts when they hold every image but those; return how many are missing in the end."""
+        wanted = self.camera.published - unfinished
+        try:
+            values = self.client.diagnostics(lambda v: sum(int(v.get(n, 0)) for n in COUNTS) >= wanted)
+        except AssertionError:
+            values = self.client.diagnostics()
+        for name in COUNTS:
+            self.totals[name] += int(values[name])
+        self.totals["published"] += self.camera.published
+        self.totals["unfinished"] += unfinished
+        return wanted - sum(int(values[name]) for name in COUNTS)
+
+    def lifecycle(self) -> None:
+        """Go through the lifecycle, and count from the next subscription on."""
         for transition in (DEACTIVATE, CLEANUP, CONFIGURE, ACTIVATE):
             assert self.client.change_state(transition), f"transition {transition} was refused"
-        # Nothing is published while no subscription is matched: such an image reaches nobody.
-        wait_until(lambda: self.camera.get_subscription_count() > 0, "the node's subscription")
-        wait_until(lambda: self.client.node.count_subscribers("/soak/image") == 1, "one subscription")
-        time.sleep(1.0)
+        self.camera.begin()
+
+    def respawn(self, end: str) -> None:
+        """End the process, which is killed or cannot end its engine, and start it again."""
+        if end == "kill -9":
+            assert self.process.stop(signal.SIGKILL) == -signal.SIGKILL
+        else:
+            assert not self.client.change_state(DEACTIVATE)
+            wait_until(lambda: self.sees("deactivate failed: TimeoutError"), "the report of the transition")
+            assert self.process.stop(signal.SIGTERM) == 1
+        self.read_log()
+        begin_s = time.monotonic()
+        self.client.messages["nightlab/mask"].clear()
+        self.memory_mb.append([])
+        self.process = self.start()
+        wait_until(lambda: self.camera.send(1) or self.client.messages["nightlab/mask"], "a mask of the next process")
+        self.respawn_s.append(time.monotonic() - begin_s)
+        self.lifecycle()
+
+    def sees(self, sentence: str) -> bool:
+        """Return True if diagnostics since the last look contain a sentence."""
+        return any(sentence in message for message in self.messages())
+
+    def messages(self) -> list[str]:
+        """Take the sentences of the diagnostics that have come; errors without a fault and warnings are counted."""
+        found = [s for array in list(self.client.messages["/diagnostics"]) for s in array.status]
+        self.client.messages["/diagnostics"].clear()
+        for status in found:
+            if status.level[0] == 2:
+                self.explain(status.message)
+            elif status.level[0] == 1:
+                self.warnings.update(re.sub(r"[\d.]+", "#", part)[:80] for part in status.message.split("; "))
+        return [status.message for status in found]
+
+    def read_log(self) -> None:
+        """Keep the log of a process that has ended; its errors must have a fault."""
+        self.log += self.process.log
+        for line in self.process.log:
+            if re.search(r"\[(ERROR|FATAL)\]|Traceback|terminate called", line):
+                self.explain(line)
+
+    def explain(self, error: str) -> None:
+        """Count an error that no fault explains."""
+        if not any(part in error for part in (*OTHER_ERRORS, *(fault.sentence for fault in FAULTS.values()))):
+            self.unexplained[error[:160]] += 1
 
 
 def main() -> int:
@@ -195,12 +258,13 @@ def main() -> int:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     soak = Soak(write_tiny_bundle(given.out / "bundle"), given.seed)
-    soak.client.listen(DiagnosticArray, "/diagnostics")
-    figures = soak.run(given.minutes)
+    try:
+        figures = soak.run(given.minutes)
+    finally:
+        (given.out / "node.log").write_text("".join([*soak.log, *soak.process.log]), encoding="utf-8")
     (given.out / "soak.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    (given.out / "node.log").write_text("".join(soak.process.log), encoding="utf-8")
     for name, value in figures.items():
-        print(f"{name:18} {value}")
+        print(f"{name:26} {value}")
     return 0 if figures["passed"] else 1
 
 

@@ -52,7 +52,7 @@ def test_every_image_of_a_flood_is_counted(node: FaultyNode) -> None:
     for _ in range(600):
         node.send()
     node.expect_masks()  # only a later image shows that the last ones of the flood are missing
-    wait_until(lambda: node.published - counted() == missed, "every image in the counts", 20.0)
+    wait_until(lambda: node.published - counted() == missed, "every image in the counts")
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 100_000), (20_000, 16)])
@@ -95,6 +95,17 @@ def test_two_publishers_are_named(node: FaultyNode) -> None:
 def test_silence_is_a_warning_and_ends_with_the_next_image(node: FaultyNode) -> None:
     node.expect(WARN, r"no images for \d+\.\d s")
     node.expect_recovery()
+
+
+def test_sizes_that_alternate_are_a_warning_and_every_size_gets_its_mask(tiny_bundle: Path) -> None:
+    sizes_hw = [(48, 64 + 16 * step) for step in range(6)]  # more than the node keeps prepared
+    with faulty_node(tiny_bundle, "alternating_sizes") as node:
+        for size_hw in sizes_hw:
+            message = node.send(size_hw=size_hw)
+            (mask,) = wait_until(lambda message=message: node.masks_of(message), "the mask")
+            assert mask.shape == size_hw
+        values = node.expect(WARN, r"images of \d sizes alternate, and the engines were prepared \d times", Fault.NONE)
+        assert values["image_sizes"] == str(len(sizes_hw))
 
 
 def jpeg() -> bytes:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -39,28 +40,31 @@ def test_a_signal_ends_the_node_although_an_engine_hangs(tiny_bundle: Path, numb
     try:
         camera.publish(client.image(picture(Fault.HANGS)))
         client.diagnostics(lambda values: "frame_in_progress_s" in values)
-        begin = time.monotonic()
         assert process.stop(number) == 1
-        assert time.monotonic() - begin < 20.0
         assert process.logged("did not (end|finish)")
     finally:
         client.close()
 
 
+def segments_of(process: FaultyProcess) -> list[Path]:
+    """Return the files of shared memory that a process owns, whose lock files it keeps open."""
+    opened = [os.readlink(link) for link in Path(f"/proc/{process._process.pid}/fd").iterdir() if link.exists()]
+    return [Path(name.removesuffix("_el")) for name in opened if re.search(r"^/dev/shm/fast\w+_[0-9a-f]{16}_el$", name)]
+
+
 def test_a_killed_node_starts_again_and_reclaims_its_memory(tiny_bundle: Path) -> None:
     process, client, _ = start(tiny_bundle, "killed")
-    left = {name for name in os.listdir("/dev/shm") if "fast" in name}
     try:
+        segments = segments_of(process)
         assert process.stop(signal.SIGKILL) == -signal.SIGKILL
-        kept = left & set(os.listdir("/dev/shm"))
-        assert kept
-        for name in kept:  # younger ones may belong to a process that is starting
-            os.utime(f"/dev/shm/{name}", (time.time() - 120,) * 2)
+        assert segments and all(segment.exists() for segment in segments)
+        for name in [path for segment in segments for path in (segment, f"{segment}_el")]:
+            os.utime(name, (time.time() - 120,) * 2)  # younger ones may belong to a process that is starting
         client.messages["nightlab/mask"].clear()
         again = FaultyProcess("killed", bundle=str(tiny_bundle), autostart=True)
         try:
             client.connect(client.image(picture()))
-            assert again.logged(r"deleted \d+ MB of shared memory of processes that have ended")
+            assert not any(segment.exists() for segment in segments)
         finally:
             assert again.stop() == 0
     finally:

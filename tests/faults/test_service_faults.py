@@ -13,7 +13,9 @@ import pytest
 pytest.importorskip("rclpy")
 pytest.importorskip("onnx")
 
-from fault_harness import FaultyNode, faulty_node
+import rclpy
+from fault_harness import WARN, FaultyNode, faulty_node
+from faulty_node import Fault
 from ros_harness import node_in_process
 
 from nightlab_core.runtime.bundle import BundleError, load_bundle
@@ -68,6 +70,15 @@ def test_a_transition_that_is_not_possible_is_refused(node: FaultyNode) -> None:
     for transition in (CONFIGURE, ACTIVATE, CLEANUP):
         assert not node.client.change_state(transition)
     assert node.client.state() == "active"
+    node.expect_recovery()
+
+
+def test_a_second_node_of_the_name_is_a_warning_while_it_lives(node: FaultyNode) -> None:
+    twin = rclpy.create_node("nightlab", namespace="service_faults", context=node.client.context)
+    try:
+        node.expect(WARN, "2 nodes have the name /service_faults/nightlab: rename one", Fault.NONE)
+    finally:
+        twin.destroy_node()
     node.expect_recovery()
 
 

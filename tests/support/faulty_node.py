@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
@@ -24,8 +25,12 @@ from tiny_bundle import BOXES, SCORES
 from nightlab_core.runtime.bundle import Bundle, EngineKind
 from nightlab_core.runtime.engines.open import Engines
 
+#: Seconds for an image, so that images wait and are dropped as with a network of the real size.
+FRAME_S = 0.02
 #: Seconds for which the engine of `Fault.SLOW` answers nothing.
 SLOW_S = 2.5
+#: Ends `Fault.HANGS`.
+RELEASE = threading.Event()
 
 
 class Fault(IntEnum):
@@ -42,7 +47,7 @@ class Fault(IntEnum):
     REGION_UNKNOWN_CLASS = 80
     IMAGE_EXITS = 90  #: SystemExit, which is no Exception
     SLOW = 100  #: no answer for SLOW_S
-    HANGS = 110  #: no answer ever
+    HANGS = 110  #: no answer until RELEASE is set
 
 
 class FaultyEngine:
@@ -76,8 +81,10 @@ def _image(frame: np.ndarray, fault: int) -> dict[str, np.ndarray]:
         raise RuntimeError("the image engine failed")
     if fault == Fault.IMAGE_EXITS:
         raise SystemExit("the image engine ended the thread")
-    if fault in (Fault.SLOW, Fault.HANGS):
-        threading.Event().wait(SLOW_S if fault == Fault.SLOW else None)
+    if fault == Fault.HANGS:
+        RELEASE.wait()
+    else:
+        time.sleep(SLOW_S if fault == Fault.SLOW else FRAME_S)
     if fault == Fault.UNKNOWN_CLASS:
         labels = np.full_like(labels, 200)
     if fault == Fault.OTHER_SHAPE:

@@ -48,6 +48,8 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 PATIENCE_S = 120.0
+#: The node, which waits longer for its engines before it ends: a busy machine is no engine that hangs.
+PATIENT_NODE = f"import sys; from nightlab_ros import node; node.STOP_TIMEOUT_S = {PATIENCE_S}; sys.exit(node.main())"
 
 
 def wait_until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
@@ -61,9 +63,9 @@ def wait_until(condition: Callable[[], Any], what: str, patience_s: float = PATI
 
 
 class NodeProcess:
-    """``python -m nightlab_ros.node`` with parameters, its log read line by line."""
+    """The node with parameters, its log read line by line."""
 
-    program: tuple[str, ...] = ("-m", "nightlab_ros.node")  #: what Python runs
+    program: tuple[str, ...] = ("-c", PATIENT_NODE)  #: what Python runs
 
     def __init__(self, namespace: str = "", **parameters: Any) -> None:
         command = [sys.executable, *self.program, "--ros-args", "-r", f"__ns:=/{namespace}"]
