@@ -30,11 +30,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from faulty_node import Fault  # noqa: E402
 from ros_harness import Client, NodeProcess, wait_until  # noqa: E402
-from soak_faults import FAULTS, SoakCamera  # noqa: E402
+from soak_faults import COUNTS, FAULTS, SoakCamera  # noqa: E402
 from tiny_bundle import write_tiny_bundle  # noqa: E402
 
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4
-COUNTS = ("processed", "failed", "dropped")
 #: How rounds end, in random order.
 ENDS = ("kill -9", "endless hang", *["lifecycle"] * 6)
 #: Seconds by which time jumps between two faults.
@@ -189,7 +188,7 @@ class Soak:
         """Add the node's counts when they hold every image but those; return how many are missing in the end."""
         wanted = self.camera.published - unfinished
         try:
-            values = self.client.diagnostics(lambda v: sum(int(v.get(n, 0)) for n in COUNTS) >= wanted)
+            values = self.client.diagnostics(lambda v: sum(int(v[name]) for name in COUNTS) >= wanted)
         except AssertionError:
             values = self.client.diagnostics()
         for name in COUNTS:

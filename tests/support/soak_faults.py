@@ -16,6 +16,8 @@ from ros_harness import Client, pixels_of, wait_until
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 
+#: Values in diagnostics whose sum is the number of images published.
+COUNTS = ("processed", "failed", "dropped")
 #: Sizes that alternate; the node keeps what it prepared for the last four.
 SIZES_HW = tuple((48, 64 + 16 * step) for step in range(6))
 
@@ -34,20 +36,34 @@ class SoakCamera:
         self._publisher: Any = None
 
     def connect(self) -> None:
-        """Publish until the node answers, and begin to count."""
-        if self._publisher is None:
-            self._publisher = self.client.connect(self.image())
-        self.begin()
+        """Publish until the node answers."""
+        self._publisher = self.client.connect(self.image())
+
+    @property
+    def topic(self) -> str:
+        """The full name of the images' topic."""
+        return self._publisher.topic_name
+
+    def masks(self) -> list[Image]:
+        """Return the masks since `begin`."""
+        return list(self.client.messages["nightlab/mask"])
 
     def begin(self) -> None:
         """Wait until exactly one subscription is matched, and count from there: before, an image reaches nobody."""
-        topic = self._publisher.topic_name
         wait_until(lambda: self._publisher.get_subscription_count() == 1, "the node's subscription")
-        wait_until(lambda: self.client.node.count_subscribers(topic) == 1, "one subscription")
+        wait_until(lambda: self.client.node.count_subscribers(self.topic) == 1, "one subscription")
         time.sleep(1.0)
         self.published = 0
         self._answered.clear()
         self.client.messages["nightlab/mask"].clear()
+
+    def counted(self) -> int:
+        """Return the number of images in the node's counts as soon as three diagnostics agree on it."""
+        seen = [-1, -2, -3]
+        while len(set(seen[-3:])) > 1:
+            values = self.client.diagnostics()
+            seen.append(sum(int(values[name]) for name in COUNTS))
+        return seen[-1]
 
     def tick(self, step_s: float) -> None:
         """Let simulated time pass; a negative step is a jump back."""
@@ -82,7 +98,7 @@ class SoakCamera:
 
     def check_masks(self) -> None:
         """Count the masks since `begin` that are wrong."""
-        for mask in list(self.client.messages["nightlab/mask"]):
+        for mask in self.masks():
             is_expected = self._answered.get((mask.header.stamp.sec, mask.header.stamp.nanosec), False)
             self.wrong_masks += not (is_expected and set(np.unique(pixels_of(mask))) <= {IMAGE_LEVEL, REFINED})
 
@@ -161,19 +177,25 @@ def _stopped_clock(camera: SoakCamera) -> None:
 
 
 def _second_publisher(camera: SoakCamera) -> None:
-    """Publish from a second node. The last image of a publisher must be taken before another one overwrites it."""
+    """Publish from a second node. What it publishes before its match is in no count."""
+    missing = camera.published - camera.counted()
     second = Client("soak_second")
     try:
-        publisher = second.node.create_publisher(Image, camera._publisher.topic_name, 1)
-        wait_until(publisher.get_subscription_count, "the node's subscription")
-        for _ in range(20):  # the node looks at the publishers twice a second and reports once
-            camera.tick(0.1)
-            time.sleep(0.1)
-        for _ in range(5):
-            camera.tick(0.2)
+        publisher = second.node.create_publisher(Image, camera.topic, 1)
+
+        def answered() -> bool:
+            message = camera.image()
+            camera.publish(message, by=publisher)
+            time.sleep(0.5)
+            return any(mask.header.stamp == message.header.stamp for mask in camera.masks())
+
+        wait_until(answered, "a mask of the second camera")
+        camera.published = camera.counted() + missing
+        for _ in range(10):
+            camera.tick(camera.period_s)
             camera.publish(camera.image(), by=publisher)
-            time.sleep(0.2)
-        time.sleep(1.0)
+            time.sleep(camera.period_s)
+        camera.counted()  # an image that is not yet taken vanishes with its publisher
     finally:
         second.close()
 
