@@ -18,6 +18,7 @@ from nightlab_core.runtime.settings import KEY_FRAMES, PipelineSettings
 from nightlab_replay.execute import BagSource, Span, SpanResult, replay_spans, warm_up
 
 NUM_FRAMES = 2 * KEY_FRAMES + 4
+IN_THE_DARK = 4  # a frame of the night
 BRIGHT, DUSK = 200, 85  # light levels of 0.3 and 0.08 in frames of noise below these values
 ECONOMY = {"hardness_every": 3, "unchanged_below": 4.0, "regions_in_turn": True, "max_regions": 1, "carry_frames": 9}
 
@@ -55,13 +56,14 @@ def test_spans_in_any_order_give_the_masks_of_a_run_in_a_row(
 ) -> None:
     chosen = PipelineSettings(**settings)
     row = replayed(bag, tiny_bundle, chosen, [(0, NUM_FRAMES)])
-    parts = [(KEY_FRAMES + 6, NUM_FRAMES), (0, 7), (7, KEY_FRAMES + 6)]
+    parts = [(KEY_FRAMES + 6, NUM_FRAMES), (0, IN_THE_DARK), (IN_THE_DARK, 7), (7, KEY_FRAMES + 6)]
     split = replayed(bag, tiny_bundle, chosen, parts)
     records = sorted((record for part in split for record in part.records), key=lambda record: record.index)
     assert list(map(timeless, records)) == list(map(timeless, row[0].records))
     assert {index: mask for part in split for index, mask in part.masks.items()} == row[0].masks
     if "hardness_every" in settings:
         assert len({record.ages for record in records}) > 2
+        assert any(records[IN_THE_DARK].ages)  # a span begins with labels of the span before
     if settings.get("refine") == "night":
         assert {record.refine_reason for record in records} == {"night", "day"}
         assert records[-1].refine_reason == "day"  # dusk stays day

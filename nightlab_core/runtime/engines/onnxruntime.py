@@ -20,6 +20,7 @@ from nightlab_core.runtime.engines.engine import (
     run_in_pieces,
 )
 
+onnxruntime.disable_telemetry_events()  # a vehicle reports to nobody
 _DTYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
