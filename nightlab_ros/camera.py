@@ -33,6 +33,8 @@ from nightlab_ros.topics import CAMERA_INFO
 LONG_FRAME_S = 1.0
 #: Masks that wait for a slow publisher at most; the oldest is dropped for a newer one.
 PUBLISH_DEPTH = 3
+#: Characters of the reason of a failure in /diagnostics and in the log.
+MAX_REASON = 600
 
 
 @dataclass(frozen=True)
@@ -241,6 +243,8 @@ class Camera:
 
     def _on_error(self, error: BaseException) -> None:
         reason = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
+        if len(reason) > MAX_REASON:  # it may quote a name of any length from the message
+            reason = f"{reason[: MAX_REASON // 2]} ... {reason[-MAX_REASON // 2 :]}"
         self._health.record_failed(reason)
         self._log_error(f"no mask for this image{self._suffix}: {reason}")
 

@@ -12,6 +12,8 @@ from nightlab_ros.monitoring.degradation import ERROR, OK, WARN, Finding, Mode, 
 __all__ = ["ERROR", "OK", "WARN", "Facts", "HealthLimits", "judge", "mixed_publishers"]
 #: Seconds for which a failure or a loss is reported, and after which silence is.
 REPORTED_S = 2.0
+#: Different reasons of failures in one message.
+MAX_REASONS = 5
 #: Seconds over which rates and ratios are judged, and for which a clock may stand still.
 JUDGED_S = 5.0
 #: Preparations of the engines in a minute that are a warning if they are more.
@@ -74,9 +76,12 @@ def mixed_publishers(names: Sequence[str]) -> str:
 
 
 def _missing_masks(facts: Facts) -> Iterator[Finding]:
-    for reason in dict.fromkeys(facts.failures):
+    reasons = list(dict.fromkeys(facts.failures))
+    for reason in reasons[:MAX_REASONS]:
         times = facts.failures.count(reason)
         yield dg.FRAME_FAILED(reason=reason, times=f" ({times} times in {REPORTED_S:.0f} s)" if times > 1 else "")
+    if len(reasons) > MAX_REASONS:
+        yield dg.FRAME_FAILED(reason=f"for {len(reasons) - MAX_REASONS} other reasons", times="")
     if facts.waited_s < facts.patience_s:
         return
     if facts.delay_reason:

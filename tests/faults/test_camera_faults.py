@@ -70,6 +70,14 @@ def test_data_that_does_not_fit_its_header_is_refused(node: FaultyNode) -> None:
     node.expect_recovery()
 
 
+def test_an_encoding_of_any_length_is_refused_in_a_short_sentence(node: FaultyNode) -> None:
+    message = node.client.image(picture())
+    message.encoding = "x" * 100_000
+    values = node.expect(ERROR, "a frame failed: received encoding 'xxx.* ... .*, expected|expected one of", message)
+    assert len(values["message"]) < 1500 and max(map(len, values.values())) < 1500
+    node.expect_recovery()
+
+
 @pytest.mark.parametrize(
     ("seconds", "sentence"),
     [(-1_000_000_000, r"images are stamped \d+ hours in the past"), (3600, "images are stamped in the future")],

@@ -28,7 +28,7 @@ from nightlab_core.runtime.engines.open import Engines
 #: Seconds for an image, so that images wait and are dropped as with a network of the real size.
 FRAME_S = 0.02
 #: Seconds for which the engine of `Fault.SLOW` answers nothing.
-SLOW_S = 2.5
+SLOW_S = 6.0
 #: Ends `Fault.HANGS`.
 RELEASE = threading.Event()
 

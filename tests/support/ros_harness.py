@@ -70,7 +70,8 @@ class NodeProcess:
     def __init__(self, namespace: str = "", **parameters: Any) -> None:
         command = [sys.executable, *self.program, "--ros-args", "-r", f"__ns:=/{namespace}"]
         command += parameter_arguments(parameters)
-        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
         self._process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

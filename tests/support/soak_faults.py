@@ -33,11 +33,7 @@ class SoakCamera:
         self.wrong_masks = 0  #: masks with other labels than expected, without an image, or of one that has none
         self._answered: dict[tuple[int, int], bool] = {}  # stamp of an image: whether a mask may answer it
         self._clock = client.node.create_publisher(Clock, "/clock", 10)
-        self._publisher: Any = None
-
-    def connect(self) -> None:
-        """Publish until the node answers."""
-        self._publisher = self.client.connect(self.image())
+        self._publisher = client.node.create_publisher(Image, "image", 1)
 
     @property
     def topic(self) -> str:
@@ -49,13 +45,23 @@ class SoakCamera:
         return list(self.client.messages["nightlab/mask"])
 
     def begin(self) -> None:
-        """Wait until exactly one subscription is matched, and count from there: before, an image reaches nobody."""
-        wait_until(lambda: self._publisher.get_subscription_count() == 1, "the node's subscription")
-        wait_until(lambda: self.client.node.count_subscribers(self.topic) == 1, "one subscription")
-        time.sleep(1.0)
-        self.published = 0
+        """Publish until the node answers, and count from there: what came before may not have reached it."""
         self._answered.clear()
         self.client.messages["nightlab/mask"].clear()
+        self.wait_for_answer(self._publisher)
+        self.published = self.counted()
+
+    def wait_for_answer(self, publisher: Any) -> None:
+        """Publish one image after the other until the node answers one."""
+
+        def answered() -> bool:
+            self.tick(0.5)
+            message = self.image()
+            self.publish(message, by=publisher)
+            time.sleep(0.5)
+            return any(mask.header.stamp == message.header.stamp for mask in self.masks())
+
+        wait_until(answered, "a mask of one of the images")
 
     def counted(self) -> int:
         """Return the number of images in the node's counts as soon as three diagnostics agree on it."""
@@ -84,7 +90,7 @@ class SoakCamera:
         return message
 
     def publish(self, message: Image, expects_mask: bool = True, by: Any = None) -> None:
-        """Publish and count an image; `by` is another publisher."""
+        """Publish an image, by default with the camera's own publisher, and count it."""
         self._answered[(message.header.stamp.sec, message.header.stamp.nanosec)] = expects_mask
         (by or self._publisher).publish(message)
         self.published += 1
@@ -118,7 +124,7 @@ def _by_engine(fault: Fault, number: int = 10) -> Callable[[SoakCamera], None]:
 
 def _slow(camera: SoakCamera) -> None:
     camera.send(1, Fault.SLOW)
-    camera.send(max(1, int(2.5 / camera.period_s)))
+    camera.send(max(1, int(6.0 / camera.period_s)))
 
 
 def _damaged(change: Callable[[Image], Any]) -> Callable[[SoakCamera], None]:
@@ -182,14 +188,7 @@ def _second_publisher(camera: SoakCamera) -> None:
     second = Client("soak_second")
     try:
         publisher = second.node.create_publisher(Image, camera.topic, 1)
-
-        def answered() -> bool:
-            message = camera.image()
-            camera.publish(message, by=publisher)
-            time.sleep(0.5)
-            return any(mask.header.stamp == message.header.stamp for mask in camera.masks())
-
-        wait_until(answered, "a mask of the second camera")
+        camera.wait_for_answer(publisher)
         camera.published = camera.counted() + missing
         for _ in range(10):
             camera.tick(camera.period_s)
