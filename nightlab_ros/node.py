@@ -35,7 +35,7 @@ from nightlab_ros.monitoring.diagnostics import Diagnostics
 from nightlab_ros.monitoring.health import ERROR, OK, HealthReport
 from nightlab_ros.parameter_server import ParameterError, change, declare, unknown_parameters, unused_qos_overrides
 from nightlab_ros.publishing.run_length import autoware_ids
-from nightlab_ros.start import StartError, start_ros
+from nightlab_ros.start import StartError, create_node, start_ros
 from nightlab_ros.transport.shared_memory import reclaim
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -242,7 +242,7 @@ def main(args: list[str] | None = None) -> int:
     node = None
     try:
         start_ros(args)
-        node = NightLabNode()
+        node = create_node(NightLabNode)
         if freed_bytes:
             node.get_logger().info(f"deleted {freed_bytes / 1e6:.0f} MB of shared memory of processes that have ended")
         status = _run(node, stop)

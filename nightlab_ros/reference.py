@@ -189,19 +189,16 @@ def inputs_page() -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def reliability_page() -> str:
-    """Return docs/reliability.md."""
+def degradation_page() -> str:
+    """Return docs/degradation.md."""
     blocks = [
-        "# Reliability",
+        "# Degradation",
         NOTE,
         _wrap(
             "What the node does when something goes wrong. `mode` in /diagnostics says what still comes out: full "
             "(masks of all levels that `refine` asks for), image level only, or no masks. `last_mask_stamp` is the "
-            "stamp of the last mask. A stopped node is unconfigured or has ended. Values in braces change. Each fault "
-            "is injected by the test that is named with it. `make test-all` runs all of them. `make soak` runs the "
-            "node for 20 minutes (`MINUTES`) at twice the rate that it sustains, with random faults, jumps of time, "
-            "parameter changes and lifecycle rounds; it fails if an image is in no count, memory grows, a fault is not "
-            "reported, or another error is."
+            "stamp of the last mask. A stopped node is unconfigured or has ended. Values in braces change. "
+            "[Reliability](reliability.md) tells what was seen when faults were injected."
         ),
     ]
     for row in DEGRADATIONS:
@@ -216,7 +213,7 @@ PAGES = {
     "parameters.md": parameters_page,
     "topics.md": topics_page,
     "what-is-read.md": inputs_page,
-    "reliability.md": reliability_page,
+    "degradation.md": degradation_page,
 }
 
 

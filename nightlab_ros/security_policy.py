@@ -13,9 +13,9 @@ from xml.etree import ElementTree as ET
 
 from nightlab_ros.topics import CAPTURE_SERVICE, PUBLICATIONS, SUBSCRIPTIONS, NodeTopic
 
-#: Topics and services that every ROS 2 node has, and those of a lifecycle node, which topics.py does not list.
-_ROS_PUBLICATIONS = ("/rosout", "/parameter_events", "~/transition_event")
-_ROS_SUBSCRIPTIONS = ("/parameter_events",)
+#: Topics and services that topics.py does not list: those of every ROS 2 node, of a lifecycle node, and of Nav2's bond.
+_ROS_PUBLICATIONS = ("/rosout", "/parameter_events", "~/transition_event", "bond")
+_ROS_SUBSCRIPTIONS = ("/parameter_events", "bond")
 _PARAMETERS = ("get_parameters", "get_parameter_types", "set_parameters", "set_parameters_atomically")
 _LIFECYCLE = ("change_state", "get_state", "get_available_states", "get_available_transitions", "get_transition_graph")
 _SERVICES = (*_PARAMETERS, "describe_parameters", "list_parameters", "get_type_description", *_LIFECYCLE)

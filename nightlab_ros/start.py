@@ -6,11 +6,14 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import rclpy
 from rclpy.signals import SignalHandlerOptions
+
+T = TypeVar("T")
 
 #: Arguments that keep rcl from opening a log file, at which it would fail. Messages go to the terminal and /rosout.
 NO_LOG_FILE = ["--ros-args", "--disable-external-lib-logs", "--"]
@@ -30,10 +33,22 @@ def start_ros(arguments: Sequence[str] | None = None) -> None:
             args=with_writable_log(sys.argv if arguments is None else arguments),
             signal_handler_options=SignalHandlerOptions.NO,
         )
-    except RuntimeError as error:  # the base of rcl's errors, whose text ends with lines of its source
-        text = " ".join(str(error).split(", at /")[0].split())
-        unknown = type(error).__name__ == "UnknownROSArgsError"
-        raise StartError(f"unknown ROS arguments: {text}" if unknown else text) from error
+    except RuntimeError as error:  # the base of rcl's errors
+        raise _start_error(error) from error
+
+
+def create_node(node_class: Callable[[], T]) -> T:
+    """Create a node. Raises StartError if ROS cannot, for example with a middleware without the security asked for."""
+    try:
+        return node_class()
+    except RuntimeError as error:
+        raise _start_error(error) from error
+
+
+def _start_error(error: RuntimeError) -> StartError:
+    text = " ".join(str(error).split(", at /")[0].split())  # rcl's errors end with lines of its source
+    unknown = type(error).__name__ == "UnknownROSArgsError"
+    return StartError(f"unknown ROS arguments: {text}" if unknown else text)
 
 
 def with_writable_log(arguments: Sequence[str]) -> list[str]:

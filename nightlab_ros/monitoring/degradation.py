@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that may go wrong, and what the node then does: the sentences of /diagnostics and docs/reliability.md.
+"""Everything that may go wrong, and what the node then does: the sentences of /diagnostics and docs/degradation.md.
 
 Imports no ROS.
 """

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of degradations: each row has its test, and diagnostics name the worst mode."""
+"""The tables of degradations and faults: each row has its test, and diagnostics name the worst mode."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,30 @@ ROOT = Path(__file__).parents[2]
 LIMITS = HealthLimits(age_ms=500.0)
 
 
+FAULTS = (ROOT / "docs/reliability.md").read_text(encoding="utf-8").split("\n### ")[1:]
+
+
+def exists(test: str) -> bool:
+    """Return True if the file and the function of a test exist."""
+    file, _, name = test.partition("::")
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    return name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
 @pytest.mark.parametrize("row", DEGRADATIONS, ids=lambda row: row.fault[:40])
 def test_each_row_names_a_test_that_exists(row: Degradation) -> None:
-    file, _, name = row.test.partition("::")
-    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert exists(row.test)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.splitlines()[0][:40])
+def test_each_fault_of_the_page_has_what_was_seen_and_tests_that_exist(fault: str) -> None:
+    assert "\n- expected: " in fault and "\n- seen: " in fault
+    tests = re.findall(r"^- test: `(.*)`$", fault, re.M)
+    assert tests and all(map(exists, tests))
+
+
+def test_the_page_has_all_faults() -> None:
+    assert len(FAULTS) > 30
 
 
 def test_no_fault_stands_twice() -> None:

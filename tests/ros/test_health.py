@@ -181,6 +181,14 @@ def test_every_reason_of_a_failure_is_reported_with_its_count() -> None:
     assert stream.state == (ERROR, "a frame failed: 71 bytes (2 times in 2 s); a frame failed: no such encoding")
 
 
+def test_many_reasons_of_failures_are_a_number() -> None:
+    stream = Stream()
+    stream.receive(1)
+    for number in range(8):
+        stream.health.record_failed(f"{number} bytes")
+    assert stream.state[1].endswith("a frame failed: 4 bytes; a frame failed: for 3 other reasons")
+
+
 def test_a_silent_camera_is_reported_whatever_the_simulated_clock_does() -> None:
     for clock_s in (1000.0, 0.0, 50_000.0):  # stopped, back, forward
         stream = Stream()

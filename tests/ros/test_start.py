@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("rclpy")
 
 from nightlab_ros import node
-from nightlab_ros.start import NO_LOG_FILE, with_writable_log
+from nightlab_ros.start import NO_LOG_FILE, StartError, create_node, with_writable_log
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,14 @@ def test_arguments_that_ros_cannot_read_end_in_one_line(
             signal.signal(number, handler)
     error = capsys.readouterr().err
     assert error.startswith("nightlab: ") and sentence in error and len(error.splitlines()) == 1
+
+
+def test_a_node_that_ros_cannot_create_ends_in_one_line() -> None:
+    def refuse() -> None:
+        raise RuntimeError("error creating node: no security libraries\nPlease compile, at /project/rcl/node.c:249")
+
+    with pytest.raises(StartError, match=r"^error creating node: no security libraries Please compile$"):
+        create_node(refuse)
 
 
 def test_the_log_file_is_left_out_where_it_cannot_be_written(

@@ -19,8 +19,8 @@ def allowed(text: str, kind: str, action: str) -> list[str]:
 def test_all_topics_are_allowed_and_no_others() -> None:
     text = policy()
     published = set(allowed(text, "topics", "publish"))
-    assert published == {t.name for t in PUBLICATIONS} | {"/rosout", "/parameter_events", "~/transition_event"}
-    assert set(allowed(text, "topics", "subscribe")) == {t.name for t in SUBSCRIPTIONS} | {"/parameter_events"}
+    assert published == {t.name for t in PUBLICATIONS} | {"/rosout", "/parameter_events", "~/transition_event", "bond"}
+    assert set(allowed(text, "topics", "subscribe")) == {t.name for t in SUBSCRIPTIONS} | {"/parameter_events", "bond"}
     assert "*" not in text
 
 
