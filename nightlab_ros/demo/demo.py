@@ -59,6 +59,8 @@ def run_demo(settings: DemoSettings, console: Console) -> list[str]:
     fails, BundleError, FileNotFoundError or ValueError for wrong settings. No process is left behind.
     """
     out, player = settings.out, settings.player
+    if (size := settings.parameters.get("output_size", "input")) != "input":
+        raise ValueError(f"output_size: received {size}, expected input: the demo lays masks over frames")
     out.mkdir(parents=True, exist_ok=True)
     source = player.open()
     bundle = parse_yaml(settings.parameters.get("bundle", ""), "parameter bundle")  # as ROS reads it, quotes included

@@ -137,6 +137,15 @@ def test_a_launch_argument_that_is_given_wins_and_no_default_does(tmp_path: Path
     assert merged == {"autostart": True, "use_sim_time": True, "engine": "openvino", "deadline_ms": 50}
 
 
+def test_the_calibration_is_taken_beside_the_images() -> None:
+    from_topic = {}
+    for image in ("/front/image_raw", "image", "/image"):
+        node, context, _ = launched(("image", image))
+        node._perform_substitutions(context)
+        from_topic[image] = dict(node.expanded_remapping_rules)["camera_info"]
+    assert list(from_topic.values()) == ["/front/camera_info", "camera_info", "/camera_info"]
+
+
 def test_the_launch_ends_with_the_node_and_with_a_status_where_it_failed() -> None:
     _, context, module = launched()
     from launch.actions import Shutdown
@@ -155,13 +164,13 @@ def test_the_launch_file_of_several_cameras(monkeypatch: pytest.MonkeyPatch) -> 
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     context = LaunchContext()
-    images = "front:=/front/image_raw rear:=rear_raw"
+    images = "front:=/front/image_raw rear:=rear_raw top:=/top"
     context.launch_configurations.update({"images": images, "namespace": "", "params_file": "cameras.yaml"})
     made: list[dict[str, Any]] = []
     monkeypatch.setattr(module, "Node", lambda **arguments: made.append(arguments))
     module.start_node(context)
     (node,) = made
-    assert node["parameters"][1] == {"cameras": ["front", "rear"], "autostart": True}
+    assert node["parameters"][1] == {"cameras": ["front", "rear", "top"], "autostart": True}
     assert dict(node["remappings"]) == {
         "front/image": "/front/image_raw",
         "front/image/compressed": "/front/image_raw/compressed",
@@ -169,10 +178,27 @@ def test_the_launch_file_of_several_cameras(monkeypatch: pytest.MonkeyPatch) -> 
         "rear/image": "rear_raw",
         "rear/image/compressed": "rear_raw/compressed",
         "rear/camera_info": "camera_info",
+        "top/image": "/top",
+        "top/image/compressed": "/top/compressed",
+        "top/camera_info": "/camera_info",
     }
     context.launch_configurations["images"] = "/front/image_raw"
     with pytest.raises(ValueError, match="expected NAME:=TOPIC for each camera"):
         module.start_node(context)
+
+
+def test_the_launch_file_with_a_costmap_starts_both_and_remaps_the_clouds() -> None:
+    source = (ROOT / "launch/nav2_costmap.launch.py").read_text()
+    tree = ast.parse(source)
+    assert [(node["package"], node["executable"]) for node in keywords(tree, "Node")] == [
+        ("'nav2_costmap_2d'", "'nav2_costmap_2d'"),
+        ("'nav2_lifecycle_manager'", "'lifecycle_manager'"),
+    ]
+    assert "launch/nightlab.launch.py" in source and "config/nav2_costmap.yaml" in source
+    costmap = yaml.safe_load((ROOT / "config/nav2_costmap.yaml").read_text())["costmap"]["costmap"]
+    topic = costmap["ros__parameters"]["semantic_layer"]["nightlab"]["pointcloud_topic"]
+    (points,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "POINTS")
+    assert ast.literal_eval(points) == topic
 
 
 def test_fastdds_profile_holds_large_images() -> None:
