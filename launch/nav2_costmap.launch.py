@@ -5,14 +5,13 @@ Needs the packages nav2_costmap_2d, nav2_lifecycle_manager and semantic_segmenta
 """
 
 from pathlib import Path
-from typing import Any
 
 from ament_index_python.packages import get_package_share_directory
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.conditions import IfCondition
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.actions import Node, SetParameter
 
 from launch import LaunchDescription
 
@@ -23,8 +22,6 @@ POINTS = "/camera/points"
 def generate_launch_description() -> LaunchDescription:
     """Return the arguments, the node, the costmap, and the manager of the costmap's lifecycle."""
     share = Path(get_package_share_directory("nightlab_ros"))
-    sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
-    own: list[Any] = [{"use_sim_time": sim_time}]
     return LaunchDescription(
         [
             DeclareLaunchArgument("image", default_value="image", description="Camera topic, sensor_msgs/Image."),
@@ -41,14 +38,16 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "use_sim_time", default_value="false", description="true: use the time of /clock, for example of a bag."
             ),
+            SetParameter("use_sim_time", True, condition=IfCondition(LaunchConfiguration("use_sim_time"))),
             IncludeLaunchDescription(
                 PythonLaunchDescriptionSource(str(share / "launch/nightlab.launch.py")),
-                launch_arguments={name: LaunchConfiguration(name) for name in ("image", "use_sim_time")}.items(),
+                # Empty: it sets nothing, so that false does not win over a parameter file.
+                launch_arguments={"image": LaunchConfiguration("image"), "use_sim_time": ""}.items(),
             ),
             Node(
                 package="nav2_costmap_2d",
                 executable="nav2_costmap_2d",
-                parameters=[LaunchConfiguration("costmap_file"), *own],
+                parameters=[LaunchConfiguration("costmap_file")],
                 remappings=[(POINTS, LaunchConfiguration("points"))],
                 output="screen",
             ),
@@ -56,7 +55,7 @@ def generate_launch_description() -> LaunchDescription:
                 package="nav2_lifecycle_manager",
                 executable="lifecycle_manager",
                 name="lifecycle_manager_costmap",
-                parameters=[{"autostart": True, "node_names": ["costmap/costmap"], "bond_timeout": 0.0}, *own],
+                parameters=[{"autostart": True, "node_names": ["costmap/costmap"], "bond_timeout": 0.0}],
                 output="screen",
             ),
         ]

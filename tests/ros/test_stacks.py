@@ -23,6 +23,7 @@ import rclpy.qos
 from class_sets import BDD18, CAMVID11, CITYSCAPES19
 from fake_node import FakeNode, fake_node
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import TransitionCallbackReturn
 from ros_harness import wait_until
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 
@@ -151,6 +152,12 @@ def test_without_the_parameter_there_is_no_topic_for_autoware(
     with fake_node(monkeypatch, tiny_bundle) as fake:
         fake.start()
         assert not any("autoware" in publisher.topic_name for publisher in fake.node.publishers)
+
+
+def test_a_class_set_of_other_ids_is_refused_at_configure(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> None:
+    with fake_node(monkeypatch, tiny_bundle, autoware_classes="cityscapes19") as fake:
+        assert fake.node.trigger_configure() == TransitionCallbackReturn.FAILURE
+        assert "expected those of autoware16 in their order" in fake.report().message
 
 
 @pytest.mark.parametrize("output_size", ["input", "network"])
