@@ -22,6 +22,11 @@ from nightlab_core.runtime.bundle import sha256_of
 from training.checkpoint import load_weights
 from training.data import RegionStream, Samples, to_tensors
 
+#: Share of the windows without the image level's probabilities, so that the region level also learns to read alone.
+WITHOUT_CONTEXT = 0.3
+#: The image level reads the frames at this scale of its working size. It was trained on most of them, so that at its
+#: full size it errs more rarely than on new ones.
+CONTEXT_SCALE = (0.5, 1.0)
 #: Windows that are drawn from a frame one after another; to draw and darken a frame takes longer than to cut windows.
 WINDOWS_A_FRAME = 4
 
@@ -29,7 +34,7 @@ WINDOWS_A_FRAME = 4
 class ContextSettings(Settings):
     """Where the image level's probabilities come from."""
 
-    image_level: str  #: checkpoint of the trained image level
+    image_level: str  #: checkpoint of the trained image level, or of a whole NightLab
     frames: int = Field(default=1200, ge=1)  #: draws of the sources that it reads
 
 
@@ -48,13 +53,16 @@ def read_contexts(
     if path.is_file():
         with np.load(path) as file:
             return [file[f"arr_{index}"] for index in range(settings.frames)]
-    level = model.build_level("image")
-    level.load_state_dict(load_weights(Path(settings.image_level)))
+    level, weights = model.build_level("image"), load_weights(Path(settings.image_level))
+    of_level = {k.removeprefix("image."): v for k, v in weights.items() if k.startswith("image.")}
+    level.load_state_dict(of_level or weights)
     level.eval()
     found = []
     for index in track(range(settings.frames), "image level"):
-        _, _, image, _ = samples.draw(index)
-        size_hw = regions.network_size_hw(image.shape[:2], input_hw, level.segmenter.multiple)
+        _, _, image, rng = samples.draw(index)
+        scale = rng.uniform(*CONTEXT_SCALE)
+        scaled_hw = round(input_hw[0] * scale), round(input_hw[1] * scale)
+        size_hw = regions.network_size_hw(image.shape[:2], scaled_hw, level.segmenter.multiple)
         frame = torch.from_numpy(regions.resize_image(image, size_hw))[None]
         with torch.inference_mode():
             found.append(probabilities_of(level(to_image(frame)))[0].numpy())
@@ -86,4 +94,6 @@ class ContextStream(RegionStream):
         if rng.random() < 0.5:
             crop, labels, context = crop[:, ::-1], labels[:, ::-1], context[:, ::-1]
         probabilities = torch.from_numpy(np.ascontiguousarray(context.transpose(2, 0, 1))).float() / 255
+        if rng.random() < WITHOUT_CONTEXT:
+            probabilities = torch.full_like(probabilities, 1 / len(probabilities))
         return *to_tensors(crop, labels), probabilities

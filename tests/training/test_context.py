@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The samples of a region level that reads the image level's probabilities."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+from class_sets import CITYSCAPES19  # noqa: E402
+from tiny_training import CARD, INPUT_HW, tiny_settings, write_frames  # noqa: E402
+
+from nightlab_core.models.checkpoint import save_checkpoint  # noqa: E402
+from training import context, data  # noqa: E402
+
+SOURCES = [data.SourceSettings(kind="folder", folder="mine", weight=1.0)]
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("frames")
+    write_frames(folder / "mine", 2)
+    return folder
+
+
+def stream(frames: Path, contexts: list[np.ndarray], **changes: Any) -> context.ContextStream:
+    return context.ContextStream(SOURCES, frames, 0, CITYSCAPES19, (32, 32), [5, 11], contexts=contexts, **changes)
+
+
+def test_the_first_draws_are_read_once(frames: Path, tmp_path: Path) -> None:
+    settings = tiny_settings()
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "whole.pt", settings.build(), settings, CARD)
+    recipe = context.ContextSettings(image_level=str(tmp_path / "whole.pt"), frames=3)
+    samples = data.Samples(SOURCES, frames, 0, CITYSCAPES19)
+    found = context.read_contexts(recipe, settings, samples, INPUT_HW, tmp_path)
+    assert [one.dtype for one in found] == [np.uint8] * 3
+    for one in found:
+        np.testing.assert_allclose(one.astype(int).sum(axis=2), 255, atol=10)  # 19 rounded numbers
+    kept = context.read_contexts(recipe, settings, None, INPUT_HW, tmp_path)  # type: ignore[arg-type]  # not drawn again
+    for one, again in zip(found, kept, strict=True):
+        np.testing.assert_array_equal(one, again)
+
+
+def test_crop_labels_and_probabilities_show_one_window(frames: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "WITHOUT_CONTEXT", 0.0)
+    samples = data.Samples(SOURCES, frames, 0, CITYSCAPES19)
+    contexts = []
+    for number in range(4):  # an image level that is certain of the true labels
+        labels = samples.draw(number)[1].labels
+        contexts.append(255 * (labels[..., None] == np.arange(19)).astype(np.uint8))
+    for index in range(12):
+        crop, labels, probabilities = stream(frames, contexts)[index]
+        assert (crop.shape, labels.shape, probabilities.shape) == ((3, 32, 32), (32, 32), (19, 8, 8))
+        there, known = labels[2::4, 2::4], labels[2::4, 2::4] != 255
+        assert (probabilities.argmax(0) == there)[known].float().mean() > 0.8, index
+
+
+def test_some_windows_have_no_context(frames: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certain = np.zeros((16, 24, 19), np.uint8)
+    certain[..., 3] = 255
+    monkeypatch.setattr(context, "WITHOUT_CONTEXT", 0.5)
+    windows = stream(frames, [certain])
+    without = [bool((windows[index][2] == 1 / 19).all()) for index in range(40)]
+    assert 10 < sum(without) < 30
+    assert all((windows[i][2][3] == 1).all() for i in range(40) if not without[i])
+
+
+def test_nothing_can_be_pasted(frames: Path) -> None:
+    with pytest.raises(ValueError, match="paste_share"):
+        stream(frames, [], paste_ids=[11], paste_share=0.5)
