@@ -91,6 +91,7 @@ class Soak:
     def figures(self, minutes: float, status: int) -> dict[str, Any]:
         """Return everything that was counted, and whether it is as it should be."""
         growth_mb = max((life[-1] - life[1] for life in self.memory_mb if len(life) > 1), default=0.0)
+        longest = max(self.memory_mb, key=len)
         figures = {
             "minutes": minutes,
             "rounds": sum(map(len, self.memory_mb)),
@@ -100,7 +101,7 @@ class Soak:
             "silent_losses": self.totals["published"] - self.totals["unfinished"] - sum(self.totals[n] for n in COUNTS),
             "wrong_masks": self.camera.wrong_masks,
             "sustained_hz": round(statistics.median(self.rates_hz), 1) if self.rates_hz else 0.0,
-            "memory_mb": [round(memory, 1) for memory in self.memory_mb[-1][:1] + self.memory_mb[-1][-1:]],
+            "memory_mb": [round(memory, 1) for memory in (longest[:1] + longest[-1:])],
             "memory_growth_mb": round(growth_mb, 1),
             "kills": self.totals["kill -9"],
             "hangs": self.totals["endless hang"],

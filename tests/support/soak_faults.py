@@ -46,7 +46,6 @@ class SoakCamera:
 
     def begin(self) -> None:
         """Publish until the node answers, and count from there: what came before may not have reached it."""
-        self._answered.clear()
         self.client.messages["nightlab/mask"].clear()
         self.wait_for_answer(self._publisher)
         self.published = self.counted()
@@ -105,8 +104,12 @@ class SoakCamera:
     def check_masks(self) -> None:
         """Count the masks since `begin` that are wrong."""
         for mask in self.masks():
-            is_expected = self._answered.get((mask.header.stamp.sec, mask.header.stamp.nanosec), False)
-            self.wrong_masks += not (is_expected and set(np.unique(pixels_of(mask))) <= {IMAGE_LEVEL, REFINED})
+            expected = self._answered.get((mask.header.stamp.sec, mask.header.stamp.nanosec))
+            labels = set(np.unique(pixels_of(mask)).tolist())
+            if not (expected and labels <= {IMAGE_LEVEL, REFINED}):
+                self.wrong_masks += 1
+                reason = "unknown stamp" if expected is None else f"labels {labels}, expected a mask: {expected}"
+                print(f"wrong mask: {mask.header.stamp}: {reason}", flush=True)
 
 
 @dataclass(frozen=True)
