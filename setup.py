@@ -50,7 +50,7 @@ setup(
     entry_points={
         "console_scripts": [
             "nightlab = nightlab_cli.main:main",
-            "nightlab_node = nightlab_ros.node:main",
+            "nightlab_node = nightlab_ros.program:main",
             "nightlab_demo = nightlab_cli.main:demo",
             "nightlab_player = nightlab_ros.playback.player:main",
         ],

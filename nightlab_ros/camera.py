@@ -22,7 +22,7 @@ from nightlab_core.runtime.latest import LatestWorker
 from nightlab_core.runtime.pipeline import Pipeline, Result
 from nightlab_core.runtime.refinement import Outcome
 from nightlab_ros.camera_stream import CameraImage, CameraStream, clock_s
-from nightlab_ros.capture.store import CaptureTrigger
+from nightlab_ros.capture_trigger import CaptureTrigger
 from nightlab_ros.monitoring.distinct_lines import DistinctLines
 from nightlab_ros.monitoring.health import OK, Health, HealthReport
 from nightlab_ros.parameters import NodeSettings

@@ -21,7 +21,8 @@ from ros_harness import wait_until
 
 from nightlab_core.version import package_version
 from nightlab_ros.capture import store as store_module
-from nightlab_ros.capture.store import CaptureError, CaptureStore, CaptureTrigger
+from nightlab_ros.capture.store import CaptureError, CaptureStore
+from nightlab_ros.capture_trigger import CaptureTrigger
 
 pytestmark = pytest.mark.ros
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("rclpy")
+
+from ros_harness import ROOT
 
 from nightlab_ros import node
 from nightlab_ros.start import NO_LOG_FILE, StartError, create_node, with_writable_log
@@ -39,6 +43,27 @@ def test_arguments_that_ros_cannot_read_end_in_one_line(
             signal.signal(number, handler)
     error = capsys.readouterr().err
     assert error.startswith("nightlab: ") and sentence in error and len(error.splitlines()) == 1
+
+
+#: The program, interrupted when it imports rclpy.
+INTERRUPTED = """
+import os, signal, sys
+from nightlab_ros.program import main
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "rclpy":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+main()
+"""
+
+
+def test_an_interrupt_during_imports_ends_the_program_without_a_traceback() -> None:
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
 
 
 def test_a_node_that_ros_cannot_create_ends_in_one_line() -> None:
