@@ -7,7 +7,7 @@ ONNX, and `nightlab_core.models.engine` runs them in torch. `nightlab_core.runti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -129,14 +129,40 @@ def to_image(frames: Tensor) -> Tensor:
 
 
 def to_labels(logits: Tensor, size_hw: tuple[int, int], ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Convert logits (B, C, h, w) to labels and confidence, uint8 (B, H, W) each.
+    """Convert logits (B, C, h, w) to labels and confidence, uint8 (B, H, W) each, where H is a multiple of h.
 
-    Confidence is 255 x the top probability. A label is the channel's number, or its entry in int64 ids (C,).
+    They are those of the bilinearly enlarged logits. Confidence is 255 x the top probability. A label is the channel's
+    number, or its entry in int64 ids (C,). Raises ValueError if H is no multiple of h.
     """
     logits = logits.float()
     # The same shift of all logits of a pixel leaves the softmax unchanged and keeps exp() from overflowing.
     logits = logits - logits.amax(1, keepdim=True)
-    odds = F.interpolate(logits, size=size_hw, mode="bilinear", align_corners=False).exp()
+    # Rows are enlarged after columns, in parts: OpenVINO takes 0.6 of the time of enlarging both at once.
+    wide = F.interpolate(logits, size=(logits.shape[2], size_hw[1]), mode="bilinear", align_corners=False)
+    factor = int(size_hw[0] // logits.shape[2])
+    if factor * logits.shape[2] != size_hw[0]:
+        raise ValueError(
+            f"received {size_hw[0]} rows of labels, expected a multiple of the {logits.shape[2]} of logits"
+        )
+    rows = [_top(x, ids) for x in _enlarged_rows(wide, factor)]
+    labels, confidence = (torch.stack(maps, 2).flatten(1, 2) for maps in zip(*rows, strict=True))
+    return labels, confidence
+
+
+def _enlarged_rows(x: Tensor, factor: int) -> Iterator[Tensor]:
+    """Yield every `factor`-th row of the bilinear enlargement of x (B, C, h, w) to (B, C, factor * h, w).
+
+    The k-th tensor, (B, C, h, w), has the rows k, k + factor and so on.
+    """
+    above, below = torch.cat([x[:, :, :1], x[:, :, :-1]], 2), torch.cat([x[:, :, 1:], x[:, :, -1:]], 2)
+    for k in range(factor):
+        offset = (k + 0.5) / factor - 0.5
+        yield (1 - abs(offset)) * x + abs(offset) * (above if offset < 0 else below)
+
+
+def _top(logits: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return labels and confidence, uint8 (B, h, w) each, of logits (B, C, h, w) of about 0 and less."""
+    odds = logits.exp()
     top, labels = odds.topk(1, dim=1)  # one operator in the export; max() would export two
     confidence = top[:, 0] / odds.sum(1)
     if ids is not None:

@@ -248,6 +248,19 @@ class TestNightLab:
         assert ((top * 255).round() - confidence).abs().max() <= 1
         assert labels.dtype == confidence.dtype == torch.uint8
 
+    @pytest.mark.parametrize("size_hw", [(3, 5), (6, 10), (12, 20)])
+    def test_labels_are_those_of_the_enlarged_logits(self, size_hw: tuple[int, int]) -> None:
+        logits = 3 * torch.randn(2, 5, 3, 5, generator=torch.Generator().manual_seed(0))
+        enlarged = torch.nn.functional.interpolate(logits, size=size_hw, mode="bilinear").softmax(1)
+        labels, confidence = to_labels(logits, size_hw)
+        top, index = enlarged.max(1)
+        assert torch.equal(labels.long(), index)
+        assert ((top * 255).round() - confidence).abs().max() <= 1
+
+    def test_rows_that_are_no_multiple_of_the_logits_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="7 rows of labels, expected a multiple of the 3 of logits"):
+            to_labels(torch.zeros(1, 5, 3, 5), (7, 10))
+
     def test_settings_without_light_adaptation(self) -> None:
         level = NightLabSettings(relam=None, segmenter=SegmenterSettings(channels=16)).build_level()
         assert isinstance(level.relam, torch.nn.Identity)
