@@ -144,9 +144,12 @@ def to_labels(logits: Tensor, size_hw: tuple[int, int], ids: Tensor | None = Non
         raise ValueError(
             f"received {size_hw[0]} rows of labels, expected a multiple of the {logits.shape[2]} of logits"
         )
-    rows = [_top(x, ids) for x in _enlarged_rows(wide, factor)]
+    rows = [_top(x) for x in _enlarged_rows(wide, factor)]
     labels, confidence = (torch.stack(maps, 2).flatten(1, 2) for maps in zip(*rows, strict=True))
-    return labels, confidence
+    if ids is not None:
+        labels = ids[labels]
+    # Bytes come last: TensorRT can only cast to them.
+    return labels.to(torch.uint8), (confidence * 255 + 0.5).to(torch.uint8)
 
 
 def _enlarged_rows(x: Tensor, factor: int) -> Iterator[Tensor]:
@@ -160,14 +163,11 @@ def _enlarged_rows(x: Tensor, factor: int) -> Iterator[Tensor]:
         yield (1 - abs(offset)) * x + abs(offset) * (above if offset < 0 else below)
 
 
-def _top(logits: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return labels and confidence, uint8 (B, h, w) each, of logits (B, C, h, w) of about 0 and less."""
+def _top(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the top channel, int64, and its probability, (B, h, w) each, of logits (B, C, h, w) of at most 0."""
     odds = logits.exp()
-    top, labels = odds.topk(1, dim=1)  # one operator in the export; max() would export two
-    confidence = top[:, 0] / odds.sum(1)
-    if ids is not None:
-        labels = ids[labels]
-    return labels[:, 0].to(torch.uint8), (confidence * 255 + 0.5).to(torch.uint8)
+    top, channel = odds.topk(1, dim=1)  # one operator in the export; max() would export two
+    return channel[:, 0], top[:, 0] / odds.sum(1)
 
 
 def probabilities_of(logits: Tensor) -> Tensor:
