@@ -11,7 +11,7 @@ import typer
 from rosbags.rosbag2 import WriterError
 
 from nightlab_cli.errors import CommandError, Verbose
-from nightlab_cli.options import Classes, Frames, Glob, Labels, LabelTopic, Topic, new_console
+from nightlab_cli.options import Classes, Frames, Glob, Labels, LabelTopic, PixelBits, Topic, new_console
 from nightlab_cli.style import new_app
 from nightlab_core.data.bags.write import Packing, StorageName
 from nightlab_core.data.frames import open_frames
@@ -29,6 +29,7 @@ def bag(
     classes: Classes = None,
     topic: Topic = None,
     label_topic: LabelTopic = None,
+    pixel_bits: PixelBits = 0,
     glob: Glob = "*",
     rate: Annotated[float, typer.Option("--rate", metavar="HZ", help="Frames per second of a folder.")] = 10.0,
     frames: Frames = None,
@@ -65,6 +66,7 @@ def bag(
             label_topic=label_topic,
             max_frames=frames,
             fps=rate,
+            pixel_bits=pixel_bits,
         )
         for sentence in (*frame_source.problems, *frame_source.notes):
             console.print(f"{source}: {sentence}", markup=False, soft_wrap=True)

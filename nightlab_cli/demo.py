@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from nightlab_cli.errors import Verbose
-from nightlab_cli.options import Classes, Frames, Glob, Labels, LabelTopic, Topic, hold_output, new_console
+from nightlab_cli.options import Classes, Frames, Glob, Labels, LabelTopic, PixelBits, Topic, hold_output, new_console
 from nightlab_cli.style import new_app
 
 app = new_app()
@@ -32,6 +32,7 @@ def demo(
     glob: Glob = "*",
     topic: Topic = None,
     label_topic: LabelTopic = None,
+    pixel_bits: PixelBits = 0,
     frames: Frames = None,
     rate: Annotated[float, typer.Option("--rate", metavar="HZ", help="Frames per second.")] = 10.0,
     out: Annotated[
@@ -56,6 +57,6 @@ def demo(
     from nightlab_ros.demo.demo import DemoSettings, parse_parameters, run_demo
     from nightlab_ros.playback.player import PlayerSettings
 
-    player = PlayerSettings(input, labels, classes, glob, topic, frames, rate, label_topic)
+    player = PlayerSettings(input, labels, classes, glob, topic, frames, rate, label_topic, pixel_bits)
     if run_demo(DemoSettings(player, out, parse_parameters(param or [])), new_console()):
         raise typer.Exit(1)

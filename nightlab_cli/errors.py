@@ -77,9 +77,11 @@ def _sentence(error: Exception, command: str | None) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if type(error).__module__.startswith("pydantic"):
+        details = error.errors()  # type: ignore[attr-defined]
+        inner = [d for d in details if not any(o["loc"][: len(d["loc"])] == d["loc"] != o["loc"] for o in details)]
         return "; ".join(
             f"{'.'.join(map(str, detail['loc'])) or 'value'}: received {detail['input']!r}, {detail['msg']}"
-            for detail in error.errors()  # type: ignore[attr-defined]
+            for detail in inner
         )
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     own = type(error).__module__.startswith(("nightlab_", "training."))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from nightlab_cli.errors import Verbose
-from nightlab_cli.options import Engine, Glob, PipelineSetting, Precision, known_classes, pipeline_settings
+from nightlab_cli.options import Engine, Glob, PipelineSetting, PixelBits, Precision, known_classes, pipeline_settings
 from nightlab_cli.style import new_app
 
 app = new_app()
@@ -33,6 +33,7 @@ def evaluate(
             show_default="the model's",
         ),
     ] = None,
+    pixel_bits: PixelBits = 0,
     partial: Annotated[bool, typer.Option("--partial", help="Accept a data set that lacks frames.")] = False,
     engine: Engine = "auto",
     precision: Precision = "float32",
@@ -76,6 +77,7 @@ def evaluate(
         pattern=glob,
         partial=partial,
         classes=classes,
+        pixel_bits=pixel_bits,
         engine=engine,
         precision=precision,
         settings=pipeline_settings(settings),

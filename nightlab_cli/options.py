@@ -14,6 +14,7 @@ from rich.console import Console
 
 from nightlab_core.classes import load_class_set, shipped_keys
 from nightlab_core.config import ConfigError, Settings
+from nightlab_core.data.pixel_depth import PixelDepth
 from nightlab_core.output import output_folder
 from nightlab_core.runtime.engines.engine import EngineChoice, PrecisionChoice
 from nightlab_core.runtime.settings import PipelineSettings
@@ -31,6 +32,15 @@ def known_classes(name: str | None) -> str | None:
         except ConfigError as error:
             raise typer.BadParameter(str(error)) from None
     return name
+
+
+def possible_pixel_bits(bits: int) -> int:
+    """Check a number of significant bits. Raises BadParameter."""
+    try:
+        PixelDepth(bits)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return bits
 
 
 def parse_size_hw(text: str) -> tuple[int, int]:
@@ -135,6 +145,15 @@ Labels = Annotated[
 PipelineSetting = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help=f"Setting of the pipeline; can be repeated. Names: {SETTINGS}."),
+]
+PixelBits = Annotated[
+    int,
+    typer.Option(
+        "--pixel-bits",
+        metavar="N",
+        callback=possible_pixel_bits,
+        help="Significant bits of 16-bit pixels, 8 to 16; 0: measured over the first frames.",
+    ),
 ]
 Precision = Annotated[
     PrecisionChoice,

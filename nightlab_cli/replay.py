@@ -21,6 +21,7 @@ from nightlab_cli.options import (
     Engine,
     LabelTopic,
     PipelineSetting,
+    PixelBits,
     Precision,
     Threads,
     Topic,
@@ -46,6 +47,7 @@ def replay(
     topic: Topic = None,
     label_topic: LabelTopic = None,
     classes: Classes = None,
+    pixel_bits: PixelBits = 0,
     frames: Annotated[
         int | None, typer.Option("--frames", metavar="N", min=1, help="Replay at most N frames of each bag.")
     ] = None,
@@ -94,6 +96,7 @@ def replay(
             topic=topic,
             label_topic=label_topic,
             classes=classes,
+            pixel_bits=pixel_bits,
             max_frames=frames,
             mode=mode,
             rate=speed,

@@ -79,7 +79,15 @@ def parse_yaml(text: str | bytes, name: str | Path) -> Any:
     try:
         return yaml.load(text.decode() if isinstance(text, bytes) else text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date or number that Python refuses
-        raise ConfigError(f"{name}: not readable as YAML: {error}") from error
+        raise ConfigError(f"{name}: not readable as YAML: {_yaml_fault(error)}") from error
+
+
+def _yaml_fault(error: Exception) -> str:
+    """Return what is wrong with a YAML text, on one line."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    return f"{getattr(error, 'problem', None)}, in line {mark.line + 1}, column {mark.column + 1}"
 
 
 def to_yaml(data: dict[str, Any]) -> str:

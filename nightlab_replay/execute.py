@@ -28,16 +28,17 @@ _QUEUE_FRAMES = 4
 
 @dataclass(frozen=True)
 class BagSource:
-    """Path and topics with which any machine that sees the path opens a bag of a run."""
+    """Path, topics and significant bits with which any machine that sees the path opens a bag of a run."""
 
     name: str
     path: str
     image_topic: str
     label_topic: str | None
+    pixel_bits: int = 0
 
     def open(self) -> Bag:
         """Open the bag. Raises the exceptions of `Bag`."""
-        return Bag(Path(self.path), self.image_topic, self.label_topic)
+        return Bag(Path(self.path), self.image_topic, self.label_topic, self.pixel_bits)
 
 
 @dataclass(frozen=True)

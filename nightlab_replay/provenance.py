@@ -33,10 +33,13 @@ def describe_bags(
     label_topic: str | None,
     max_frames: int | None,
     classes_of: Callable[[BagInfo], ClassSet] | None = None,
+    pixel_bits: int = 0,
 ) -> list[BagInfo]:
     """Open each bag once and describe it. A bag that cannot be read at all is described with its problem.
 
     `classes_of` returns the class set of a bag's label maps; with it, doubtful ids are among the bag's notes.
+
+    `pixel_bits` are the significant bits of 16-bit pixels, see `Bag`.
 
     Raises ValueError if a bag is given twice. If none of the bags can be opened, raises the error of the first:
     FileNotFoundError, OSError or TopicError.
@@ -51,7 +54,7 @@ def describe_bags(
         while name in taken:
             name += "_"
         try:
-            bags.append(_describe_bag(name, path, topic, label_topic, max_frames, classes_of))
+            bags.append(_describe_bag(name, path, topic, label_topic, max_frames, classes_of, pixel_bits))
         except (OSError, TopicError) as error:
             errors.append(error)
             bags.append(_unreadable(name, path, str(error)))
@@ -80,6 +83,7 @@ def _describe_bag(
     label_topic: str | None,
     max_frames: int | None,
     classes_of: Callable[[BagInfo], ClassSet] | None,
+    pixel_bits: int,
 ) -> BagInfo:
     stats = {f.name: f.stat() for f in bag_files(path)} if path.exists() else {}
     known: dict[str, Any] = {
@@ -89,7 +93,7 @@ def _describe_bag(
         "mtimes_ns": {file: stat.st_mtime_ns for file, stat in stats.items()},
     }
     try:
-        with Bag(path, topic, label_topic) as bag:
+        with Bag(path, topic, label_topic, pixel_bits) as bag:
             num_frames = len(bag) if max_frames is None else min(len(bag), max_frames)
             found = BagInfo(
                 **known,

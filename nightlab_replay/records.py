@@ -120,6 +120,7 @@ class ReplaySettings(JsonModel):
     own_classes: ClassSet | None = None  #: that class set if it is not a shipped one
     topic: str | None = None  #: as requested; `BagInfo.image_topic` is the topic that was used
     label_topic: str | None = None
+    pixel_bits: int = 0  #: significant bits of 16-bit pixels; 0: measured over each bag's first frames
     rate: float = 1.0  #: real time and live: multiple of the recorded rate
     max_frames: int | None = None  #: of each bag
     chunk_frames: int = 64
@@ -257,7 +258,7 @@ def read_run(folder: Path) -> Run:
     path = folder / "run.json"
     try:
         return Run.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{folder} holds no run.json; expected the output folder of nightlab replay") from None
     except ValidationError as error:
         first = error.errors()[0]

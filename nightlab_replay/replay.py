@@ -61,6 +61,7 @@ def replay(
     topic: str | None = None,
     label_topic: str | None = None,
     classes: str | None = None,
+    pixel_bits: int = 0,
     max_frames: int | None = None,
     mode: ReplayMode = "all",
     rate: float = 1.0,
@@ -85,6 +86,7 @@ def replay(
         topic: image topic, if a bag has several.
         label_topic: label topic, if a bag has several.
         classes: class set of the labels; None takes the bag's own, or else the bundle's.
+        pixel_bits: significant bits of 16-bit pixels; 0 measures them over each bag's first frames.
         max_frames: replay at most this many frames of each bag.
         mode: "all" runs every frame as fast as possible, "realtime" runs at the recorded rate and drops frames as the
             node does, "live" runs through the ROS node (`live` is required).
@@ -106,7 +108,12 @@ def replay(
     console = console or Console(highlight=False)
     opened = load_bundle(bundle or default_bundle())
     found = describe_bags(
-        bags, topic, label_topic, max_frames, lambda bag: label_class_set(classes, [bag], opened.class_set)
+        bags,
+        topic,
+        label_topic,
+        max_frames,
+        lambda bag: label_class_set(classes, [bag], opened.class_set),
+        pixel_bits,
     )
     _print_problems(console, found)
     _print_notes(console, found)
@@ -120,6 +127,7 @@ def replay(
         **ReplaySettings.class_fields(class_set),
         topic=topic,
         label_topic=label_topic,
+        pixel_bits=pixel_bits,
         rate=rate,
         max_frames=max_frames,
         keep_masks=write_bag,
@@ -134,7 +142,7 @@ def replay(
             _print_title(console, run, 0)
             if run.finished is None:
                 run = store_results(out, run, [], run.workers)
-    _finish(out, run, console)
+    _finish(out, run, console, found)
     return run
 
 
@@ -228,22 +236,27 @@ def _results(
     return replay_spans(spans, pipeline, class_set, **common)
 
 
-def _finish(out: Path, run: Run, console: Console) -> None:
+def _finish(out: Path, run: Run, console: Console, known: Sequence[BagInfo]) -> None:
+    """Write masks and report, and print the problems that are not those of `known`, which were printed before."""
     if run.settings.keep_masks:
         for path in write_mask_bags(out, run):
             console.print(f"Masks: {path}", soft_wrap=True)
     console.print("Writing the report ...")
     write_report(out)
-    _print_problems(console, run.bags)
+    _print_problems(console, run.bags, known)
     console.print(f"Report: {(out / PAGE).resolve()}", soft_wrap=True)
     if run.finished is None:
         console.print("[yellow]Incomplete:[/] run the same command again to resume.")
 
 
-def _print_problems(console: Console, bags: Sequence[BagInfo]) -> None:
+def _print_problems(console: Console, bags: Sequence[BagInfo], known: Sequence[BagInfo] = ()) -> None:
+    printed = {(bag.name, problem) for bag in known for problem in bag.problems}
     for bag in bags:
         for problem in bag.problems:
-            console.print(f"[yellow]{escape(bag.name)}:[/] {escape(problem)}", soft_wrap=True)
+            if (bag.name, problem) not in printed:
+                names_bag = bag.name in problem.partition(":")[0].partition(" ")[0]  # as the errors of storage files do
+                name = "" if names_bag else f"[yellow]{escape(bag.name)}:[/] "
+                console.print(name + escape(problem), soft_wrap=True)
 
 
 def _print_notes(console: Console, bags: Sequence[BagInfo]) -> None:

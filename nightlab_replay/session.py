@@ -91,7 +91,7 @@ def missing_spans(out: Path, run: Run) -> list[Span]:
     for bag in run.bags:
         if bag.image_topic is None:
             continue
-        source = BagSource(bag.name, bag.path, bag.image_topic, bag.label_topic)
+        source = BagSource(bag.name, bag.path, bag.image_topic, bag.label_topic, run.settings.pixel_bits)
         missing = np.array([i for i in range(bag.num_frames) if i not in done[bag.name]], np.int64)
         chunk = missing // run.settings.chunk_frames
         cuts = np.flatnonzero((np.diff(missing) > 1) | (np.diff(chunk) > 0)) + 1

@@ -134,6 +134,7 @@ class _LiveSpan:
             "engine": settings.engine,
             "precision": settings.precision,
             "threads": str(settings.threads),
+            "pixel_bits": str(settings.pixel_bits),
             "transport": "compressed" if compressed else "raw",
             "image_size": f"[{width}, {height}]",
             **{name: str(value) for name, value in settings.pipeline.model_dump().items()},

@@ -126,8 +126,9 @@ def inputs_page() -> str:
             f"Cameras of 10, 12 and 14 bits store them in 16. The number is measured: the smallest of "
             f"{', '.join(map(str, MEASURED_BITS))} that holds the highest value of the first {FIRST_FRAMES} frames "
             "that are not black, or of a folder's first files. It is then kept, and logged if it is less than 16; "
-            "higher values are clipped with a warning. The node's parameter `pixel_bits` sets the number. Values whose "
-            "low bits are unused are read as 16 bits. PNG files of 16 bits are treated alike."
+            "higher values are clipped with a warning. The node's parameter `pixel_bits`, the option `--pixel-bits` of "
+            "the commands replay, bag, demo and evaluate, and `pixel_bits` of a recipe's source set the number. Values "
+            "whose low bits are unused are read as 16 bits. PNG files of 16 bits are treated alike."
         ),
         "## Compressed images, files and videos",
         "\n".join(

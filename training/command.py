@@ -12,10 +12,17 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from nightlab_core.config import Settings
+from nightlab_core.runtime.bundle import BundleError
+from nightlab_core.runtime.engines.engine import EngineUnavailable
+from nightlab_core.runtime.outputs import EngineError
 from training.checkpoint import check_made_from, is_finished, read
 from training.recipes import load_recipe
 
 R = TypeVar("R", bound=Settings)
+#: Errors that a user can correct.
+_EXPECTED = (
+    ValueError, OSError, FloatingPointError, ModuleNotFoundError, KeyError, BundleError, EngineError, EngineUnavailable,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def exit_on_error(resumes: bool = False) -> Iterator[None]:
         how = "continues from the last checkpoint" if resumes else "starts from the beginning"
         print(f"stopped; the same command {how}", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError, KeyError) as error:
+    except _EXPECTED as error:
         if sys.flags.dev_mode:
             raise
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)

@@ -44,6 +44,7 @@ class SourceSettings(Settings):
     leave_out: tuple[str, ...] = ()  #: folders of images under the data folder whose stems are not drawn
     complete: bool = True  #: for data sets of known size: raise an error if frames are missing
     count: int = Field(default=0, ge=0)  #: rendered scenes
+    pixel_bits: int = Field(default=0, ge=0, le=16)  #: significant bits of 16-bit images; 0: measured over the first
     weight: float = Field(gt=0)
     darken: float = Field(default=0.0, ge=0, le=1)  #: share of samples that are darkened
 
@@ -120,7 +121,7 @@ def open_source(
         raise ValueError("a rendered source has no files")
     samples: Sequence[Sample]
     if kind == "unlabelled":
-        samples = UnlabelledImages(folder)
+        samples = UnlabelledImages(folder, source.pixel_bits)
         images = samples.paths
     else:
         if kind == "pseudo":
@@ -128,6 +129,7 @@ def open_source(
         samples, _ = catalogue.open_dataset(
             kind, folder, source.split, complete=source.complete,
             classes=classes, folder_classes=source_classes(source, classes)[0], groups=groups,
+            pixel_bits=source.pixel_bits,
         )  # fmt: skip
         images = samples.images
     stems = {path.stem for left_out in source.leave_out for path in list_images(root / left_out)}

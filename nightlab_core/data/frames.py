@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -22,6 +23,8 @@ from nightlab_core.data.label_doubts import doubts_of_files
 from nightlab_core.data.label_maps import checked_labels, read_label_map
 from nightlab_core.labels import ClassSet
 
+#: What ffmpeg writes to standard error is in our own errors.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v")
 
 
@@ -74,6 +77,7 @@ def open_frames(
     label_topic: str | None = None,
     max_frames: int | None = None,
     fps: float = 10.0,
+    pixel_bits: int = 0,
 ) -> FrameSource:
     """Open a source of frames; None is the rendered night clip (100 frames unless `max_frames` says otherwise).
 
@@ -82,12 +86,15 @@ def open_frames(
     (as in a shell) selects images by name; `topic` and `label_topic` select topics of a bag. `classes` is a class set's
     key or YAML file; without it a bag's own `nightlab_classes` counts, then the class set that claims a folder of the
     path (camvid11 claims "camvid"), then cityscapes19. Images without stamps are assigned `fps` frames per second.
+    `pixel_bits` are the significant bits of 16-bit pixels; 0 measures them over the first images, see `pixel_depth`.
 
     Raises FileNotFoundError or ValueError, which name the file at fault, here or while reading.
     """
     if max_frames is not None and max_frames < 1:
         raise ValueError(f"max_frames is {max_frames}; expected 1 or more")
+    given = {"labels": labels, "glob": None if pattern == "*" else pattern, "topic": topic, "label-topic": label_topic}
     if source is None:
+        _check_options("the rendered clip", given, ())
         return _rendered(max_frames or 100, fps)
     path = Path(source)
     if not path.exists():
@@ -96,15 +103,14 @@ def open_frames(
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     if is_bag(path):
-        class_set, found, problems, notes, read = _bag(path, classes, topic, label_topic)
+        _check_options(f"the bag {path}", given, ("topic", "label-topic"))
+        class_set, found, problems, notes, read = _bag(path, classes, topic, label_topic, pixel_bits)
     elif path.is_dir():
+        _check_options(f"the folder {path}", given, ("labels", "glob"))
         class_set = _class_set(path, classes)
-        found, notes, read = _folder(path, labels, class_set, pattern, fps)
+        found, notes, read = _folder(path, labels, class_set, pattern, fps, pixel_bits)
     elif path.suffix.lower() in VIDEO_SUFFIXES:
-        if labels is not None:
-            raise ValueError(
-                f"labels {labels} were given for the video {path}; labels go with a folder of images or a bag"
-            )
+        _check_options(f"the video {path}", given, ())
         class_set, read, found = _class_set(path, classes), _video(path), None
     else:
         expected = ", ".join(SUFFIXES + VIDEO_SUFFIXES)
@@ -114,6 +120,16 @@ def open_frames(
     elif max_frames is not None:
         found = min(found, max_frames)
     return FrameSource("/".join(path.resolve().parts[-2:]), class_set, found, read, problems, notes)
+
+
+def _check_options(source: str, given: Mapping[str, object], used: tuple[str, ...]) -> None:
+    """Raise ValueError for an option that is given and that a source has no use for."""
+    unused = [f"--{name} {value}" for name, value in given.items() if value is not None and name not in used]
+    if unused:
+        raise ValueError(
+            f"received {' and '.join(unused)} for {source}; expected --labels and --glob for a folder of images alone, "
+            "--topic and --label-topic for a bag alone"
+        )
 
 
 def _class_set(path: Path, classes: str | None) -> ClassSet:
@@ -134,12 +150,12 @@ def _rendered(num_frames: int, fps: float) -> FrameSource:
 
 
 def _bag(
-    path: Path, classes: str | None, topic: str | None, label_topic: str | None
+    path: Path, classes: str | None, topic: str | None, label_topic: str | None, pixel_bits: int
 ) -> tuple[ClassSet, int, tuple[str, ...], tuple[str, ...], Callable[[], Iterator[Frame]]]:
     """Return class set, number of frames, problems, notes and reader of a bag."""
     from nightlab_core.data.bags.reader import Bag
 
-    with Bag(path, topic, label_topic) as bag:
+    with Bag(path, topic, label_topic, pixel_bits) as bag:
         class_set = _class_set(path, classes or bag.label_classes)
         notes = (*bag.notes, *bag.label_doubts(class_set))
         found, problems = len(bag), tuple(bag.problems)
@@ -148,7 +164,7 @@ def _bag(
         raise ValueError(f"{path} holds no image message. {'; '.join(problems)}")
 
     def read() -> Iterator[Frame]:
-        with Bag(path, *topics) as bag:
+        with Bag(path, *topics, pixel_bits) as bag:
             stem = bag.image_topic.strip("/").replace("/", "_")
             for frame in bag.frames(0, found, class_set):
                 name = f"{stem}_{frame.index:06d}"
@@ -160,7 +176,7 @@ def _bag(
 
 
 def _folder(
-    folder: Path, labels: str | Path | None, classes: ClassSet, pattern: str, fps: float
+    folder: Path, labels: str | Path | None, classes: ClassSet, pattern: str, fps: float, pixel_bits: int
 ) -> tuple[int, tuple[str, ...], Callable[[], Iterator[Frame]]]:
     """Return number of images, notes and reader of a folder. Hidden files are skipped."""
     images = folder / "images" if (folder / "images").is_dir() else folder
@@ -182,7 +198,7 @@ def _folder(
         )
 
     def read() -> Iterator[Frame]:
-        depth = depth_of_files(files)
+        depth = depth_of_files(files, pixel_bits)
         for index, file in enumerate(files):
             image = read_image(file, depth)
             label_file = label_files.get(file.stem)

@@ -59,7 +59,7 @@ class PixelDepth:
             self._reported_clipping = True
             self._report(
                 f"received the pixel value {highest}, above the {limit} of {self.bits} significant bits: higher values "
-                "are clipped (on the node, the parameter pixel_bits sets another number)"
+                "are clipped (--pixel-bits, or the node's parameter pixel_bits, sets another number)"
             )
         scaled = cv2.convertScaleAbs(np.ascontiguousarray(pixels).reshape(pixels.shape[0], -1), alpha=255.0 / limit)
         return scaled.reshape(pixels.shape)
@@ -76,5 +76,5 @@ class PixelDepth:
         if self.bits < 16:
             self._report(
                 f"16-bit pixels hold {self.bits} significant bits: the highest value in the first {count} frames is "
-                f"{self._highest} (on the node, the parameter pixel_bits sets another number)"
+                f"{self._highest} (--pixel-bits, or the node's parameter pixel_bits, sets another number)"
             )

@@ -214,7 +214,7 @@ def load_bundle(directory: str | Path) -> Bundle:
             )
         manifest = load_yaml(path, Manifest)
     except ConfigError as error:
-        raise BundleError(f"{error}\nCorrect {MANIFEST_NAME}, or export the bundle again") from error
+        raise BundleError(f"{error}; correct {MANIFEST_NAME}, or export the bundle again") from error
     for kind, engine in _engine_files(manifest).items():
         _check_file(folder, kind, engine, len(manifest.classes.names))
     return Bundle(folder, manifest)

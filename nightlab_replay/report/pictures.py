@@ -119,7 +119,7 @@ class Resegmenter:
         if name not in self._bags:
             info = next(bag for bag in self.run.bags if bag.name == name)
             try:
-                bag = Bag(Path(info.path), info.image_topic, info.label_topic)
+                bag = Bag(Path(info.path), info.image_topic, info.label_topic, self.run.settings.pixel_bits)
             except (OSError, BagError, ValueError) as error:
                 raise PicturesError(f"the bag {info.path} cannot be read: {error}") from error
             self._bags[name] = self._stack.enter_context(bag)

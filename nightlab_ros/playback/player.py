@@ -50,6 +50,7 @@ class PlayerSettings:
     frames: int | None = None  #: number of frames at most
     rate: float = 10.0  #: frames per second
     label_topic: str | None = None  #: label topic of a rosbag that has several
+    pixel_bits: int = 0  #: significant bits of 16-bit pixels; 0: measured
 
     def open(self) -> FrameSource:
         """Open the frames. Raises FileNotFoundError or ValueError that says what is wrong."""
@@ -64,6 +65,7 @@ class PlayerSettings:
             label_topic=self.label_topic,
             max_frames=self.frames,
             fps=self.rate,
+            pixel_bits=self.pixel_bits,
         )
 
     def arguments(self) -> list[str]:
@@ -122,6 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--topic", help="image topic of a rosbag that has several")
     parser.add_argument("--label-topic", help="label topic of a rosbag that has several")
     parser.add_argument("--frames", type=int, help="number of frames at most")
+    parser.add_argument("--pixel-bits", type=int, default=default.pixel_bits, help="significant bits of 16-bit pixels")
     parser.add_argument("--rate", type=float, default=default.rate, help="frames per second (default: %(default)g)")
     parser.add_argument(
         "--warm-up", action="store_true", help="repeat the first frame until a line arrives on standard input"

@@ -19,6 +19,7 @@ from rosbags.rosbag2 import Writer as Rosbag2Writer
 from rosbags.typesys import Stores, get_typestore
 from tiny_bags import IMAGES, LABELS, START_NS, STEP_NS, make_frames, write_tiny_bag
 
+from nightlab_core.data.bags import compressed
 from nightlab_core.data.bags.mcap import McapFile
 from nightlab_core.data.bags.messages import IMAGE_TYPE
 from nightlab_core.data.bags.protocol import BagError
@@ -167,6 +168,23 @@ def test_a_compressed_file_that_is_cut_off_gives_its_first_part(tmp_path: Path, 
     path.write_bytes(b"nothing of use")
     with pytest.raises(BagError, match=r"packed\.db3\.zstd: nothing can be read"):
         Bag(path)
+
+
+def test_a_child_process_reads_its_parent_s_decompressed_copy(
+    tmp_path: Path, frames: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = compress(frames, tmp_path / "packed", CompressionMode.FILE) / "packed.db3.zstd"
+    assert readable(path, frames) == (COUNT, [])
+    (copy,) = (copy for key, copy in compressed._COPIES.items() if key[0] == str(path))
+    monkeypatch.setattr(compressed, "_COPIES", {})  # as in a child, which has its parent's environment
+    monkeypatch.setattr(compressed, "_decompressed", lambda path: pytest.fail("it was decompressed again"))
+    assert readable(path, frames) == (COUNT, [])
+    compressed._delete(list(compressed._COPIES))
+    assert copy.plain.is_file(), "the parent deletes it"
+    copy.plain.unlink()
+    monkeypatch.undo()
+    compressed._COPIES.pop((str(path), path.stat().st_size, path.stat().st_mtime_ns))
+    assert readable(path, frames) == (COUNT, []), "without the parent's copy it is decompressed"
 
 
 def test_label_maps_whose_stamp_cannot_be_read_are_counted(tmp_path: Path, bags: dict[str, Path], frames: list) -> None:

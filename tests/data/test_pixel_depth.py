@@ -12,13 +12,16 @@ import cv2
 import numpy as np
 import pytest
 
+from nightlab_core.classes import load_class_set
 from nightlab_core.data.bags.write import BagWriter
+from nightlab_core.data.datasets.catalogue import open_dataset, open_set
 from nightlab_core.data.datasets.paired import PairedFolder
 from nightlab_core.data.datasets.unlabelled import UnlabelledImages
 from nightlab_core.data.frames import open_frames
 from nightlab_core.data.images import fill_image, message_to_bgr
 from nightlab_core.data.pixel_depth import FIRST_FRAMES, PixelDepth
 from nightlab_core.data.rendered.shapes import CLASSES
+from nightlab_replay.execute import BagSource
 
 #: uint8 (4, 256): every grey level.
 GREY = np.tile(np.arange(256, dtype=np.uint8), (4, 1))
@@ -72,27 +75,53 @@ def test_given_bits_are_used_as_they_are() -> None:
             PixelDepth(bits)
 
 
-def test_bags_are_scaled_by_their_first_frames(tmp_path: Path) -> None:
-    with BagWriter(tmp_path / "bag") as bag:
+def write_bag(path: Path, frames: list[np.ndarray]) -> Path:
+    with BagWriter(path) as bag:
         types = bag._types.types
-        for index, pixels in enumerate([of_bits(12), of_bits(12, GREY // 16)]):
+        for index, pixels in enumerate(frames):
             filled = fill_image(SimpleNamespace(), pixels, "mono16", bag._header(10**18 + index, "camera"))
             data = np.frombuffer(filled.data, np.uint8)
             fields = (filled.header, 4, 256, "mono16", int(sys.byteorder == "big"), filled.step, data)
             bag._write("/camera/image_raw", types["sensor_msgs/msg/Image"](*fields), 10**18 + index)
-    source = open_frames(tmp_path / "bag")
+    return path
+
+
+def write_folder(path: Path, frames: dict[str, np.ndarray]) -> Path:
+    for folder in ("images", "labels"):
+        (path / folder).mkdir(parents=True)
+    for name, pixels in frames.items():
+        cv2.imwrite(str(path / "images" / f"{name}.png"), pixels)
+        cv2.imwrite(str(path / "labels" / f"{name}.png"), np.zeros_like(GREY))
+    return path
+
+
+def test_bags_are_scaled_by_their_first_frames(tmp_path: Path) -> None:
+    source = open_frames(write_bag(tmp_path / "bag", [of_bits(12), of_bits(12, GREY // 16)]))
     assert source.problems == () and len(source.notes) == 1 and "12 significant bits" in source.notes[0]
     bright, dark = source
     np.testing.assert_array_equal(bright.image_bgr, BGR)
     np.testing.assert_array_equal(dark.image_bgr, BGR // 16)
 
 
+def test_every_reader_takes_the_number_of_bits(tmp_path: Path) -> None:
+    dark = of_bits(12, GREY // 16)  # measured, its bits would be 8
+    bag, folder = write_bag(tmp_path / "bag", [dark]), write_folder(tmp_path / "folder", {"a": dark})
+    known, _ = open_set(tmp_path, "folder", pixel_bits=12)
+    for read in (
+        open_frames(bag, pixel_bits=12),
+        open_frames(folder, pixel_bits=12),
+        BagSource("bag", str(bag), "/camera/image_raw", None, 12).open().frames(0, 1),
+        known,
+        known.matching("a"),
+        open_dataset("folder", folder, classes=load_class_set("bdd18"), pixel_bits=12)[0],
+        UnlabelledImages(folder / "images", pixel_bits=12),
+    ):
+        (frame,) = read
+        np.testing.assert_array_equal(frame.image_bgr, BGR // 16)
+
+
 def test_folders_and_training_are_scaled_by_their_first_files(tmp_path: Path) -> None:
-    for folder in ("images", "labels"):
-        (tmp_path / folder).mkdir()
-    for name, grey in (("a", GREY), ("b", GREY // 16)):
-        cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), of_bits(12, grey))
-        cv2.imwrite(str(tmp_path / "labels" / f"{name}.png"), np.zeros_like(GREY))
+    write_folder(tmp_path, {"a": of_bits(12), "b": of_bits(12, GREY // 16)})
     for read in (
         [frame.image_bgr for frame in open_frames(tmp_path)],
         [sample.image_bgr for sample in PairedFolder(tmp_path / "images", tmp_path / "labels", CLASSES)],

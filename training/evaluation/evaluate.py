@@ -225,6 +225,7 @@ def evaluate_model(
     pattern: str = "*",
     partial: bool = False,
     classes: str | None = None,
+    pixel_bits: int = 0,
     engine: EngineChoice = "auto",
     precision: PrecisionChoice = "float32",
     settings: PipelineSettings = PipelineSettings(),  # noqa: B008 - frozen
@@ -241,6 +242,7 @@ def evaluate_model(
         pattern: glob of the image names to measure.
         partial: accept a data set that lacks frames.
         classes: key or YAML file of the class set of plain folders; None: the model's.
+        pixel_bits: significant bits of 16-bit images; 0: measured.
         engine, precision: inference library and arithmetic of a bundle; a checkpoint runs in torch.
         settings: merge, number of regions and thresholds of the pipeline.
         test_time: scale of the image level's input; more scales, mirror image and windows for a checkpoint alone.
@@ -256,7 +258,7 @@ def evaluate_model(
     folder_classes = load_class_set(classes) if classes else predicted
     with _opened(model, engine, precision, settings, test_time) as (segment, both_levels):
         for name in sets:
-            samples, evaluated = open_set(data, name, pattern, not partial, folder_classes)
+            samples, evaluated = open_set(data, name, pattern, not partial, folder_classes, pixel_bits)
             name = name if pattern == "*" else f"{name}/{pattern}"
             evaluations[name] = evaluate(segment, samples, evaluated, name, predicted, both_levels)
             print_evaluation(evaluations[name])

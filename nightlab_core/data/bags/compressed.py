@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import shutil
 import sys
@@ -28,15 +29,18 @@ _Key = tuple[str, int, int]  # path, size and time of change of a compressed fil
 
 @dataclass
 class _Copy:
-    """A decompressed copy, what is wrong with it, and the number of its users."""
+    """A decompressed copy, what is wrong with it, whether this process deletes it, and the number of its users."""
 
     plain: Path
     problem: str
+    is_own: bool = True
     users: int = 0
 
 
 _LOCK = threading.Lock()
 _COPIES: dict[_Key, _Copy] = {}
+#: Environment variable in which a process tells its child processes of its copies: JSON, key and copy in one list each.
+_VARIABLE = "NIGHTLAB_DECOMPRESSED"
 _BLOCK_BYTES = 1 << 20
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
@@ -98,12 +102,14 @@ def decompress_message(message: bytes) -> bytes:
 def _copy_of(path: Path) -> _Copy:
     """Return the decompressed copy of a file, with one user more. Raises BagError.
 
-    A process decompresses a file once. Copies are deleted when the process ends, or, if the temporary folder is full,
-    when nobody uses them.
+    A process decompresses a file once, unless its parent has. Copies are deleted when the process ends, or, if the
+    temporary folder is full, when nobody uses them.
     """
     stat = path.stat()
     key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
     with _LOCK:
+        if key not in _COPIES and (inherited := _inherited(key)):
+            _COPIES[key] = inherited
         if key not in _COPIES:
             try:
                 _COPIES[key] = _decompressed(path)
@@ -118,12 +124,28 @@ def _copy_of(path: Path) -> _Copy:
                         f"{path} cannot be decompressed into {gettempdir()}: {error}; set TMPDIR to a folder with space"
                     ) from error
         _COPIES[key].users += 1
+        _tell_children()
         return _COPIES[key]
+
+
+def _inherited(key: _Key) -> _Copy | None:
+    """Return the copy of a parent process, if there is one and it still exists."""
+    for *known, plain, problem in json.loads(os.environ.get(_VARIABLE, "[]")):
+        if tuple(known) == key and Path(plain).is_file():
+            return _Copy(Path(plain), problem, is_own=False)
+    return None
+
+
+def _tell_children() -> None:
+    """Set the variable for child processes that start from now on."""
+    os.environ[_VARIABLE] = json.dumps([[*key, str(copy.plain), copy.problem] for key, copy in _COPIES.items()])
 
 
 def _delete(keys: Iterable[_Key]) -> None:
     for key in list(keys):
-        shutil.rmtree(_COPIES.pop(key).plain.parent, ignore_errors=True)
+        copy = _COPIES.pop(key)
+        if copy.is_own:
+            shutil.rmtree(copy.plain.parent, ignore_errors=True)
 
 
 def _delete_own(process: int = os.getpid()) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from nightlab_core.data.bags.metadata import CLASSES_KEY
 
 StorageName = Literal["mcap", "sqlite3"]
 Packing = Literal["none", "png", "jpeg"]
+_TOPIC_NAME = re.compile(r"(/[A-Za-z_][A-Za-z0-9_]*)+")
 DETECTIONS_TYPE = "vision_msgs/msg/Detection2DArray"
 #: The newest version of rosbag2's metadata that ROS 2 from Iron on reads.
 _METADATA_VERSION: Literal[8] = 8
@@ -75,7 +77,9 @@ class BagWriter:
         self._writer.__exit__(kind, error, traceback)
 
     def add_topic(self, topic: str, kind: str) -> None:
-        """Declare a topic, so that it exists even without a message."""
+        """Declare a topic, so that it exists even without a message. Raises ValueError for a name that ROS refuses."""
+        if not _TOPIC_NAME.fullmatch(topic):
+            raise ValueError(f"received the topic {topic!r}; expected a name such as /camera/image_raw")
         if topic not in self._topics:
             self._topics[topic] = self._writer.add_connection(topic, kind, typestore=self._types)
 

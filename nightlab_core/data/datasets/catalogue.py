@@ -82,6 +82,7 @@ def open_dataset(
     classes: ClassSet | None = None,
     folder_classes: ClassSet = CLASSES,
     groups: Sequence[tuple[int, ...]] = (),
+    pixel_bits: int = 0,
 ) -> tuple[LabelledImages, ClassSet]:
     """Open a data set: return its samples, and the class set in which results on it are reported.
 
@@ -95,6 +96,7 @@ def open_dataset(
         classes: the class set that labels come in; by default the one that is returned.
         folder_classes: the class set of the label images of plain folders.
         groups: let ambiguous labels have ids of their own, see `labels.training_ids`.
+        pixel_bits: significant bits of 16-bit images; 0: measured over the first.
 
     Raises DatasetError for files that are not what the layout says.
     """
@@ -104,22 +106,28 @@ def open_dataset(
         samples, evaluated = DATASETS[kind].open(root, split, pattern, complete), DATASETS[kind].evaluated
     else:
         raise DatasetError(f"received the data set {kind!r}; expected one of {FOLDER}, {', '.join(DATASETS)}")
+    samples.pixel_bits = pixel_bits
     return samples.in_class_set(classes or evaluated, groups), evaluated
 
 
 def open_set(
-    root: Path, name: str, pattern: str = "*", complete: bool = True, classes: ClassSet | None = None
+    root: Path,
+    name: str,
+    pattern: str = "*",
+    complete: bool = True,
+    classes: ClassSet | None = None,
+    pixel_bits: int = 0,
 ) -> tuple[LabelledImages, ClassSet]:
     """Open a data set under `root`: return its samples, and the class set of their labels, in which it is evaluated.
 
     "nightcity_plus/val" is a split of a known data set, in the folder that docs/datasets.md names. Any other name,
     such as "nightcoarse/val", is a plain folder with labels of the set `classes` (default: cityscapes19).
-    `complete=False` takes a part of a known data set.
+    `complete=False` takes a part of a known data set. `pixel_bits` as in `open_dataset`.
     """
     head, _, split = name.partition("/")
     if head in DATASETS:
-        return open_dataset(head, root / DATASETS[head].folder, split, pattern, complete)
-    return open_dataset(FOLDER, root, name, pattern, folder_classes=classes or CLASSES)
+        return open_dataset(head, root / DATASETS[head].folder, split, pattern, complete, pixel_bits=pixel_bits)
+    return open_dataset(FOLDER, root, name, pattern, folder_classes=classes or CLASSES, pixel_bits=pixel_bits)
 
 
 def classes_of(kind: str, folder_classes: ClassSet = CLASSES) -> tuple[ClassSet, ClassSet]:

@@ -55,6 +55,7 @@ class LabelledImages(Sequence[Sample]):
         finer_labels: bool = False,
     ) -> None:
         self.classes, self.finer_labels = classes, finer_labels
+        self.pixel_bits = 0  #: significant bits of 16-bit images; 0: measured over the first
         self._file_classes = classes if file_ids is None else None  # whose colours a label image may have
         self.file_ids = classes.file_ids if file_ids is None else file_ids
         self.images: list[Path] = []
@@ -87,7 +88,7 @@ class LabelledImages(Sequence[Sample]):
 
     @cached_property
     def _depth(self) -> PixelDepth:
-        return depth_of_files(self.images)
+        return depth_of_files(self.images, self.pixel_bits)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
@@ -99,18 +100,22 @@ class LabelledImages(Sequence[Sample]):
         table = {IGNORE_ID: IGNORE_ID, **training_ids(self.classes, target, groups)}
         file_ids = {file_id: table[label] for file_id, label in self.file_ids.items()}
         pairs = zip(self.images, self.labels, strict=True)
-        converted = LabelledImages(pairs, target, file_ids, self.finer_labels)
-        converted._file_classes = self._file_classes
-        return converted
+        return self._derived(pairs, target, file_ids)
 
     def matching(self, pattern: str) -> LabelledImages:
         """Return those whose image stem matches a glob. Raises DatasetError if none does."""
         pairs = [p for p in zip(self.images, self.labels, strict=True) if fnmatchcase(p[0].stem, pattern)]
         if not pairs:
             raise DatasetError(f"none of the {len(self)} images such as {self.images[0]} matches {pattern!r}")
-        matching = LabelledImages(pairs, self.classes, self.file_ids, self.finer_labels)
-        matching._file_classes = self._file_classes
-        return matching
+        return self._derived(pairs, self.classes, self.file_ids)
+
+    def _derived(
+        self, pairs: Iterable[tuple[Path, Path]], classes: ClassSet, file_ids: dict[int, int]
+    ) -> LabelledImages:
+        """Return images that are read as these are, with labels in `classes`."""
+        derived = LabelledImages(pairs, classes, file_ids, self.finer_labels)
+        derived._file_classes, derived.pixel_bits = self._file_classes, self.pixel_bits
+        return derived
 
 
 class PairedFolder(LabelledImages):

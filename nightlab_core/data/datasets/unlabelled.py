@@ -17,14 +17,18 @@ from nightlab_core.labels import IGNORE_ID
 
 
 class UnlabelledImages(Sequence[Sample]):
-    """The images of a folder by name, read one by one, with all labels 255. Raises DatasetError if there are none."""
+    """The images of a folder by name, read one by one, with all labels 255. Raises DatasetError if there are none.
 
-    def __init__(self, folder: Path) -> None:
+    `pixel_bits` are the significant bits of 16-bit images; 0 measures them over the first.
+    """
+
+    def __init__(self, folder: Path, pixel_bits: int = 0) -> None:
+        self.pixel_bits = pixel_bits
         self.paths = list_images(folder)
 
     @cached_property
     def _depth(self) -> PixelDepth:
-        return depth_of_files(self.paths)
+        return depth_of_files(self.paths, self.pixel_bits)
 
     def __len__(self) -> int:
         return len(self.paths)
