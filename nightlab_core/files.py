@@ -18,10 +18,22 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a whole file, text as UTF-8, and replace `path` with it. Raises OSError and leaves `path` as it was."""
     temporary = _temporary(path)
     try:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        with named_errors(path):
+            temporary.write_bytes(data.encode() if isinstance(data, str) else data)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Name `path` in an OSError that names no file, as that of a full disk does."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager
@@ -35,8 +47,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     _remove_abandoned(path)
     temporary = _temporary(path)
     try:
-        yield temporary
-        _sync(temporary)
+        with named_errors(path):
+            yield temporary
+            _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
     finally:

@@ -8,8 +8,10 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import IO
+
+from nightlab_core.files import named_errors
 
 #: File that marks a folder as the output of a command, and that a running command locks.
 MARKER = ".nightlab"
@@ -30,12 +32,12 @@ def output_folder(folder: Path, command: str) -> Iterator[None]:
     if not _is_empty(folder):
         _check_owner(folder, command)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / MARKER).open("a+", encoding="utf-8") as marker:
+    with (folder / MARKER).open("a+b", buffering=0) as marker:
         _lock(marker, folder)
-        marker.truncate(0)
-        marker.write(json.dumps({"command": command, "process": os.getpid()}) + "\n")
-        marker.flush()
         try:
+            with named_errors(folder):
+                marker.truncate(0)
+                marker.write(json.dumps({"command": command, "process": os.getpid()}).encode() + b"\n")
             yield
         finally:
             if not existed and [path.name for path in folder.iterdir()] == [MARKER]:  # nothing was written
@@ -78,13 +80,14 @@ def _owner(folder: Path) -> str | None:
     return values.get("command") if isinstance(values, dict) else None
 
 
-def _lock(marker: IO[str], folder: Path) -> None:
+def _lock(marker: FileIO, folder: Path) -> None:
     """Lock the marker until it is closed. The lock ends with the process, however it ends."""
     try:
         fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         marker.seek(0)
+        owner = marker.readline().decode().strip()
         raise OutputError(
-            f"another process is writing into {folder} ({marker.readline().strip()}); wait until it ends, or choose "
-            "another folder for the output"
+            f"another process is writing into {folder} ({owner}); wait until it ends, or choose another folder for the "
+            "output"
         ) from None

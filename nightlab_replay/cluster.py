@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import lru_cache
+from multiprocessing import resource_tracker
 from typing import Any
 
 from nightlab_core.config import replace
@@ -104,6 +105,7 @@ def _start_local_cluster(workers: int) -> Any:
     from distributed import LocalCluster
 
     _silence_dask()
+    resource_tracker.ensure_running()  # Python's process of this name unblocks SIGINT in the thread that starts it
     # Ctrl-C in a terminal reaches every process: workers inherit this mask and end only when this process says so.
     usual = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from nightlab_core.export.parity import Parity, check_parity
+from nightlab_core.files import named_errors
 from nightlab_core.models.checkpoint import ModelCard, WeightStorage, load_checkpoint, manifest_of
 from nightlab_core.models.deform import DeformConv2d, DeformForm
 from nightlab_core.models.engine import torch_engines
@@ -122,7 +123,8 @@ def _write(
     if weights == "float16":
         store_half(graph)
     onnx.checker.check_model(graph, full_check=True)
-    onnx.save(graph, path)
+    with named_errors(path):
+        onnx.save(graph, path)
 
 
 def _deform_conv_symbol(g: Any, x: Any, weight: Any, offset: Any, mask: Any, bias: Any, *rest: Any) -> Any:

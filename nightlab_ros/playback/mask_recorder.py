@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
+from nightlab_core.files import named_errors
 from nightlab_ros import topics
 
 #: Full name of the node whose topics are recorded.
@@ -37,6 +39,7 @@ class MaskSpool:
 
     def __init__(self, folder: Path) -> None:
         """Create the file in `folder`; it disappears when the spool is closed."""
+        self._folder = folder
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed in `__exit__`
         self._lock = threading.Lock()
         self._end = 0
@@ -47,15 +50,18 @@ class MaskSpool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # `write` has raised it before
+            self._file.close()
 
     def write(self, labels: np.ndarray) -> tuple[int, int]:
-        """Append uint8 (H, W); returns the offset and number of bytes for `read`."""
+        """Append uint8 (H, W); returns the offset and number of bytes for `read`. Raises OSError."""
         packed = zlib.compress(labels.tobytes(), 1)
         with self._lock:
             offset = self._end
             self._file.seek(offset)
-            self._file.write(packed)
+            with named_errors(self._folder):
+                self._file.write(packed)
+                self._file.flush()
             self._end += len(packed)
         return offset, len(packed)
 
@@ -112,6 +118,7 @@ class MaskRecorder:
         self.diagnostics: dict[str, str] = {}  #: the node's latest values
         self._num_diagnostics = 0
         self._spool = spool
+        self._error: OSError | None = None  #: why a mask could not be stored
 
     def __enter__(self) -> MaskRecorder:
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
@@ -143,7 +150,12 @@ class MaskRecorder:
         return len(self.arrivals)
 
     def has_masks(self, stamp_ns: int) -> bool:
-        """Return True when both the merged mask and the image level's mask of this stamp are here."""
+        """Return True when both the merged mask and the image level's mask of this stamp are here.
+
+        Raises OSError if a mask could not be stored, for example on a full disk.
+        """
+        if self._error is not None:
+            raise self._error
         return stamp_ns in self.received[MASK] and stamp_ns in self.received[IMAGE_LEVEL_MASK]
 
     def take(self, topic: str, stamp_ns: int) -> ReceivedMask | None:
@@ -161,8 +173,11 @@ class MaskRecorder:
             time.sleep(0.02)
 
     def _spin(self) -> None:
-        while not self._stop.is_set():
-            self._executor.spin_once(timeout_sec=0.1)
+        try:
+            while not self._stop.is_set():
+                self._executor.spin_once(timeout_sec=0.1)
+        except OSError as error:
+            self._error = error
 
     def _on_mask(self, message: Any, topic: str) -> None:
         received_ns = time.time_ns()

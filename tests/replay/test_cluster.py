@@ -8,12 +8,14 @@ import contextlib
 import os
 import signal
 import time
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pytest
 from replays import assert_same, start_run
 
 from nightlab_core.runtime.pipeline import Pipeline
+from nightlab_replay import cluster
 from nightlab_replay.bags import write_mask_bags
 from nightlab_replay.records import RunData, StoreError, load_run
 from nightlab_replay.session import store_results
@@ -118,3 +120,20 @@ def descendants(pid: int) -> list[int]:
             for child in map(int, children.read_text().split()):
                 found += [child, *descendants(child)]
     return found
+
+
+def test_workers_inherit_a_mask_that_keeps_ctrl_c_from_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed")
+    tracker = resource_tracker.ResourceTracker()  # a new one, as where no process was started before
+    monkeypatch.setattr(resource_tracker, "ensure_running", tracker.ensure_running)
+
+    def start_worker(**options: object) -> set[signal.Signals]:
+        tracker.getfd()  # as `multiprocessing` calls it before it starts a process
+        return set(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+    monkeypatch.setattr(distributed, "LocalCluster", start_worker)
+    try:
+        assert signal.SIGINT in cluster._start_local_cluster(1)
+    finally:
+        tracker._stop()
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -17,6 +19,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from nightlab_core.data.bags.messages import COMPRESSED_TYPE, IMAGE_TYPE
 from nightlab_core.data.bags.metadata import CLASSES_KEY
+from nightlab_core.files import named_errors
 
 StorageName = Literal["mcap", "sqlite3"]
 Packing = Literal["none", "png", "jpeg"]
@@ -58,6 +61,7 @@ class BagWriter:
 
     def __init__(self, path: Path, storage: StorageName = "mcap", classes: str | None = None) -> None:
         """Prepare a new bag. `classes` is the key of the labels' class set. Raises WriterError if `path` exists."""
+        self._path = path
         plugin = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}[storage]
         self._writer = _Writer(path, version=_METADATA_VERSION, storage_plugin=plugin)
         if classes is not None:
@@ -68,20 +72,23 @@ class BagWriter:
         self._topics: dict[str, Any] = {}
 
     def __enter__(self) -> BagWriter:
-        self._writer.open()
+        with _named(self._path):
+            self._writer.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._writer.__exit__(kind, error, traceback)
+        with _named(self._path):
+            self._writer.__exit__(kind, error, traceback)
 
     def add_topic(self, topic: str, kind: str) -> None:
         """Declare a topic, so that it exists even without a message. Raises ValueError for a name that ROS refuses."""
         if not _TOPIC_NAME.fullmatch(topic):
             raise ValueError(f"received the topic {topic!r}; expected a name such as /camera/image_raw")
         if topic not in self._topics:
-            self._topics[topic] = self._writer.add_connection(topic, kind, typestore=self._types)
+            with _named(self._path):
+                self._topics[topic] = self._writer.add_connection(topic, kind, typestore=self._types)
 
     def image(
         self, topic: str, pixels: np.ndarray, stamp_ns: int, frame_id: str, *, time_ns: int, packing: Packing = "none"
@@ -143,7 +150,18 @@ class BagWriter:
     def _write(self, topic: str, message: Any, time_ns: int) -> None:
         kind = message.__msgtype__
         self.add_topic(topic, kind)
-        self._writer.write(self._topics[topic], time_ns, self._types.serialize_cdr(message, kind))
+        with _named(self._path):
+            self._writer.write(self._topics[topic], time_ns, self._types.serialize_cdr(message, kind))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Raise OSError with the bag's path for the error of a disk that is full, also for SQLite's."""
+    try:
+        with named_errors(path):
+            yield
+    except sqlite3.Error as error:
+        raise OSError(f"{path}: {error}") from error
 
 
 def _point(types: Any) -> Any:
