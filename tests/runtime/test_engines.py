@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -339,3 +340,17 @@ def test_an_unknown_engine_is_refused(tiny_bundle: Path) -> None:
         EngineOptions(engine="tpu")
     with pytest.raises(ValueError, match="engine 'tensorrt' opens bundles, not single ONNX files"):
         open_network(tiny_bundle / "image.onnx", EngineOptions(engine="tensorrt"))
+
+
+def test_openvino_starts_for_a_user_without_a_home_folder_and_without_telemetry() -> None:
+    pytest.importorskip("openvino")
+    code = """
+import os, pwd, sys
+os.environ.pop("HOME", None)
+def unknown(number):
+    raise KeyError(number)
+pwd.getpwuid = unknown
+import nightlab_core.runtime.engines.openvino
+assert not [name for name, module in sys.modules.items() if name.startswith("openvino_telemetry") and module]
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
