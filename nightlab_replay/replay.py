@@ -254,8 +254,8 @@ def _print_problems(console: Console, bags: Sequence[BagInfo], known: Sequence[B
     for bag in bags:
         for problem in bag.problems:
             if (bag.name, problem) not in printed:
-                names_bag = bag.name in problem.partition(":")[0].partition(" ")[0]  # as the errors of storage files do
-                name = "" if names_bag else f"[yellow]{escape(bag.name)}:[/] "
+                begins = Path(problem.partition(":")[0].partition(" ")[0])  # errors of a bag begin with its path
+                name = "" if begins.name == bag.name else f"[yellow]{escape(bag.name)}:[/] "
                 console.print(name + escape(problem), soft_wrap=True)
 
 

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from nightlab_core.data.bags.label_pairs import TOLERANCE_NS
 from nightlab_core.data.bags.storage import SUFFIXES
+from nightlab_core.data.bags.topics import DEPTH_WORDS
 from nightlab_core.data.frames import VIDEO_SUFFIXES
 from nightlab_core.data.image_files import IMAGE_SUFFIXES
 from nightlab_core.data.image_header import MAX_ASPECT, MAX_BYTES, MAX_PIXELS
@@ -139,7 +140,8 @@ def inputs_page() -> str:
                 ),
                 _item(
                     f"Image files end in {', '.join(f'`{s}`' for s in IMAGE_SUFFIXES)}; hidden files are skipped, "
-                    "and others are named. They are read in the natural order of their names: frame2 before frame10."
+                    "and others are named. They are read in the natural order of their names: frame2 before frame10. A "
+                    "file's content decides its format, not its ending."
                 ),
                 _item(
                     "The orientation in EXIF is ignored, so that labels fit. A TIFF of another orientation than 1, "
@@ -148,7 +150,8 @@ def inputs_page() -> str:
                 _item(
                     "Files that are cut short or damaged are refused. Of a JPEG this is what libjpeg warns of: data "
                     "that end before the last pixel, or go on behind it. Its end marker may be missing, and anything "
-                    "may follow it."
+                    "may follow it. Other bytes within the pixels of a BMP, TIFF, WebP, GIF or AVIF file are not "
+                    "always found."
                 ),
                 _item(f"Videos end in {', '.join(f'`{s}`' for s in VIDEO_SUFFIXES)} and are read by OpenCV."),
             ]
@@ -184,7 +187,9 @@ def inputs_page() -> str:
             "metadata.yaml. A rosbag2 may be compressed by message or by file (`.mcap.zstd`, `.db3.zstd`); such a "
             "file is decompressed once into TMPDIR. MCAP may hold messages of ROS 2 or ROS 1. Damaged bags are read as "
             "far as possible. A bag that cannot be opened does not stop the replay of others. Of a camera that was "
-            "recorded raw and compressed, the topic with more messages is read, the raw one if both have as many."
+            "recorded raw and compressed, the topic with more messages is read, the raw one if both have as many. A "
+            f"topic with {' or '.join(DEPTH_WORDS[::2])} in its name is read only if it is named. Of a folder of bags "
+            "or of folders, one is named at a time."
         ),
     ]
     return "\n\n".join(blocks) + "\n"

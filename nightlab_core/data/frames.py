@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -214,13 +215,16 @@ def _left_out(images: Path, labels: Path | None, files: list[Path], labelled: li
     """Yield sentences on images that cannot be read and on images without label maps, with numbers."""
     if unread := [f for f in visible(images) if f.suffix.lower() in UNREAD_SUFFIXES]:
         yield f"{len(unread)} files such as {unread[0].name} are not read: convert them to PNG or JPEG"
+    stems = Counter(file.stem for file in files)
+    if repeated := [file for file in files if stems[file.stem] > 1]:
+        yield f"{len(repeated)} files share their name with another but for the ending, such as {repeated[0].name}"
     if labels and len(labelled) < len(files):
         yield f"{labels}: {len(labelled)} of {len(files)} images have a label map"
 
 
 def _advice(folder: Path) -> str:
-    bags = [path.name for path in visible(folder) if is_bag(path)]
-    return f"; {len(bags)} of these are bags: name one of them, such as {folder / bags[0]}" if bags else ""
+    inside = [path for path in visible(folder) if is_bag(path) or (path.is_dir() and image_files(path))]
+    return f"; {len(inside)} of these can be read: name one of them, such as {inside[0]}" if inside else ""
 
 
 def _video(path: Path) -> Callable[[], Iterator[Frame]]:

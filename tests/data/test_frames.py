@@ -159,7 +159,7 @@ def test_video(tmp_path: Path) -> None:
     assert [round(float(f.image_bgr.mean()), -1) for f in frames] == [10, 90, 170, 250]
     np.testing.assert_allclose(np.diff([f.stamp_s for f in frames]), 0.05, atol=1e-3)
     assert len(list(open_frames(path, max_frames=2))) == 2
-    with pytest.raises(ValueError, match="labels go with a folder"):
+    with pytest.raises(ValueError, match="received --labels .* for the video"):
         open_frames(path, labels=tmp_path)
 
 
@@ -207,7 +207,7 @@ def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds 5 folders \(drive0\.mcap, drive1\.mcap, drive2\.mcap, \.\.\.\)"):
         open_frames(tmp_path / "bags")
     write_tiny_bag(tmp_path / "bags" / "drive9", make_frames(1))
-    with pytest.raises(ValueError, match=r"1 of these are bags: name one of them, such as .*drive9"):
+    with pytest.raises(ValueError, match=r"1 of these can be read: name one of them, such as .*drive9"):
         open_frames(tmp_path / "bags")
     with pytest.raises(BagError, match=r"holds 6 folders .*; 1 of these are bags: name them one by one"):
         open_storage(tmp_path / "bags")

@@ -143,7 +143,8 @@ def test_of_a_camera_recorded_raw_and_compressed_the_form_with_more_messages_is_
             bag.image(IMAGES, image, number, "", time_ns=number)
         for number in range(packed):
             bag.image(f"{IMAGES}/compressed", image, number, "", time_ns=number, packing="jpeg")
-        bag.image("/depth/compressedDepth", image, 1, "", time_ns=1, packing="png")
+        for topic in ("/depth/image/compressedDepth", "/aligned_depth_to_color/image_raw"):
+            bag.image(topic.removesuffix("/compressed"), image, 1, "", time_ns=1, packing="png")
     with Bag(tmp_path / "bag") as opened:
         assert opened.image_topic == IMAGES + chosen
         assert [f"{opened.image_topic} is read" in note for note in opened.notes] == [True]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -12,8 +13,10 @@ from nightlab_core.data.bags.protocol import Topic
 
 #: A topic of label maps (mono8 or PNG) has one of these as a part of its name.
 LABEL_PARTS = ("label", "labels", "ground_truth", "gt")
-#: Endings that image_transport gives to the topics of compressed images, and of depth, which are no camera images.
-_COMPRESSED, _DEPTH = "/compressed", "/compressedDepth"
+#: A topic with one of these words in its name holds distances, and is taken as camera images only if it is named.
+DEPTH_WORDS = ("depth", "compresseddepth", "disparity")
+#: Ending that image_transport gives to the topics of compressed images.
+_COMPRESSED = "/compressed"
 
 Role = Literal["image", "label"]
 
@@ -33,6 +36,11 @@ class MissingTopicError(TopicError):
 def is_label_topic(topic: str) -> bool:
     """Return whether a topic holds label maps, by its name."""
     return any(part in LABEL_PARTS for part in topic.lower().split("/"))
+
+
+def is_depth_topic(topic: str) -> bool:
+    """Return whether a topic holds distances, by its name."""
+    return any(word in DEPTH_WORDS for word in re.split("[/_]", topic.lower()))
 
 
 def choose_image_topic(path: Path, topics: Mapping[str, Topic], asked: str | None) -> str:
@@ -61,7 +69,7 @@ def _asked(path: Path, topics: Mapping[str, Topic], asked: str, role: Role) -> s
 
 def _candidates(topics: Mapping[str, Topic], role: Role) -> list[str]:
     found = [n for n, t in topics.items() if t.type in IMAGE_TYPES and is_label_topic(n) == (role == "label")]
-    found = [name for name in found if not name.endswith(_DEPTH)]
+    found = [name for name in found if not is_depth_topic(name)]
     left_out = {_fewer(topics, name, other) for name in found if (other := other_form(topics, name))}
     found = [name for name in found if name not in left_out]
     return [name for name in found if topics[name].count] or found
