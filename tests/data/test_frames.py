@@ -159,7 +159,7 @@ def test_video(tmp_path: Path) -> None:
     assert [round(float(f.image_bgr.mean()), -1) for f in frames] == [10, 90, 170, 250]
     np.testing.assert_allclose(np.diff([f.stamp_s for f in frames]), 0.05, atol=1e-3)
     assert len(list(open_frames(path, max_frames=2))) == 2
-    with pytest.raises(ValueError, match="received --labels .* for the video"):
+    with pytest.raises(ValueError, match=r"received --labels .* for the video"):
         open_frames(path, labels=tmp_path)
 
 
