@@ -187,7 +187,7 @@ def test_a_size_that_cannot_be_prepared_for_is_logged_once(monkeypatch: pytest.M
         raise RuntimeError("there is no plan for this size")
 
     with node_in_process() as node:
-        camera = Camera(node, "", node.settings, CITYSCAPES19, lambda camera, frame: None)
+        camera = Camera(node, "", node.settings, CITYSCAPES19, None, lambda camera, frame: None)
         monkeypatch.setattr(node, "get_logger", lambda: SimpleNamespace(info=logged.append))
         for frame_hw in [(30, 40)] * 3 + [(48, 64)] + [(30, 40)] * 2:
             with contextlib.suppress(RuntimeError):

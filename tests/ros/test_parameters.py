@@ -25,11 +25,12 @@ ROOT = Path(__file__).parents[2]
 FIELDS = NodeSettings.model_fields
 AT_CONFIGURE = {"bundle": "/b", "engine": "openvino", "precision": "float32", "threads": 2, "transport": "compressed"}
 AT_CONFIGURE |= {"image_size": [640, 480], "build_engines": True, "pixel_bits": 12, "cameras": ["front"]}  # type: ignore[dict-item]
-AT_CONFIGURE |= {"region_batch": 1, "paths": "in_turn", "calibration_s": 0.0}
+AT_CONFIGURE |= {"region_batch": 1, "paths": "in_turn", "calibration_s": 0.0, "autoware_classes": "autoware16"}
 AT_ANY_TIME = {"refine": "never", "merge": "replace", "max_regions": 3, "score_threshold": 0.2, "nms_iou": 0.4}
 AT_ANY_TIME |= {
     "confidence_threshold": 0.5,
     "region_margin": 0.3,
+    "output_size": "network",
     "overlay": False,
     "overlay_opacity": 0.7,
     "deadline_ms": 90.0,
@@ -128,7 +129,7 @@ def test_misspelt_parameters_are_named() -> None:
     (sentence,) = unknown_parameters(["max_region"], declared)
     assert "'max_region'" in sentence and "did you mean 'max_regions'?" in sentence
     (sentence,) = unknown_parameters(["frame_id"], declared)
-    assert "it has autostart, build_engines, bundle," in sentence
+    assert "it has autostart, autoware_classes, build_engines," in sentence
 
 
 def test_qos_overrides_of_no_topic_are_named() -> None:
