@@ -146,7 +146,10 @@ def test_descriptors_hold_ranges_choices_and_when_they_change() -> None:
     assert [(r.from_value, r.to_value) for r in regions.integer_range] == [(0, 10)]
     opacity = _descriptor(FIELDS["overlay_opacity"])
     assert [(r.from_value, r.to_value) for r in opacity.floating_point_range] == [(0.0, 1.0)]
-    assert _descriptor(FIELDS["merge"]).additional_constraints == "One of: replace, confident. Changes: at any time."
+    assert (
+        _descriptor(FIELDS["merge"]).additional_constraints
+        == "One of: auto, replace, confident, window. Changes: at any time."
+    )
     assert "at configure" in _descriptor(FIELDS["bundle"]).additional_constraints
     assert _descriptor(FIELDS["autostart"]).read_only and not regions.read_only
     assert all(_descriptor(field).description == field.description for field in FIELDS.values())
