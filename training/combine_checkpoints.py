@@ -44,9 +44,9 @@ def load_stages(recipe: CombineRecipe) -> NightLab:
     Raises FileNotFoundError for a missing checkpoint, ValueError for one that does not fit.
     """
     model = recipe.model.build()
-    _load(model.image, recipe.image, "image", recipe.model)
-    _load(model.region, recipe.region, "region", recipe.model)
-    _load(model.detector, recipe.detector, "detector", recipe.model)
+    load_part(model.image, recipe.image, "image", recipe.model)
+    load_part(model.region, recipe.region, "region", recipe.model)
+    load_part(model.detector, recipe.detector, "detector", recipe.model)
     return model
 
 
@@ -73,8 +73,8 @@ def combine_checkpoints(recipe: CombineRecipe, out: Path) -> None:
     write_checkpoint(load_stages(recipe), recipe, out)
 
 
-def _load(network: nn.Module, paths: str | tuple[str, ...], part: Part, settings: NightLabSettings) -> None:
-    """Load a checkpoint's weights into a network, or the mean of several."""
+def load_part(network: nn.Module, paths: str | tuple[str, ...], part: Part, settings: NightLabSettings) -> None:
+    """Load a checkpoint's weights into a network, or the mean of several. Raises as `load_stages`."""
     found = [_weights(network, path, part, settings) for path in ((paths,) if isinstance(paths, str) else paths)]
     mean = {k: sum(weights[k].double() for weights in found) / len(found) for k in found[0]}
     network.load_state_dict({k: v.to(found[0][k].dtype) for k, v in mean.items()})  # type: ignore[union-attr]

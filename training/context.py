@@ -19,14 +19,9 @@ from nightlab_core.files import atomic_path
 from nightlab_core.models.nightlab import NightLabSettings, probabilities_of, to_image
 from nightlab_core.runtime import regions
 from nightlab_core.runtime.bundle import sha256_of
-from training.checkpoint import load_weights
+from training.combine_checkpoints import load_part
 from training.data import RegionStream, Samples, to_tensors
 
-#: Share of the windows without the image level's probabilities, so that the region level also learns to read alone.
-WITHOUT_CONTEXT = 0.3
-#: The image level reads the frames at this scale of its working size. It was trained on most of them, so that at its
-#: full size it errs more rarely than on new ones.
-CONTEXT_SCALE = (0.5, 1.0)
 #: Windows that are drawn from a frame one after another; to draw and darken a frame takes longer than to cut windows.
 WINDOWS_A_FRAME = 4
 
@@ -34,7 +29,7 @@ WINDOWS_A_FRAME = 4
 class ContextSettings(Settings):
     """Where the image level's probabilities come from."""
 
-    image_level: str  #: checkpoint of the trained image level, or of a whole NightLab
+    image_level: str | tuple[str, ...]  #: its checkpoint, or several whose weights are averaged
     frames: int = Field(default=1200, ge=1)  #: draws of the sources that it reads
 
 
@@ -49,20 +44,17 @@ def read_contexts(
 
     They are kept in the folder `out` for the next run.
     """
-    path = out / f"contexts_{sha256_of(settings.image_level)[:12]}_{settings.frames}.npz"
+    paths = (settings.image_level,) if isinstance(settings.image_level, str) else settings.image_level
+    path = out / f"contexts_{'_'.join(sha256_of(each)[:12] for each in paths)}_{settings.frames}.npz"
     if path.is_file():
         with np.load(path) as file:
             return [file[f"arr_{index}"] for index in range(settings.frames)]
-    level, weights = model.build_level("image"), load_weights(Path(settings.image_level))
-    of_level = {k.removeprefix("image."): v for k, v in weights.items() if k.startswith("image.")}
-    level.load_state_dict(of_level or weights)
-    level.eval()
+    level = model.build_level("image").eval()
+    load_part(level, settings.image_level, "image", model)
     found = []
     for index in track(range(settings.frames), "image level"):
-        _, _, image, rng = samples.draw(index)
-        scale = rng.uniform(*CONTEXT_SCALE)
-        scaled_hw = round(input_hw[0] * scale), round(input_hw[1] * scale)
-        size_hw = regions.network_size_hw(image.shape[:2], scaled_hw, level.segmenter.multiple)
+        _, _, image, _ = samples.draw(index)
+        size_hw = regions.network_size_hw(image.shape[:2], input_hw, level.segmenter.multiple)
         frame = torch.from_numpy(regions.resize_image(image, size_hw))[None]
         with torch.inference_mode():
             found.append(probabilities_of(level(to_image(frame)))[0].numpy())
@@ -94,6 +86,4 @@ class ContextStream(RegionStream):
         if rng.random() < 0.5:
             crop, labels, context = crop[:, ::-1], labels[:, ::-1], context[:, ::-1]
         probabilities = torch.from_numpy(np.ascontiguousarray(context.transpose(2, 0, 1))).float() / 255
-        if rng.random() < WITHOUT_CONTEXT:
-            probabilities = torch.full_like(probabilities, 1 / len(probabilities))
         return *to_tensors(crop, labels), probabilities

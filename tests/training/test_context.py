@@ -17,6 +17,8 @@ from tiny_training import CARD, INPUT_HW, tiny_settings, write_frames  # noqa: E
 
 from nightlab_core.models.checkpoint import save_checkpoint  # noqa: E402
 from training import context, data  # noqa: E402
+from training.checkpoint import load_weights  # noqa: E402
+from training.stages import segmenter  # noqa: E402
 
 SOURCES = [data.SourceSettings(kind="folder", folder="mine", weight=1.0)]
 
@@ -47,8 +49,7 @@ def test_the_first_draws_are_read_once(frames: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(one, again)
 
 
-def test_crop_labels_and_probabilities_show_one_window(frames: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context, "WITHOUT_CONTEXT", 0.0)
+def test_crop_labels_and_probabilities_show_one_window(frames: Path) -> None:
     samples = data.Samples(SOURCES, frames, 0, CITYSCAPES19)
     contexts = []
     for number in range(4):  # an image level that is certain of the true labels
@@ -61,16 +62,32 @@ def test_crop_labels_and_probabilities_show_one_window(frames: Path, monkeypatch
         assert (probabilities.argmax(0) == there)[known].float().mean() > 0.8, index
 
 
-def test_some_windows_have_no_context(frames: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    certain = np.zeros((16, 24, 19), np.uint8)
-    certain[..., 3] = 255
-    monkeypatch.setattr(context, "WITHOUT_CONTEXT", 0.5)
-    windows = stream(frames, [certain])
-    without = [bool((windows[index][2] == 1 / 19).all()) for index in range(40)]
-    assert 10 < sum(without) < 30
-    assert all((windows[i][2][3] == 1).all() for i in range(40) if not without[i])
-
-
 def test_nothing_can_be_pasted(frames: Path) -> None:
     with pytest.raises(ValueError, match="paste_share"):
         stream(frames, [], paste_ids=[11], paste_share=0.5)
+
+
+def test_a_mixture_is_trained_alone(frames: Path, tmp_path: Path) -> None:
+    """The networks that it mixes stay as they are, with the statistics of their normalisations."""
+    settings = tiny_settings()
+    save_checkpoint(tmp_path / "whole.pt", settings.build(), settings, CARD)
+    tree = {
+        "model": {**settings.model_dump(mode="json"), "region_context": True, "region_hw": [32, 32]},
+        "level": "region",
+        "start_from": str(tmp_path / "whole.pt"),
+        "context": {"image_level": str(tmp_path / "whole.pt"), "frames": 2},
+        "only_mixture": True,
+        "hard_classes": ["pole", "person"],
+        "input_hw": list(INPUT_HW),
+        "sources": [{"kind": "folder", "folder": "mine", "weight": 1.0}],
+        "loop": {
+            "steps": 3, "batch_size": 2, "learning_rate": 0.01, "warmup_steps": 0, "workers": 0, "tensorboard": False
+        },
+    }  # fmt: skip
+    recipe = segmenter.SegmenterRecipe.model_validate(tree, strict=False)
+    segmenter.train(recipe, frames, tmp_path / "out")
+    before, after = (load_weights(path) for path in (tmp_path / "whole.pt", tmp_path / "out" / "checkpoint.pt"))
+    mixing = {key for key in after if key.startswith(("prior.", "trust."))}
+    assert any(after[key].any() for key in mixing if key.endswith("weight"))
+    for key in after.keys() - mixing:
+        assert torch.equal(after[key], before[f"region.{key}"].to(after[key].dtype)), key

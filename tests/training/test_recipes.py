@@ -79,18 +79,21 @@ def test_shipped_recipes_are_valid() -> None:
 
 
 def test_hdm_is_trained_on_frames_that_the_next_levels_leave_out() -> None:
-    """Both levels draw alike, from the same frames, and the region level sees what the image level says."""
-    kinds = {"lite_image": segmenter, "lite_region": segmenter, "lite_detector": detector, "lite_hdm": hdm}
+    """Both levels draw alike, from the same frames; how they are mixed is learned on other ones."""
+    kinds = {"lite_image": segmenter, "lite_region": segmenter, "lite_mixture": segmenter}
+    kinds |= {"lite_detector": detector, "lite_hdm": hdm}  # type: ignore[dict-item]
     recipes = [load_recipe(RECIPES / "next" / f"{n}.yaml", stage.STAGE.recipe_class) for n, stage in kinds.items()]
-    image, region, boxes, hardness = recipes
-    assert (image.level, region.level) == ("image", "region")
+    image, region, mixture, boxes, hardness = recipes
+    assert (image.level, region.level, mixture.level) == ("image", "region", "region")
     assert image.sources == region.sources
     assert sum(source.weight for source in image.sources) == pytest.approx(1)
     held_out = {(source.folder, source.leave_out_pattern) for source in image.sources if source.leave_out_pattern}
-    assert held_out == {(source.folder, source.pattern) for source in hardness.sources}
-    assert region.context is not None and region.context.image_level == "runs/next_image/checkpoint.pt"
-    assert region.model.region_context and region.model.region_hw == (192, 192) and hardness.merge == "window"
-    assert region.window_margin == (PipelineSettings().region_margin,) * 2 and region.instance_share == 0
+    for stage in (hardness, mixture):
+        assert held_out == {(source.folder, source.pattern) for source in stage.sources}
+    assert mixture.start_from == "runs/next_region/checkpoint.pt" and mixture.model.region_hw == region.model.region_hw
+    assert mixture.model.region_context and mixture.only_mixture and hardness.merge == "window"
+    assert mixture.window_margin == (PipelineSettings().region_margin,) * 2 and mixture.instance_share == 0
     rdn, bundle = (load_recipe(RECIPES / "next" / f"lite_{n}.yaml", CombineRecipe) for n in ("rdn_bundle", "bundle"))
     assert boxes.input_hw == hardness.input_hw == rdn.card.hardness_hw == bundle.card.hardness_hw
     assert (rdn.detector, rdn.image) == (hardness.detector, bundle.image)
+    assert mixture.context is not None and mixture.context.image_level == bundle.image

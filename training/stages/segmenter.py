@@ -58,6 +58,7 @@ class SegmenterRecipe(Settings):
     )
     start_from: str = ""  #: checkpoint with the first weights; empty: ImageNet's
     context: ContextSettings | None = None  #: for a region level with `region_context`
+    only_mixture: bool = False  #: train how it mixes, see `ContextLevel`; the region level itself stays as it is
     relam_from: str = ""  #: checkpoint of `training.stages.relam` for the light adaptation; empty: it starts as it is
     compile: bool = False  #: compile the network first: on a CPU two minutes, then a sixth less time a step
 
@@ -194,6 +195,11 @@ def _print_once(text: str) -> None:
 def train_mode(level: Level, recipe: SegmenterRecipe) -> None:
     """Enter training mode, except for the parts that the recipe keeps fixed."""
     level.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.only_mixture:
+        level.eval()
+        for name, parameter in level.named_parameters():
+            parameter.requires_grad_(name.startswith(("prior.", "trust.")))
+        return
     if recipe.frozen_stages or recipe.frozen_statistics:
         freeze(backbone_of(level), recipe.frozen_stages, recipe.frozen_statistics)
 
