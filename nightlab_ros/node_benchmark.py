@@ -2,17 +2,19 @@
 """Measure the node as ros2_benchmark does: the highest rate with few lost frames, then latency, jitter and CPU load.
 
 The overhead is the time that the node adds: from the arrival of an image until its mask is published, without the
-pipeline's own time. It is measured by the node itself, at a rate at which no frame waits for another.
+pipeline's own time. The node measures it and publishes it for each frame, here at a rate at which no frame waits for
+another.
 
 The player, the node and the recorder are processes of their own. The player holds its frames in memory.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,21 +25,25 @@ import numpy as np
 from nightlab_core.benchmark.measure import smooth_frames
 from nightlab_core.benchmark.timing import Timing
 from nightlab_ros.playback.mask_recorder import MASK, MaskRecorder, MaskSpool
-from nightlab_ros.playback.player import PlayerSettings
+from nightlab_ros.playback.player import PREFETCH_BYTES, PlayerSettings
 from nightlab_ros.playback.processes import ChildProcess, ProcessError, isolated_ros, node_process
 from nightlab_ros.playback.protocol import PlayerProcess, SentFrame, record_playback, wait_for_warm_up
 
+#: Stage of the node's times that is the overhead.
+OVERHEAD = "overhead"
 #: A rate is too high from this share of lost frames on.
 LOST_LIMIT = 0.05
 #: Rates at which latency, jitter and load are measured.
 RATES_HZ = (10.0, 30.0)
-#: The highest rate is between these, and is found to this factor.
-LOWEST_HZ, HIGHEST_HZ, PRECISION = 1.0, 120.0, 1.1
-#: A trial lasts about so many seconds, within these numbers of frames; at 1280x720 the player holds them in 512 MiB.
-TRIAL_S, LEAST_FRAMES, MOST_FRAMES = 5.0, 20, 180
-#: The overhead is measured at this rate, or at half the highest one if that is lower, over as many frames as the node
-#: keeps statistics of.
-OVERHEAD_HZ, OVERHEAD_FRAMES = 10.0, 100
+#: The highest rate is between these, and is found to the factor `PRECISION`. The search begins at the rate that the
+#: latency of single frames allows, and moves by the factor `STEP` until it has passed the highest rate.
+LOWEST_HZ, HIGHEST_HZ, STEP, PRECISION = 1.0, 120.0, 1.5, 1.1
+#: Frames from which that latency is measured, at the lowest rate.
+FIRST_FRAMES = 5
+#: A trial of the search, and one whose figures are shown, last about so many seconds, within these numbers of frames.
+SEARCH_S, SHOWN_S, LEAST_FRAMES, MOST_FRAMES = 5.0, 10.0, 20, 180
+#: The overhead is measured at this rate, or at half the highest one if that is lower.
+OVERHEAD_HZ = 10.0
 
 
 @dataclass(frozen=True)
@@ -95,59 +101,65 @@ def measure_node(
         with (
             MaskSpool(out) as spool,
             isolated_ros(out),
-            MaskRecorder(spool) as recorder,
+            MaskRecorder(spool, stages=(OVERHEAD,)) as recorder,
             node_process(parameters, out / "node.log") as node,
         ):
 
-            def run(rate_hz: float, count: int | None = None) -> Trial:
+            def run(rate_hz: float, count: int) -> Trial:
                 on_step(f"node: {rate_hz:.1f} Hz")
                 trial = play_at(rate_hz, out, recorder, node, count)
                 trials.append(trial)
                 return trial
 
-            highest = highest_rate(lambda rate_hz: run(rate_hz).lost_share)
-            at_rates = tuple(run(rate_hz) for rate_hz in RATES_HZ)
+            latency = run(LOWEST_HZ, FIRST_FRAMES).latency
+            first_hz = LOWEST_HZ if latency is None else 1e3 / latency.median_ms
+            highest = highest_rate(lambda hz: run(hz, num_frames(hz, SEARCH_S, frame_hw)).lost_share, first_hz)
+            at_rates = tuple(run(hz, num_frames(hz, SHOWN_S, frame_hw)) for hz in RATES_HZ)
             overhead = None
             if highest:
-                trial = run(min(OVERHEAD_HZ, highest / 2), OVERHEAD_FRAMES)
-                recorder.wait_for_diagnostics()
-                overhead = read_overhead(trial.rate_hz, recorder.diagnostics)
+                rate_hz = min(OVERHEAD_HZ, highest / 2)
+                trial = run(rate_hz, num_frames(rate_hz, SHOWN_S, frame_hw))
+                overhead = summarise_overhead(trial, recorder.stages_ms[OVERHEAD])
     return NodeFigures(frame_hw, highest, tuple(trials), at_rates, overhead)
 
 
-def read_overhead(rate_hz: float, diagnostics: Mapping[str, str]) -> Overhead | None:
-    """Return the overhead from the node's values in /diagnostics, or None if they hold none."""
-    if "overhead_ms_p50" not in diagnostics:
+def num_frames(rate_hz: float, seconds: float, frame_hw: tuple[int, int]) -> int:
+    """Return the number of frames of a trial: no more than the player holds in memory."""
+    most = min(MOST_FRAMES, PREFETCH_BYTES // (3 * frame_hw[0] * frame_hw[1]))
+    return max(1, min(most, max(LEAST_FRAMES, round(rate_hz * seconds))))
+
+
+def summarise_overhead(trial: Trial, values_ms: Sequence[float]) -> Overhead | None:
+    """Return the overhead from the node's values so far, of which a trial's are the last; None without any."""
+    own = values_ms[-(trial.sent - trial.lost) :] if trial.sent > trial.lost else ()
+    if not len(own):
         return None
-    return Overhead(rate_hz, float(diagnostics["overhead_ms_p50"]), float(diagnostics["overhead_ms_p95"]))
+    median, p95 = (float(mark) for mark in np.percentile(own, (50, 95)))
+    return Overhead(trial.rate_hz, median, p95)
 
 
-def highest_rate(lost_share: Callable[[float], float]) -> float:
-    """Find the highest rate in Hz at which `lost_share` is below `LOST_LIMIT`, by bisection of the rate's logarithm.
+def highest_rate(lost_share: Callable[[float], float], first_hz: float) -> float:
+    """Find the highest rate in Hz at which `lost_share` is below `LOST_LIMIT`: steps until it is passed, then bisection.
 
-    Returns 0 if the lowest rate loses more, and the highest rate if that loses less.
+    `first_hz` is tried first. Returns 0 if the lowest rate loses more, and the highest rate if that loses less.
     """
-    if lost_share(LOWEST_HZ) >= LOST_LIMIT:
-        return 0.0
-    low, high = LOWEST_HZ, HIGHEST_HZ
-    if lost_share(high) < LOST_LIMIT:
-        return high
-    while high / low > PRECISION:
-        middle = float(np.sqrt(low * high))
-        if lost_share(middle) < LOST_LIMIT:
-            low = middle
+    rate_hz, low, high = min(max(first_hz, LOWEST_HZ), HIGHEST_HZ), 0.0, math.inf
+    while low < HIGHEST_HZ and high > LOWEST_HZ and low * PRECISION < high:
+        if lost_share(rate_hz) < LOST_LIMIT:
+            low = rate_hz
         else:
-            high = middle
+            high = rate_hz
+        if not low:
+            rate_hz = max(rate_hz / STEP, LOWEST_HZ)
+        elif math.isinf(high):
+            rate_hz = min(rate_hz * STEP, HIGHEST_HZ)
+        else:
+            rate_hz = math.sqrt(low * high)
     return low
 
 
-def play_at(rate_hz: float, out: Path, recorder: MaskRecorder, node: ChildProcess, count: int | None = None) -> Trial:
-    """Play the frames of `write_frames` in `out` at a rate, and return what came back.
-
-    `count` is the number of frames; None: as many as fit into `TRIAL_S`.
-    """
-    if count is None:
-        count = int(np.clip(round(rate_hz * TRIAL_S), LEAST_FRAMES, MOST_FRAMES))
+def play_at(rate_hz: float, out: Path, recorder: MaskRecorder, node: ChildProcess, count: int) -> Trial:
+    """Play `count` of the frames of `write_frames` in `out` at a rate, and return what came back."""
     settings = PlayerSettings(input=str(out / "frames"), frames=count, rate=rate_hz)
     arguments = [*settings.arguments(), "--warm-up"]
     with PlayerProcess("nightlab_ros.playback.player", arguments, out / "player.log") as player:

@@ -21,6 +21,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
+from std_msgs.msg import Float64
 
 from nightlab_core.files import named_errors
 from nightlab_ros import topics
@@ -110,12 +111,15 @@ class MaskRecorder:
     The arrival time is taken first in the callback.
     """
 
-    def __init__(self, spool: MaskSpool, mask_topics: tuple[str, ...] = (MASK, IMAGE_LEVEL_MASK)) -> None:
-        """Record the messages of `mask_topics` into `spool`."""
+    def __init__(
+        self, spool: MaskSpool, mask_topics: tuple[str, ...] = (MASK, IMAGE_LEVEL_MASK), stages: tuple[str, ...] = ()
+    ) -> None:
+        """Record the messages of `mask_topics` into `spool`, and the times of `stages`, of `topics.STAGE_TOPICS`."""
         #: by topic, then by stamp in nanoseconds: the messages in order of arrival
         self.received: dict[str, dict[int, list[ReceivedMask]]] = {topic: defaultdict(list) for topic in mask_topics}
         self.arrivals: list[int] = []  #: stamps of the merged masks in order of arrival
         self.diagnostics: dict[str, str] = {}  #: the node's latest values
+        self.stages_ms: dict[str, list[float]] = {stage: [] for stage in stages}  #: in order of arrival
         self._num_diagnostics = 0
         self._spool = spool
         self._error: OSError | None = None  #: why a mask could not be stored
@@ -127,6 +131,9 @@ class MaskRecorder:
         qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
         for topic in self.received:
             self._node.create_subscription(Image, topic, lambda m, t=topic: self._on_mask(m, t), qos)
+        for stage, values_ms in self.stages_ms.items():
+            topic = topics.STAGE_TOPICS[stage].name.replace("~", NODE)
+            self._node.create_subscription(Float64, topic, lambda m, v=values_ms: v.append(m.data), qos)
         self._node.create_subscription(DiagnosticArray, topics.DIAGNOSTICS.name, self._on_diagnostics, qos)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)
