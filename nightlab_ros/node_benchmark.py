@@ -139,9 +139,10 @@ def summarise_overhead(trial: Trial, values_ms: Sequence[float]) -> Overhead | N
 
 
 def highest_rate(lost_share: Callable[[float], float], first_hz: float) -> float:
-    """Find the highest rate in Hz at which `lost_share` is below `LOST_LIMIT`: steps until it is passed, then bisection.
+    """Find the highest rate in Hz at which `lost_share` is below `LOST_LIMIT`.
 
-    `first_hz` is tried first. Returns 0 if the lowest rate loses more, and the highest rate if that loses less.
+    Tries `first_hz`, then steps until the rate is passed, and then bisects its logarithm. Returns 0 if the lowest rate
+    loses more, and the highest rate if that loses less.
     """
     rate_hz, low, high = min(max(first_hz, LOWEST_HZ), HIGHEST_HZ), 0.0, math.inf
     while low < HIGHEST_HZ and high > LOWEST_HZ and low * PRECISION < high:
