@@ -6,20 +6,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
-from nightlab_core.benchmark.curve import CurvePoint
+from nightlab_core.benchmark.curve import BY_DEADLINE, BY_REGIONS, BY_SCALE, CurvePoint
+from nightlab_core.benchmark.deadline import DeadlineFigures
 from nightlab_core.benchmark.measure import Figures, NetworkFigures, PipelineFigures
-from nightlab_core.runtime.settings import PipelineSettings
 from nightlab_replay.report.charts import time_curves
-from nightlab_replay.report.svg import standalone
 
 if TYPE_CHECKING:  # needs ROS
     from nightlab_ros.node_benchmark import NodeFigures
 
 #: Stages whose medians the table shows, all but resizing.
 SHOWN_STAGES = ("image", "hardness", "crop", "region", "merge")
+#: Curves that the picture shows.
+DRAWN = (BY_SCALE, BY_REGIONS, BY_DEADLINE)
 
 
 def pipeline_table(figures: Figures, first: Figures) -> Table:
@@ -71,6 +73,14 @@ def _work_cells(network: NetworkFigures) -> tuple[str, str, str, str]:
     return parameters, gflop, speed, "" if network.share_of_peak is None else f"{100 * network.share_of_peak:.0f} %"
 
 
+def deadline_line(figures: DeadlineFigures) -> str:
+    """Return the sentence on the frames with a deadline."""
+    return (
+        f"deadline of {figures.factor:g} x image level, {figures.deadline_ms:.0f} ms: {100 * figures.in_time:.0f} % of "
+        f"{figures.timing.runs} masks in time, {figures.regions:.1f} regions read"
+    )
+
+
 def print_figures(console: Console, found: Sequence[Figures], peaks: dict[str, float]) -> None:
     """Print the tables of each set of engines and frame size."""
     first: dict[tuple[int, int], Figures] = {}
@@ -79,6 +89,7 @@ def print_figures(console: Console, found: Sequence[Figures], peaks: dict[str, f
         console.print(pipeline_table(figures, base))
         console.print()
         console.print(network_table(figures))
+        console.print(deadline_line(figures.deadline), soft_wrap=True)
         if figures.pixels_doubled is not None:
             console.print(f"image network, pixels doubled: {figures.pixels_doubled:.2f} times the time")
         if figures.choice:
@@ -91,72 +102,28 @@ def print_figures(console: Console, found: Sequence[Figures], peaks: dict[str, f
     console.print("ratio: median over that of the image level alone. Stages are medians; both paths overlap.")
 
 
-def summary_table(figures: Figures, eager: Figures | None, camera_mib: Sequence[float]) -> Table:
-    """Return the figures by which the engines are judged; a figure that was not measured says what it needs.
-
-    eager: figures of a checkpoint in eager PyTorch. camera_mib: memory of each camera after the first.
-    """
-    by_regions = {row.regions: row.over_image_level for row in figures.pipelines}
-    image = next(network for network in figures.networks if network.kind == "image")
-    most = max((n for n in figures.networks if n.kind == "region"), key=lambda network: network.shape[0])
-    default = PipelineSettings().max_regions
-    against = None if eager is None else _median_ms(eager) / _median_ms(figures)
-    share = None if image.share_of_peak is None else 100 * image.share_of_peak
-    both = f"both levels with the default of {default} regions over image level"
-    rows = (
-        (both, by_regions.get(default), "x", "--regions"),
-        ("ten regions over image level", by_regions.get(10), "x", "--regions"),
-        ("eager PyTorch over image level", against, "x", "--checkpoint"),
-        (f"share of the matrix peak, image network, {figures.arithmetic}", share, "%", "OpenVINO"),
-        (f"a region's own time, {most.shape[0]} in a call", most.timing.median_ms / most.shape[0], "ms", ""),
-        ("image network, pixels doubled", figures.pixels_doubled, "x", "a free size of input"),
-        ("second camera on the same engines", camera_mib[0] if camera_mib else None, "MiB", "Linux"),
-    )  # fmt: skip
-    height, width = figures.frame_hw
-    title = f"{figures.engine}, {figures.arithmetic or figures.precision}, {width}x{height}"
-    table = Table(title=title, box=None, title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, value, unit, needs in rows:
-        table.add_row(name, f"needs {needs}" if value is None else f"{value:.2f} {unit}")
-    return table
-
-
-def _median_ms(figures: Figures) -> float:
-    """Return the median of the image level alone."""
-    return figures.pipelines[0].total.median_ms
-
-
 def curve_table(curve: Sequence[CurvePoint], title: str) -> Table:
     """Return the accuracy and the time of each configuration."""
     table = Table(title=title, box=None, title_justify="left")
-    table.add_column("", no_wrap=True)
-    for column in ("mIoU, %", "regions read", "median ms", "p95", "p99"):
-        table.add_column(column, justify="right")
+    table.add_column("")
+    for column in ("mIoU, %", "regions", "median ms", "p95", "p99", "in time"):
+        table.add_column(column, justify="right", no_wrap=True)
     for point in curve:
         timing = (f"{ms:.1f}" for ms in (point.timing.median_ms, point.timing.p95_ms, point.timing.p99_ms))
-        table.add_row(point_name(point), f"{100 * point.miou:.2f}", f"{point.regions:.1f}", *timing)
+        in_time = "" if point.in_time is None else f"{100 * point.in_time:.0f} %"
+        table.add_row(
+            f"{point.curve}: {point.name}", f"{100 * point.miou:.2f}", f"{point.regions:.1f}", *timing, in_time
+        )
     return table
 
 
-def point_name(point: CurvePoint) -> str:
-    """Return the name of a configuration."""
-    if point.max_regions is None:
-        return f"image level, scale {point.scale:g}"
-    return f"both levels, up to {point.max_regions} regions"
-
-
-def curve_svg(curve: Sequence[CurvePoint], dataset: str) -> str:
-    """Draw the image level alone and both levels as two curves: the content of an SVG file."""
-    curves: dict[str, Sequence[tuple[str, float, float]]] = {
-        "image level, by scale": [
-            (f"{p.scale:g}", p.timing.median_ms, 100 * p.miou) for p in curve if p.max_regions is None
-        ],
-        "both levels, by regions": [
-            (f"{p.max_regions}", p.timing.median_ms, 100 * p.miou) for p in curve if p.max_regions is not None
-        ],
-    }
-    return standalone(time_curves(curves, f"mIoU on {dataset}, %", f"mIoU on {dataset} against time"))
+def curve_chart(curve: Sequence[CurvePoint], dataset: str) -> Markup:
+    """Draw the image level alone, and both levels by regions and by deadline, as curves over the time."""
+    curves: dict[str, list[tuple[str, float, float]]] = {}
+    for point in curve:
+        if point.curve in DRAWN:
+            curves.setdefault(point.curve, []).append((point.name, point.timing.median_ms, 100 * point.miou))
+    return time_curves(curves, f"mIoU on {dataset}, %", f"mIoU on {dataset} against time")
 
 
 def print_node(console: Console, figures: NodeFigures, engine: str, precision: str) -> None:

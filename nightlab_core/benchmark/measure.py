@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from nightlab_core.benchmark import memory
+from nightlab_core.benchmark.deadline import FRAMES, DeadlineFigures, measure_deadline
 from nightlab_core.benchmark.timing import Clock, Timing, time_in_turns
 from nightlab_core.benchmark.work import Work, count_work
 from nightlab_core.benchmark.wrappers import FixedRegions
@@ -44,7 +45,8 @@ class Plan:
     regions: tuple[int, ...] = (0, 1, 3, 10)
     runs: int = 30
     warm_up: int = 3
-    limit_s: float | None = None  #: the pipelines, and the networks, stop after so many seconds with fewer calls
+    deadline_runs: int = FRAMES  #: frames with a deadline, where a subject has no number of calls of its own
+    limit_s: float | None = None  #: the pipelines, networks and deadline each stop after so many seconds
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Figures:
     peak_mib: float  #: largest memory of the process while it ran
     pipelines: tuple[PipelineFigures, ...]
     networks: tuple[NetworkFigures, ...]
+    deadline: DeadlineFigures
     pixels_doubled: float | None  #: time of the image network at twice the pixels, over its time at its own size
     note: str = ""  #: why a faster library was skipped
     #: How the engines run, then a line for each measurement that led to it; empty if they have one form only.
@@ -150,6 +153,11 @@ def _measure_engines(
     prepare_s = clock() - start
     on_step("pipeline")
     pipelines = _measure_pipelines(engines, plan, frame_hw, clock)
+    on_step("deadline")
+    deadline = measure_deadline(
+        engines, smooth_frames(frame_hw), pipelines[0].total.median_ms,
+        runs=subject.runs or plan.deadline_runs, warm_up=plan.warm_up, limit_s=plan.limit_s,
+    )  # fmt: skip
     on_step("networks")
     arithmetic = getattr(engines.image, "arithmetic", None)
     networks, doubled = _measure_networks(engines, plan, frame_hw, clock)
@@ -164,6 +172,7 @@ def _measure_engines(
         peak_mib=peak_mib,
         pipelines=pipelines,
         networks=tuple(_with_peak(network, peak) for network in networks),
+        deadline=deadline,
         pixels_doubled=doubled,
         note=engines.note,
         choice=_choice(engines),

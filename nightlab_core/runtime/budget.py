@@ -6,38 +6,41 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from statistics import median_low
 
 import numpy as np
 
-#: Measurements of which a cost is the median: a few slow calls change nothing, a slower machine is known soon.
+#: Measurements from which a cost is estimated: a few slow calls change nothing, a slower machine is known soon.
 REMEMBERED = 9
+#: Quantile of the measurements that is the cost of merging: a merge that takes longer than expected makes the mask late,
+#: while a region that takes longer is dropped.
+MERGING_QUANTILE = 0.9
 #: Refusals in a row after which one region is read all the same, since its cost may have fallen meanwhile.
 RETRY_AFTER = 30
 
 
 class LearnedCosts:
-    """Milliseconds of a call for 1 to `largest` regions: for each number the median of the last measurements.
+    """Milliseconds of a call for 1 to `largest` regions: for each number a quantile of the last measurements.
 
     One thread records the costs of a number at a time; any thread may estimate.
     """
 
-    def __init__(self, largest: int) -> None:
+    def __init__(self, largest: int, quantile: float = 0.5) -> None:
+        self._quantile = quantile
         self._measured: list[deque[float]] = [deque(maxlen=REMEMBERED) for _ in range(largest)]
-        self._median_ms = [math.nan] * largest
+        self._cost_ms = [math.nan] * largest
 
     def record(self, number: int, ms: float) -> None:
         """Add the measured time of one call for `number` regions."""
         measured = self._measured[number - 1]
         measured.append(ms)
-        self._median_ms[number - 1] = median_low(measured)
+        self._cost_ms[number - 1] = sorted(measured)[int(self._quantile * (len(measured) - 1))]
 
     def estimate_ms(self, number: int) -> float:
         """Return the expected time of a call for `number` regions; 0 if nothing was measured.
 
         A number that was not measured lies on the line between its neighbours; the cost of none is 0.
         """
-        known = [(0, 0.0), *((n, ms) for n, ms in enumerate(self._median_ms, start=1) if not math.isnan(ms))]
+        known = [(0, 0.0), *((n, ms) for n, ms in enumerate(self._cost_ms, start=1) if not math.isnan(ms))]
         numbers, costs_ms = zip(*known, strict=True)
         if 0 < numbers[-1] < number:
             return costs_ms[-1] * number / numbers[-1]
@@ -50,7 +53,7 @@ class RegionBudget:
     def __init__(self, reading: Sequence[LearnedCosts], largest: int) -> None:
         """Use the costs of reading, one for each size of a crop. A frame has at most `largest` regions."""
         self.reading = reading
-        self.merging = LearnedCosts(largest)  #: of merging, by number of regions
+        self.merging = LearnedCosts(largest, MERGING_QUANTILE)  #: of merging, by number of regions
         self._refusals = 0
 
     def select(

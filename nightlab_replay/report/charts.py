@@ -65,26 +65,24 @@ def reliability(curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], la
 def time_curves(curves: dict[str, Sequence[tuple[str, float, float]]], y_title: str, label: str) -> Markup:
     """Draw name -> (name of the point, milliseconds, value) as dots joined in the order of time, from 0 ms.
 
-    The curves are coloured "a" and "b" in their order.
+    The curves, three at most, are coloured "a", "b" and "c" in their order.
     """
     points = [point for curve in curves.values() for point in curve]
     values = [value for _, _, value in points]
     margin = max((max(values) - min(values)) * 0.12, 0.2)
     x = Axis(0, 1.15 * max(ms for _, ms, _ in points), 46, WIDTH - 10)
-    y = Axis(min(values) - margin, max(values) + margin, 230, 34)
+    y = Axis(min(values) - margin, max(values) + margin, 230 + 13 * len(curves), 21 + 13 * len(curves))
     parts = [text(x.start, 10, y_title, "dim", "start"), *y_axis(y, x.start, x.end)]
-    for place, (kind, (name, curve)) in enumerate(zip("ab", curves.items(), strict=False)):
+    for place, (kind, (name, curve)) in enumerate(zip("abc", curves.items(), strict=False)):
         ordered = sorted(curve, key=lambda point: point[1])
         xs, ys = [x.at(ms) for _, ms, _ in ordered], [y.at(value) for _, _, value in ordered]
-        parts += [
-            dot(x.start + 150 * place + 6, 23, f"fill-{kind}"),
-            text(x.start + 150 * place + 14, 27, name, "", "start"),
-        ]
+        below = 23 + 13 * place
+        parts += [dot(x.start + 6, below, f"fill-{kind}"), text(x.start + 14, below + 4, name, "", "start")]
         parts.append(path(xs, ys, f"line-{kind}"))
         for (point, ms, value), left, top in zip(ordered, xs, ys, strict=True):
             parts.append(dot(left, top, f"fill-{kind}", f"{name}, {point}: {value:.2f} at {ms:.1f} ms"))
             parts.append(text(left, top - 7, point, "small"))
-    return svg(WIDTH, 266, label, parts + x_axis(x, y.start, "ms, median"))
+    return svg(WIDTH, y.start + 36, label, parts + x_axis(x, y.start, "ms, median"))
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ WIDTH = 360
 #: The classes that charts use outside a page; in one, templates/base.html.j2 has them.
 _FILE_STYLE = (
     "text{font:11px system-ui,sans-serif;fill:#1b1d22} .dim{fill:#5d6470} .small{font-size:10px} .axis{stroke:#5d6470}"
-    " .grid{stroke:#dfe2e8} .fill-a{fill:#c2570c} .fill-b{fill:#2757d6} .line-a,.line-b{fill:none;stroke-width:1.6}"
-    " .line-a{stroke:#c2570c} .line-b{stroke:#2757d6}"
+    " .grid{stroke:#dfe2e8} .fill-a{fill:#c2570c} .fill-b{fill:#2757d6} .fill-c{fill:#0f7b46}"
+    " .line-a,.line-b,.line-c{fill:none;stroke-width:1.6} .line-a{stroke:#c2570c} .line-b{stroke:#2757d6}"
+    " .line-c{stroke:#0f7b46}"
 )
 
 

@@ -14,7 +14,17 @@ from tiny_bundle import tiny_manifest
 
 from nightlab_core.benchmark import memory
 from nightlab_core.benchmark.cameras import camera_memory_mib
-from nightlab_core.benchmark.curve import measure_curve, with_scale
+from nightlab_core.benchmark.curve import (
+    BY_DEADLINE,
+    BY_REGIONS,
+    BY_SCALE,
+    CurvePoint,
+    curve_configurations,
+    measure_curve,
+    share_of_gain,
+    with_scale,
+)
+from nightlab_core.benchmark.deadline import measure_deadline
 from nightlab_core.benchmark.measure import Figures, Plan, Subject, measure, smooth_frames
 from nightlab_core.benchmark.timing import LEAST_RUNS, Timing, time_in_turns
 from nightlab_core.benchmark.work import count_work, matrix_peak_gflops
@@ -22,6 +32,7 @@ from nightlab_core.benchmark.wrappers import FixedRegions, OneAtATime, given_box
 from nightlab_core.data.datasets.paired import Sample
 from nightlab_core.runtime import pipeline
 from nightlab_core.runtime.bundle import Bundle, EngineKind
+from nightlab_core.runtime.clock import Clock
 from nightlab_core.runtime.engines.engine import TensorSpec
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.regions import non_maximum_suppression
@@ -104,7 +115,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
 
 
 def measured(clock: FakeClock, *subjects: Subject, **plan: object) -> list[Figures]:
-    settings = {"frame_hws": (FRAME_HW,), "regions": (0, 1, 10), "runs": 4, "warm_up": 1, **plan}
+    settings = {"frame_hws": (FRAME_HW,), "regions": (0, 1, 10), "runs": 4, "warm_up": 1, "deadline_runs": 2, **plan}
     return measure(subjects, Plan(**settings), clock=clock)  # type: ignore[arg-type]
 
 
@@ -173,7 +184,7 @@ def test_the_share_of_the_peak_follows_from_work_and_time(clock: FakeClock, tiny
     asked: list[str] = []
     (figures,) = measure(
         [Subject("fake", "auto", open_engines)],
-        Plan(frame_hws=(FRAME_HW,), regions=(1,), runs=1, warm_up=0),
+        Plan(frame_hws=(FRAME_HW,), regions=(1,), runs=1, warm_up=0, deadline_runs=1),
         peak_gflops=lambda arithmetic: asked.append(arithmetic) or 100.0,  # type: ignore[func-returns-value]
         clock=clock,
     )
@@ -190,13 +201,62 @@ def test_the_curve_has_accuracy_and_time_of_every_configuration(clock: FakeClock
     half = np.zeros(FRAME_HW, np.uint8)  # the engines answer class 0 everywhere: half of these pixels are wrong
     half[:32] = 1
     samples = [Sample(image, half, "a") for image in smooth_frames(FRAME_HW, 3)]
-    curve = measure_curve(fixed, samples, engines.bundle.class_set, scales=(1.0, 2.0), regions=(1, 10), clock=clock)
-    assert [(point.scale, point.max_regions) for point in curve] == [(1, None), (2, None), (1, 1), (1, 10)]
-    assert [point.timing.median_ms for point in curve] == pytest.approx([80, 320, 110, 170])
-    assert [point.regions for point in curve] == [0, 0, 1, 4]
-    assert [point.timing.runs for point in curve] == [3] * 4
+    configurations = curve_configurations((1.0, 2.0), (1, 10), (1.3,))
+    curve = measure_curve(fixed, samples, engines.bundle.class_set, configurations, clock=clock)
+    assert [(point.curve, point.name) for point in curve] == [
+        (BY_SCALE, "1"),
+        (BY_SCALE, "2"),
+        (BY_REGIONS, "1"),
+        (BY_REGIONS, "10"),
+        (BY_DEADLINE, "1.3"),
+    ]
+    assert [point.timing.median_ms for point in curve[:4]] == pytest.approx([80, 320, 110, 170])
+    assert [point.regions for point in curve[:4]] == [0, 0, 1, 4]
+    assert [point.timing.runs for point in curve] == [3] * 5
+    assert [point.in_time is None for point in curve] == [True] * 4 + [False]
     # Class 0: half of the union of all pixels. Class 1 is never predicted.
-    assert [point.miou for point in curve] == pytest.approx([0.25] * 4)
+    assert [point.miou for point in curve] == pytest.approx([0.25] * 5)
+
+
+def test_the_share_of_the_gain_of_ten_regions() -> None:
+    def point(curve: str, name: str, miou: float) -> CurvePoint:
+        return CurvePoint(curve, name, miou, Timing(0, 0, 0, 1), 0.0, None)
+
+    alone, three, ten = (
+        point(curve, name, miou)
+        for curve, name, miou in ((BY_SCALE, "1", 0.5), (BY_REGIONS, "3", 0.59), (BY_REGIONS, "10", 0.6))
+    )
+    assert share_of_gain([alone, three, ten], 3) == pytest.approx(0.9)
+    assert share_of_gain([alone, ten], 3) is None
+    assert share_of_gain([alone, three, point(BY_REGIONS, "10", 0.5)], 3) is None
+
+
+class SimulatedClock(Clock):
+    """The clock of a pipeline, which only the engines advance."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.now_s = clock  # type: ignore[method-assign]
+
+    def wait(self, condition: threading.Condition, seconds: float) -> bool:
+        """Let the other thread act."""
+        condition.wait(0.002)
+        return True
+
+
+@pytest.mark.parametrize(("factor", "read"), [(1.2, 0), (1.45, 1), (4.0, 10)])
+def test_masks_in_time_and_regions_read_by_a_deadline(clock: FakeClock, factor: float, read: int) -> None:
+    figures = measure_deadline(
+        engines_of(clock, 80.0), smooth_frames(FRAME_HW), 80.0, factor=factor, runs=5, clock=SimulatedClock(clock)
+    )
+    # On this clock the image level and the detector take 90 ms, and each region 20 ms.
+    assert figures.deadline_ms == pytest.approx(80 * factor)
+    assert (figures.in_time, figures.regions, figures.timing.runs) == (1.0, read, 5)
+
+
+def test_masks_that_are_late_are_counted(clock: FakeClock) -> None:
+    engines = engines_of(clock, 80.0)
+    late = measure_deadline(engines, smooth_frames(FRAME_HW), 60.0, factor=1.0, runs=4, clock=SimulatedClock(clock))
+    assert (late.in_time, late.regions) == (0.0, 0.0)
 
 
 def test_a_scale_changes_the_input_of_the_image_level_alone() -> None:
@@ -208,7 +268,7 @@ def test_a_scale_changes_the_input_of_the_image_level_alone() -> None:
     with pytest.raises(ValueError, match="received 0, expected a number above 0"):
         with_scale(engines, 0)
     with pytest.raises(ValueError, match="received no frames"):
-        measure_curve(engines, [], engines.bundle.class_set)
+        measure_curve(engines, [], engines.bundle.class_set, curve_configurations((1.0,), (), ()))
 
 
 def test_calls_take_turns_and_the_warm_up_is_not_counted() -> None:

@@ -35,6 +35,13 @@ def test_costs_are_medians_so_that_slow_calls_change_nothing() -> None:
     assert costs.estimate_ms(1) == 40.0
 
 
+def test_merging_is_expected_to_be_slow_so_that_no_mask_is_late_for_it() -> None:
+    merging = new_budget().merging
+    for ms in (2.0, 2.1, 2.2, 2.3, 2.4, 2.5, 2.6, 5.0, 90.0):
+        merging.record(1, ms)
+    assert merging.estimate_ms(1) == 5.0  # one slow call changes nothing
+
+
 def test_numbers_that_were_not_measured_lie_between_their_neighbours() -> None:
     costs = LearnedCosts(10)
     assert costs.estimate_ms(3) == 0.0
