@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from nightlab_cli.benchmark_summary import SummaryColumn, summary_table
-from nightlab_cli.benchmark_tables import curve_chart, curve_table, print_figures, print_node
+from nightlab_cli.benchmark_tables import curve_table, print_figures, print_node
 from nightlab_cli.options import new_console
 from nightlab_core.benchmark.cameras import camera_memory_mib
 from nightlab_core.benchmark.curve import Configuration, CurvePoint, measure_curve
@@ -24,13 +24,12 @@ from nightlab_core.files import write_atomic
 from nightlab_core.runtime.bundle import Bundle
 from nightlab_core.runtime.engines.engine import EngineChoice, Precision, PrecisionChoice
 from nightlab_replay.provenance import describe_bundle, machine, versions
+from nightlab_replay.report.curves import CURVE_NAME, StoredCurves, curve_chart, networks_of
 from nightlab_replay.report.svg import standalone
 
 if TYPE_CHECKING:  # needs ROS
     from nightlab_ros.node_benchmark import NodeFigures
 
-#: File of the curves, which a bundle may hold: the demo shows it.
-CURVE_NAME = "curve.json"
 Curves = Mapping[str, Sequence[CurvePoint]]
 
 
@@ -186,16 +185,6 @@ def peak_measurer(threads: int) -> tuple[Callable[[str], float | None], dict[str
     return peak, peaks
 
 
-def portable(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a reader of the curves elsewhere needs to know: the processor, the library and the networks."""
-    bundle = figures["bundle"]
-    networks = {name: sha256 for name, sha256 in bundle["sha256"].items() if name.endswith(".onnx")}
-    return {
-        "machine": {name: figures["machine"][name] for name in ("cpu", "cores")},
-        "bundle": {"name": bundle["name"], "engine": bundle["engine"], "sha256": networks},
-    }
-
-
 def write_files(request: Request, figures: dict[str, Any], curves: Curves) -> None:
     """Write all figures into the file `json` and the folder `out`, and there the curves alone and their pictures."""
     points = {dataset: [asdict(point) for point in curve] for dataset, curve in curves.items()}
@@ -207,7 +196,15 @@ def write_files(request: Request, figures: dict[str, Any], curves: Curves) -> No
     write_atomic(request.out / "benchmark.json", text)
     if not curves:
         return
-    write_atomic(request.out / CURVE_NAME, json_module.dumps(portable(figures) | {"curves": points}, indent=1) + "\n")
+    stored = StoredCurves(
+        cpu=figures["machine"]["cpu"],
+        cores=figures["machine"]["cores"],
+        engine=figures["bundle"]["engine"],
+        bundle=request.bundle.manifest.name,
+        networks=networks_of(request.bundle),
+        curves=points,
+    )
+    write_atomic(request.out / CURVE_NAME, stored.model_dump_json(indent=1) + "\n")
     for dataset, curve in curves.items():
         picture = standalone(curve_chart(curve, dataset))
         write_atomic(request.out / f"curve_{dataset.replace('/', '_')}.svg", picture)

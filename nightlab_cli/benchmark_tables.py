@@ -6,22 +6,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
-from nightlab_core.benchmark.curve import BY_DEADLINE, BY_REGIONS, BY_SCALE, CurvePoint
+from nightlab_core.benchmark.curve import CurvePoint
 from nightlab_core.benchmark.deadline import DeadlineFigures
 from nightlab_core.benchmark.measure import Figures, NetworkFigures, PipelineFigures
-from nightlab_replay.report.charts import time_curves
 
 if TYPE_CHECKING:  # needs ROS
     from nightlab_ros.node_benchmark import NodeFigures
 
 #: Stages whose medians the table shows, all but resizing.
 SHOWN_STAGES = ("image", "hardness", "crop", "region", "merge")
-#: Curves that the picture shows.
-DRAWN = (BY_SCALE, BY_REGIONS, BY_DEADLINE)
 
 
 def pipeline_table(figures: Figures, first: Figures) -> Table:
@@ -115,15 +111,6 @@ def curve_table(curve: Sequence[CurvePoint], title: str) -> Table:
             f"{point.curve}: {point.name}", f"{100 * point.miou:.2f}", f"{point.regions:.1f}", *timing, in_time
         )
     return table
-
-
-def curve_chart(curve: Sequence[CurvePoint], dataset: str) -> Markup:
-    """Draw the image level alone, and both levels by regions and by deadline, as curves over the time."""
-    curves: dict[str, list[tuple[str, float, float]]] = {}
-    for point in curve:
-        if point.curve in DRAWN:
-            curves.setdefault(point.curve, []).append((point.name, point.timing.median_ms, 100 * point.miou))
-    return time_curves(curves, f"mIoU on {dataset}, %", f"mIoU on {dataset} against time")
 
 
 def print_node(console: Console, figures: NodeFigures, engine: str, precision: str) -> None:

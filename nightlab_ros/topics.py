@@ -81,6 +81,13 @@ IMAGE_LEVEL_MASK = NodeTopic(
     "sensor_msgs/msg/Image",
     "Mask of the image level alone, mono8. Published while there is a subscription.",
 )
+REGION_OUTCOMES = NodeTopic(
+    "~/debug/regions",
+    "std_msgs/msg/String",
+    "What happened to each hard region of an image, as JSON: `stamp_ns`, and `regions` with `box_xyxy`, `score` and "
+    "`outcome`: `read`, `left_out` or `late` because of `deadline_ms`, `not_chosen`, `unchanged` or `failed`. "
+    "Published while there is a subscription.",
+)
 DIAGNOSTICS = NodeTopic(
     "/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", "State, counts, rate and times, once a second."
 )
@@ -108,7 +115,7 @@ STAGE_TOPICS = {
 }
 PUBLICATIONS = (
     *(MASK, MASK_PNG, CONFIDENCE, MASK_INFO, REGIONS, LABEL_INFO, OVERLAY, OVERLAY_JPEG, AUTOWARE_MASK),
-    IMAGE_LEVEL_MASK,
+    *(IMAGE_LEVEL_MASK, REGION_OUTCOMES),
     *STAGE_TOPICS.values(),
     DIAGNOSTICS,
 )

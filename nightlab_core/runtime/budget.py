@@ -11,8 +11,8 @@ import numpy as np
 
 #: Measurements from which a cost is estimated: a few slow calls change nothing, a slower machine is known soon.
 REMEMBERED = 9
-#: Quantile of the measurements that is the cost of merging: a merge that takes longer than expected makes the mask late,
-#: while a region that takes longer is dropped.
+#: Quantile of the measurements that is the cost of merging: a merge that takes longer makes the mask late, while a
+#: region that takes longer is dropped.
 MERGING_QUANTILE = 0.9
 #: Refusals in a row after which one region is read all the same, since its cost may have fallen meanwhile.
 RETRY_AFTER = 30

@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 
 from nightlab_core.runtime.pipeline import Result
-from nightlab_core.runtime.refinement import Outcome
 from nightlab_ros.monitoring.health import HealthReport
+from nightlab_ros.publishing.messages import region_records
 
 #: Name of a capture's folder; no other folder is ever deleted. The camera's name is missing if it has none.
 NAME = re.compile(r"capture-\d{8}T\d{6}\.\d{6}Z(-[A-Za-z]\w*)?")
@@ -90,16 +90,12 @@ def capture_files(
 
     `frame_bgr` is uint8 (H, W, 3). `origin` says where the frame comes from and with which settings it was processed.
     """
-    regions = [
-        {"box_xyxy": box.tolist(), "score": float(score), "outcome": Outcome(outcome).name.lower()}
-        for box, score, outcome in zip(result.boxes_xyxy, result.scores, result.outcomes, strict=True)
-    ]
     description = {
         **origin,
         "light_level": result.light_level,
         "refine_reason": result.refine_reason,
         "stages_ms": result.stages_ms,
-        "regions": regions,
+        "regions": region_records(result),
         "diagnostics": asdict(report),
     }
     images = {

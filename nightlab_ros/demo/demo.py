@@ -20,6 +20,7 @@ from nightlab_core.config import parse_yaml
 from nightlab_core.data.frames import FrameSource, open_frames
 from nightlab_core.runtime.bundle import default_bundle, load_bundle
 from nightlab_replay.progress import ProgressLine
+from nightlab_replay.report.curves import read_curves
 from nightlab_replay.report.page import write_jpeg
 from nightlab_ros.demo.report import Recording, write_report
 from nightlab_ros.playback.mask_recorder import MASK, MaskRecorder, MaskSpool
@@ -27,6 +28,9 @@ from nightlab_ros.playback.player import FRAME_ID, PlayerSettings
 from nightlab_ros.playback.processes import ChildProcess, ProcessError, isolated_ros, node_process
 from nightlab_ros.playback.protocol import PlayerProcess, SentFrame, record_playback, wait_for_warm_up
 
+#: Deadline of a frame as a share of the time until the next one, unless the user sets `deadline_ms`: the rest is for
+#: conversion and publishing. Regions that would delay the next frame are left out.
+DEADLINE_SHARE = 0.9
 #: Pattern of the names of rendered frames. Other files in the folder of the clip are the user's.
 RENDERED = "rendered_[0-9][0-9][0-9][0-9]"
 
@@ -63,17 +67,21 @@ def run_demo(settings: DemoSettings, console: Console) -> list[str]:
         raise ValueError(f"output_size: received {size}, expected input: the demo lays masks over frames")
     out.mkdir(parents=True, exist_ok=True)
     source = player.open()
-    bundle = parse_yaml(settings.parameters.get("bundle", ""), "parameter bundle")  # as ROS reads it, quotes included
-    classes = load_bundle(bundle or default_bundle()).class_set
+    name = parse_yaml(settings.parameters.get("bundle", ""), "parameter bundle")  # as ROS reads it, quotes included
+    bundle = load_bundle(name or default_bundle())
     height, width = next(iter(source)).image_bgr.shape[:2]
     console.print(f"[bold]NightLab demo[/]: {source.name}, {width}x{height} at {player.rate:g} Hz", soft_wrap=True)
     for problem in source.problems:
         console.print("[yellow]Damaged bag:[/]", escape(problem), soft_wrap=True)
     for note in source.notes:
         console.print(escape(note), soft_wrap=True)
-    parameters = {"autostart": "true", "image_size": f"[{width}, {height}]", **settings.parameters}
+    parameters = node_parameters(settings, (height, width))
     with MaskSpool(out) as spool:
-        with isolated_ros(out), MaskRecorder(spool) as recorder, node_process(parameters, out / "node.log") as node:
+        with (
+            isolated_ros(out),
+            MaskRecorder(spool, with_regions=True) as recorder,
+            node_process(parameters, out / "node.log") as node,
+        ):
             if player.input is None:  # while the node starts
                 source = write_clip(source, out / "clip", player.rate, console)
                 player = PlayerSettings(
@@ -82,12 +90,20 @@ def run_demo(settings: DemoSettings, console: Console) -> list[str]:
             recording = _record(recorder, node, player, source.num_frames, out, console)
         console.print("Scoring and drawing ...")
         rendered = settings.player.input is None
-        report = write_report(replace(recording, rendered=rendered), source, classes, out)
+        curves = read_curves(bundle)
+        report = write_report(replace(recording, rendered=rendered), source, bundle.class_set, out, curves)
     console.print(report_table(report))
     for problem in report["problems"]:
         console.print("[bold red]Wrong:[/]", escape(problem), soft_wrap=True)
     console.print(f"Page with the overlays: {(out / 'index.html').resolve()}", soft_wrap=True)
     return report["problems"]
+
+
+def node_parameters(settings: DemoSettings, frame_hw: tuple[int, int]) -> dict[str, str]:
+    """Return the node's parameters, as text like on ROS's command line, for frames of this size."""
+    deadline_ms = max(1.0, min(10_000.0, DEADLINE_SHARE * 1e3 / settings.player.rate))
+    own = {"autostart": "true", "image_size": f"[{frame_hw[1]}, {frame_hw[0]}]", "deadline_ms": f"{deadline_ms:.1f}"}
+    return own | dict(settings.parameters)
 
 
 def write_clip(source: FrameSource, folder: Path, fps: float, console: Console) -> FrameSource:
@@ -134,7 +150,11 @@ def report_table(report: Mapping[str, Any]) -> Table:
     fits = "see below" if report["problems"] else "each with its frame's size, stamp and frame_id"
     rows.add_row("masks received", str(report["received"]), fits)
     note = f"{node.get('dropped', '?')} skipped by the node for a newer frame, {node.get('failed', '?')} failed"
-    rows.add_row("dropped", str(report["dropped"]), note, end_section=True)
+    rows.add_row("dropped", str(report["dropped"]), note)
+    rows.add_row("rate of masks", f"{report['masks_hz']:.1f} Hz", "over the time of playing", end_section=True)
+    regions = report["regions"]
+    others = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in regions.items() if name != "read")
+    rows.add_row("regions read", str(regions.get("read", 0)), others, end_section=True)
     for title, marks in (("latency, stamp to receipt", report["latency_ms"]), *report["stages_ms"].items()):
         if marks:
             numbers = " / ".join(f"{marks[p]:.1f}" for p in ("p50", "p95", "p99"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from nightlab_core.data.frames import Frame, FrameSource
 from nightlab_core.files import write_atomic
 from nightlab_core.labels import ClassSet, overlay, to_class_set
 from nightlab_core.metrics import confusion_matrix, iou, mean_iou, paired_bootstrap
+from nightlab_replay.report.curves import StoredCurves, curve_chart
 from nightlab_replay.report.page import jpeg_uri, write_jpeg, write_page
 from nightlab_ros.playback.mask_recorder import IMAGE_LEVEL_MASK, MASK, MaskRecorder, ReceivedMask
 from nightlab_ros.playback.protocol import PlayerProcess, SentFrame
@@ -25,6 +28,8 @@ NUM_SHEETS = 12
 #: Width of a picture in pixels.
 PANEL_WIDTH = 640
 LEVELS = ("image_level", "both_levels")
+#: Colours in which the boxes of hard regions are drawn, RGB, by `Outcome` in lower case. The others are not drawn.
+OUTCOME_COLOURS_RGB = {"read": (60, 220, 90), "left_out": (255, 200, 0), "late": (255, 60, 60), "failed": (255, 60, 60)}
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Recording:
     masks: dict[int, ReceivedMask] = field(default_factory=dict)
     image_level: dict[int, ReceivedMask] = field(default_factory=dict)
     diagnostics: dict[str, str] = field(default_factory=dict)  #: the node's last values
+    #: by stamp: hard regions, see `messages.region_records`
+    regions: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
 
     @classmethod
     def collect(cls, recorder: MaskRecorder, player: PlayerProcess, frame_id: str, rate_hz: float) -> Recording:
@@ -47,7 +54,8 @@ class Recording:
             {stamp_ns: masks[0] for stamp_ns, masks in recorder.received[topic].items() if stamp_ns not in warm_up}
             for topic in (MASK, IMAGE_LEVEL_MASK)
         )
-        return cls(frame_id, rate_hz, False, list(player.sent), masks, image_level, dict(recorder.diagnostics))
+        regions = {stamp_ns: found for stamp_ns, found in recorder.regions.items() if stamp_ns not in warm_up}
+        return cls(frame_id, rate_hz, False, list(player.sent), masks, image_level, dict(recorder.diagnostics), regions)
 
     @property
     def answered(self) -> list[SentFrame]:
@@ -74,10 +82,13 @@ def find_problems(recording: Recording) -> list[str]:
     return problems
 
 
-def write_report(recording: Recording, source: FrameSource, classes: ClassSet, out: Path) -> dict[str, Any]:
+def write_report(
+    recording: Recording, source: FrameSource, classes: ClassSet, out: Path, curves: StoredCurves | None = None
+) -> dict[str, Any]:
     """Read the frames again, score and draw them, write overlays/, demo.json and index.html; returns demo.json.
 
-    `classes` is the masks' class set. Raises OSError if `out` cannot be written.
+    `classes` is the masks' class set. `curves` are the bundle's, for the page. Raises OSError if `out` cannot be
+    written.
     """
     answered = {frame.index: frame for frame in recording.answered}
     spread = np.linspace(0, len(answered) - 1, min(NUM_SHEETS, len(answered))).round().astype(int)
@@ -99,17 +110,27 @@ def write_report(recording: Recording, source: FrameSource, classes: ClassSet, o
                 mapped = to_class_set(labels, classes, source.classes)
                 matrices[level].append(confusion_matrix(frame.labels, mapped, len(source.classes)))
         if index in drawn:
-            panels = draw_panels(frame, image_level, both, classes, source.classes)
+            regions = recording.regions.get(stamp_ns, [])
+            panels = draw_panels(frame, image_level, both, classes, source.classes, regions)
             written.append(f"{index:05d}_{frame.name}.jpg")
             write_jpeg(overlays / written[-1], np.hstack(list(panels.values())))
             pictures = {caption: jpeg_uri(panel) for caption, panel in panels.items()}
-            sheets.append({"name": frame.name, "latency_ms": mask.latency_ms, "panels": pictures})
+            sheets.append(
+                {
+                    "name": frame.name,
+                    "latency_ms": mask.latency_ms,
+                    "panels": pictures,
+                    "regions": count_outcomes([regions]),
+                }
+            )
     report = {**summarize(recording, source, matrices), "overlays": written}
     write_atomic(out / "demo.json", json.dumps(report, indent=1) + "\n")
     legend = list(zip(classes.names, classes.colors_rgb, strict=True))
+    charts = {dataset: curve_chart(curve, dataset) for dataset, curve in (curves.curves if curves else {}).items()}
     write_page(
-        out / "index.html", "demo.html.j2", package="nightlab_ros.demo", report=report, sheets=sheets, legend=legend
-    )
+        out / "index.html", "demo.html.j2", package="nightlab_ros.demo", report=report, sheets=sheets, legend=legend,
+        outcomes=OUTCOME_COLOURS_RGB, curves=curves, charts=charts,
+    )  # fmt: skip
     return report
 
 
@@ -121,6 +142,19 @@ def _remove_overlays(out: Path) -> None:
         return
     for name in names:
         (out / "overlays" / Path(name).name).unlink(missing_ok=True)
+
+
+def count_outcomes(frames: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, int]:
+    """Count the hard regions of frames by outcome."""
+    return dict(Counter(region["outcome"] for regions in frames for region in regions))
+
+
+def rate_of_masks(recording: Recording) -> float:
+    """Return the masks per second of the time in which frames were sent."""
+    if not recording.sent:
+        return 0.0
+    sent_s = (recording.sent[-1].stamp_ns - recording.sent[0].stamp_ns) / 1e9
+    return len(recording.answered) / (sent_s + 1 / recording.rate_hz)
 
 
 def summarize(recording: Recording, source: FrameSource, matrices: dict[str, list[np.ndarray]]) -> dict[str, Any]:
@@ -137,6 +171,8 @@ def summarize(recording: Recording, source: FrameSource, matrices: dict[str, lis
         "sent": len(recording.sent),
         "received": len(answered),
         "dropped": len(recording.sent) - len(answered),
+        "masks_hz": rate_of_masks(recording),
+        "regions": count_outcomes(recording.regions.values()),
         "latency_ms": percentiles([recording.masks[frame.stamp_ns].latency_ms for frame in answered]),
         "stages_ms": {
             stage: {mark: float(diagnostics[f"{stage}_ms_{mark}"]) for mark in ("p50", "p95", "p99")}
@@ -152,6 +188,7 @@ def summarize(recording: Recording, source: FrameSource, matrices: dict[str, lis
                 "size_hw": frame.size_hw,
                 "sent_late_ms": frame.late_ms,
                 "latency_ms": recording.masks[frame.stamp_ns].latency_ms if frame.stamp_ns in recording.masks else None,
+                "regions": recording.regions.get(frame.stamp_ns),
             }
             for frame in recording.sent
         ],
@@ -186,14 +223,27 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 
 def draw_panels(
-    frame: Frame, image_level: np.ndarray | None, both: np.ndarray, classes: ClassSet, label_classes: ClassSet
+    frame: Frame,
+    image_level: np.ndarray | None,
+    both: np.ndarray,
+    classes: ClassSet,
+    label_classes: ClassSet,
+    regions: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, np.ndarray]:
-    """Return pictures by caption, uint8 (h, PANEL_WIDTH, 3) BGR; labels are drawn in the masks' class colours."""
+    """Return pictures by caption, uint8 (h, PANEL_WIDTH, 3) BGR; labels are drawn in the masks' class colours.
+
+    `regions` are drawn as boxes, see OUTCOME_COLOURS_RGB.
+    """
     image = frame.image_bgr
     panels = {"camera": image}
     if image_level is not None:
         panels["image level"] = overlay(image, image_level, classes)
     panels["both levels"] = overlay(image, both, classes)
+    for region in regions:
+        if colour := OUTCOME_COLOURS_RGB.get(region["outcome"]):
+            x0, y0, x1, y1 = (round(side) for side in region["box_xyxy"])
+            thickness = max(1, image.shape[1] // 400)
+            cv2.rectangle(panels["both levels"], (x0, y0), (x1, y1), colour[::-1], thickness)
     if frame.labels is not None:
         panels["ground truth"] = overlay(image, to_class_set(frame.labels, label_classes, classes), classes)
     height = max(1, round(image.shape[0] * PANEL_WIDTH / image.shape[1]))

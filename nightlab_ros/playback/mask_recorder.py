@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import threading
 import time
@@ -21,15 +22,16 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
-from std_msgs.msg import Float64
+from std_msgs.msg import Float64, String
 
 from nightlab_core.files import named_errors
 from nightlab_ros import topics
 
 #: Full name of the node whose topics are recorded.
 NODE = "/nightlab"
-MASK, IMAGE_LEVEL_MASK, CONFIDENCE = (
-    topic.name.replace("~", NODE) for topic in (topics.MASK, topics.IMAGE_LEVEL_MASK, topics.CONFIDENCE)
+MASK, IMAGE_LEVEL_MASK, CONFIDENCE, REGION_OUTCOMES = (
+    topic.name.replace("~", NODE)
+    for topic in (topics.MASK, topics.IMAGE_LEVEL_MASK, topics.CONFIDENCE, topics.REGION_OUTCOMES)
 )
 #: The node publishes diagnostics once a second; without any for so many seconds, it is not waited for.
 DIAGNOSTICS_TIMEOUT_S = 5.0
@@ -112,16 +114,26 @@ class MaskRecorder:
     """
 
     def __init__(
-        self, spool: MaskSpool, mask_topics: tuple[str, ...] = (MASK, IMAGE_LEVEL_MASK), stages: tuple[str, ...] = ()
+        self,
+        spool: MaskSpool,
+        mask_topics: tuple[str, ...] = (MASK, IMAGE_LEVEL_MASK),
+        *,
+        stages: tuple[str, ...] = (),
+        with_regions: bool = False,
     ) -> None:
-        """Record the messages of `mask_topics` into `spool`, and the times of `stages`, of `topics.STAGE_TOPICS`."""
+        """Record the messages of `mask_topics` into `spool`.
+
+        Also records the times of `stages`, which are those of `topics.STAGE_TOPICS`, and the hard regions if asked for.
+        """
         #: by topic, then by stamp in nanoseconds: the messages in order of arrival
         self.received: dict[str, dict[int, list[ReceivedMask]]] = {topic: defaultdict(list) for topic in mask_topics}
         self.arrivals: list[int] = []  #: stamps of the merged masks in order of arrival
         self.diagnostics: dict[str, str] = {}  #: the node's latest values
         self.stages_ms: dict[str, list[float]] = {stage: [] for stage in stages}  #: in order of arrival
+        #: by stamp in nanoseconds: the hard regions, see `messages.region_records`
+        self.regions: dict[int, list[dict[str, Any]]] = {}
         self._num_diagnostics = 0
-        self._spool = spool
+        self._spool, self._with_regions = spool, with_regions
         self._error: OSError | None = None  #: why a mask could not be stored
 
     def __enter__(self) -> MaskRecorder:
@@ -134,6 +146,8 @@ class MaskRecorder:
         for stage, values_ms in self.stages_ms.items():
             topic = topics.STAGE_TOPICS[stage].name.replace("~", NODE)
             self._node.create_subscription(Float64, topic, lambda m, v=values_ms: v.append(m.data), qos)
+        if self._with_regions:
+            self._node.create_subscription(String, REGION_OUTCOMES, self._on_regions, qos)
         self._node.create_subscription(DiagnosticArray, topics.DIAGNOSTICS.name, self._on_diagnostics, qos)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)
@@ -200,6 +214,10 @@ class MaskRecorder:
         self.received[topic][mask.stamp_ns].append(mask)
         if topic == MASK:
             self.arrivals.append(mask.stamp_ns)
+
+    def _on_regions(self, message: Any) -> None:
+        content = json.loads(message.data)
+        self.regions[content["stamp_ns"]] = content["regions"]
 
     def _on_diagnostics(self, message: Any) -> None:
         for status in message.status:

@@ -27,8 +27,10 @@ import rclpy
 from rclpy.executors import ExternalShutdownException
 
 from nightlab_ros.playback.mask_recorder import MaskRecorder
-from nightlab_ros.playback.processes import STOP_TIMEOUT_S, ChildProcess, ProcessError
+from nightlab_ros.playback.processes import ChildProcess, ProcessError
 
+#: Longest wait for a player's end, in seconds: a busy machine takes long to close its publisher.
+RELEASE_TIMEOUT_S = 60.0
 #: Index of a warm-up frame.
 WARM_UP = -1
 #: First pause between two warm-up frames, in seconds. Each pause is half as long again as the one before it, so that a
@@ -145,7 +147,7 @@ class PlayerProcess(ChildProcess):
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
-            self._process.wait(STOP_TIMEOUT_S)
+            self._process.wait(RELEASE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             raise ProcessError(f"{self.module} does not end. {self.log_tail()}") from None
         self.check()

@@ -13,6 +13,7 @@ import numpy as np
 from nightlab_core.data.images import fill_image
 from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.pipeline import Result
+from nightlab_core.runtime.refinement import Outcome
 from nightlab_ros.publishing import run_length
 
 #: `format` of compressed messages, as image_transport writes it: encoding of the image, then the file's.
@@ -86,3 +87,11 @@ def label_info(vision_msgs: Any, classes: ClassSet, stamp: Any, threshold: float
     info.header.stamp = stamp
     info.class_map = [vision_msgs.VisionClass(class_id=i, class_name=name) for i, name in enumerate(classes.names)]
     return info
+
+
+def region_records(result: Result) -> list[dict[str, Any]]:
+    """Return the hard regions of a frame, in descending score, for JSON: box in pixels, score, and outcome."""
+    return [
+        {"box_xyxy": box.tolist(), "score": float(score), "outcome": Outcome(outcome).name.lower()}
+        for box, score, outcome in zip(result.boxes_xyxy, result.scores, result.outcomes, strict=True)
+    ]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -14,7 +15,7 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo
-from std_msgs.msg import Float64, Header
+from std_msgs.msg import Float64, Header, String
 
 from nightlab_core.labels import ClassSet, overlay
 from nightlab_core.runtime.latest import LatestWorker
@@ -28,6 +29,7 @@ from nightlab_ros.publishing.messages import (
     jpeg_message,
     label_info,
     png_message,
+    region_records,
     runs_message,
 )
 from nightlab_ros.topics import NodeTopic
@@ -68,6 +70,7 @@ class Publishers:
         if autoware_ids is not None:
             self._autoware_mask = self._create(topics.AUTOWARE_MASK)
         self._image_level = self._create(topics.IMAGE_LEVEL_MASK)
+        self._region_outcomes = self._create(topics.REGION_OUTCOMES)
         self._stages = {stage: self._create(topic) for stage, topic in topics.STAGE_TOPICS.items()}
         self._vision_msgs = _vision_msgs()
         if self._vision_msgs is None:
@@ -119,6 +122,10 @@ class Publishers:
             self._image_level.publish(image_message(resize_labels(result.image_labels, size_hw), "mono8", header))
         if _is_watched(self._mask_png):
             self._mask_png.publish(png_message(labels, header))
+        if _is_watched(self._region_outcomes):
+            stamp_ns = header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
+            content = {"stamp_ns": stamp_ns, "regions": region_records(result)}
+            self._region_outcomes.publish(String(data=json.dumps(content)))
 
     def publish_camera_info(
         self, info: CameraInfo, image_hw: tuple[int, int], size_hw: tuple[int, int], header: Header

@@ -100,7 +100,8 @@ def test_accuracy_against_time_is_a_table_and_a_picture(tiny_bundle: Path, tmp_p
     curves = json.loads((out / "benchmark.json").read_text())["curves"]
     assert [point["name"] for point in curves["mine"]] == ["1", "2", "2", "1.5"]
     kept = json.loads((out / "curve.json").read_text())
-    assert kept["curves"] == curves and kept["bundle"]["sha256"]["image.onnx"] and kept["machine"]["cpu"]
+    assert kept["curves"] == curves and kept["cpu"] and kept["engine"] == "onnxruntime"
+    assert kept["networks"]["image"] == sha256_of(tiny_bundle / "image.onnx")
     root = ElementTree.parse(out / "curve_mine.svg").getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg" and "mine" in root.attrib["aria-label"]
     assert len(root.findall("{*}circle")) == 4 + 3  # the points, and the legend

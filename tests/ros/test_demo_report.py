@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,15 @@ from class_sets import CAMVID11, CITYSCAPES19
 
 pytest.importorskip("rclpy")
 
+from nightlab_core.benchmark.curve import BY_REGIONS, BY_SCALE, CurvePoint
+from nightlab_core.benchmark.timing import Timing
 from nightlab_core.data.frames import open_frames
-from nightlab_ros.demo.demo import playback_state, report_table
-from nightlab_ros.demo.report import Recording, find_problems, write_report
+from nightlab_core.runtime.bundle import load_bundle
+from nightlab_replay.report.curves import CURVE_NAME, StoredCurves, networks_of, read_curves
+from nightlab_ros.demo.demo import DemoSettings, node_parameters, playback_state, report_table
+from nightlab_ros.demo.report import Recording, find_problems, rate_of_masks, write_report
 from nightlab_ros.playback.mask_recorder import MASK, MaskSpool, ReceivedMask
+from nightlab_ros.playback.player import PlayerSettings
 from nightlab_ros.playback.protocol import SentFrame
 
 pytestmark = pytest.mark.ros
@@ -138,6 +144,80 @@ def test_report_without_labels_and_without_masks(record: Record, tmp_path: Path)
     assert nothing["latency_ms"] == {} and nothing["problems"] == ["no mask came back for 2 frames"]
     assert "no mask came back for 2 frames" in (tmp_path / "nothing" / "index.html").read_text()
     assert [str(cell) for cell in report_table(nothing).columns[1].cells][:3] == ["2", "0", "2"]
+
+
+def test_the_page_shows_which_regions_were_read_left_out_or_late(record: Record, tmp_path: Path) -> None:
+    source = open_frames(write_source(tmp_path / "clip", 2, None))
+    one = record(2, (0, 1))
+    outcomes = (("read", "left_out"), ("late", "not_chosen"))
+    for frame, found in zip(one.sent, outcomes, strict=True):
+        one.regions[frame.stamp_ns] = [{"box_xyxy": [0.2, 0.0, 3.0, 3.0], "score": 0.5, "outcome": o} for o in found]
+    report = write_report(one, source, CITYSCAPES19, tmp_path / "out")
+    assert report["regions"] == {"read": 1, "left_out": 1, "late": 1, "not_chosen": 1}
+    assert [region["outcome"] for region in report["frames"][1]["regions"]] == ["late", "not_chosen"]
+    page = (tmp_path / "out" / "index.html").read_text()
+    for text in ("<b>1</b>regions read", "<b>1</b>regions left out", "<b>10.0 Hz</b>", "1 regions late, 1 regions not"):
+        assert text in page
+    assert "No region was read" not in page and "Accuracy against time" not in page
+    rows = list(zip(*(column.cells for column in report_table(report).columns), strict=True))
+    assert ("regions read", "1", "1 left out, 1 late, 1 not chosen") in rows
+    both = cv2.imread(str(tmp_path / "out" / "overlays" / "00000_f0.jpg"))[:, 2 * 640 :]
+    yellow = np.abs(both.astype(int) - (0, 200, 255)).max(axis=2) < 60  # the box of what was left out is on top
+    assert yellow.mean() > 0.05
+
+
+def test_without_time_for_any_region_the_page_says_what_to_do(record: Record, tmp_path: Path) -> None:
+    source = open_frames(write_source(tmp_path / "clip", 1, None))
+    one = record(1, (0,))
+    one.regions[one.sent[0].stamp_ns] = [{"box_xyxy": [0, 0, 3, 3], "score": 0.5, "outcome": "left_out"}]
+    write_report(one, source, CITYSCAPES19, tmp_path / "out")
+    assert "No region was read: the image level alone leaves no time" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_the_bundles_curve_is_on_the_page_with_its_machine(
+    record: Record, tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    bundle, source = load_bundle(folder), open_frames(write_source(tmp_path / "clip", 1, None))
+    assert read_curves(bundle) is None
+    points = tuple(
+        CurvePoint(curve, name, miou, Timing(ms, ms, ms, 9), 0.0, None)
+        for curve, name, miou, ms in ((BY_SCALE, "1", 0.6, 80.0), (BY_REGIONS, "3", 0.65, 120.0))
+    )
+    own = StoredCurves(
+        cpu="Fast & Co",
+        cores="2",
+        engine="openvino",
+        bundle="tiny",
+        networks=networks_of(bundle),
+        curves={"camvid/val": points},
+    )
+    (folder / CURVE_NAME).write_text(own.model_dump_json())
+    assert read_curves(bundle) == own
+    write_report(record(1, (0,)), source, CITYSCAPES19, tmp_path, read_curves(bundle))
+    page = (tmp_path / "index.html").read_text()
+    assert "Accuracy against time" in page and "Fast &amp; Co" in page and "mIoU on camvid/val" in page
+    assert page.count("<circle") == 2 + 2  # the points, and the legend
+    other = own.model_copy(update={"networks": {**own.networks, "region": "0" * 64}})
+    for text, reason in ((other.model_dump_json(), "other networks"), ("{", "cannot be read")):
+        (folder / CURVE_NAME).write_text(text)
+        assert read_curves(bundle) is None and reason in caplog.text
+
+
+def test_a_frame_has_most_of_the_time_until_the_next_one_unless_the_user_says_otherwise() -> None:
+    def parameters(rate: float, **given: str) -> dict[str, str]:
+        return node_parameters(DemoSettings(PlayerSettings(rate=rate), parameters=given), (48, 64))
+
+    assert parameters(10.0)["deadline_ms"] == "90.0" and parameters(10.0)["image_size"] == "[64, 48]"
+    assert parameters(10.0, deadline_ms="0.0")["deadline_ms"] == "0.0"
+    assert parameters(0.01)["deadline_ms"] == "10000.0"  # the parameter's largest value
+    assert parameters(5000.0)["deadline_ms"] == "1.0"
+
+
+def test_the_rate_of_masks_is_over_the_time_of_playing(record: Record) -> None:
+    assert rate_of_masks(record(10, (0, 4, 9))) == pytest.approx(3.0)
+    assert rate_of_masks(record(0, ())) == 0
 
 
 def test_overlays_of_an_earlier_run_are_replaced_and_pictures_of_the_user_kept(record: Record, tmp_path: Path) -> None:
