@@ -17,6 +17,7 @@ from nightlab_core.runtime.bundle import ENGINE_KINDS, load_bundle
 from nightlab_core.runtime.engines.engine import EngineOptions
 from nightlab_core.runtime.engines.open import Engines, open_network
 from nightlab_core.runtime.pipeline import Pipeline
+from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
 
 MIN_AGREEMENT = 0.999  #: of labels, between engine and torch in float32
 
@@ -51,7 +52,7 @@ def check_parity(
     """
     bundle = load_bundle(folder)
     engines, recorders = recording(reference)
-    with Pipeline(engines) as pipeline:
+    with Pipeline(engines, PipelineSettings(max_regions=MAX_REGIONS)) as pipeline:
         for frame in frames:
             pipeline(frame)
     read_at_every_size(recorders["region"], bundle.manifest.engines.region.sizes_hw)

@@ -37,6 +37,7 @@ from nightlab_core.runtime.engines.open import Engines, open_network
 from nightlab_core.runtime.engines.tensorrt.graphs import tensorrt_graph
 from nightlab_core.runtime.engines.tensorrt.half import PRODUCTS
 from nightlab_core.runtime.pipeline import Pipeline
+from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
 
 Calls = dict[EngineKind, list[Arrays]]
 
@@ -65,7 +66,7 @@ def record_inputs(bundle: Bundle, frames: Sequence[np.ndarray]) -> Calls:
     """Return the inputs of each network of a bundle while the pipeline segments these frames; crops at every size."""
     engines = {kind: RecordingEngine(OnnxRuntimeEngine(bundle.path(kind))) for kind in ENGINE_KINDS}
     opened = Engines(bundle, engines["image"], engines["hardness"], engines["region"])
-    with opened, Pipeline(opened) as pipeline:
+    with opened, Pipeline(opened, PipelineSettings(max_regions=MAX_REGIONS)) as pipeline:
         for frame in frames:
             pipeline(frame)
         read_at_every_size(engines["region"], bundle.manifest.engines.region.sizes_hw)

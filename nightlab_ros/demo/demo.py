@@ -152,9 +152,9 @@ def report_table(report: Mapping[str, Any]) -> Table:
     note = f"{node.get('dropped', '?')} skipped by the node for a newer frame, {node.get('failed', '?')} failed"
     rows.add_row("dropped", str(report["dropped"]), note)
     rows.add_row("rate of masks", f"{report['masks_hz']:.1f} Hz", "over the time of playing", end_section=True)
-    regions = report["regions"]
-    others = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in regions.items() if name != "read")
-    rows.add_row("regions read", str(regions.get("read", 0)), others, end_section=True)
+    others = {name.replace("_", " "): count for name, count in report["regions"].items() if count and name != "read"}
+    note = ", ".join(f"{count} {name}" for name, count in others.items())
+    rows.add_row("regions read", str(report["regions"]["read"]), note, end_section=True)
     for title, marks in (("latency, stamp to receipt", report["latency_ms"]), *report["stages_ms"].items()):
         if marks:
             numbers = " / ".join(f"{marks[p]:.1f}" for p in ("p50", "p95", "p99"))

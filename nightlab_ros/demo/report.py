@@ -18,6 +18,7 @@ from nightlab_core.data.frames import Frame, FrameSource
 from nightlab_core.files import write_atomic
 from nightlab_core.labels import ClassSet, overlay, to_class_set
 from nightlab_core.metrics import confusion_matrix, iou, mean_iou, paired_bootstrap
+from nightlab_core.runtime.refinement import Outcome
 from nightlab_replay.report.curves import StoredCurves, curve_chart
 from nightlab_replay.report.page import jpeg_uri, write_jpeg, write_page
 from nightlab_ros.playback.mask_recorder import IMAGE_LEVEL_MASK, MASK, MaskRecorder, ReceivedMask
@@ -145,8 +146,9 @@ def _remove_overlays(out: Path) -> None:
 
 
 def count_outcomes(frames: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, int]:
-    """Count the hard regions of frames by outcome."""
-    return dict(Counter(region["outcome"] for regions in frames for region in regions))
+    """Count the hard regions of frames by outcome, every `Outcome` in lower case."""
+    found = Counter(region["outcome"] for regions in frames for region in regions)
+    return {outcome.name.lower(): found[outcome.name.lower()] for outcome in Outcome}
 
 
 def rate_of_masks(recording: Recording) -> float:

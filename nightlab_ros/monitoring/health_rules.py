@@ -20,7 +20,8 @@ JUDGED_S = 5.0
 PREPARATIONS_PER_MINUTE = 3
 #: Age in seconds that no delay explains: the stamps are wrong.
 STAMP_FAULT_S = 3600.0
-#: Milliseconds by which stamps may be ahead: two clocks differ a little, and a simulated one advances in steps.
+#: Milliseconds by which stamps may be ahead: one step of a simulated clock that advances with the images at 10 Hz. Two
+#: clocks that NTP keeps differ by less.
 AHEAD_MS = 100.0
 
 

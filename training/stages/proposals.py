@@ -97,7 +97,7 @@ class Measurer:
         self._region_hw, self._boxes = region.input_hw, models.GivenBoxes()
         self._image, self._region = models.CachedEngine(image.engine), models.CachedEngine(region.engine)
         # The boxes are suppressed already, and those of equal place are kept.
-        self._settings = PipelineSettings(region_margin=margin, nms_iou=1.0)
+        self._settings = PipelineSettings(region_margin=margin, nms_iou=1.0, max_regions=MAX_REGIONS)
         self._model = models.Model(
             replace(image, engine=self._image),
             models.Network(self._boxes),

@@ -23,6 +23,7 @@ from nightlab_core.data.image_files import read_image
 from nightlab_core.labels import IGNORE_ID
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline
+from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
 from training.command import exit_on_error
 
 #: Frames that models are measured on; a part of them also lies among the unlabelled night frames.
@@ -99,7 +100,8 @@ def label_night_frames(
     paths = [path for path in list_images(data / images) if path.stem not in held_out]
     if not paths:
         raise ValueError(f"all frames of {data / images} are left out; expected other frames, or fewer --leave-out")
-    with Engines.open(bundle) as engines, Pipeline(engines) as pipeline:
+    settings = PipelineSettings(max_regions=MAX_REGIONS)
+    with Engines.open(bundle) as engines, Pipeline(engines, settings) as pipeline:
         shares = label_folder(pipeline, paths, out, keep, ceiling)
     names = engines.bundle.manifest.classes.names
     print(f"{len(paths)} frames, unlabelled {100 * shares[IGNORE_ID]:.1f} %")
