@@ -25,7 +25,13 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["nightlab_*"]),
     package_data={
-        "nightlab_core": ["classes/*.yaml", "bundles/*/*.onnx", "bundles/*/*.yaml", "bundles/*/*.md", "bundles/*/*.json"],
+        "nightlab_core": [
+            "classes/*.yaml",
+            "bundles/*/*.onnx",
+            "bundles/*/*.yaml",
+            "bundles/*/*.md",
+            "bundles/*/*.json",
+        ],
         "nightlab_replay": ["templates/*"],
         "nightlab_ros": ["demo/templates/*"],
     },
