@@ -26,7 +26,7 @@ FIELDS = NodeSettings.model_fields
 AT_CONFIGURE = {"bundle": "/b", "engine": "openvino", "precision": "float32", "threads": 2, "transport": "compressed"}
 AT_CONFIGURE |= {"image_size": [640, 480], "build_engines": True, "pixel_bits": 12, "cameras": ["front"]}  # type: ignore[dict-item]
 AT_CONFIGURE |= {"region_batch": 1, "paths": "in_turn", "calibration_s": 0.0, "autoware_classes": "autoware16"}
-AT_ANY_TIME = {"refine": "never", "merge": "replace", "max_regions": 3, "score_threshold": 0.2, "nms_iou": 0.4}
+AT_ANY_TIME = {"refine": "never", "merge": "replace", "max_regions": 4, "score_threshold": 0.2, "nms_iou": 0.4}
 AT_ANY_TIME |= {
     "confidence_threshold": 0.5,
     "region_margin": 0.3,
@@ -56,8 +56,8 @@ def test_every_parameter_is_described() -> None:
 
 
 def test_the_pipeline_gets_its_settings() -> None:
-    settings = change(NodeSettings(), {"max_regions": 3, "overlay": False, "refine": "never"}, configured=True)
-    assert settings.pipeline_settings() == PipelineSettings(max_regions=3, refine="never")
+    settings = change(NodeSettings(), {"max_regions": 4, "overlay": False, "refine": "never"}, configured=True)
+    assert settings.pipeline_settings() == PipelineSettings(max_regions=4, refine="never")
     assert not settings.overlay
 
 

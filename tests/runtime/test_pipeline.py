@@ -23,7 +23,7 @@ from nightlab_core.runtime.engines.engine import OnnxEngine, TensorSpec
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.light import light_level
 from nightlab_core.runtime.pipeline import STAGES, Pipeline
-from nightlab_core.runtime.settings import PipelineSettings
+from nightlab_core.runtime.settings import DEFAULT_REGIONS, MAX_REGIONS, PipelineSettings
 
 pytest.importorskip("onnx")
 from fake_engines import FakeEngine, black, known_boxes, plain_maps
@@ -146,7 +146,8 @@ def test_the_lower_path_follows_the_image_level_where_calibration_chose_that(mak
         ({"max_regions": 1}, (2, 200), [True, False, False]),
         ({"score_threshold": 0.5}, (2, 200), [True, True, False]),
         ({"score_threshold": 1.0}, (1, 100), [False, False, False]),
-        ({"nms_iou": 1.0}, (2, 200), [True, True, True, True]),
+        ({"nms_iou": 1.0}, (2, 200), [True, True, True, False]),
+        ({"nms_iou": 1.0, "max_regions": 4}, (2, 200), [True, True, True, True]),
         ({"nms_iou": 0.0}, (2, 200), [True, True]),
         ({"confidence_threshold": 0.5}, (2, 200), [True, True, True]),
         ({"confidence_threshold": 0.9}, (255, 200), [True, True, True]),
@@ -230,7 +231,7 @@ def test_a_frame_without_boxes_keeps_the_image_level(make: Callable[..., Pipelin
     assert pipeline.engines.region.received == []  # type: ignore[attr-defined]
 
 
-def test_boxes_are_at_most_ten_and_inside_the_frame(make: Callable[..., Pipeline]) -> None:
+def test_boxes_are_at_most_ten_and_inside_the_frame_and_the_best_are_read(make: Callable[..., Pipeline]) -> None:
     x0 = np.linspace(-0.1, 0.95, 30)
     boxes = np.stack([x0, np.full(30, 0.1), x0 + 0.01, np.full(30, 2.0)], axis=1)
     pipeline = make(hardness=known_boxes(boxes, np.linspace(1, 0, 30)))
@@ -239,7 +240,10 @@ def test_boxes_are_at_most_ten_and_inside_the_frame(make: Callable[..., Pipeline
     assert (result.boxes_xyxy >= 0).all()
     assert (result.boxes_xyxy[:, 3] == 64).all()
     assert (np.diff(result.scores) < 0).all()
-    assert pipeline.engines.region.received == [(10, 32, 48, 3)]  # type: ignore[attr-defined]
+    pipeline.settings = PipelineSettings(max_regions=MAX_REGIONS)
+    assert pipeline(black(64, 200)).refined.all()
+    received = pipeline.engines.region.received  # type: ignore[attr-defined]
+    assert received == [(DEFAULT_REGIONS, 32, 48, 3), (MAX_REGIONS, 32, 48, 3)]
 
 
 def test_every_stage_is_timed(make: Callable[..., Pipeline]) -> None:
