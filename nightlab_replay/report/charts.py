@@ -81,7 +81,7 @@ def time_curves(curves: dict[str, Sequence[tuple[str, float, float]]], y_title: 
         parts.append(path(xs, ys, f"line-{kind}"))
         for (point, ms, value), left, top in zip(ordered, xs, ys, strict=True):
             parts.append(dot(left, top, f"fill-{kind}", f"{name}, {point}: {value:.2f} at {ms:.1f} ms"))
-            parts.append(text(left, top - 7, point, "small"))
+            parts.append(text(left, top + 15 if kind == "c" else top - 7, point, "small"))  # "c" lies close to "b"
     return svg(WIDTH, y.start + 36, label, parts + x_axis(x, y.start, "ms, median"))
 
 
