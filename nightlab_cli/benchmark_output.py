@@ -118,8 +118,10 @@ def measure_curves(
     request: Request, subject: Subject, configurations: Sequence[Configuration], on_step: Callable[[str], None]
 ) -> dict[str, list[CurvePoint]]:
     """Measure the curve of each data set."""
-    curves = {}
-    for dataset in request.datasets if request.data else ():
+    curves: dict[str, list[CurvePoint]] = {}
+    if request.data is None:
+        return curves
+    for dataset in request.datasets:
         samples, classes = open_set(request.data, dataset, request.glob, False, request.bundle.class_set)
         with subject.open(samples[0].labels.shape) as engines:
             curves[dataset] = measure_curve(
@@ -202,7 +204,7 @@ def write_files(request: Request, figures: dict[str, Any], curves: Curves) -> No
         engine=figures["bundle"]["engine"],
         bundle=request.bundle.manifest.name,
         networks=networks_of(request.bundle),
-        curves=points,
+        curves={dataset: tuple(curve) for dataset, curve in curves.items()},
     )
     write_atomic(request.out / CURVE_NAME, stored.model_dump_json(indent=1) + "\n")
     for dataset, curve in curves.items():
