@@ -122,6 +122,10 @@ def measure_curves(
     if request.data is None:
         return curves
     for dataset in request.datasets:
+
+        def on_frame(text: str, name: str = dataset) -> None:
+            on_step(f"{name}: {text}")
+
         samples, classes = open_set(request.data, dataset, request.glob, False, request.bundle.class_set)
         with subject.open(samples[0].labels.shape) as engines:
             curves[dataset] = measure_curve(
@@ -129,7 +133,7 @@ def measure_curves(
                 every_nth(samples, request.frames),
                 classes,
                 configurations,
-                on_step=lambda text, name=dataset: on_step(f"{name}: {text}"),
+                on_step=on_frame,
             )
     return curves
 

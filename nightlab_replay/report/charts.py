@@ -7,7 +7,7 @@ Each function takes plain numbers. `label` is for screen readers and names the c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +62,7 @@ def reliability(curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], la
     return svg(WIDTH, 344, label, parts + x_axis(x, bars.start, "confidence; bars: share of pixels"))
 
 
-def time_curves(curves: dict[str, Sequence[tuple[str, float, float]]], y_title: str, label: str) -> Markup:
+def time_curves(curves: Mapping[str, Sequence[tuple[str, float, float]]], y_title: str, label: str) -> Markup:
     """Draw name -> (name of the point, milliseconds, value) as dots joined in the order of time, from 0 ms.
 
     The curves, three at most, are coloured "a", "b" and "c" in their order.
