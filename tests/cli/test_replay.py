@@ -190,7 +190,7 @@ def test_one_bad_bag_of_many_does_not_stop_the_others(tmp_path: Path, bags: list
     words = [*bags[:1], dangling, no_camera, missing, "--bundle", tiny_bundle, "--engine", "onnxruntime"]
     done = nightlab("replay", *words, "--out", tmp_path / "out")
     assert done.status == 1 and "Traceback" not in done.err
-    for problem in ("holds no topic of camera images", "missing does not exist", "dangling: "):
+    for problem in ("holds no topic of camera images", "missing does not exist", "dangling is no rosbag: it holds"):
         assert problem in done.out
     assert "nothing could be read of dangling, no_camera, missing" in done.err
     data = load_run(tmp_path / "out")
