@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import signal
 import time
@@ -263,6 +264,7 @@ def test_a_negative_clock_is_logged_once_and_ignored(capfd: pytest.CaptureFixtur
 
 
 def test_two_nodes_of_one_name_are_reported() -> None:
+    gc.collect()  # nodes of other tests live until then
     with node_in_process() as node:
         wait_until(lambda: node._count_namesakes() == 1, "the end of the last test's node")
         twin = rclpy.create_node("nightlab", context=node.context)
