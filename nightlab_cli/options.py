@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from nightlab_core.classes import load_class_set, shipped_keys
-from nightlab_core.config import ConfigError, Settings
+from nightlab_core.config import Settings
 from nightlab_core.data.pixel_depth import PixelDepth
 from nightlab_core.output import output_folder
 from nightlab_core.runtime.engines.engine import EngineChoice, PrecisionChoice
 from nightlab_core.runtime.settings import PipelineSettings
+from nightlab_core.yaml_files import ConfigError
 
 #: Width of what is printed into a file or a pipe, in characters.
 PIPE_WIDTH = 110

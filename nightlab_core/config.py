@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strict typed settings, and the one reader of YAML files.
+"""Strict typed settings.
 
-An unknown key, a key written twice, or a text in place of a number is an error at every depth: a setting must not be
-ignored silently. A YAML file is data from outside, so that its size, its depth and its aliases are limited.
+An unknown key, or a text in place of a number is an error at every depth: a setting must not be ignored silently.
 """
 
 from __future__ import annotations
@@ -10,18 +9,14 @@ from __future__ import annotations
 import datetime
 import difflib
 import json
-import re
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-#: Limits of a YAML file: bytes, levels of nesting, and values once every alias is replaced by what it stands for.
-MAX_YAML_BYTES, MAX_YAML_DEPTH, MAX_YAML_VALUES = 1 << 20, 32, 50_000
+from nightlab_core.yaml_files import ConfigError, read_yaml, shown
 
 
 class Settings(BaseModel):
@@ -31,10 +26,6 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
-
-
-class ConfigError(ValueError):
-    """A settings file that cannot be used: the message names file, key, what was received and what is expected."""
 
 
 T = TypeVar("T", bound=BaseModel)
@@ -62,111 +53,11 @@ def checked(data: dict[str, Any], cls: type[T], path: str | Path) -> T:
         raise ConfigError(f"{path}: {error}; expected keys of text, and texts, numbers, lists and mappings") from error
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read the mapping in a YAML file, without validation. Raises ConfigError, or FileNotFoundError."""
-    with Path(path).open("rb") as file:
-        content = file.read(MAX_YAML_BYTES + 1)
-    if len(content) > MAX_YAML_BYTES:
-        raise ConfigError(f"{path}: received more than {MAX_YAML_BYTES} bytes; is this the right file?")
-    data = parse_yaml(content, path)
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: received {_shown(data)}, expected a mapping of keys to values")
-    return data
-
-
-def parse_yaml(text: str | bytes, name: str | Path) -> Any:
-    """Return the value of a YAML text, of any type. Raises ConfigError, which calls the text `name`."""
-    try:
-        return yaml.load(text.decode() if isinstance(text, bytes) else text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date or number that Python refuses
-        raise ConfigError(f"{name}: not readable as YAML: {_yaml_fault(error)}") from error
-
-
-def _yaml_fault(error: Exception) -> str:
-    """Return what is wrong with a YAML text, on one line."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return " ".join(str(error).split())
-    return f"{getattr(error, 'problem', None)}, in line {mark.line + 1}, column {mark.column + 1}"
-
-
-def to_yaml(data: dict[str, Any]) -> str:
-    """Return a mapping of plain values as YAML that `read_yaml` reads back, in the mapping's order."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
-
-
-class _Loader(yaml.SafeLoader):
-    """Load texts, numbers, dates, lists and mappings within the limits of this module.
-
-    Refuses tags and keys written twice, and reads 1e-4 as a number, unlike PyYAML.
-    """
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._depth = 0
-        self._extents: dict[yaml.Node, tuple[int, int]] = {}  # values and levels of a node, aliases replaced
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
-        if getattr(event, "tag", None) is not None:
-            raise _refused(f"received the tag {event.tag!r}; remove it", event)
-        self._depth += 1
-        if self._depth > MAX_YAML_DEPTH:
-            raise _refused(f"received more than {MAX_YAML_DEPTH} levels of nesting", event)
-        node = super().compose_node(parent, index)
-        assert node is not None
-        self._depth -= 1
-        if isinstance(event, yaml.AliasEvent) and node not in self._extents:
-            raise _refused("received an alias inside of its own anchor", event)
-        values, levels = self._extents.setdefault(node, self._extent(node))
-        if values > MAX_YAML_VALUES or self._depth + levels > MAX_YAML_DEPTH:
-            raise _refused(
-                f"received more than {MAX_YAML_VALUES} values or {MAX_YAML_DEPTH} levels, with aliases replaced", event
-            )
-        return node
-
-    def _extent(self, node: yaml.Node) -> tuple[int, int]:
-        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
-        if isinstance(node, yaml.MappingNode):
-            parts = chain.from_iterable(parts)
-        extents = [self._extents[part] for part in parts]
-        return 1 + sum(values for values, _ in extents), 1 + max((levels for _, levels in extents), default=0)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise _refused("received a list or mapping as a key; expected a text", key_node)
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise _refused(f"key {key!r} is written twice", key_node)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Write texts so that `_Loader` reads them back as texts, and no aliases."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-for _yaml in (_Loader, _Dumper):
-    _yaml.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-    )
-
-
-def _refused(reason: str, place: Any) -> yaml.MarkedYAMLError:
-    """Return the error for an event or a node of the file."""
-    return yaml.MarkedYAMLError(problem=reason, problem_mark=place.start_mark)
-
-
 def _iso_date(value: Any) -> str:
     """Return a date of YAML as text, for JSON."""
     if isinstance(value, datetime.date):
         return value.isoformat()
-    raise TypeError(f"received {_shown(value)}")
+    raise TypeError(f"received {shown(value)}")
 
 
 def _explain(detail: ErrorDetails, cls: type[BaseModel]) -> str:
@@ -179,7 +70,7 @@ def _explain(detail: ErrorDetails, cls: type[BaseModel]) -> str:
         return f"key {where!r}: received an unknown key; {hint}"
     if detail["type"] == "missing":
         return f"key {where!r}: received nothing; add this key"
-    return f"key {where!r}: received {_shown(detail['input'])}; {detail['msg']}"
+    return f"key {where!r}: received {shown(detail['input'])}; {detail['msg']}"
 
 
 def _keys_at(cls: type[BaseModel], location: Iterable[int | str]) -> list[str]:
@@ -196,8 +87,3 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _models_in(argument)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nightlab_core.config import read_yaml
+from nightlab_core.yaml_files import read_yaml
 
 
 def check_params_file(path: Path, node: str) -> None:

@@ -13,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("nightlab_core", "nightlab_replay", "nightlab_ros", "nightlab_cli", "training")
+#: Packages of the vehicle that an installed ROS lacks, or has in a version of its own.
+NOT_OF_ROS = ("pydantic", "openvino", "onnxruntime", "rosbags", "simplejpeg", "typer", "rich", "numpy", "cv2")
 TORCH = ("torch", "torchvision", "timm", "lightning", "onnx")
 
 
@@ -61,6 +63,19 @@ def test_what_runs_in_the_vehicle_imports_no_torch(names: list[str]) -> None:
     names = [name for name in names if name not in BUILDING]
     imports = f"import importlib, sys\nfor n in {names}: importlib.import_module(n)\n"
     done = run_python(imports + f"print(sorted(set({TORCH}) & set(sys.modules)))")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_launch_files_run_with_the_packages_that_every_ros_brings() -> None:
+    """`ros2 launch` is run by the system's Python, which does not see the environment of the node."""
+    sources = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "launch").glob("*.py"))]
+    names = {
+        name for source in sources for name in re.findall(r"^(?:from|import) (nightlab[\w.]+)", source, re.MULTILINE)
+    }
+    assert "nightlab_ros.params_file" in names
+    imports = f"import importlib, sys\nfor n in {sorted(names)}: importlib.import_module(n)\n"
+    done = run_python(imports + f"print(sorted(set({NOT_OF_ROS}) & set(sys.modules)))")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
 

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from nightlab_core.config import ConfigError, checked, read_yaml
+from nightlab_core.config import checked
+from nightlab_core.yaml_files import ConfigError, read_yaml
 
 T = TypeVar("T", bound=BaseModel)
 

@@ -19,8 +19,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from nightlab_core.config import ConfigError, Settings, checked, read_yaml
+from nightlab_core.config import Settings, checked
 from nightlab_core.labels import IGNORE_ID, MAX_CLASSES, ClassMapping, ClassSet, ColorRGB
+from nightlab_core.yaml_files import ConfigError, read_yaml
 
 #: The class set where none is named.
 DEFAULT = "cityscapes19"

@@ -17,11 +17,12 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from nightlab_core.classes import shipped_class_set
-from nightlab_core.config import ConfigError, Settings, load_yaml, read_yaml, replace, to_yaml
+from nightlab_core.config import Settings, load_yaml, replace
 from nightlab_core.files import write_atomic
 from nightlab_core.labels import IGNORE_ID, MAX_CLASSES, ClassMapping, ClassSet
 from nightlab_core.runtime.onnx_file import read_onnx
 from nightlab_core.runtime.regions import CONTEXT_STRIDE, network_size_hw
+from nightlab_core.yaml_files import ConfigError, read_yaml, to_yaml
 
 FORMAT = 1
 MANIFEST_NAME = "bundle.yaml"

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nightlab_core.config import parse_yaml
 from nightlab_core.data.frames import FrameSource, open_frames
 from nightlab_core.runtime.bundle import default_bundle, load_bundle
+from nightlab_core.yaml_files import parse_yaml
 from nightlab_replay.progress import ProgressLine
 from nightlab_replay.report.curves import read_curves
 from nightlab_replay.report.page import write_jpeg

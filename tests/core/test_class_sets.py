@@ -16,8 +16,9 @@ from nightlab_core.classes import (
     shipped_class_set,
     shipped_keys,
 )
-from nightlab_core.config import ConfigError, Settings, load_yaml
+from nightlab_core.config import Settings, load_yaml
 from nightlab_core.labels import training_ids
+from nightlab_core.yaml_files import ConfigError
 
 OWN = """
 classes:

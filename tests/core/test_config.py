@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from nightlab_core.config import ConfigError, Settings, load_yaml, read_yaml, replace
+from nightlab_core.config import Settings, load_yaml, replace
+from nightlab_core.yaml_files import ConfigError, read_yaml
 
 
 class Inner(Settings):

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_bundle import tiny_manifest
 
-from nightlab_core.config import ConfigError, checked, read_yaml, to_yaml
+from nightlab_core.config import checked
 from nightlab_core.runtime.bundle import Manifest
+from nightlab_core.yaml_files import ConfigError, read_yaml, to_yaml
 from nightlab_ros.parameter_server import ParameterError, change
 from nightlab_ros.parameters import NodeSettings
 

@@ -79,7 +79,7 @@ def test_torch_loads_weights_only() -> None:
 def test_yaml_is_read_in_one_place() -> None:
     readers = {f"yaml.{name}" for name in YAML_LOADERS}
     found = {place.split(":")[0] for place, name, _ in calls_in(*ALL) if name in readers}
-    assert found == {"nightlab_core/config.py"}
+    assert found == {"nightlab_core/yaml_files.py"}
 
 
 def test_the_scan_finds_what_it_looks_for() -> None:

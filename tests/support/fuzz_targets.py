@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from nightlab_core.config import ConfigError, checked, read_yaml
+from nightlab_core.config import checked
 from nightlab_core.data.bags.messages import COMPRESSED_TYPE, IMAGE_TYPE, deserialize
 from nightlab_core.data.bags.protocol import BagError
 from nightlab_core.data.bags.reader import Bag
@@ -24,6 +24,7 @@ from nightlab_core.data.image_header import ImageError
 from nightlab_core.data.images import ENCODINGS, message_to_bgr
 from nightlab_core.runtime.bundle import Manifest
 from nightlab_core.runtime.onnx_file import read_onnx
+from nightlab_core.yaml_files import ConfigError, read_yaml
 
 
 def _folder() -> Path:

@@ -21,7 +21,7 @@ from class_sets import CAMVID11, CITYSCAPES19
 from pipelines import open_pipeline
 
 from nightlab_core.benchmark.curve import with_scale
-from nightlab_core.config import ConfigError, replace
+from nightlab_core.config import replace
 from nightlab_core.data.datasets.paired import Sample
 from nightlab_core.data.hard_regions import hard_regions, predicted_regions
 from nightlab_core.labels import ClassSet, to_class_set
@@ -30,6 +30,7 @@ from nightlab_core.runtime.engines.engine import EngineOptions
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_core.runtime.settings import PipelineSettings
+from nightlab_core.yaml_files import ConfigError
 from training.evaluation.ablate import ablate, earlier_entries, print_ladder
 from training.evaluation.ladder import Ablation, Counts, Ladder, Networks, Row
 from training.evaluation.results import commands_to_train, markdown, write_page

@@ -9,8 +9,8 @@ pytest.importorskip("torch")
 
 from class_sets import CITYSCAPES19
 
-from nightlab_core.config import ConfigError
 from nightlab_core.runtime.settings import PipelineSettings
+from nightlab_core.yaml_files import ConfigError
 from training.combine_checkpoints import CombineRecipe
 from training.evaluation.ladder import Ablation
 from training.recipes import load_recipe, read_recipe

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nightlab_core.config import ConfigError, read_yaml
+from nightlab_core.yaml_files import ConfigError, read_yaml
 
 METADATA_NAME = "metadata.yaml"
 #: Key in `custom_data` that names the class set of a bag's labels.
