@@ -13,10 +13,13 @@ export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 ifeq (,$(wildcard requirements/ros-$(ROS).txt))
-$(error ROS is "$(ROS)"; expected kilted or jazzy)
+$(error ROS is "$(ROS)"; expected kilted, jazzy or humble-like)
 endif
 
-USABLE := import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+# The NumPy of an older ROS has no wheels for a newer Python.
+NEWEST_MINOR := $(or $(if $(filter jazzy,$(ROS)),12),$(if $(filter humble-like,$(ROS)),10),13)
+PYTHONS := 3.10$(if $(filter-out 10,$(NEWEST_MINOR)), to 3.$(NEWEST_MINOR))
+USABLE := import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $(NEWEST_MINOR)))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python3.13; do \
 	$$p -c '$(USABLE)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
@@ -24,10 +27,14 @@ DEMO_ENV := .venv-demo
 VEHICLE_ENV := .venv-vehicle$(if $(filter-out kilted,$(ROS)),-$(ROS))
 FUZZ_ENV := .venv-fuzz
 SUPPLY_ENV := .venv-supply
-TEST_ENV := .venv-test$(if $(filter-out kilted,$(ROS)),-$(ROS))
+TEST_ENV := .venv-test
+# Another ROS than Kilted runs the vehicle's tests alone, with the versions that come with it.
+TESTED_ENV := $(if $(filter kilted,$(ROS)),$(TEST_ENV),$(VEHICLE_ENV))
+TESTED := $(if $(filter kilted,$(ROS)),lint,$(VEHICLE_ENV)/.ready)
+BASE := requirements/vehicle.txt requirements/robot.txt
 DEMO_REQUIREMENTS := requirements/vehicle.txt requirements/ros-kilted.txt
 VEHICLE_REQUIREMENTS := requirements/test-vehicle.txt requirements/ros-$(ROS).txt
-TEST_REQUIREMENTS := requirements/test.txt requirements/ros-$(ROS).txt
+TEST_REQUIREMENTS := requirements/test.txt requirements/ros-kilted.txt
 # Two processes, each with whole groups of tests: those that share a group share a fixture or the machine's time.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
@@ -46,20 +53,20 @@ help: ## show this list
 	@echo
 	@echo "demo:  INPUT=(rosbag, folder of images or video) LABELS= CLASSES=(class set of the labels) GLOB= TOPIC= FRAMES= RATE=10"
 	@echo "       OUT=demo_out PARAMS='refine:=never max_regions:=3' (parameters of the node)"
-	@echo "test, test-all, test-vehicle: ROS=kilted or jazzy, TESTS='tests/ros -k demo'"
+	@echo "test, test-all, test-vehicle: ROS=kilted, jazzy or humble-like (the vehicle's tests), TESTS='tests/ros -k demo'"
 	@echo "train-lite: DATA=(folder of the data sets, see docs/training.md) FROM=(first stage) UNTIL=(last stage)"
 	@echo "fuzz:  SECONDS=120 (for each target) TARGETS='images bags_mcap'.    soak: MINUTES=20 SOAK_OUT=soak_out"
-	@echo "all:   PYTHON=(a Python 3.10 to 3.13)"
+	@echo "all:   PYTHON=(a Python 3.10 to 3.13; for ROS=jazzy to 3.12, for ROS=humble-like 3.10)"
 
 demo: $(DEMO_ENV)/.ready ## play a labelled night clip through the node; INPUT=... plays your own
 	@$(DEMO_ENV)/bin/python -m nightlab_cli demo $(SOURCE) --rate $(call quoted,$(RATE)) --out $(call quoted,$(OUT)) \
 		$(call option,param,$(PARAMS))
 
-test: lint ## run all checks, and the tests that are not marked slow
-	$(TEST_ENV)/bin/python $(PYTEST) -m "not slow" $(TESTS)
+test: $(TESTED) ## run all checks, and the tests that are not marked slow
+	$(TESTED_ENV)/bin/python $(PYTEST) -m "not slow" $(TESTS)
 
-test-all: lint ## run all checks and all tests
-	$(TEST_ENV)/bin/python $(PYTEST) $(TESTS)
+test-all: $(TESTED) ## run all checks and all tests
+	$(TESTED_ENV)/bin/python $(PYTEST) $(TESTS)
 
 test-vehicle: $(VEHICLE_ENV)/.ready ## run the tests that need no torch, in a small environment
 	$(VEHICLE_ENV)/bin/python $(PYTEST) $(TESTS)
@@ -91,34 +98,34 @@ sbom: $(SUPPLY_ENV)/.ready $(DEMO_ENV)/.ready ## list the parts of the vehicle's
 	$(SUPPLY_ENV)/bin/cyclonedx-py environment --output-format JSON --output-file sbom.json $(DEMO_ENV)/bin/python
 
 clean: ## remove the environments, the caches and the output of the demo
-	rm -rf .venv-demo .venv-vehicle .venv-vehicle-* .venv-test .venv-test-* .venv-fuzz .venv-supply sbom.json demo_out .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build *.egg-info
+	rm -rf .venv-demo .venv-vehicle .venv-vehicle-* .venv-test .venv-fuzz .venv-supply sbom.json demo_out .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build *.egg-info
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 # $(call make_environment,folder,requirements files,what it downloads,options of pip)
 define make_environment
-	@[ -n "$(PYTHON)" ] || { echo "No usable Python: Python 3.10 to 3.13 with its venv module is needed (on Debian and Ubuntu:" \
+	@[ -n "$(PYTHON)" ] || { echo "No usable Python: Python $(PYTHONS) with its venv module is needed (on Debian and Ubuntu:" \
 		"apt install python3-venv). Name yours with make PYTHON=/path/to/python3." >&2; exit 1; }
-	@$(PYTHON) -c '$(USABLE)' || { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.10 to 3.13 with its venv module is needed." >&2; exit 1; }
+	@$(PYTHON) -c '$(USABLE)' || { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); Python $(PYTHONS) with its venv module is needed." >&2; exit 1; }
 	@echo "Making $(1) with $$($(PYTHON) --version), once. It downloads $(3)."
 	@$(PYTHON) -m venv --clear $(1)
 	@$(1)/bin/python -m pip install --quiet --upgrade pip
 	@$(1)/bin/python -m pip install --quiet $(4) $(foreach f,$(2),-r $(f))
 endef
 
-$(DEMO_ENV)/.ready: $(DEMO_REQUIREMENTS)
+$(DEMO_ENV)/.ready: $(DEMO_REQUIREMENTS) $(BASE)
 	$(call make_environment,$(DEMO_ENV),$(DEMO_REQUIREMENTS),about 200 MB without torch)
 	@touch $@
 
-$(VEHICLE_ENV)/.ready: $(VEHICLE_REQUIREMENTS) requirements/replay.txt requirements/vehicle.txt
+$(VEHICLE_ENV)/.ready: $(VEHICLE_REQUIREMENTS) requirements/ros-jazzy-wheels.txt requirements/replay.txt $(BASE)
 	$(call make_environment,$(VEHICLE_ENV),$(VEHICLE_REQUIREMENTS),about 250 MB without torch,--no-compile)
 	@$(VEHICLE_ENV)/bin/python requirements/trim.py $(VEHICLE_ENV)
 	@touch $@
 
-$(TEST_ENV)/.ready: $(TEST_REQUIREMENTS) requirements/train.txt requirements/replay.txt requirements/tensorrt.txt requirements/vehicle.txt
+$(TEST_ENV)/.ready: $(TEST_REQUIREMENTS) requirements/train.txt requirements/replay.txt requirements/tensorrt.txt $(BASE)
 	$(call make_environment,$(TEST_ENV),$(TEST_REQUIREMENTS),about 3 GB (torch with its CUDA libraries; on disk 6 GB). Without torch: make test-vehicle)
 	@touch $@
 
-$(FUZZ_ENV)/.ready: requirements/fuzz.txt requirements/vehicle.txt
+$(FUZZ_ENV)/.ready: requirements/fuzz.txt $(BASE)
 	$(call make_environment,$(FUZZ_ENV),requirements/fuzz.txt,about 200 MB)
 	@touch $@
 

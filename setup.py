@@ -45,7 +45,7 @@ setup(
         ),
     ],
     # ROS's own packages come with ROS. colcon leaves these as they are, pip installs them.
-    install_requires=requirements("vehicle"),
+    install_requires=[*requirements("robot"), *requirements("vehicle")],
     extras_require={
         "replay": requirements("replay"),
         "tensorrt": requirements("tensorrt"),

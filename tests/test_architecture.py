@@ -102,7 +102,8 @@ def test_requirements_of_the_vehicle_bring_no_torch(ros: str) -> None:
 
 def requirements(file: str) -> list[str]:
     lines = (ROOT / "requirements" / file).read_text(encoding="utf-8").splitlines()
-    return [normalized(line) for line in lines if line and not line.startswith("#")]
+    included = [name for line in lines if line.startswith("-r ") for name in requirements(line[3:])]
+    return included + [normalized(line) for line in lines if line and not line.startswith(("#", "-"))]
 
 
 def normalized(requirement: str) -> str:

@@ -47,7 +47,7 @@ def test_each_requirement_is_pinned_within_its_range(python: str, machine: str) 
             (specifier,) = pin.specifier
             assert specifier.operator == "=="
             pins[canonical(pin.name)] = specifier.version
-    for wanted, _ in requirements("vehicle.txt"):
+    for wanted, _ in (*requirements("robot.txt"), *requirements("vehicle.txt")):
         if wanted.marker is None or wanted.marker.evaluate(environment):
             version = pins.get(canonical(wanted.name))
             assert version is not None and wanted.specifier.contains(version), (
