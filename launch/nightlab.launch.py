@@ -8,8 +8,10 @@ import yaml
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+from launch_ros.utilities import make_namespace_absolute, prefix_namespace
 
 from launch import LaunchContext, LaunchDescription
+from nightlab_ros.launch_arguments import flag, named_topics, remappings
 from nightlab_ros.params_file import check_params_file
 from nightlab_ros.transport.profile import profile_environment
 
@@ -22,56 +24,49 @@ PARAMETERS = {
     "max_regions": "Regions refined per frame at most; fewer are faster.",
     "deadline_ms": "Time in milliseconds after which no further region is refined; 0: no limit.",
 }
-#: Processes that exchange images: the camera and the node.
-NUM_PROCESSES = 2
+#: All other arguments: default and description.
+ARGUMENTS = {
+    "image": ("image", "Camera topic, sensor_msgs/Image; camera_info is taken beside it."),
+    "images": ("", "Instead of image, for several cameras: NAME:=TOPIC of each, separated by blanks."),
+    "namespace": ("", "Namespace of the node and its topics."),
+    "params_file": ("", "YAML file of parameters, such as a copy of config/nightlab.yaml."),
+    "activate": (
+        "",
+        "true: configure and activate the node; false: leave it unconfigured. Overrides the parameter autostart, which "
+        "is true here if nothing sets it.",
+    ),
+    "respawn": ("false", "true: start the node again when it ends; false: the launch ends with it."),
+    "log_level": ("info", "debug, info, warn, error or fatal."),
+}
 RESPAWN_DELAY_S = 1.0
 
 
 def generate_launch_description() -> LaunchDescription:
     """Return the arguments, and the node that they describe."""
-    return LaunchDescription(
-        [
-            DeclareLaunchArgument(
-                "image", default_value="image", description="Camera topic, with camera_info beside it."
-            ),
-            DeclareLaunchArgument("namespace", default_value="", description="Namespace of the node and its topics."),
-            DeclareLaunchArgument(
-                "params_file",
-                default_value="",
-                description="YAML file of parameters, such as a copy of config/nightlab.yaml.",
-            ),
-            DeclareLaunchArgument(
-                "activate", default_value="true", description="Configure and activate the node at start."
-            ),
-            DeclareLaunchArgument(
-                "respawn",
-                default_value="false",
-                description="true: start the node again when it ends; false: the launch ends with it.",
-            ),
-            DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal."),
-            *(
-                DeclareLaunchArgument(name, default_value="", description=f"{text} Overrides params_file.")
-                for name, text in PARAMETERS.items()
-            ),
-            OpaqueFunction(function=node),
-        ]
-    )
+    arguments = ARGUMENTS | {name: ("", f"{text} Overrides params_file.") for name, text in PARAMETERS.items()}
+    declared = [DeclareLaunchArgument(n, default_value=d, description=text) for n, (d, text) in arguments.items()]
+    return LaunchDescription([*declared, OpaqueFunction(function=node)])
 
 
 def node(context: LaunchContext) -> list[Node]:
-    """Return the node. Raises ValueError or OSError for a params_file that does not fit it."""
+    """Return the node. Raises ValueError or OSError for arguments or a params_file that do not fit it."""
 
     def given(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
 
-    image, namespace, respawn = given("image"), given("namespace").strip("/"), yaml.safe_load(given("respawn"))
-    # Later ones win over earlier ones: the file may turn autostart off.
-    parameters: list[Any] = [{"autostart": yaml.safe_load(given("activate"))}]
+    namespace, respawn = given("namespace"), flag("respawn", given("respawn"))
+    cameras = named_topics(given("images")) if given("images") else {"": given("image")}
+    parameters: list[Any] = []  # later ones win over earlier ones
     if given("params_file"):
         path = Path(given("params_file")).expanduser()
-        check_params_file(path, "/".join(["", *filter(None, [namespace]), "nightlab"]))
+        full_namespace = prefix_namespace(context.launch_configurations.get("ros_namespace"), namespace)
+        check_params_file(path, make_namespace_absolute(full_namespace).rstrip("/") + "/nightlab")
         parameters.append(str(path))
     parameters += [{name: yaml.safe_load(given(name))} for name in PARAMETERS if given(name)]
+    if given("activate"):
+        parameters.append({"autostart": flag("activate", given("activate"))})
+    if given("images"):
+        parameters.append({"cameras": list(cameras)})
     return [
         Node(
             package="nightlab_ros",
@@ -79,13 +74,10 @@ def node(context: LaunchContext) -> list[Node]:
             name="nightlab",
             namespace=namespace,
             parameters=parameters,
-            remappings=[
-                ("image", image),
-                ("image/compressed", f"{image}/compressed"),
-                ("camera_info", image[: image.rfind("/") + 1] + "camera_info"),
-            ],
-            ros_arguments=["--log-level", given("log_level")],
-            additional_env=profile_environment(NUM_PROCESSES),
+            remappings=remappings(cameras),
+            # ROS arguments come before all parameters, so that any other autostart wins: SetParameter or params_file.
+            ros_arguments=["--log-level", given("log_level"), "-p", "autostart:=true"],
+            additional_env=profile_environment(1 + len(cameras)),  # the node and the cameras
             output="screen",
             respawn=respawn,
             respawn_delay=RESPAWN_DELAY_S,

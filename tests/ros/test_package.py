@@ -20,7 +20,7 @@ from nightlab_ros.parameters import NodeSettings
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch/nightlab.launch.py"
-ARGUMENTS = {"image", "namespace", "params_file", "use_sim_time", "activate", "respawn", "log_level"}
+ARGUMENTS = {"image", "images", "namespace", "params_file", "use_sim_time", "activate", "respawn", "log_level"}
 ARGUMENTS |= {"engine", "transport", "refine", "max_regions", "deadline_ms"}
 
 
@@ -65,8 +65,8 @@ def test_entry_points_lead_to_functions() -> None:
 
 def test_launch_file_describes_its_arguments_and_sets_parameters_that_exist() -> None:
     tree = ast.parse(LAUNCH.read_text())
-    named = {d["name"]: d["description"] for d in keywords_with_name(tree)}
-    parameters = launch_parameters(tree)
+    parameters = table(tree, "PARAMETERS")
+    named = {name: text for name, (_, text) in table(tree, "ARGUMENTS").items()}
     assert set(named) | set(parameters) == ARGUMENTS
     assert all(len(text) > 10 for text in (*named.values(), *parameters.values()))
     assert set(parameters) <= {*NodeSettings.model_fields, "use_sim_time"}
@@ -74,22 +74,12 @@ def test_launch_file_describes_its_arguments_and_sets_parameters_that_exist() ->
     assert (node["package"], node["executable"]) == ("'nightlab_ros'", "'nightlab_node'")
 
 
-def keywords_with_name(tree: ast.AST) -> list[dict[str, str]]:
-    """The description of each argument that is declared by its name."""
-    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "DeclareLaunchArgument"]
-    return [
-        {"name": call.args[0].value, **{k.arg or "**": ast.unparse(k.value) for k in call.keywords}}
-        for call in calls
-        if isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, str)
-    ]
-
-
-def launch_parameters(tree: ast.AST) -> dict[str, str]:
-    """The launch file's table PARAMETERS."""
+def table(tree: ast.AST, name: str) -> dict[str, Any]:
+    """A table of the launch file."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PARAMETERS":
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
             return ast.literal_eval(node.value)
-    raise AssertionError("no PARAMETERS")
+    raise AssertionError(f"no {name}")
 
 
 @pytest.mark.parametrize("form", ["xml", "yaml"])
@@ -103,7 +93,7 @@ def test_other_launch_files_include_the_one_of_python(form: str) -> None:
     assert file == "$(find-pkg-share nightlab_ros)/launch/nightlab.launch.py"
 
 
-def launched(*arguments: tuple[str, str]) -> Any:
+def launched(*arguments: tuple[str, Any]) -> Any:
     """The node that the launch file starts, and its context."""
     pytest.importorskip("launch_ros")
     from launch.actions import DeclareLaunchArgument
@@ -124,17 +114,54 @@ def launched(*arguments: tuple[str, str]) -> Any:
     return module.node(context)[0], context, module
 
 
-def test_a_launch_argument_that_is_given_wins_and_no_default_does(tmp_path: Path) -> None:
-    own = tmp_path / "own.yaml"
-    own.write_text("/**:\n  ros__parameters:\n    engine: onnxruntime\n    use_sim_time: true\n")
-    node, context, _ = launched(("params_file", str(own)), ("engine", "openvino"), ("deadline_ms", "50"))
+def parameters_given_to_the_node(*arguments: tuple[str, Any]) -> dict[str, Any]:
+    """What the node's command line says of its parameters, as rclpy reads it."""
+    rclpy = pytest.importorskip("rclpy")
+    node, context, _ = launched(*arguments)
     node._perform_substitutions(context)
-    files = [path for path, is_file in node._Node__expanded_parameter_arguments if is_file]
-    merged: dict[str, Any] = {}
-    for path in files:
-        for values in yaml.safe_load(Path(path).read_text()).values():
-            merged.update(values["ros__parameters"])
-    assert merged == {"autostart": True, "use_sim_time": True, "engine": "openvino", "deadline_ms": 50}
+    context.extend_locals({"ros_specific_arguments": {"name": "__node:=nightlab", "ns": "__ns:=/"}})
+    words = [perform_substitutions(context, word) for word in node.cmd[1:]]
+    ros = rclpy.Context()
+    rclpy.init(args=["node", *words], context=ros)
+    try:
+        created = rclpy.create_node("nightlab", context=ros)
+        overrides = {name: value.value for name, value in created._parameter_overrides.items()}
+        created.destroy_node()
+        return overrides
+    finally:
+        rclpy.shutdown(context=ros)
+
+
+def perform_substitutions(context: Any, substitutions: Any) -> str:
+    """The text of one word of a command line."""
+    from launch.utilities import perform_substitutions as perform
+
+    return perform(context, substitutions)
+
+
+@pytest.mark.parametrize("node", ["/**", "/nightlab"])
+def test_a_launch_argument_that_is_given_wins_and_no_default_does(tmp_path: Path, node: str) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(f"{node}:\n  ros__parameters: {{engine: onnxruntime, use_sim_time: true, autostart: false}}\n")
+    given = (("params_file", str(own)), ("engine", "openvino"), ("deadline_ms", "50"))
+    found = parameters_given_to_the_node(*given)
+    assert found == {"autostart": False, "use_sim_time": True, "engine": "openvino", "deadline_ms": 50}
+    assert parameters_given_to_the_node(*given, ("activate", "true"))["autostart"] is True
+
+
+def test_autostart_that_is_set_around_the_launch_file_wins_over_the_default() -> None:
+    assert parameters_given_to_the_node() == {"autostart": True}
+    around = ("global_params", [("autostart", False)])
+    assert parameters_given_to_the_node(around) == {"autostart": False}
+    assert parameters_given_to_the_node(around, ("activate", "true")) == {"autostart": True}
+
+
+def test_a_file_for_the_namespace_around_the_launch_file_is_accepted(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("/robot/front/nightlab:\n  ros__parameters: {engine: onnxruntime}\n")
+    launched(("params_file", str(own)), ("namespace", "front"), ("ros_namespace", "/robot"))
+    with pytest.raises(ValueError, match="expected /front/nightlab, or"):
+        launched(("params_file", str(own)), ("namespace", "front"))
 
 
 def test_the_calibration_is_taken_beside_the_images() -> None:
@@ -155,36 +182,9 @@ def test_the_launch_ends_with_the_node_and_with_a_status_where_it_failed() -> No
         module.ended(SimpleNamespace(returncode=1), context)
 
 
-def test_the_launch_file_of_several_cameras(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("launch_ros")
-    from launch import LaunchContext
-
-    spec = importlib.util.spec_from_file_location("cameras_launch", ROOT / "launch/cameras.launch.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    context = LaunchContext()
-    images = "front:=/front/image_raw rear:=rear_raw top:=/top"
-    context.launch_configurations.update({"images": images, "namespace": "", "params_file": "cameras.yaml"})
-    made: list[dict[str, Any]] = []
-    monkeypatch.setattr(module, "Node", lambda **arguments: made.append(arguments))
-    module.start_node(context)
-    (node,) = made
-    assert node["parameters"][1] == {"cameras": ["front", "rear", "top"], "autostart": True}
-    assert dict(node["remappings"]) == {
-        "front/image": "/front/image_raw",
-        "front/image/compressed": "/front/image_raw/compressed",
-        "front/camera_info": "/front/camera_info",
-        "rear/image": "rear_raw",
-        "rear/image/compressed": "rear_raw/compressed",
-        "rear/camera_info": "camera_info",
-        "top/image": "/top",
-        "top/image/compressed": "/top/compressed",
-        "top/camera_info": "/camera_info",
-    }
-    context.launch_configurations["images"] = "/front/image_raw"
-    with pytest.raises(ValueError, match="expected NAME:=TOPIC for each camera"):
-        module.start_node(context)
+def test_several_cameras_have_one_node_with_their_names() -> None:
+    images = "front:=/front/image_raw rear:=rear_raw"
+    assert parameters_given_to_the_node(("images", images)) == {"autostart": True, "cameras": ["front", "rear"]}
 
 
 def test_the_launch_file_with_a_costmap_starts_both_and_remaps_the_clouds() -> None:
