@@ -27,7 +27,8 @@ UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".jp2", ".dng", ".exr", ".ppm", ".p
 _HEAD_BYTES = 25  #: up to the bit depth of a PNG
 _SEVERAL = ("WebP", "TIFF", "GIF", "AVIF")  #: formats that hold several images
 if "OPENCV_LOG_LEVEL" not in os.environ:  # every ImageError says what OpenCV would write to standard error
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # its place up to OpenCV 4.6
+    _set_log_level(0)
 
 
 def decode_bgr(data: bytes, depth: PixelDepth | None = None) -> np.ndarray:
@@ -57,6 +58,10 @@ def decode_image(data: bytes, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
     if kind == "PNG":
         for _ in png_chunks(data):
             pass  # raises for a damaged chunk
+    if kind in _SEVERAL and not hasattr(cv2, "imdecodemulti"):  # imdecode would take the first image of several
+        raise ImageError(
+            f"received a {kind}, which OpenCV {cv2.__version__} cannot check; expected OpenCV 4.10 or newer"
+        )
     packed = np.frombuffer(data, np.uint8)
     try:
         if kind in _SEVERAL:
