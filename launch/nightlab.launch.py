@@ -26,7 +26,7 @@ PARAMETERS = {
 }
 #: All other arguments: default and description.
 ARGUMENTS = {
-    "image": ("image", "Camera topic, sensor_msgs/Image; camera_info is taken beside it."),
+    "image": ("image", "Camera topic, with camera_info beside it."),
     "images": ("", "Instead of image, for several cameras: NAME:=TOPIC of each, separated by blanks."),
     "namespace": ("", "Namespace of the node and its topics."),
     "params_file": ("", "YAML file of parameters, such as a copy of config/nightlab.yaml."),
