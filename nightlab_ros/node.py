@@ -60,7 +60,8 @@ class NightLabNode(LoggedLifecycleNode):
         for sentence in unknown_parameters(self._parameter_overrides, self._parameters):
             self.get_logger().warning(sentence)
         self.add_on_set_parameters_callback(self._on_parameters)
-        self.is_hanging = False  #: True once an engine did not return in time: its thread would block the process's end
+        self.is_hanging = False  #: True once an engine did not return in time
+        self.is_freeing = False  #: True once a thread was left to free engines
         self._cameras: tuple[Camera, ...] = ()
         self._bundle: Bundle | None = None
         self._bundle_sha256 = ""
@@ -128,7 +129,7 @@ class NightLabNode(LoggedLifecycleNode):
                     camera.stop(STOP_TIMEOUT_S)
 
     def free(self) -> None:
-        """Free publishers and engines. Engines that do not end in time are left to a thread that frees them later."""
+        """Free publishers and engines. A thread goes on with engines that take longer, as on a busy machine."""
         cameras, loading, inference = self._cameras, self._loading, self._ended_inference
         self._cameras, self._loading, self._ended_inference = (), None, None
 
@@ -142,8 +143,11 @@ class NightLabNode(LoggedLifecycleNode):
 
         for camera in cameras:
             camera.destroy()
-        with self._limited_wait():
+        try:
             run_within(self._patience_s, "freeing the engines", free_engines)
+        except TimeoutError as error:
+            self.is_freeing = True
+            self.get_logger().warning(f"{error}; a thread goes on with it")
 
     def destroy_node(self) -> None:
         """End the diagnostics and destroy the node. rclpy calls it, too, when `__init__` has failed."""
@@ -259,8 +263,8 @@ def main(args: list[str] | None = None) -> int:
             node.close()
             node.destroy_node()
         rclpy.try_shutdown()
-    if node is not None and node.is_hanging:  # Python would wait for the engine's thread without a limit
-        os._exit(1)
+    if node is not None and (node.is_hanging or node.is_freeing):  # Python would wait for their threads without a limit
+        os._exit(1 if node.is_hanging else status)
     return status
 
 

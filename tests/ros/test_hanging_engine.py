@@ -95,6 +95,18 @@ def test_deactivate_ends_in_a_clear_error_and_the_node_can_be_configured_again(
         assert fake.counts()["received"] == 1
 
 
+def test_engines_that_take_long_to_be_freed_are_no_error(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> None:
+    go = threading.Event()
+    with fake_node(monkeypatch, tiny_bundle) as fake:
+        fake.start()
+        monkeypatch.setattr(fake.engines[0].image, "close", lambda: go.wait(60))
+        assert fake.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+        fake.node._patience_s = 0.05
+        assert fake.node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+        assert fake.node.is_freeing and not fake.node.is_hanging and fake.node.failure == ""
+        go.set()
+
+
 def test_diagnostics_go_on_while_a_transition_waits(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> None:
     engine = Hanging()
     monkeypatch.setattr(node_module, "STOP_TIMEOUT_S", 0.25)
