@@ -60,7 +60,7 @@ def decode_image(data: bytes, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
             pass  # raises for a damaged chunk
     if kind in _SEVERAL and not hasattr(cv2, "imdecodemulti"):  # imdecode would take the first image of several
         raise ImageError(
-            f"received a {kind}, which OpenCV {cv2.__version__} cannot check; expected OpenCV 4.10 or newer"
+            f"received a {kind}, whose images OpenCV {cv2.__version__} cannot count; expected 4.10 or later"
         )
     packed = np.frombuffer(data, np.uint8)
     try:
