@@ -8,6 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+
+pytest.importorskip("mcap")
+
 from class_sets import CITYSCAPES19
 from command import nightlab
 from mcap.reader import make_reader

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("onnx")
+
 from tiny_bundle import tiny_manifest
 
 from nightlab_core.benchmark import memory

@@ -11,6 +11,9 @@ from typing import IO, Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("mcap")
+
 from class_sets import CITYSCAPES19
 from mcap.writer import Writer as McapWriter
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 
 from class_sets import CITYSCAPES19  # noqa: E402

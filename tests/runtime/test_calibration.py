@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("onnx")
+
 from fake_engines import FakeEngine, known_boxes, plain_maps
 from tiny_bundle import tiny_manifest
 

@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("onnx")
+
 from tiny_bundle import write_tiny_bundle
 
 pytest.importorskip("torch")

@@ -10,6 +10,9 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+
+pytest.importorskip("onnx")
+
 from tiny_bundle import write_tiny_bundle
 from trees import write_image, write_label
 

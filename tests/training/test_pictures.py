@@ -8,6 +8,9 @@ from pathlib import Path
 
 import cv2
 import pytest
+
+pytest.importorskip("onnx")
+
 from tiny_bundle import write_tiny_bundle
 
 pytest.importorskip("torch")

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("onnx")
+
 from fake_gpu import FakeCuda, FakeTensorRt, Ledger, fake_header, fake_library
 from tiny_bundle import image_level, region_level
 

@@ -10,11 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import onnx
 import pytest
-from onnx import TensorProto, helper
 
+pytest.importorskip("onnx")
 pytest.importorskip("tensorrt_rtx")
+
+import onnx
+from onnx import TensorProto, helper
 
 from nightlab_core.runtime.bundle import ENGINE_KINDS, Bundle, EngineKind, default_bundle, load_bundle
 from nightlab_core.runtime.engines.engine import BuildProgress, BuildStopped
