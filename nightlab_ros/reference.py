@@ -145,7 +145,9 @@ def inputs_page() -> str:
                 ),
                 _item(
                     "The orientation in EXIF is ignored, so that labels fit. A TIFF of another orientation than 1, "
-                    "pixels that are no whole numbers, and a file of several images are refused."
+                    "pixels that are no whole numbers, and a file of several images are refused. OpenCV before 4.10, "
+                    "as on Humble and Jazzy, cannot count the images in a file, so that WebP, TIFF, GIF and AVIF are "
+                    "refused there."
                 ),
                 _item(
                     "Files that are cut short or damaged are refused. Of a JPEG this is what libjpeg warns of: data "

@@ -11,8 +11,6 @@ from nightlab_core.config import Settings
 from nightlab_core.runtime.light import DAY_ABOVE, NIGHT_BELOW
 
 MAX_REGIONS = 10
-#: With crops of 192x192, both levels take about 1.6 times as long as the image level alone: see docs/benchmarks.md.
-DEFAULT_REGIONS = 3
 #: The memory of `temporal.py` lasts from one multiple of this number of frames to the next.
 KEY_FRAMES = 32
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -52,7 +50,7 @@ class PipelineSettings(Settings):
     ] = "auto"
     max_regions: Annotated[
         int, Field(ge=0, le=MAX_REGIONS, description="largest number of regions of a frame that are read")
-    ] = DEFAULT_REGIONS
+    ] = MAX_REGIONS
     score_threshold: Annotated[Fraction, Field(description="regions with a lower hardness score are not refined")] = 0.0
     confidence_threshold: Annotated[
         Fraction, Field(description="pixels with a lower class probability are published as 255, unlabelled")

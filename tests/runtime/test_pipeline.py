@@ -23,7 +23,7 @@ from nightlab_core.runtime.engines.engine import OnnxEngine, TensorSpec
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.light import light_level
 from nightlab_core.runtime.pipeline import STAGES, Pipeline
-from nightlab_core.runtime.settings import DEFAULT_REGIONS, MAX_REGIONS, PipelineSettings
+from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
 
 pytest.importorskip("onnx")
 from fake_engines import FakeEngine, black, known_boxes, plain_maps
@@ -146,8 +146,8 @@ def test_the_lower_path_follows_the_image_level_where_calibration_chose_that(mak
         ({"max_regions": 1}, (2, 200), [True, False, False]),
         ({"score_threshold": 0.5}, (2, 200), [True, True, False]),
         ({"score_threshold": 1.0}, (1, 100), [False, False, False]),
-        ({"nms_iou": 1.0}, (2, 200), [True, True, True, False]),
-        ({"nms_iou": 1.0, "max_regions": 4}, (2, 200), [True, True, True, True]),
+        ({"nms_iou": 1.0}, (2, 200), [True, True, True, True]),
+        ({"nms_iou": 1.0, "max_regions": 3}, (2, 200), [True, True, True, False]),
         ({"nms_iou": 0.0}, (2, 200), [True, True]),
         ({"confidence_threshold": 0.5}, (2, 200), [True, True, True]),
         ({"confidence_threshold": 0.9}, (255, 200), [True, True, True]),
@@ -240,10 +240,10 @@ def test_boxes_are_at_most_ten_and_inside_the_frame_and_the_best_are_read(make: 
     assert (result.boxes_xyxy >= 0).all()
     assert (result.boxes_xyxy[:, 3] == 64).all()
     assert (np.diff(result.scores) < 0).all()
-    pipeline.settings = PipelineSettings(max_regions=MAX_REGIONS)
-    assert pipeline(black(64, 200)).refined.all()
+    pipeline.settings = PipelineSettings(max_regions=3)
+    assert pipeline(black(64, 200)).refined.tolist() == [True] * 3 + [False] * 7
     received = pipeline.engines.region.received  # type: ignore[attr-defined]
-    assert received == [(DEFAULT_REGIONS, 32, 48, 3), (MAX_REGIONS, 32, 48, 3)]
+    assert received == [(MAX_REGIONS, 32, 48, 3), (3, 32, 48, 3)]
 
 
 def test_every_stage_is_timed(make: Callable[..., Pipeline]) -> None:
