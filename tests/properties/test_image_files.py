@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("hypothesis")
+if not hasattr(cv2, "imdecodemulti"):
+    pytest.skip("OpenCV is older than 4.10", allow_module_level=True)
 
 from class_sets import CITYSCAPES19
 from hypothesis import given

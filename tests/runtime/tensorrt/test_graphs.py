@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -35,7 +34,13 @@ def network(nodes: Iterable[Any], inputs: dict[str, list[Any]], outputs: Iterabl
 
 
 def run(model: Any, **arrays: np.ndarray) -> list[np.ndarray]:
-    return onnxruntime.InferenceSession(model.SerializeToString()).run(None, arrays)
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString())
+    except Exception as error:  # its class is not public
+        if "implementation for DeformConv" not in str(error):
+            raise
+        pytest.skip("ONNX Runtime on Python 3.10 is too old for DeformConv")
+    return session.run(None, arrays)
 
 
 def operators(model: Any) -> list[str]:
