@@ -115,6 +115,8 @@ def frames(draw: st.DrawFn) -> Frame:
 @settings(max_examples=8)
 @given(frame=frames())
 def test_a_frame_in_any_form_comes_back_equal(form: str, frame: Frame) -> None:
+    if form in ("TIFF", "WebP") and not hasattr(cv2, "imdecodemulti"):
+        pytest.skip("OpenCV is older than 4.10")
     with tempfile.TemporaryDirectory() as folder:
         path = FORMS[form](Path(folder), frame)
         readers: list[FrameSource | LabelledImages] = [open_frames(path)]
