@@ -124,9 +124,9 @@ def benchmark(
         list[str] | None,
         typer.Option(
             "--with",
-            metavar="'NAME=VALUE ...'",
-            help="With --dataset: compare both levels with these settings of the pipeline instead of scales and "
-            "deadlines; can be repeated.",
+            metavar="NAME=VALUE",
+            help="With --dataset: compare both levels with these settings of the pipeline, separated by spaces, "
+            "instead of scales and deadlines; can be repeated.",
         ),
     ] = None,
     out: Annotated[

@@ -35,7 +35,7 @@ def test_pipeline_settings_are_read_from_texts() -> None:
         ("max_regions=11", "--set max_regions=11: .*less than or equal to 10"),
         ("max_regions=2.5", "--set max_regions=2.5: .*valid integer"),
         ("nms_iou=nan", "--set nms_iou=nan: .*finite number"),
-        ("merge=best", "--set merge=best: .*'replace' or 'confident'"),
+        ("merge=best", "--set merge=best: .*'auto', 'replace', 'confident' or 'window'"),
         ("merge", "--set merge: expected NAME=VALUE with a name of refine, night_below"),
         ("colour=blue", "--set colour=blue: expected NAME=VALUE with a name of refine, night_below"),
     ],
