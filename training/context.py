@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,11 @@ def read_contexts(
 ) -> list[np.ndarray]:
     """Return the image level's probabilities in the first draws of `samples`: uint8 (h, w, C) each.
 
-    They are kept in the folder `out` for the next run.
+    They are kept in the folder `out` for the next run with the same draws and weights.
     """
     paths = (settings.image_level,) if isinstance(settings.image_level, str) else settings.image_level
-    path = out / f"contexts_{'_'.join(sha256_of(each)[:12] for each in paths)}_{settings.frames}.npz"
+    made_from = samples.sources, samples.seed, samples.classes.key, input_hw, [sha256_of(each) for each in paths]
+    path = out / f"contexts_{sha256(repr(made_from).encode()).hexdigest()[:16]}_{settings.frames}.npz"
     if path.is_file():
         with np.load(path) as file:
             return [file[f"arr_{index}"] for index in range(settings.frames)]

@@ -92,8 +92,8 @@ class Level(nn.Module):
 class ContextLevel(Level):
     """A region level that also sees what the image level thinks of its window.
 
-    Its result is a mixture of its own probabilities and the image level's. How far it trusts itself is learned for
-    each pixel, so that it starts as good as the image level and learns where it is better.
+    Its result is a mixture of its own probabilities and the image level's, at first their mean. How far it trusts
+    itself is learned for each pixel.
     """
 
     def __init__(self, num_classes: int, segmenter: SegmenterSettings, relam: ReLAMSettings | None) -> None:

@@ -67,10 +67,7 @@ def plan_crops(
 
 
 def size_of(window: np.ndarray, sizes_hw: Sequence[tuple[int, int]]) -> int:
-    """Return the index of the smallest size that holds a window, int64 (4,), without shrinking it; else the last one.
-
-    A larger size costs more and gained nothing: at night, windows that were enlarged twofold lost accuracy.
-    """
+    """Return the index of the smallest size that holds a window, int64 (4,), without shrinking it, or the last one."""
     return next((index for index, size in enumerate(sizes_hw) if _holds(size, window)), len(sizes_hw) - 1)
 
 

@@ -34,7 +34,7 @@ def stream(frames: Path, contexts: list[np.ndarray], **changes: Any) -> context.
     return context.ContextStream(SOURCES, frames, 0, CITYSCAPES19, (32, 32), [5, 11], contexts=contexts, **changes)
 
 
-def test_the_first_draws_are_read_once(frames: Path, tmp_path: Path) -> None:
+def test_the_first_draws_are_read_once(frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny_settings()
     torch.manual_seed(0)
     save_checkpoint(tmp_path / "whole.pt", settings.build(), settings, CARD)
@@ -44,9 +44,13 @@ def test_the_first_draws_are_read_once(frames: Path, tmp_path: Path) -> None:
     assert [one.dtype for one in found] == [np.uint8] * 3
     for one in found:
         np.testing.assert_allclose(one.astype(int).sum(axis=2), 255, atol=10)  # 19 rounded numbers
-    kept = context.read_contexts(recipe, settings, None, INPUT_HW, tmp_path)  # type: ignore[arg-type]  # not drawn again
+    monkeypatch.setattr(samples, "draw", None)
+    kept = context.read_contexts(recipe, settings, samples, INPUT_HW, tmp_path)  # not drawn again
     for one, again in zip(found, kept, strict=True):
         np.testing.assert_array_equal(one, again)
+    others = data.Samples(SOURCES, frames, 1, CITYSCAPES19)
+    of_others = context.read_contexts(recipe, settings, others, INPUT_HW, tmp_path)
+    assert any(not np.array_equal(one, other) for one, other in zip(found, of_others, strict=True))
 
 
 def test_crop_labels_and_probabilities_show_one_window(frames: Path) -> None:
