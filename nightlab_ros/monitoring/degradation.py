@@ -65,7 +65,7 @@ PREPARING = Degradation(
     "The engines are being loaded, or prepared for another size of images",
     *("no masks", WARN, "{reason}: no mask for {seconds:.0f} s"),
     "when the engines are ready",
-    "tests/ros/test_health.py::test_images_without_a_mask_are_reported",
+    "tests/ros/monitoring/test_health.py::test_images_without_a_mask_are_reported",
 )
 NO_MASK = Degradation(
     "No mask comes out for 2 s or five times the usual latency: an engine is slow or hangs",
@@ -77,7 +77,7 @@ NO_MASK_FOR_LONG = Degradation(
     "The same, for five times as long",
     *("no masks", ERROR, NO_MASK.sentence),
     "when the engine answers; otherwise end the process, which does not wait for the engine",
-    "tests/ros/test_health.py::test_images_without_a_mask_are_reported",
+    "tests/ros/monitoring/test_health.py::test_images_without_a_mask_are_reported",
 )
 SEVERAL_PUBLISHERS = Degradation(
     "Several nodes publish one camera topic",
@@ -89,13 +89,13 @@ LOST_IMAGES = Degradation(
     "Images are lost in the transport",
     *("full", WARN, "{advice}"),
     "2 s after the last loss",
-    "tests/ros/test_health.py::test_losses_are_reported_with_a_remedy",
+    "tests/ros/monitoring/test_health.py::test_losses_are_reported_with_a_remedy",
 )
 NO_IMAGES_YET = Degradation(
     "No image has come since activation",
     *("no masks", WARN, "no images yet"),
     "with the first image",
-    "tests/ros/test_health.py::test_levels",
+    "tests/ros/monitoring/test_health.py::test_levels",
 )
 SILENCE = Degradation(
     "The camera is silent for 2 s, also with a simulated clock that stands still",
@@ -116,7 +116,7 @@ SIZES_ALTERNATE = Degradation(
     "images of {sizes} sizes alternate, and the engines were prepared {preparations} times in the last minute: give "
     "each camera a topic of its own, or let the camera keep one size",
     "a minute after the sizes settle",
-    "tests/ros/test_health.py::test_sizes_that_alternate_are_reported",
+    "tests/ros/monitoring/test_health.py::test_sizes_that_alternate_are_reported",
 )
 FUTURE_STAMPS = Degradation(
     "Images are stamped in the future",
@@ -137,19 +137,19 @@ OLD_MASKS = Degradation(
     "Masks are older than `warn_age_ms`",
     *("full", WARN, "masks are {age_ms:.0f} ms old when they are published; warn_age_ms is {limit:g}"),
     "when masks are younger",
-    "tests/ros/test_health.py::test_stamps_that_are_wrong_or_old_are_reported",
+    "tests/ros/monitoring/test_health.py::test_stamps_that_are_wrong_or_old_are_reported",
 )
 DROPS = Degradation(
     "More images are dropped than `warn_drop_percent`",
     *("full", WARN, "{percent:.0f} % of the images dropped; warn_drop_percent is {limit:g}"),
     "within 5 s",
-    "tests/ros/test_health.py::test_a_high_share_of_dropped_images_is_reported",
+    "tests/ros/monitoring/test_health.py::test_a_high_share_of_dropped_images_is_reported",
 )
 LOW_RATE = Degradation(
     "Fewer masks come than `warn_rate_hz`, though images come often enough",
     *("full", WARN, "{rate_hz:.2f} masks per second; warn_rate_hz is {limit:g}"),
     "within 5 s",
-    "tests/ros/test_health.py::test_a_low_rate_is_reported_if_the_camera_is_faster",
+    "tests/ros/monitoring/test_health.py::test_a_low_rate_is_reported_if_the_camera_is_faster",
 )
 UNUSABLE_BUNDLE = Degradation(
     "A bundle is damaged, beyond the limits, or breaks the contract",

@@ -18,7 +18,7 @@ import yaml
 
 from nightlab_ros.parameters import NodeSettings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LAUNCH = ROOT / "launch/nightlab.launch.py"
 ARGUMENTS = {"image", "images", "namespace", "params_file", "use_sim_time", "activate", "respawn", "log_level"}
 ARGUMENTS |= {"engine", "transport", "refine", "max_regions", "deadline_ms"}

@@ -36,7 +36,7 @@ from nightlab_ros.publishing.publishers import qos_profile
 from nightlab_ros.publishing.run_length import RUN, autoware_ids, encode_runs
 
 pytestmark = pytest.mark.ros
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 AUTOWARE = load_class_set("autoware16")
 SIZE_HW = (48, 96)
 

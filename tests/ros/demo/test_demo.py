@@ -30,7 +30,7 @@ from nightlab_ros.playback.processes import ProcessError
 
 pytestmark = pytest.mark.ros
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SIZE_HW = (64, 96)  # the tiny bundle's own size: nothing is resized, so the image level's labels are exact
 
 
