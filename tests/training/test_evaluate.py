@@ -31,7 +31,7 @@ from nightlab_core.runtime.bundle import EngineFile, load_bundle  # noqa: E402
 from nightlab_core.runtime.light import light_level  # noqa: E402
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings  # noqa: E402
 from nightlab_core.runtime.regions import network_size_hw  # noqa: E402
-from training import models  # noqa: E402
+from training import models, networks  # noqa: E402
 from training.evaluation import evaluate  # noqa: E402
 from training.evaluation.figures import difference, parts  # noqa: E402
 from training.models import open_model  # noqa: E402
@@ -113,11 +113,11 @@ def test_a_checkpoint_is_segmented_by_the_pipeline(tiny_checkpoint: Path, tmp_pa
     np.testing.assert_array_equal(result.image_labels, found.image_labels)
     np.testing.assert_array_equal(result.labels, result.image_labels)
     with pytest.raises(ValueError, match=r"of another stage \(image\); expected the region level"):
-        models.open_region(stage)
+        networks.open_region(stage)
     with pytest.raises(ValueError, match="holds no region detector"):
-        models.open_hardness(stage)
+        networks.open_hardness(stage)
     with pytest.raises(FileNotFoundError, match="no such checkpoint or bundle"):
-        models.open_image(tmp_path / "none.pt")
+        networks.open_image(tmp_path / "none.pt")
 
 
 def test_logits_of_a_checkpoint_are_enlarged_to_the_frame(tiny_checkpoint: Path) -> None:
@@ -133,7 +133,7 @@ def test_logits_of_a_checkpoint_are_enlarged_to_the_frame(tiny_checkpoint: Path)
 def test_the_networks_of_a_bundle_give_what_its_pipeline_gives(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path)
     with open_pipeline(bundle, precision="float32") as pipeline:
-        opened = models.open_image(bundle), models.open_hardness(bundle), models.open_region(bundle)
+        opened = networks.open_image(bundle), networks.open_hardness(bundle), networks.open_region(bundle)
         with models.Model(*opened) as model:
             for size_hw in ((64, 96), (50, 120)):
                 frame = np.random.default_rng(0).integers(0, 256, (*size_hw, 3), np.uint8)
@@ -141,18 +141,18 @@ def test_the_networks_of_a_bundle_give_what_its_pipeline_gives(tmp_path: Path) -
                 for name in ("labels", "confidence", "image_labels", "boxes_xyxy", "scores", "refined"):
                     np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
     with pytest.raises(ValueError, match="is a bundle, which reads a frame once and whole"):
-        models.open_image(bundle, TestTime(flip=True))
+        networks.open_image(bundle, TestTime(flip=True))
 
 
 def test_the_detector_reads_at_its_own_size_if_the_card_has_one(tmp_path: Path, tiny_checkpoint: Path) -> None:
     model, settings, card = load_checkpoint(tiny_checkpoint)
     save_checkpoint(tmp_path / "own.pt", model, settings, replace(card, hardness_hw=(32, 64)))
-    assert models.open_hardness(tmp_path / "own.pt").input_hw == (32, 64)
-    assert models.open_hardness(tiny_checkpoint).input_hw == card.input_hw
+    assert networks.open_hardness(tmp_path / "own.pt").input_hw == (32, 64)
+    assert networks.open_hardness(tiny_checkpoint).input_hw == card.input_hw
 
 
 def test_a_cached_engine_runs_each_crop_once(tmp_path: Path) -> None:
-    network = models.open_region(write_tiny_bundle(tmp_path)).engine
+    network = networks.open_region(write_tiny_bundle(tmp_path)).engine
     cached, read = models.CachedEngine(network), []
     cached.engine = lambda crops: (read.append(len(crops)), network(crops=crops))[1]  # type: ignore[assignment]
     crops = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), np.uint8)
@@ -167,7 +167,7 @@ def test_a_cached_engine_runs_each_crop_once(tmp_path: Path) -> None:
 
 
 def test_a_working_size_that_is_not_a_multiple_keeps_its_area() -> None:
-    network = models.Network(models.GivenBoxes(), (720, 1280), 32)
+    network = networks.Network(models.GivenBoxes(), (720, 1280), 32)
     file = EngineFile(file="x", **network.size_for((720, 1280)))
     assert file.input_hw[0] * file.input_hw[1] == 720 * 1280
     assert file.network_hw((720, 1280)) == network_size_hw((720, 1280), (720, 1280), 32)

@@ -20,7 +20,7 @@ from tiny_training import tiny_settings, write_frames, write_tiny_checkpoint  # 
 
 from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data.rendered import night  # noqa: E402
-from training import models  # noqa: E402
+from training import networks  # noqa: E402
 from training.data import SourceSettings  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
 from training.stages import hdm, proposals  # noqa: E402
@@ -70,8 +70,8 @@ def test_the_shipped_recipes_differ_in_their_target_only() -> None:
 def test_only_the_hardness_module_is_trained(root: Path, tmp_path: Path) -> None:
     recipe = _recipe(root)
     hdm.train(recipe, root, tmp_path)
-    before, _ = models.load_detector(root / "nightlab.pt")
-    after, input_hw = models.load_detector(tmp_path / "checkpoint.pt")
+    before, _ = networks.load_detector(root / "nightlab.pt")
+    after, input_hw = networks.load_detector(tmp_path / "checkpoint.pt")
     assert input_hw == (64, 96) and after.hdm is not None
     own = after.state_dict()
     assert all(torch.equal(value, own[key]) for key, value in before.state_dict().items())
@@ -98,7 +98,7 @@ def test_only_the_hardness_module_is_trained(root: Path, tmp_path: Path) -> None
 
     frame = night.render_scene(0, size_hw=(96, 128)).image_bgr  # without regard to its HDM it is the RDN that it was
     plain, aside = (
-        models.open_hardness(p, q).engine(frame=frame[None])
+        networks.open_hardness(p, q).engine(frame=frame[None])
         for p, q in ((root / "nightlab.pt", False), (tmp_path / "checkpoint.pt", True))
     )
     np.testing.assert_array_equal(plain["boxes"], aside["boxes"])
@@ -202,7 +202,7 @@ def test_unusable_recipes_and_checkpoints_are_refused(root: Path, tmp_path: Path
     with pytest.raises(FileNotFoundError, match=r"missing.pt: no such checkpoint"):
         hdm.build(_recipe(root, detector=str(tmp_path / "missing.pt")))
     with pytest.raises(ValueError, match="no hardness detection module"):
-        models.load_detector(root / "nightlab.pt")[0].hardness_logits([], torch.tensor([[0]]))
+        networks.load_detector(root / "nightlab.pt")[0].hardness_logits([], torch.tensor([[0]]))
 
 
 def test_several_processes_are_refused(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

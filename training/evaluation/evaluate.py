@@ -35,7 +35,7 @@ from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, Pr
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline, Result
 from nightlab_core.runtime.settings import PipelineSettings
-from training import models
+from training import models, networks
 from training.evaluation.figures import Difference, by_class, by_part, difference, parts, percent
 from training.sliding import TestTime
 
@@ -254,7 +254,7 @@ def evaluate_model(
     if record_figures and not model.is_dir():
         raise ValueError(f"{model} is not a bundle; expected the folder of a bundle to record figures in")
     evaluations: dict[str, Evaluation] = {}
-    predicted = models.class_set_of(model)
+    predicted = networks.class_set_of(model)
     folder_classes = load_class_set(classes) if classes else predicted
     with _opened(model, engine, precision, settings, test_time) as (segment, both_levels):
         for name in sets:

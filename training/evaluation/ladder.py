@@ -20,7 +20,7 @@ from nightlab_core.labels import ClassSet, to_class_set
 from nightlab_core.metrics import confusion_matrix
 from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
-from training import models
+from training import models, networks
 from training.gains import MERGES, changed_counts, either_level, paste_oracle
 from training.sliding import TestTime
 
@@ -105,17 +105,17 @@ class Networks:
     """The networks of all rows, each opened once, and each run once for a frame, whatever number of rows uses it."""
 
     def __init__(self, rows: Sequence[Row], hard_classes: Sequence[str]) -> None:
-        """Open what the rows name. Raises as `models.open_image`."""
+        """Open what the rows name. Raises as `networks.open_image`."""
         self._hard_classes = hard_classes
         self.classes: dict[str, ClassSet] = {}  #: class set of each level's labels, by its path
-        self.cached: dict[tuple[str, ...], models.Network] = {}  #: by kind, path and, for hardness, a row's `boxes`
+        self.cached: dict[tuple[str, ...], networks.Network] = {}  #: by kind, path and, for hardness, a row's `boxes`
         for row in rows:
             for path in filter(None, (row.image, row.region)):
-                self.classes.setdefault(path, models.class_set_of(Path(path)))
+                self.classes.setdefault(path, networks.class_set_of(Path(path)))
             test_time = TestTime(scales=(row.input_scale,))
-            self._once(self._image_key(row), partial(models.open_image, Path(row.image), test_time))
+            self._once(self._image_key(row), partial(networks.open_image, Path(row.image), test_time))
             if row.region:
-                self._once(("region", row.region), partial(models.open_region, Path(row.region)))
+                self._once(("region", row.region), partial(networks.open_region, Path(row.region)))
                 self._once(self._hardness_key(row), partial(self._open_hardness, row))
 
     def model(self, row: Row, settings: PipelineSettings) -> models.Model:
@@ -141,7 +141,7 @@ class Networks:
         return size_hw
 
     @staticmethod
-    def _engine(network: models.Network) -> models.CachedEngine:
+    def _engine(network: networks.Network) -> models.CachedEngine:
         assert isinstance(network.engine, models.CachedEngine)
         return network.engine
 
@@ -153,13 +153,13 @@ class Networks:
     def _hardness_key(row: Row) -> tuple[str, ...]:
         return ("hardness", row.detector or f"{row.image} {row.input_scale}", row.boxes)
 
-    def _open_hardness(self, row: Row) -> models.Network:
+    def _open_hardness(self, row: Row) -> networks.Network:
         if row.detector:
-            return models.open_hardness(Path(row.detector), row.boxes == "objectness")
+            return networks.open_hardness(Path(row.detector), row.boxes == "objectness")
         hard_ids = self.classes[row.image].ids_of(self._hard_classes)
-        return models.Network(models.PredictedBoxes(self.cached[self._image_key(row)], hard_ids))
+        return networks.Network(models.PredictedBoxes(self.cached[self._image_key(row)], hard_ids))
 
-    def _once(self, key: tuple[str, ...], open_network: Callable[[], models.Network]) -> None:
+    def _once(self, key: tuple[str, ...], open_network: Callable[[], networks.Network]) -> None:
         if key not in self.cached:
             network = open_network()
             self.cached[key] = replace(network, engine=models.CachedEngine(network.engine))

@@ -25,7 +25,7 @@ from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.nightlab import NightLabSettings
 from nightlab_core.runtime.regions import Merge
 from nightlab_core.runtime.settings import PipelineSettings
-from training import models
+from training import networks
 from training.command import TrainingStage
 from training.data import SourceSettings
 from training.loop import LoopSettings, Losses, Mean, fit
@@ -80,7 +80,7 @@ class ProposalSet(Dataset[Sample]):
         if frame in self.kept:
             return self.kept[frame]
         _, image, _ = self.reader.frame(frame)
-        ready = models.detector_input(image, self.input_hw, self.detector)
+        ready = networks.detector_input(image, self.input_hw, self.detector)
         device = next(self.detector.parameters()).device
         # Half precision, kept or not, so that a frame gives the same sample every time.
         features = [f.half().cpu() for f in self.detector.features(ready.to(device))]
@@ -118,7 +118,7 @@ def hardness_loss(model: nn.Module, batch: tuple[list[list[Tensor]], list[Tensor
 
 def build(recipe: HdmRecipe) -> RegionDetector:
     """Build the trained detector with a fresh second head; everything else is fixed."""
-    rdn, _ = models.load_detector(Path(recipe.detector))
+    rdn, _ = networks.load_detector(Path(recipe.detector))
     detector = recipe.model.build_detector()
     if detector.hdm is None:
         raise ValueError("model.detector.hdm_channels is 0; expected the width of the module that is to be trained")
@@ -129,7 +129,7 @@ def build(recipe: HdmRecipe) -> RegionDetector:
     if misfits:
         raise ValueError(f"{recipe.detector} does not fit the recipe's model: {misfits[0]} and {len(misfits) - 1} more")
     detector.load_state_dict({k: own[k] if k.startswith("hdm.") else trained[k] for k in own})
-    detector.requires_grad_(False).eval().to(models.device())
+    detector.requires_grad_(False).eval().to(networks.device())
     detector.hdm.requires_grad_(True).train()
     detector.hdm.classifies.fill_(recipe.target != "gain")
     return detector
@@ -173,9 +173,9 @@ def measure(recipe: HdmRecipe, detector: RegionDetector, reader: proposals.Frame
     made_by = recipe.model_dump(mode="json", include={"sources", "per_frame", "nms_iou", "region_margin", "input_hw"})
     made_by |= {"seed": recipe.loop.seed, "frames": recipe.frames, **made_from(recipe)}
     with proposals.Measurer(
-        detector, models.open_image(source), models.open_region(source),
+        detector, networks.open_image(source), networks.open_region(source),
         recipe.input_hw, recipe.per_frame, recipe.nms_iou, recipe.region_margin,
-        models.class_set_of(source), reader.num_classes,
+        networks.class_set_of(source), reader.num_classes,
     ) as measurer:  # fmt: skip
         return proposals.measure(measurer, reader, recipe.frames, Path(recipe.proposals), made_by)
 

@@ -36,7 +36,7 @@ from nightlab_core.models.deform import set_deform_form
 from nightlab_core.models.engine import TorchEngine
 from nightlab_core.models.nightlab import NightLab
 from nightlab_core.runtime.settings import PipelineSettings
-from training import models
+from training import networks
 from training.checkpoint import load_weights
 from training.combine_checkpoints import CombineRecipe, load_stages, write_checkpoint
 from training.command import TrainingStage
@@ -215,10 +215,10 @@ class Joint(nn.Module):
         frame_bgr = (image * 255).round().to(torch.uint8).flip(0).permute(1, 2, 0).contiguous().cpu().numpy()
         class_ids = self.first_ids[labels.to(torch.uint8).cpu().numpy()]
         evaluated = self.evaluated[source]
-        image_network = models.Network(TorchEngine("image", nightlab.image_level, device=image.device))
+        image_network = networks.Network(TorchEngine("image", nightlab.image_level, device=image.device))
         region_engine = TorchEngine("region", nightlab.region_level, device=image.device, crop_hw=nightlab.region_hw)
         with Measurer(
-            nightlab.detector, image_network, models.Network(region_engine, nightlab.region_hw),
+            nightlab.detector, image_network, networks.Network(region_engine, nightlab.region_hw),
             recipe.crop_hw, recipe.per_frame, recipe.nms_iou, recipe.region_margin, self.classes, len(self.classes),
         ) as measurer:  # fmt: skip
             return measurer(frame_bgr, to_class_set(class_ids, self.classes, evaluated), evaluated)

@@ -25,7 +25,7 @@ from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.bundle import ENGINE_KINDS, load_bundle, sha256_of
 from nightlab_core.runtime.pipeline import Result
 from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
-from training import models
+from training import models, networks
 from training.data import Samples, SourceSettings, source_classes
 from training.gains import RegionGains, equation6, miou_gain, region_gains
 
@@ -77,8 +77,8 @@ class Measurer:
     def __init__(
         self,
         detector: RegionDetector,
-        image: models.Network,
-        region: models.Network,
+        image: networks.Network,
+        region: networks.Network,
         input_hw: tuple[int, int],
         per_frame: int,
         nms_iou: float,
@@ -100,7 +100,7 @@ class Measurer:
         self._settings = PipelineSettings(region_margin=margin, nms_iou=1.0, max_regions=MAX_REGIONS)
         self._model = models.Model(
             replace(image, engine=self._image),
-            models.Network(self._boxes),
+            networks.Network(self._boxes),
             replace(region, engine=self._region),
             self._settings,
         )
@@ -130,7 +130,7 @@ class Measurer:
         """
         with torch.inference_mode():
             device = next(self.detector.parameters()).device
-            image = models.detector_input(image_bgr, self.input_hw, self.detector).to(device)
+            image = networks.detector_input(image_bgr, self.input_hw, self.detector).to(device)
             boxes, scores, anchors = (t[0].cpu().numpy() for t in self.detector.propose(image)[:3])
         height, width = image_bgr.shape[:2]
         pixels = boxes.clip(0, 1) * np.array([width, height, width, height], np.float32)
