@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from nightlab_core.data.bags.label_pairs import TOLERANCE_NS
 from nightlab_core.data.bags.storage import SUFFIXES
 from nightlab_core.data.bags.topics import DEPTH_WORDS
+from nightlab_core.data.bags.unpacking import MAX_RATIO, MAX_UNPACKED_BYTES, SMALL_FILE_BYTES
 from nightlab_core.data.frames import VIDEO_SUFFIXES
 from nightlab_core.data.image_files import IMAGE_SUFFIXES
 from nightlab_core.data.image_header import MAX_ASPECT, MAX_BYTES, MAX_PIXELS
@@ -163,6 +164,11 @@ def inputs_page() -> str:
             f"An image or label map of a topic, a file or a bag has at most {MAX_PIXELS} pixels (8192 x 8192) in at "
             f"most {MAX_BYTES >> 20} MiB, and its sides are at most {MAX_ASPECT} to 1, since the network's input has "
             "its aspect. Sizes are read from the header before anything is decoded; larger images are refused."
+        ),
+        _wrap(
+            f"A message or chunk of a bag has at most {MAX_UNPACKED_BYTES >> 20} MiB when unpacked, and a bag that is "
+            f"compressed as a whole {SMALL_FILE_BYTES >> 20} MiB, or {MAX_RATIO} times its size if that is more. 1 "
+            "GiB of TMPDIR's disk stays free, or 5 % of it if that is less."
         ),
         "## Label maps",
         _wrap(

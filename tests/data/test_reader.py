@@ -202,9 +202,9 @@ def test_a_process_decompresses_a_file_once_and_names_a_full_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, calls = packed_bag(tmp_path / "bag"), []
-    decompress = compressed._decompress
+    decompress = compressed.unpack_file
     monkeypatch.setattr(compressed, "_COPIES", {})
-    monkeypatch.setattr(compressed, "_decompress", lambda *files: calls.append(files) or decompress(*files))
+    monkeypatch.setattr(compressed, "unpack_file", lambda *files: calls.append(files) or decompress(*files))
     for _ in range(3):
         with Bag(path) as bag, Bag(next(path.glob("*.zstd"))) as again:
             assert (len(bag), len(again)) == (2, 2)
@@ -214,7 +214,7 @@ def test_a_process_decompresses_a_file_once_and_names_a_full_folder(
     def disk_full(*files: Path) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(compressed, "_decompress", disk_full)
+    monkeypatch.setattr(compressed, "unpack_file", disk_full)
     monkeypatch.setattr(compressed, "gettempdir", lambda: "/full")
     (tmp_path / "other").mkdir()
     other = packed_bag(tmp_path / "other" / "bag")

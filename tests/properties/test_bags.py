@@ -18,10 +18,10 @@ from rosbags.typesys import Stores, get_typestore
 from tiny_bags import IMAGES, START_NS, make_frames, write_tiny_bag
 
 from nightlab_core.data.bags import compressed
-from nightlab_core.data.bags.compressed import zstd
 from nightlab_core.data.bags.protocol import BagError
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.topics import TopicError
+from nightlab_core.data.bags.unpacking import zstd
 
 FRAMES = make_frames(4, (8, 12))
 KINDS = (".mcap", ".db3", ".bag", ".mcap.zstd")

@@ -23,7 +23,7 @@ from mcap.writer import Writer as McapWriter
 from rosbags.rosbag1 import Writer as Rosbag1Writer
 from rosbags.typesys import Stores, get_typestore
 
-from nightlab_core.data.bags.compressed import zstd
+from nightlab_core.data.bags.unpacking import zstd
 from nightlab_core.data.bags.write import BagWriter
 from nightlab_core.data.datasets.paired import LabelledImages, PairedFolder
 from nightlab_core.data.frames import FrameSource, open_frames

@@ -7,7 +7,6 @@ import atexit
 import json
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,13 +15,8 @@ from tempfile import gettempdir, mkdtemp
 
 import numpy as np
 
-from nightlab_core.data.bags.protocol import BagError, StorageFile, one_line
-from nightlab_core.data.image_header import MAX_BYTES
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from nightlab_core.data.bags.protocol import BagError, StorageFile
+from nightlab_core.data.bags.unpacking import unpack, unpack_file
 
 _Key = tuple[str, int, int]  # path, size and time of change of a compressed file
 
@@ -41,7 +35,6 @@ _LOCK = threading.Lock()
 _COPIES: dict[_Key, _Copy] = {}
 #: Environment variable in which a process tells its child processes of its copies: JSON, key and copy in one list each.
 _VARIABLE = "NIGHTLAB_DECOMPRESSED"
-_BLOCK_BYTES = 1 << 20
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
@@ -89,13 +82,11 @@ def is_compressed(message: bytes) -> bool:
 def decompress_message(message: bytes) -> bytes:
     """Return a message without its compression. Raises BagError."""
     try:
-        unpacker = zstd.ZstdDecompressor()
-        unpacked = unpacker.decompress(message, MAX_BYTES + 1)
-    except zstd.ZstdError as error:
-        raise BagError(f"the message cannot be decompressed: {one_line(error)}") from error
-    if not unpacker.eof:
-        fault = f"has more than {MAX_BYTES} bytes" if len(unpacked) > MAX_BYTES else "is cut short"
-        raise BagError(f"the message cannot be decompressed: it {fault}")
+        unpacked, complete = unpack(message, "zstd")
+    except BagError as error:
+        raise BagError(f"the message cannot be decompressed: {error}") from error
+    if not complete:
+        raise BagError("the message cannot be decompressed: it is cut short")
     return unpacked
 
 
@@ -159,23 +150,7 @@ atexit.register(_delete_own)
 def _decompressed(path: Path) -> _Copy:
     folder = Path(mkdtemp(prefix="nightlab_bag_"))
     try:
-        return _Copy(folder / path.stem, _decompress(path, folder / path.stem))
+        return _Copy(folder / path.stem, unpack_file(path, folder / path.stem))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _decompress(path: Path, plain: Path) -> str:
-    """Decompress as much of a file as possible; return what is wrong with it, or ""."""
-    unpacker = zstd.ZstdDecompressor()
-    with path.open("rb") as packed, plain.open("wb") as file:
-        try:
-            while block := packed.read(_BLOCK_BYTES):
-                while block:
-                    if unpacker.eof:  # another frame follows
-                        unpacker = zstd.ZstdDecompressor()
-                    file.write(unpacker.decompress(block))
-                    block = unpacker.unused_data
-        except zstd.ZstdError as error:
-            return f"decompressing ends after {file.tell()} bytes: {one_line(error)}"
-        return "" if unpacker.eof else f"decompressing ends after {file.tell()} bytes: the file is cut off"

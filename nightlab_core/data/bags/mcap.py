@@ -7,24 +7,17 @@ The few records that this needs are parsed here, as no library reads a damaged f
 from __future__ import annotations
 
 import struct
-import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import lz4.frame
 import numpy as np
 
 from nightlab_core.data.bags.messages import ros1_to_cdr
 from nightlab_core.data.bags.protocol import BagError, Topic
-from nightlab_core.data.image_header import MAX_BYTES
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from nightlab_core.data.bags.unpacking import check_unpacked, unpack
 
 _MAGIC = b"\x89MCAP0\r\n"
 _FOOTER_CODE, _SCHEMA_CODE, _CHANNEL_CODE, _MESSAGE_CODE, _CHUNK_CODE, _CHUNK_INDEX_CODE = 2, 3, 4, 5, 6, 8
@@ -37,8 +30,6 @@ _FOOTER = struct.Struct("<QQI")  # start of the summary, start of its index, CRC
 _STATISTICS = struct.Struct("<QHIIIIQQ")  # messages, schemas, channels, attachments, metadata, chunks, first, last time
 _PER_CHANNEL = np.dtype([("channel", "<u2"), ("value", "<u8")])
 _INDEX_ENTRY = np.dtype([("time_ns", "<u8"), ("offset", "<u8")])
-#: A few kB may unpack to any size.
-_MAX_CHUNK_BYTES = 2 * MAX_BYTES
 #: Second number of the index entry of a message outside any chunk.
 _NO_CHUNK = -1
 _DAMAGED = (BagError, struct.error, ValueError, KeyError, IndexError, EOFError, OSError)
@@ -240,8 +231,9 @@ class McapFile:
                 size, crc, compression, data_at, packed_bytes = self._chunk_header(at)
                 complete = data_at + packed_bytes <= self._size
                 packed = self._read_at(data_at, min(packed_bytes, self._size - data_at))
-                data = _unpack(packed, compression, size)
-            except (zstd.ZstdError, RuntimeError, *_DAMAGED) as error:
+                check_unpacked(size)
+                data = unpack(packed, compression, size)[0] if compression else packed
+            except _DAMAGED as error:
                 raise BagError(f"the chunk cannot be unpacked: {error}") from error
             if complete and (len(data) != size or (crc and zlib.crc32(data) != crc)):
                 raise BagError("the chunk's checksum is wrong: bytes of it have changed")
@@ -288,15 +280,3 @@ def _per_channel(body: bytes, at: int) -> dict[int, int]:
     (num_bytes,) = struct.unpack_from("<I", body, at)
     entries = np.frombuffer(body, _PER_CHANNEL, num_bytes // _PER_CHANNEL.itemsize, at + 4)
     return dict(zip(entries["channel"].tolist(), entries["value"].tolist(), strict=True))
-
-
-def _unpack(packed: bytes, compression: str, size: int) -> bytes:
-    """Unpack as much as possible of a stream of `size` bytes that may be cut off."""
-    if size > _MAX_CHUNK_BYTES:
-        raise BagError(f"it has {size} bytes unpacked; expected at most {_MAX_CHUNK_BYTES}")
-    if compression == "":
-        return packed
-    if compression in ("zstd", "lz4"):
-        unpacker = zstd.ZstdDecompressor() if compression == "zstd" else lz4.frame.LZ4FrameDecompressor()
-        return bytes(unpacker.decompress(packed, size + 1))
-    raise BagError(f"compression {compression!r} is not known; expected zstd or lz4")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,10 @@ from rosbags.rosbag1 import Reader
 
 from nightlab_core.data.bags.messages import STAMP_BYTES, ros1_head, ros1_to_cdr
 from nightlab_core.data.bags.protocol import BagError, Topic, one_line
+from nightlab_core.data.bags.unpacking import check_unpacked, unpack
+
+#: First bytes of a compressed chunk. One without compression begins with the length of a header.
+_MAGICS = {"bz2": b"BZh", "lz4": b"\x04\x22\x4d\x18"}
 
 
 class Rosbag1File:
@@ -25,6 +30,8 @@ class Rosbag1File:
             self._reader.open()
         except Exception as error:  # rosbags raises errors of many types for damaged files
             raise BagError(f"{path} cannot be opened: {one_line(error)}; try `rosbag reindex`") from error
+        self._refused: dict[int, str] = {}  # why, by offset of the chunk: to unpack it up to the limit takes seconds
+        self._reader.chunks = {at: chunk._replace(decompressor=_unpacked) for at, chunk in self._reader.chunks.items()}
         self._indexes = self._reader.indexes
         self.topics = {name: Topic(topic.msgtype or "", topic.msgcount) for name, topic in self._reader.topics.items()}
 
@@ -50,14 +57,28 @@ class Rosbag1File:
     def _raw(self, first: int, second: int) -> tuple[bytes, str]:
         """Return the message of a connection as ROS 1 serialises it, and its type. Raises BagError."""
         connection = self._reader.connections[first]
+        entry = self._indexes[connection.id][second]
+        if entry.chunk_pos in self._refused:
+            raise BagError(self._refused[entry.chunk_pos])
+        check_unpacked(self._reader.chunks[entry.chunk_pos].datasize)
         # rosbags walks through the index for every call: show it the one entry
-        self._reader.indexes = {connection.id: [self._indexes[connection.id][second]]}
+        self._reader.indexes = {connection.id: [entry]}
         try:
             ((_, _, raw),) = self._reader.messages([connection])
         except Exception as error:  # the bytes may be anything
+            self._reader.current_chunk = (-1, BytesIO())  # rosbags has closed the chunk before
+            if isinstance(error, BagError):
+                self._refused[entry.chunk_pos] = f"the chunk cannot be unpacked: {error}"
+                raise BagError(self._refused[entry.chunk_pos]) from error
             raise BagError(f"the message cannot be read: {one_line(error)}") from error
         return bytes(raw), connection.msgtype
 
     def close(self) -> None:
         """Close the file."""
         self._reader.close()
+
+
+def _unpacked(chunk: bytes) -> bytes:
+    """Return the records of a chunk. Raises BagError. rosbags would unpack any number of bytes."""
+    compression = next((name for name, magic in _MAGICS.items() if chunk.startswith(magic)), None)
+    return unpack(chunk, compression)[0] if compression else chunk
