@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _thread
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -209,7 +210,7 @@ class Camera:
         self._health.record_processed(published_s, stamp_s(header), stages_ms, result.light_level, result.refine_reason)
         left_out, late = (int((result.outcomes == outcome).sum()) for outcome in (Outcome.LEFT_OUT, Outcome.LATE))
         self._health.record_regions(left_out, late, result.hardness_late)
-        self._health.record_refinement(result.refinement_error)
+        self._health.record_refinement(result.refinement_error, late=result.refinement_late)
         if result.refinement_error:
             self._log_error(f"only the image level's mask for this image{self._suffix}: {result.refinement_error}")
         self._outputs.publish_stages(stages_ms)
@@ -242,6 +243,8 @@ class Camera:
             self._node.get_logger().info(f"prepared for {size} in {seconds:.1f} s")
 
     def _on_error(self, error: BaseException) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            _thread.interrupt_main()  # which ends the process, as SIGINT does
         reason = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
         if len(reason) > MAX_REASON:  # it may quote a name of any length from the message
             reason = f"{reason[: MAX_REASON // 2]} ... {reason[-MAX_REASON // 2 :]}"

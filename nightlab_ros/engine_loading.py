@@ -18,13 +18,13 @@ class EngineLoading:
         self,
         open_engines: Callable[[OnProgress], Engines],
         prepare: Callable[[Engines], None],
-        on_error: Callable[[Exception], None],
+        on_error: Callable[[BaseException], None],
         log: Callable[[str], None],
     ) -> None:
         """Start. `on_error` receives an exception of the two functions, `log` a line for each network that is built."""
         self._open, self._prepare, self._on_error, self._log = open_engines, prepare, on_error, log
         self.engines: Engines | None = None  #: set when they are open; they may still be in preparation
-        self.error: Exception | None = None  #: why they could not be opened or prepared
+        self.error: BaseException | None = None  #: why they could not be opened or prepared
         self._progress: BuildProgress | None = None
         self._cancelled = threading.Event()
         self._thread = threading.Thread(target=self._run, name="loading", daemon=True)
@@ -66,7 +66,7 @@ class EngineLoading:
             self.engines = self._open(self._on_progress)
             if not self._cancelled.is_set():
                 self._prepare(self.engines)
-        except Exception as error:
+        except BaseException as error:  # also SystemExit, which would end the thread without a word
             self.error = error
             self._on_error(error)
 

@@ -114,7 +114,7 @@ class LoggedLifecycleNode(LifecycleNode):
         """Run an action; returns False if it raised, which is logged."""
         try:
             action()
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a library may want to end the process; the node says so and goes on
             text = f"{name} failed: {type(error).__name__}: {error}"
             self.get_logger().error(text)
             self.failure = self.failure or text

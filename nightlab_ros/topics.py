@@ -137,7 +137,7 @@ DIAGNOSTIC_KEYS = {
     "reliability": "how the node subscribes to the images: reliable or best effort",
     "publishers": "full names of the nodes that publish the images",
     "image_sizes": "number of sizes for which the engines were prepared",
-    "refinement_failed": "masks of the image level alone, because the hardness or region engine failed",
+    "refinement_failed": "masks of the image level alone, because the hardness or region engine failed or hangs",
     "light_level": "mean linear luminance of the last frame, 0 to 1",
     "refine_reason": "why the last frame was refined (always, night) or not (day, never): the setting, or the light",
     "frame_age_ms_p50, _p95, _p99": "percentiles from the image's stamp until its mask, over the last 100 frames",

@@ -13,11 +13,11 @@ image level, in small batches, and the merge takes those that are ready.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Literal
 
 import numpy as np
 
@@ -31,40 +31,16 @@ from nightlab_core.runtime.light import LightGate, light_level
 from nightlab_core.runtime.outputs import EngineError, checked_boxes, checked_maps, checked_probabilities
 from nightlab_core.runtime.reader import RegionReader
 from nightlab_core.runtime.refinement import NOTHING_FOUND, Refinement
+from nightlab_core.runtime.result import RefineReason, Result
 from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
 from nightlab_core.runtime.temporal import Memory
 
+__all__ = ["STAGES", "Pipeline", "RefineReason", "Result"]
 log = logging.getLogger(__name__)
 
 STAGES = ("resize", "image", "hardness", "crop", "region", "merge", "total")
-#: Reason why a frame is refined ("always", "night") or not ("day", "never"): the setting, or the light in the frame.
-RefineReason = Literal["always", "night", "day", "never"]
-
-
-@dataclass(frozen=True)
-class Result:
-    """The result of one frame of H x W pixels. Do not write into the arrays: two of them may share their memory."""
-
-    labels: np.ndarray  #: uint8 (H, W): class ids after the merge; 255: unlabelled or below the confidence threshold
-    confidence: np.ndarray  #: uint8 (H, W): 255 x probability of the label, also where the threshold removed it
-    image_labels: np.ndarray  #: uint8 (H, W): `labels` of the image level alone
-    image_confidence: np.ndarray  #: uint8 (H, W): `confidence` of the image level alone
-    boxes_xyxy: np.ndarray  #: float32 (N, 4), N <= 10: hard regions in frame pixels, in descending score
-    scores: np.ndarray  #: float32 (N,): hardness, 0..1
-    outcomes: np.ndarray  #: uint8 (N,): `Outcome` of each box; those that are read, left out, late or failed were due
-    ages: np.ndarray  #: int16 (N,): frames since the merged labels of a box were read, 0: in this one; -1: none merged
-    hardness_late: bool  #: True if the deadline came before the boxes were known; then there are none
-    refinement_error: str  #: why hard regions could not be found or read; empty: no error
-    #: Milliseconds of each stage in STAGES, 0 if it did not run. The paths overlap, so that `total` is less than the
-    #: sum. `image` includes resizing the labels to the frame, `hardness` the suppression.
-    stages_ms: dict[str, float]
-    light_level: float  #: mean linear-light luminance of the frame, 0..1
-    refine_reason: RefineReason  #: why hard regions were searched for, or not
-
-    @property
-    def refined(self) -> np.ndarray:
-        """Bool (N,): True if labels of the region engine were merged, of this frame or carried from an earlier one."""
-        return self.ages >= 0
+#: Seconds that a tolerant pipeline waits for a step of the lower path once the image level is done.
+PATIENCE_S = 5.0
 
 
 class Pipeline:
@@ -81,7 +57,8 @@ class Pipeline:
         """Use engines that other pipelines may use as well. `close` leaves them open.
 
         An error of the hardness or region engine is raised. A `tolerant` pipeline returns the image level's result,
-        with the regions that were read before, and the error as `Result.refinement_error`.
+        with the regions that were read before, and the error as `Result.refinement_error`. The same goes for an engine
+        that does not answer for `PATIENCE_S`: until it does, frames are not refined.
         """
         self.engines = engines
         self.settings = settings  #: assign a new object to change settings; it is read once per frame
@@ -96,6 +73,7 @@ class Pipeline:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="nightlab-regions")
         self._prepared_hws: set[tuple[int, int]] = set()
         self._waiting: deque[_LowerPath] = deque(maxlen=1)  # a newer frame replaces one that has not started
+        self._current: Refinement | None = None  # of the frame that the worker is at
 
     @property
     def bundle(self) -> Bundle:
@@ -112,7 +90,7 @@ class Pipeline:
         engines.
         """
         settings, frame_hw, stages = self.settings, rg.checked_size_hw(frame_bgr), StageTimes(self._clock, STAGES)
-        refinement = Refinement(self._clock, settings.deadline_ms)
+        refinement = Refinement(self._clock, settings.deadline_ms, PATIENCE_S if self._tolerant else math.inf)
         self._number = self._number + 1 if number is None else number
         moment = self._number, stamp_s, self._epoch
         with stages("total"):
@@ -123,7 +101,9 @@ class Pipeline:
 
             light = light_level(frame_bgr)
             reason = self._refine_reason(light, settings)
-            refines = reason in ("always", "night")
+            wanted = reason in ("always", "night")
+            hanging = self._current.hanging() if wanted and self._current is not None else ""
+            refines = wanted and not hanging
             if refines:
                 hardness_input = (
                     image_input if hardness_hw == image_hw else rg.resize_image(frame_bgr, hardness_hw)[None]
@@ -139,7 +119,9 @@ class Pipeline:
                 image_confidence = rg.resize_image(maps[1][0], frame_hw)
             if refines and not at_once:
                 self._worker.submit(self._refine_newest)
-            found = refinement.close(self.budget, strict=not self._tolerant) if refines else NOTHING_FOUND
+            found = replace(NOTHING_FOUND, error=hanging)
+            if refines:
+                found = refinement.close(self.budget, strict=not self._tolerant)
 
             with stages("merge"):
                 labels, confidence = image_labels, image_confidence
@@ -193,6 +175,7 @@ class Pipeline:
         if not self._waiting:  # the worker was late, and a newer frame took the place of the one submitted
             return
         job = self._waiting.pop()
+        self._current = job.refinement
         try:
             self._refine(job)
         except BaseException as error:
@@ -241,7 +224,7 @@ class Pipeline:
         """Run each network once on a black frame of this size, or of the bundle's, and check what it returns.
 
         Raises EngineError for an output that cannot be used, and the exceptions of the engines. A tolerant pipeline
-        logs the exceptions of the hardness and region engines.
+        logs the exceptions of the hardness and region engines, but for KeyboardInterrupt.
         """
         files = self.bundle.manifest.engines
         frame_hw = frame_hw or files.image.input_hw
@@ -252,12 +235,12 @@ class Pipeline:
             self._reader.check()
         except EngineError:
             raise
-        except Exception as error:
+        except BaseException as error:
             self._tolerate(error)
 
-    def _tolerate(self, error: Exception) -> None:
+    def _tolerate(self, error: BaseException) -> None:
         """Log an error of the lower path before the first frame, or raise it if the pipeline is not tolerant."""
-        if not self._tolerant:
+        if not self._tolerant or isinstance(error, KeyboardInterrupt):
             raise error
         log.warning("hard regions cannot be refined: %s: %s", type(error).__name__, error)
 
@@ -277,7 +260,7 @@ class Pipeline:
             self._reader.check()
             if self.settings.deadline_ms:
                 self._reader.measure()
-        except Exception as error:
+        except BaseException as error:
             self._tolerate(error)
         gate, self._gate = self._gate, LightGate()
         try:

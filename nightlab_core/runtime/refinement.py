@@ -27,7 +27,7 @@ class Outcome(IntEnum):
     NOT_CHOSEN = 0  #: not due: beyond `max_regions`, or below the score threshold
     READ = 1  #: read by the region engine and merged
     LEFT_OUT = 2  #: not started, because it could not have been in time or the region engine had failed
-    LATE = 3  #: started, but not ready to be merged by the deadline
+    LATE = 3  #: started, but not ready to be merged by the deadline, or the region engine does not answer
     FAILED = 4  #: started, but the region engine failed
     UNCHANGED = 5  #: not due, because its pixels did not change since it was read
 
@@ -42,7 +42,7 @@ class Findings:
     ages: np.ndarray  #: int16 (N,): frames since the merged labels of each box were read; -1: none were merged
     regions: Regions | None  #: those to merge; None if there are none
     hardness_late: bool  #: True if the boxes were not known in time, so that there are none
-    error: str = ""  #: why the lower path, or a part of it, failed
+    error: str = ""  #: why the lower path, or a part of it, failed or hangs
 
 
 NOTHING_FOUND = Findings(
@@ -53,17 +53,21 @@ NOTHING_FOUND = Findings(
 class Refinement:
     """Progress of the lower path in one frame."""
 
-    def __init__(self, clock: Clock, deadline_ms: float) -> None:
-        """Start the frame's budget now. `deadline_ms` 0: no deadline."""
+    def __init__(self, clock: Clock, deadline_ms: float, patience_s: float = math.inf) -> None:
+        """Start the frame's budget now. `deadline_ms` 0: no deadline.
+
+        A worker whose next step takes longer than `patience_s` hangs, and `close` no longer waits for it.
+        """
         self.stages = StageTimes(clock, STAGES)
-        self._clock = clock
+        self._clock, self._patience_s = clock, patience_s
+        self._step_s = clock.now_s()  # when the worker began the step that it is at
         self._due_s = clock.now_s() + deadline_ms / 1e3 if deadline_ms else math.inf
         self._changed = threading.Condition()
         self._boxes, self._scores = NOTHING_FOUND.boxes_xyxy, NOTHING_FOUND.scores
         self._outcomes = NOTHING_FOUND.outcomes
         self._choice = Choice(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, bool))
         self._parts: list[tuple[np.ndarray, Regions]] = []  # indices of boxes, and their regions
-        self._proposed = self._image_level_done = self._ended = self._closed = False
+        self._proposed = self._image_level_done = self._ended = self._closed = self._hangs = False
         self._probabilities: np.ndarray | None = None
         self._error: BaseException | None = None
 
@@ -83,12 +87,13 @@ class Refinement:
             self._outcomes = np.full(len(scores), Outcome.NOT_CHOSEN, np.uint8)
             self._outcomes[choice.unchanged] = Outcome.UNCHANGED
             self._outcomes[choice.due] = Outcome.LEFT_OUT
-            self._proposed = True
+            self._proposed, self._step_s = True, self._clock.now_s()
 
     def finish_image_level(self, probabilities: np.ndarray | None = None) -> None:
         """Tell that the image level is done, also if it failed, and hand over its probabilities, uint8 (h, w, C)."""
         with self._changed:
             self._image_level_done, self._probabilities = True, probabilities
+            self._step_s = self._clock.now_s()  # the worker may have waited for this
             self._changed.notify()
 
     def wait_for_image_level(self, *, needed: bool) -> np.ndarray | None:
@@ -106,7 +111,7 @@ class Refinement:
         """Tell that these boxes are being read. Return False if the frame is over, so that nobody needs them."""
         with self._changed:
             if not self._closed:
-                self._outcomes[indices] = Outcome.LATE  # until they are finished
+                self._outcomes[indices], self._step_s = Outcome.LATE, self._clock.now_s()  # until they are finished
                 self._changed.notify()
             return not self._closed
 
@@ -114,7 +119,7 @@ class Refinement:
         """Hand over the boxes that were started last. They are discarded if the frame is over."""
         with self._changed:
             if not self._closed:
-                self._outcomes[indices] = Outcome.READ
+                self._outcomes[indices], self._step_s = Outcome.READ, self._clock.now_s()
                 self._parts.append((indices, regions))
                 self._changed.notify()
 
@@ -128,20 +133,27 @@ class Refinement:
             elif error is not None:
                 self._outcomes[self._outcomes == Outcome.LATE] = Outcome.FAILED
 
+    def hanging(self) -> str:
+        """Return the sentence that the worker hangs, or "" if it has ended or its step began a short time ago."""
+        with self._changed:
+            return self._hanging()
+
     def close(self, budget: RegionBudget, *, strict: bool = False) -> Findings:
         """Wait until all is done or must be merged to meet the deadline, and return what is there by then.
 
-        Call it when the image level is done. An exception of the worker is described in the result; `strict` raises it.
-        Whatever the worker finishes afterwards is discarded.
+        Call it when the image level is done. An exception of the worker is described in the result; `strict` raises it,
+        and KeyboardInterrupt is always raised. Whatever the worker finishes afterwards is discarded.
         """
         with self._changed:
             left_ms = self._wait(budget)
             self._closed = True
-            if self._error is not None and (strict or not isinstance(self._error, Exception)):
+            if self._error is not None and (strict or isinstance(self._error, KeyboardInterrupt)):
                 raise self._error
             ages, regions = self._merged(budget, left_ms)
-            late = not self._proposed and self._error is None
-            error = self._describe_error()
+            error = self._hanging()
+            if self._error is not None:
+                error = f"{self._stage()}: {type(self._error).__name__}: {self._error}"
+            late = not self._proposed and not error
             return Findings(self._boxes, self._scores, self._outcomes, ages, regions, late, error)
 
     def _merged(self, budget: RegionBudget, left_ms: float) -> tuple[np.ndarray, Regions | None]:
@@ -162,16 +174,26 @@ class Refinement:
             left_ms = self.left_ms()
             started = int(np.isin(self._outcomes, (Outcome.READ, Outcome.LATE)).sum())
             wait_ms = left_ms - budget.merging.estimate_ms(max(started, len(self._choice.earlier)))
-            if self._ended or wait_ms <= 0:
+            step_s = self._step_s
+            patience_ms = 1e3 * (step_s + self._patience_s - self._clock.now_s())
+            if self._ended or wait_ms <= 0 or patience_ms <= 0:
                 return left_ms
-            if not self._clock.wait(self._changed, wait_ms / 1e3):
+            if self._clock.wait(self._changed, min(wait_ms, patience_ms) / 1e3):
+                continue
+            if wait_ms <= patience_ms:
                 return left_ms - wait_ms  # not by the clock: to wake up a little late must not cost a region
+            if self._step_s == step_s:
+                self._hangs = True
+                return left_ms - patience_ms
 
-    def _describe_error(self) -> str:
-        if self._error is None:
+    def _hanging(self) -> str:
+        hangs = self._hangs or self._clock.now_s() >= self._step_s + self._patience_s
+        if self._ended or not hangs:
             return ""
-        stage = "regions could not be read" if self._proposed else "hard regions could not be found"
-        return f"{stage}: {type(self._error).__name__}: {self._error}"
+        return f"{self._stage()}: the {'region' if self._proposed else 'hardness'} network does not answer"
+
+    def _stage(self) -> str:
+        return "regions could not be read" if self._proposed else "hard regions could not be found"
 
 
 def _join(parts: list[Regions], indices: np.ndarray) -> Regions:

@@ -56,10 +56,19 @@ FRAME_FAILED = Degradation(
     "tests/faults/test_engine_faults.py::test_without_the_image_level_there_are_no_masks",
 )
 REFINEMENT_LOST = Degradation(
-    "The hardness or region network raises, or returns what its contract excludes",
+    "The hardness or region network raises, returns what its contract excludes, or does not answer for 5 s",
     *("image level only", WARN, "only the image level's mask, for {seconds:.0f} s: {reason}"),
     _AT_ONCE,
     "tests/faults/test_engine_faults.py::test_without_refinement_the_image_level_goes_on",
+)
+REFINEMENT_LATE = Degradation(
+    "With `deadline_ms`, no hard region is read in time for 2 s, though some are wanted",
+    "image level only",
+    WARN,
+    "only the image level's mask, for {seconds:.0f} s: no hard region was read before the deadline; deadline_ms is too "
+    "low, or a network is slow",
+    "with the next image of which a region is read, or in which none is wanted",
+    "tests/faults/test_lower_path_faults.py::test_with_a_deadline_a_lower_path_that_hangs_is_a_warning",
 )
 PREPARING = Degradation(
     "The engines are being loaded, or prepared for another size of images",

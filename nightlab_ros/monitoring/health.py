@@ -56,7 +56,7 @@ class Health:
         self._delay_reason = ""
         self._counts = dict.fromkeys(("received", "processed", "failed", "overwritten", "skipped", "lost"), 0)
         self._regions = dict.fromkeys(("regions_left_out", "regions_late", "hardness_late", "refinement_failed"), 0)
-        self._refinement_lost: tuple[float, str] | None = None  # since when, and the last reason
+        self._refinement_lost: tuple[float, float, str] | None = None  # first mask without it, last one, last reason
         self._sequences: dict[object, int] = {}
         self._source: tuple[str, Sequence[str], str] = ("", (), "")
         self._published_s: deque[float] = deque(maxlen=window)
@@ -164,16 +164,16 @@ class Health:
             self._regions["regions_late"] += late
             self._regions["hardness_late"] += hardness_late
 
-    def record_refinement(self, error: str) -> None:
-        """Count a mask without refinement because of an error; "": the lower path worked."""
+    def record_refinement(self, error: str, late: bool = False) -> None:
+        """Count a mask without refinement because of an error, or because no region was read in time (`late`).
+
+        Without either, the lower path worked.
+        """
+        now_s = self._steady_s()
         with self._lock:
             self._regions["refinement_failed"] += bool(error)
-            if not error:
-                self._refinement_lost = None
-            elif self._refinement_lost is None:
-                self._refinement_lost = (self._steady_s(), error)
-            else:
-                self._refinement_lost = (self._refinement_lost[0], error)
+            first_s = self._refinement_lost[0] if self._refinement_lost else now_s
+            self._refinement_lost = (first_s, now_s, error) if error or late else None
 
     def record_stages(self, stages_ms: Mapping[str, float]) -> None:
         """Record the milliseconds of stages of one frame."""
@@ -237,6 +237,7 @@ class Health:
         skipped = max(recent["skipped"], recent["lost"])
         offered = recent["received"] + skipped
         latencies = self._stages.get("latency")
+        lost_s, last_lost_s, error = self._refinement_lost or (now_s, now_s, "")
         return Facts(
             failures=self._failures.values(now_s),
             waited_s=0.0 if self._unanswered_s is None else now_s - self._unanswered_s,
@@ -252,8 +253,9 @@ class Health:
             received_hz=recent["received"] / JUDGED_S,
             rate_hz=rate_hz if len(self._published_s) > 1 else None,
             sizes=len(self._sizes),
-            refinement_error=self._refinement_lost[1] if self._refinement_lost else "",
-            refinement_lost_s=now_s - self._refinement_lost[0] if self._refinement_lost else 0.0,
+            refinement_error=error,
+            refinement_late=last_lost_s - lost_s >= REPORTED_S,
+            refinement_lost_s=now_s - lost_s,
             preparations=len(self._preparations.values(now_s)),
         )
 

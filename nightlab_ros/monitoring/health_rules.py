@@ -53,7 +53,10 @@ class Facts:
     rate_hz: float | None = None  #: masks per second; None: fewer than two masks so far
     sizes: int = 0  #: number of distinct image sizes
     preparations: int = 0  #: of the engines, in the last minute
-    refinement_error: str = ""  #: why the last mask is the image level's alone; "": the lower path works
+    refinement_error: str = ""  #: why the last mask is the image level's alone; "": no error
+    refinement_late: bool = (
+        False  #: no hard region was read in the last `REPORTED_S` or longer, though some were wanted
+    )
     refinement_lost_s: float = 0.0  #: since the first such mask
 
 
@@ -112,6 +115,8 @@ def _troubled_stream(facts: Facts, limits: HealthLimits) -> Iterator[Finding]:
         yield dg.SIZES_ALTERNATE(sizes=facts.sizes, preparations=facts.preparations)
     if facts.refinement_error:
         yield dg.REFINEMENT_LOST(seconds=facts.refinement_lost_s, reason=facts.refinement_error)
+    elif facts.refinement_late:
+        yield dg.REFINEMENT_LATE(seconds=facts.refinement_lost_s)
     if facts.age_ms is not None:
         yield from _judge_age(facts.age_ms, limits.age_ms)
     if facts.waited_s >= facts.patience_s:

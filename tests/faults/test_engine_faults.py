@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -59,6 +61,8 @@ def test_without_the_image_level_there_are_no_masks(node: FaultyNode, fault: Fau
         (Fault.HARDNESS_NAN, "the hardness network: received scores with nan"),
         (Fault.REGION_RAISES, "the region engine failed"),
         (Fault.REGION_UNKNOWN_CLASS, "the region network: received label 200"),
+        (Fault.HARDNESS_EXITS, "hard regions could not be found: SystemExit: the hardness engine ended the thread"),
+        (Fault.REGION_EXITS, "regions could not be read: SystemExit: the region engine ended the thread"),
     ],
 )
 def test_without_refinement_the_image_level_goes_on(node: FaultyNode, fault: Fault, sentence: str) -> None:
@@ -66,6 +70,17 @@ def test_without_refinement_the_image_level_goes_on(node: FaultyNode, fault: Fau
     message = node.send(fault)
     (mask,) = wait_until(lambda: node.masks_of(message), "the image level's mask")
     assert (mask == IMAGE_LEVEL).all()
+    node.expect_recovery()
+
+
+def test_an_engine_that_hands_on_sigint_ends_the_process(node: FaultyNode) -> None:
+    received = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: received.set())
+    try:
+        node.send(Fault.HARDNESS_INTERRUPTED)
+        wait_until(received.is_set, "SIGINT in the main thread")
+    finally:
+        signal.signal(signal.SIGINT, before)
     node.expect_recovery()
 
 
@@ -106,7 +121,7 @@ def test_deactivation_does_not_wait_for_an_engine_that_hangs(tiny_bundle: Path, 
 
 def test_masks_and_confidence_always_come_together(node: FaultyNode) -> None:
     for fault in (*Fault, Fault.NONE):
-        if fault not in (Fault.SLOW, Fault.HANGS):
+        if fault not in (Fault.SLOW, Fault.HARDNESS_INTERRUPTED) and not fault.name.endswith("HANGS"):
             node.send(fault)
     node.expect_recovery()
     stamps = {

@@ -159,13 +159,13 @@ class LoadingSteps:
         self.engines, self.closed, self.prepared = SimpleNamespace(close=self.close), 0, 0
         self.progress: list[bool] = []
 
-    def load(self, fail: str = "") -> EngineLoading:
+    def load(self, fail: str = "", error: type[BaseException] = ValueError) -> EngineLoading:
         def open_engines(on_progress: Callable[[BuildProgress], bool]) -> Any:
             self.progress.append(on_progress(BuildProgress("image", 0.25, "Timing tactics")))
             assert self.go.wait(10)
             self.progress.append(on_progress(BuildProgress("image", 0.5, "Timing tactics")))
             if fail:
-                raise ValueError(fail)
+                raise error(fail)
             return self.engines
 
         return EngineLoading(open_engines, self.prepare, self.errors.append, self.logged.append)
@@ -205,16 +205,17 @@ def test_closing_ends_a_build_and_frees_what_was_opened() -> None:
     assert (steps.progress, steps.prepared, steps.closed) == ([True, False], 0, 1)
 
 
-def test_a_failure_after_the_wait_is_reported_and_raised_by_the_next_one() -> None:
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_a_failure_after_the_wait_is_reported_and_raised_by_the_next_one(error: type[BaseException]) -> None:
     steps = LoadingSteps()
-    loading = steps.load(fail="no such plan")
+    loading = steps.load(fail="no such plan", error=error)
     loading.wait(0.01)
     steps.go.set()
-    with pytest.raises(ValueError, match="no such plan"):
+    with pytest.raises(error, match="no such plan"):
         loading.wait(10)
     report = loading.report()
     assert report is not None and report.level == ERROR
     assert report.message == (
-        "the engines could not be loaded: ValueError: no such plan; cleanup, then configure again"
+        f"the engines could not be loaded: {error.__name__}: no such plan; cleanup, then configure again"
     )
     assert [str(error) for error in steps.errors] == ["no such plan"]

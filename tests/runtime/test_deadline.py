@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from nightlab_core.config import replace
 from nightlab_core.runtime.bundle import load_bundle
 from nightlab_core.runtime.clock import Clock
 from nightlab_core.runtime.engines.open import Engines
-from nightlab_core.runtime.pipeline import Pipeline, Result
+from nightlab_core.runtime.pipeline import PATIENCE_S, Pipeline, Result
 from nightlab_core.runtime.refinement import Outcome
 from nightlab_core.runtime.settings import PipelineSettings
 
@@ -34,7 +35,7 @@ SCORES = np.linspace(0.9, 0.4, 6)
 class Simulation(Clock):
     """A clock, and a pipeline of fake engines that move it by their costs."""
 
-    def __init__(self, bundle: Path) -> None:
+    def __init__(self, bundle: Path, tolerant: bool = False) -> None:
         self.image_ms, self.hardness_ms, self.region_ms = 80.0, 10.0, 20.0
         self.stuck_call = ""  #: "hardness", or "region 3": this call answers only after `release`
         self.region_calls = 0  #: of this frame
@@ -50,7 +51,7 @@ class Simulation(Clock):
             hardness=FakeEngine("hardness", self._hardness),
             region=FakeEngine("region", self._region),
         )
-        self.pipeline = Pipeline(engines, SIX, clock=self)
+        self.pipeline = Pipeline(engines, SIX, clock=self, tolerant=tolerant)
 
     def now_s(self) -> float:
         return self._ms / 1e3
@@ -117,12 +118,18 @@ class Simulation(Clock):
             self._called.release()
 
 
-@pytest.fixture
-def simulation(tiny_bundle: Path) -> Iterator[Simulation]:
-    simulation = Simulation(tiny_bundle)
+@contextmanager
+def simulate(bundle: Path, tolerant: bool = False) -> Iterator[Simulation]:
+    simulation = Simulation(bundle, tolerant)
     yield simulation
     simulation.release()
     simulation.pipeline.close()
+
+
+@pytest.fixture
+def simulation(tiny_bundle: Path) -> Iterator[Simulation]:
+    with simulate(tiny_bundle) as simulation:
+        yield simulation
 
 
 def outcomes(result: Result) -> list[Outcome]:
@@ -245,3 +252,61 @@ def test_an_error_of_a_late_job_is_logged(simulation: Simulation, caplog: pytest
     simulation.release()
     assert "was late for its frame failed" in caplog.text and "out of memory" in caplog.text
     assert outcomes(simulation.frame(165)).count(READ) == 4
+
+
+def test_only_a_frame_without_any_region_read_in_time_is_late(simulation: Simulation) -> None:
+    assert not simulation.frame(165).refinement_late  # some are read, others left out
+    assert simulation.frame(85).refinement_late
+    assert not simulation.frame(85, score_threshold=0.95).refinement_late  # none is wanted
+    assert not simulation.frame(0, calls_before_image=0, refine="never").refinement_late
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ("hardness", "hard regions could not be found: the hardness network does not answer"),
+        ("region 1", "regions could not be read: the region network does not answer"),
+    ],
+)
+def test_without_a_deadline_a_lower_path_that_hangs_is_waited_for_once(
+    tiny_bundle: Path, call: str, reason: str
+) -> None:
+    with simulate(tiny_bundle, tolerant=True) as simulation:
+        simulation.stuck_call = call
+        calls = 1 if call == "hardness" else 2
+        result = simulation.frame(0, calls)
+        begun_ms = 80 if call == "hardness" else 0
+        assert simulation.elapsed_ms == pytest.approx(begun_ms + 1e3 * PATIENCE_S, abs=100)
+        for _ in range(3):
+            assert result.refinement_error == reason and not result.hardness_late
+            np.testing.assert_array_equal(result.labels, result.image_labels)
+            result = simulation.frame(0, calls_before_image=0)
+            assert simulation.elapsed_ms == pytest.approx(80)  # the image level alone
+        assert simulation.pipeline._worker._work_queue.qsize() == 0
+        simulation.release()
+        result = simulation.frame(0, calls_before_image=2)
+        assert outcomes(result) == [READ] * 6 and result.refinement_error == ""
+
+
+@pytest.mark.parametrize("call", ["hardness", "region 1"])
+def test_with_a_deadline_a_lower_path_that_hangs_is_late_and_then_an_error(tiny_bundle: Path, call: str) -> None:
+    with simulate(tiny_bundle, tolerant=True) as simulation:
+        simulation.frame(165)  # to learn the costs
+        simulation.stuck_call = call
+        assert simulation.frame(165).refinement_late
+        for _ in range(int(1e3 * PATIENCE_S / 165) - 1):
+            result = simulation.frame(165, calls_before_image=0)
+            assert simulation.elapsed_ms == pytest.approx(165)
+            assert result.refinement_late and result.refinement_error == ""
+        simulation.pass_ms(200)
+        result = simulation.frame(165, calls_before_image=0)
+        assert result.refinement_error.endswith("network does not answer") and not result.refinement_late
+        assert simulation.elapsed_ms == pytest.approx(80)
+        simulation.release()
+        assert READ in outcomes(simulation.frame(1000))
+
+
+def test_a_pipeline_that_is_not_tolerant_waits_for_the_lower_path(simulation: Simulation) -> None:
+    simulation.hardness_ms = 3e3 * PATIENCE_S
+    result = simulation.frame(0, calls_before_image=2)
+    assert outcomes(result) == [READ] * 6 and result.refinement_error == ""

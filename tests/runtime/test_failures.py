@@ -137,11 +137,21 @@ def test_an_engine_that_raises_leaves_the_image_level_and_recovers(
     assert result.refinement_error == "" and result.labels[20, 20] == 2
 
 
-def test_an_exception_that_ends_programs_is_raised_and_leaves_the_worker_alive(make: Callable[..., Pipeline]) -> None:
-    pipeline = make(region=raising(SystemExit("stop")))
+@pytest.mark.parametrize("kind", ["hardness", "region"])
+def test_an_exception_that_ends_programs_leaves_the_image_level(make: Callable[..., Pipeline], kind: str) -> None:
+    pipeline = make(**{kind: raising(SystemExit("stop"))})
+    pipeline.check_outputs()
+    pipeline.prepare((64, 96))
+    result = pipeline(black())
+    assert (result.labels == 1).all() and result.refinement_error.endswith("SystemExit: stop")
     with pytest.raises(SystemExit, match="stop"):
-        pipeline(black())
-    pipeline.engines.region.answer = plain_maps(2, 200)  # type: ignore[attr-defined]
+        make(tolerant=False, **{kind: raising(SystemExit("stop"))})(black())
+    engine = getattr(pipeline.engines, kind)
+    working, engine.answer = known_boxes() if kind == "hardness" else plain_maps(2, 200), raising(KeyboardInterrupt())
+    for run in (lambda: pipeline(black()), pipeline.check_outputs):
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    engine.answer = working
     assert pipeline(black()).refined.all()
 
 

@@ -29,8 +29,8 @@ from nightlab_core.runtime.engines.open import Engines
 FRAME_S = 0.02
 #: Seconds for which the engine of `Fault.SLOW` answers nothing.
 SLOW_S = 6.0
-#: Ends `Fault.HANGS`.
-RELEASE = threading.Event()
+#: Ends the faults that hang. HANGING is set while an engine does.
+RELEASE, HANGING = threading.Event(), threading.Event()
 
 
 class Fault(IntEnum):
@@ -48,6 +48,11 @@ class Fault(IntEnum):
     IMAGE_EXITS = 90  #: SystemExit, which is no Exception
     SLOW = 100  #: no answer for SLOW_S
     HANGS = 110  #: no answer until RELEASE is set
+    HARDNESS_HANGS = 120
+    REGION_HANGS = 130
+    HARDNESS_EXITS = 140
+    REGION_EXITS = 150
+    HARDNESS_INTERRUPTED = 160  #: KeyboardInterrupt, as SIGINT raises it
 
 
 class FaultyEngine:
@@ -75,6 +80,12 @@ class FaultyEngine:
         """Do nothing."""
 
 
+def _hang() -> None:
+    HANGING.set()
+    RELEASE.wait()
+    HANGING.clear()
+
+
 def _image(frame: np.ndarray, fault: int) -> dict[str, np.ndarray]:
     labels, confidence = frame[..., 1] // 14, frame[..., 2]
     if fault == Fault.IMAGE_RAISES:
@@ -82,7 +93,7 @@ def _image(frame: np.ndarray, fault: int) -> dict[str, np.ndarray]:
     if fault == Fault.IMAGE_EXITS:
         raise SystemExit("the image engine ended the thread")
     if fault == Fault.HANGS:
-        RELEASE.wait()
+        _hang()
     else:
         time.sleep(SLOW_S if fault == Fault.SLOW else FRAME_S)
     if fault == Fault.UNKNOWN_CLASS:
@@ -97,6 +108,12 @@ def _image(frame: np.ndarray, fault: int) -> dict[str, np.ndarray]:
 def _hardness(frame: np.ndarray, fault: int) -> dict[str, np.ndarray]:
     if fault == Fault.HARDNESS_RAISES:
         raise RuntimeError("the hardness engine failed")
+    if fault == Fault.HARDNESS_EXITS:
+        raise SystemExit("the hardness engine ended the thread")
+    if fault == Fault.HARDNESS_INTERRUPTED:
+        raise KeyboardInterrupt
+    if fault == Fault.HARDNESS_HANGS:
+        _hang()
     boxes, scores = BOXES[None].copy(), SCORES[None].copy()
     if fault == Fault.HARDNESS_NAN:
         scores[:] = np.nan
@@ -106,6 +123,10 @@ def _hardness(frame: np.ndarray, fault: int) -> dict[str, np.ndarray]:
 def _region(crops: np.ndarray, fault: int) -> dict[str, np.ndarray]:
     if fault == Fault.REGION_RAISES:
         raise RuntimeError("the region engine failed")
+    if fault == Fault.REGION_EXITS:
+        raise SystemExit("the region engine ended the thread")
+    if fault == Fault.REGION_HANGS:
+        _hang()
     labels = 18 - crops[..., 1] // 14
     if fault == Fault.REGION_UNKNOWN_CLASS:
         labels[:] = 200

@@ -119,6 +119,32 @@ def test_a_lost_refinement_is_reported_with_its_reason_and_since_when() -> None:
     assert stream.state == (OK, "running") and stream.values["refinement_failed"] == "5"
 
 
+def test_a_lower_path_that_is_always_late_is_reported_after_two_seconds_and_recovers() -> None:
+    stream = Stream()
+    for _ in range(20):
+        stream.run(1)
+        stream.health.record_refinement("", late=True)
+    assert stream.state == (OK, "running"), "1.9 s"
+    stream.run(1)
+    stream.health.record_refinement("", late=True)
+    level, message = stream.state
+    assert level == WARN and stream.values["mode"] == "image level only"
+    assert message.startswith("only the image level's mask, for 2 s: no hard region was read before the deadline")
+    stream.run(5)
+    stream.health.record_refinement("hard regions could not be found: no answer", late=False)
+    assert stream.state[1] == "only the image level's mask, for 2 s: hard regions could not be found: no answer"
+    stream.health.record_refinement("")
+    assert stream.state == (OK, "running") and stream.values["mode"] == "full"
+
+
+def test_one_late_frame_at_a_low_rate_is_no_warning() -> None:
+    stream = Stream()
+    stream.run(3, period_s=1.9)
+    stream.health.record_refinement("", late=True)
+    stream.wait(1.9)
+    assert stream.state == (OK, "running")
+
+
 def test_gaps_in_the_publisher_s_numbers_are_drops() -> None:
     health = Health()
     for number in (7, 8, 12):  # images before the subscription are no gap
