@@ -55,7 +55,7 @@ class Facts:
     preparations: int = 0  #: of the engines, in the last minute
     refinement_error: str = ""  #: why the last mask is the image level's alone; "": no error
     refinement_late: bool = (
-        False  #: no hard region was read in the last `REPORTED_S` or longer, though some were wanted
+        False  #: no hard region was read for `REPORTED_S` or longer, though some were wanted
     )
     refinement_lost_s: float = 0.0  #: since the first such mask
 

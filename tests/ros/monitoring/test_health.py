@@ -125,7 +125,7 @@ def test_a_lower_path_that_is_always_late_is_reported_after_two_seconds_and_reco
         stream.run(1)
         stream.health.record_refinement("", late=True)
     assert stream.state == (OK, "running"), "1.9 s"
-    stream.run(1)
+    stream.run(2)
     stream.health.record_refinement("", late=True)
     level, message = stream.state
     assert level == WARN and stream.values["mode"] == "image level only"
