@@ -54,9 +54,7 @@ class Facts:
     sizes: int = 0  #: number of distinct image sizes
     preparations: int = 0  #: of the engines, in the last minute
     refinement_error: str = ""  #: why the last mask is the image level's alone; "": no error
-    refinement_late: bool = (
-        False  #: no hard region was read for `REPORTED_S` or longer, though some were wanted
-    )
+    refinement_late: bool = False  #: no hard region was read for `REPORTED_S` or longer, though some were wanted
     refinement_lost_s: float = 0.0  #: since the first such mask
 
 

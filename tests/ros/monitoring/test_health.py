@@ -132,7 +132,7 @@ def test_a_lower_path_that_is_always_late_is_reported_after_two_seconds_and_reco
     assert message.startswith("only the image level's mask, for 2 s: no hard region was read before the deadline")
     stream.run(5)
     stream.health.record_refinement("hard regions could not be found: no answer", late=False)
-    assert stream.state[1] == "only the image level's mask, for 2 s: hard regions could not be found: no answer"
+    assert stream.state[1] == "only the image level's mask, for 3 s: hard regions could not be found: no answer"
     stream.health.record_refinement("")
     assert stream.state == (OK, "running") and stream.values["mode"] == "full"
 
