@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,13 @@ ROOT = Path(__file__).parents[3]
 LAUNCH = ROOT / "launch/nightlab.launch.py"
 ARGUMENTS = {"image", "images", "namespace", "params_file", "use_sim_time", "activate", "respawn", "log_level"}
 ARGUMENTS |= {"engine", "transport", "refine", "max_regions", "deadline_ms"}
+
+
+#: Import names of what a vehicle does not have, but the tests' environment does.
+NOT_IN_A_VEHICLE = (
+    "torch", "torchvision", "timm", "lightning", "onnx", "onnxruntime", "onnxscript", "hypothesis", "mcap", "ijson",
+    "tensorrt_rtx", "cuda", "dask", "distributed", "importlinter", "playwright", "segmentation_models_pytorch",
+)  # fmt: skip
 
 
 def keywords(tree: ast.AST, function: str) -> list[dict[str, str]]:
@@ -51,6 +59,20 @@ def test_package_names_every_ros_package_that_is_imported() -> None:
     }
     assert {"rclpy", "sensor_msgs", "vision_msgs", "launch"} <= ros
     assert ros <= named
+
+
+@pytest.mark.slow
+def test_a_vehicle_collects_the_tests_and_skips_those_that_need_more(tmp_path: Path) -> None:
+    """`colcon test` runs pytest where only ROS and requirements/robot.txt are installed."""
+    lines = "".join(f"sys.modules[{name!r}] = None\n" for name in NOT_IN_A_VEHICLE)
+    (tmp_path / "vehicle_only.py").write_text(f"import sys\n{lines}")
+    command = [sys.executable, "-m", "pytest", "-p", "vehicle_only", "-p", "no:cacheprovider", "--collect-only", "-q"]
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "No module named 'onnx'" in done.stdout or "import of onnx halted" in done.stdout
 
 
 def test_entry_points_lead_to_functions() -> None:
