@@ -28,15 +28,17 @@ def change(settings: NodeSettings, values: Mapping[str, Any], configured: bool) 
     parameters that change at configure only.
     """
     own = {name: _plain(value) for name, value in values.items() if name in NodeSettings.model_fields}
-    if configured:
-        for name, value in own.items():
-            if AT_CONFIGURE in NodeSettings.model_fields[name].metadata and value != getattr(settings, name):
-                raise ParameterError(f"{name} takes effect at the next configure: deactivate and cleanup first")
     try:
-        return replace(settings, **own)
+        changed = replace(settings, **own)
     except ValidationError as error:
         lines = [f"{e['loc'][0]}: received {e['input']!r}; {_lower(e['msg'])}" for e in error.errors()]
         raise ParameterError("; ".join(lines)) from error
+    if configured:
+        for name in own:
+            marks = NodeSettings.model_fields[name].metadata
+            if AT_CONFIGURE in marks and getattr(changed, name) != getattr(settings, name):
+                raise ParameterError(f"{name} takes effect at the next configure: deactivate and cleanup first")
+    return changed
 
 
 def declare(node: Any) -> NodeSettings:

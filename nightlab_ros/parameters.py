@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 from pydantic.fields import FieldInfo
 
 from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PathsChoice, PrecisionChoice
@@ -18,6 +19,8 @@ AT_CONFIGURE, AT_START = "at configure", "at start"
 ROS_TYPES = {bool: "bool", int: "integer", float: "double", str: "string"}
 #: One level of a topic's name, or "" for the only camera of a node.
 CameraName = Annotated[str, Field(pattern=r"^([A-Za-z][A-Za-z0-9_]*)?$")]
+#: A path, whose ~ is replaced by the home directory where there is one.
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 Side = Annotated[int, Field(ge=0, le=65535)]
 #: Defaults of the options of the engines.
 _ENGINE = EngineOptions()
@@ -41,7 +44,9 @@ class NodeSettings(PipelineSettings):
     """All parameters of the node, flat as in ROS. It inherits those of the pipeline."""
 
     bundle: Annotated[
-        str, AT_CONFIGURE, Field(description="folder of the bundle; empty: the bundle that ships with the package")
+        PathText,
+        AT_CONFIGURE,
+        Field(description="folder of the bundle, where ~ is the home directory; empty: the bundle of the package"),
     ] = ""
     engine: Annotated[EngineChoice, AT_CONFIGURE, _engine_option("engine")] = _ENGINE.engine
     build_engines: Annotated[
@@ -93,11 +98,11 @@ class NodeSettings(PipelineSettings):
         ),
     ] = "input"
     autoware_classes: Annotated[
-        str,
+        PathText,
         AT_CONFIGURE,
         Field(
             description="publish `~/autoware/mask` in this class set: `autoware16`, or the YAML file of your own that "
-            "maps the bundle's classes; empty: never"
+            "maps the bundle's classes, where ~ is the home directory; empty: never"
         ),
     ] = ""
     overlay: Annotated[
@@ -133,7 +138,11 @@ class NodeSettings(PipelineSettings):
         ),
     ] = 0.5
     capture_dir: Annotated[
-        str, Field(description="folder of the captures that the service `~/capture` writes; ~ is the home directory")
+        PathText,
+        Field(
+            validate_default=True,
+            description="folder of the captures that the service `~/capture` writes; ~ is the home directory",
+        ),
     ] = "~/.ros/nightlab_captures"
     capture_max_mb: Annotated[
         int,

@@ -40,8 +40,10 @@ class CaptureStore:
     """Captures in one folder. The oldest are deleted when their sum exceeds the limit. Any thread may save."""
 
     def __init__(self, folder: str, max_mb: int) -> None:
-        """Use `folder`, in which ~ is the home directory; it is created with the first capture."""
-        self._folder, self._max_bytes = Path(folder).expanduser(), max_mb * 1_000_000
+        """Use `folder`, which is created with the first capture. Raises CaptureError for a ~ that leads nowhere."""
+        if folder.startswith("~"):
+            raise CaptureError(f"{folder}: there is no home directory; set HOME, or capture_dir to a folder")
+        self._folder, self._max_bytes = Path(folder), max_mb * 1_000_000
         self._lock = threading.Lock()
 
     def save(self, camera: str, files: Mapping[str, bytes]) -> Path:

@@ -70,6 +70,11 @@ def test_a_capture_that_fails_leaves_nothing(tmp_path: Path) -> None:
         CaptureStore(str(tmp_path / "file"), 1).save("", {"a": b"one"})
 
 
+def test_a_home_directory_that_is_not_known_is_an_error() -> None:
+    with pytest.raises(CaptureError, match="set HOME, or capture_dir"):
+        CaptureStore("~/.ros/nightlab_captures", 1)
+
+
 def test_the_service_writes_the_last_frame_of_each_camera(
     monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, tmp_path: Path
 ) -> None:

@@ -55,6 +55,16 @@ def test_every_parameter_is_described() -> None:
     assert [name for name, field in FIELDS.items() if not field.description] == []
 
 
+@pytest.mark.parametrize("name", ["bundle", "autoware_classes", "capture_dir"])
+def test_a_path_may_begin_with_the_home_directory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/robot")
+    settings = change(NodeSettings(), {name: "~/mine"}, configured=False)
+    assert getattr(settings, name) == "/home/robot/mine"
+    assert settings.capture_dir.startswith("/home/robot/")
+    assert change(settings, {name: "~/mine"}, configured=True) == settings  # the same path in other words
+    assert getattr(change(settings, {name: ""}, configured=False), name) == ""
+
+
 def test_the_pipeline_gets_its_settings() -> None:
     settings = change(NodeSettings(), {"max_regions": 4, "overlay": False, "refine": "never"}, configured=True)
     assert settings.pipeline_settings() == PipelineSettings(max_regions=4, refine="never")
