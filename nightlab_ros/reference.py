@@ -151,10 +151,10 @@ def inputs_page() -> str:
                     "refused there."
                 ),
                 _item(
-                    "Files that are cut short or damaged are refused. Of a JPEG this is what libjpeg warns of: data "
-                    "that end before the last pixel, or go on behind it. Its end marker may be missing, and anything "
-                    "may follow it. Other bytes within the pixels of a BMP, TIFF, WebP, GIF or AVIF file are not "
-                    "always found."
+                    "Files that are cut short or damaged are refused. Of a JPEG this is what libjpeg warns of (data "
+                    "that end before the last pixel, or go on behind it), missing scans, and zeros within the pixels. "
+                    "Its end marker may be missing, and anything may follow it. Only PNG has checksums: other changed "
+                    "bytes within the pixels of a JPEG, BMP, TIFF, WebP, GIF or AVIF file are not always found."
                 ),
                 _item(f"Videos end in {', '.join(f'`{s}`' for s in VIDEO_SUFFIXES)} and are read by OpenCV."),
             ]

@@ -20,6 +20,7 @@ from nightlab_core.classes import DEFAULT, class_set_of_folder, load_class_set
 from nightlab_core.data.bags.storage import SUFFIXES, is_bag
 from nightlab_core.data.folders import describe_folder, visible
 from nightlab_core.data.image_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES, depth_of_files, image_files, read_image
+from nightlab_core.data.image_header import ImageError, check_size
 from nightlab_core.data.label_doubts import doubts_of_files
 from nightlab_core.data.label_maps import checked_labels, read_label_map
 from nightlab_core.labels import ClassSet
@@ -233,6 +234,11 @@ def _video(path: Path) -> Callable[[], Iterator[Frame]]:
         try:
             if not capture.isOpened():
                 raise ValueError(f"{path} cannot be opened as a video; expected a video that OpenCV can decode")
+            width, height = (int(capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+            try:
+                check_size(width, height)
+            except ImageError as error:
+                raise ValueError(f"{path} cannot be read as a video: {error}") from error
             index = 0
             while True:
                 read_one, image = capture.read()

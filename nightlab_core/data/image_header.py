@@ -16,10 +16,12 @@ MAX_ASPECT = 64
 #: Most bytes of a file or message: MAX_PIXELS of four channels of 16 bits.
 MAX_BYTES = 8 * MAX_PIXELS
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-_NO_FRAME_HEADERS = (0xC4, 0xC8, 0xCC)  #: markers among those of a JPEG's frame header that are none
-_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION = 256, 257, 274
+#: Markers of a JPEG's frame header, which holds its size. 0xC4, 0xC8 and 0xCC are none.
+JPEG_FRAMES = (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+_TIFF_SIZE, _TIFF_TILE = (256, 257), (322, 323)  #: tags of width and height
+_TIFF_BITS, _TIFF_ORIENTATION, _TIFF_CHANNELS = 258, 274, 277
 _TIFF_PARTS = ((273, 279), (324, 325))  #: tags of the offsets and byte counts of strips, and of tiles
-_TIFF_TAGS = (_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION, *_TIFF_PARTS[0], *_TIFF_PARTS[1])
+_TIFF_TAGS = {*_TIFF_SIZE, *_TIFF_TILE, _TIFF_BITS, _TIFF_ORIENTATION, _TIFF_CHANNELS, *_TIFF_PARTS[0], *_TIFF_PARTS[1]}
 
 
 class ImageError(ValueError):
@@ -45,8 +47,9 @@ def check_size(width: int, height: int) -> None:
 def check_header(data: bytes) -> tuple[str, tuple[int, int]]:
     """Return format, such as "PNG", and size (width, height) of an image file's bytes. Raises ImageError.
 
-    Raises for an unknown format, a size beyond the limits, and for a TIFF that is cut short, whose missing part OpenCV
-    would fill with black, or that is to be shown turned or mirrored: OpenCV turns it, and its labels no longer fit.
+    Raises for an unknown format, a size beyond the limits, and for a TIFF of several images, one that is cut short,
+    whose missing part OpenCV would fill with black, or one that is to be shown turned or mirrored: OpenCV turns it, and
+    its labels no longer fit.
     """
     check_bytes(len(data))
     kind = next((kind for kind, (is_kind, _) in FORMATS.items() if is_kind(data)), None)
@@ -66,7 +69,12 @@ def check_header(data: bytes) -> tuple[str, tuple[int, int]]:
 
 
 def _check_tiff(data: bytes) -> None:
-    values = _tiff_values(data)
+    values, is_last = _tiff_directory(data)
+    if not is_last:
+        raise ImageError("received a TIFF of several images; expected a file of one image")
+    bits = (values.get(_TIFF_CHANNELS) or [1])[0] * max(values.get(_TIFF_BITS) or [1])
+    for width, height in (_TIFF_SIZE, _TIFF_TILE):  # whole tiles are decoded
+        check_bytes((values.get(width) or [0])[0] * (values.get(height) or [0])[0] * bits // 8)
     if (turned := (values.get(_TIFF_ORIENTATION) or [1])[0]) != 1:
         raise ImageError(f"received a TIFF of orientation {turned}; expected 1: store its pixels as they are shown")
     ends = [sum(part) for tags in _TIFF_PARTS for part in zip(*(values.get(tag, []) for tag in tags), strict=False)]
@@ -80,7 +88,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
         marker = data[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME_HEADERS:
+        elif marker in JPEG_FRAMES:
             height, width = struct.unpack_from(">HH", data, at + 5)
             return width, height
         else:
@@ -104,25 +112,32 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _tiff_values(data: bytes) -> dict[int, list[int]]:
-    """Return the numbers in the first directory of a TIFF by tag, for `_TIFF_TAGS`."""
+def _tiff_directory(data: bytes) -> tuple[dict[int, list[int]], bool]:
+    """Return the numbers of `_TIFF_TAGS` in the first directory of a TIFF by tag, and whether no other image follows.
+
+    Raises ValueError for a number that is given twice or is no SHORT or LONG: libtiff might read another one.
+    """
     order = "<" if data.startswith(b"II") else ">"
     (at,) = struct.unpack_from(order + "I", data, 4)
     (entries,) = struct.unpack_from(order + "H", data, at)
+    end = at + 2 + 12 * entries
     found: dict[int, list[int]] = {}
-    for entry in range(at + 2, at + 2 + 12 * entries, 12):
+    for entry in range(at + 2, end, 12):
         tag, kind, count = struct.unpack_from(order + "HHI", data, entry)
-        if tag in _TIFF_TAGS and tag not in found and kind in (3, 4):
-            form = f"{order}{count}{'H' if kind == 3 else 'I'}"
-            in_entry = struct.calcsize(form) <= 4  # else there is the offset of the numbers
-            place = entry + 8 if in_entry else struct.unpack_from(order + "I", data, entry + 8)[0]
-            found[tag] = list(struct.unpack_from(form, data, place))
-    return found
+        if tag not in _TIFF_TAGS:
+            continue
+        if tag in found or kind not in (3, 4):
+            raise ValueError(f"tag {tag} stands twice or is of type {kind}")
+        form = f"{order}{count}{'H' if kind == 3 else 'I'}"
+        in_entry = struct.calcsize(form) <= 4  # else there is the offset of the numbers
+        place = entry + 8 if in_entry else struct.unpack_from(order + "I", data, entry + 8)[0]
+        found[tag] = list(struct.unpack_from(form, data, place))
+    return found, data[end : end + 4] in (b"", bytes(4))
 
 
 def _tiff_size(data: bytes) -> tuple[int, int]:
-    values = _tiff_values(data)
-    return values[_TIFF_WIDTH][0], values[_TIFF_HEIGHT][0]
+    values, _ = _tiff_directory(data)
+    return values[_TIFF_SIZE[0]][0], values[_TIFF_SIZE[1]][0]
 
 
 def _isobmff_size(data: bytes) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import numpy as np
 import simplejpeg
 
 from nightlab_core.data.image_header import ImageError
+from nightlab_core.data.jpeg_scans import check_scans
 
 _END = b"\xff\xd9"
 #: Webcams write a few bytes between the last pixel and the end.
@@ -22,6 +23,7 @@ def decode_jpeg(data: bytes, size: tuple[int, int], grey: bool | None) -> np.nda
     A missing end marker and what follows it are ignored. Raises ImageError for a JPEG that is cut short, whose data
     do not have the header's size, or that is corrupt.
     """
+    check_scans(data)
     data = data + _END  # a missing end would hide what else is wrong
     is_grey = _is_grey(data)
     grey = is_grey if grey is None else grey

@@ -21,7 +21,7 @@ from nightlab_core.config import Settings, load_yaml, replace
 from nightlab_core.files import write_atomic
 from nightlab_core.labels import IGNORE_ID, MAX_CLASSES, ClassMapping, ClassSet
 from nightlab_core.runtime.onnx_file import read_onnx
-from nightlab_core.runtime.regions import CONTEXT_STRIDE, network_size_hw
+from nightlab_core.runtime.regions import CONTEXT_STRIDE, MAX_INPUT_PIXELS, network_size_hw
 from nightlab_core.yaml_files import ConfigError, read_yaml, to_yaml
 
 FORMAT = 1
@@ -31,7 +31,7 @@ ENGINE_KINDS: tuple[EngineKind, ...] = ("image", "hardness", "region")
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 #: Limits of what a network reads: pixels of a side, and of all frames or crops of one call.
-MAX_SIDE, MAX_INPUT_PIXELS = 4096, 1 << 23
+MAX_SIDE = 4096
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 #: Sizes of a crop beside `input_hw`: engines keep what they compiled for each.
 MAX_FURTHER_SIZES = 3

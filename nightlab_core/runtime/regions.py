@@ -15,11 +15,12 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from nightlab_core.data.image_header import check_size
+from nightlab_core.data.image_header import ImageError, check_size
 from nightlab_core.labels import IGNORE_ID
 
 MIN_WINDOW = 8  #: smallest side of a window in pixels
 CONTEXT_STRIDE = 4  #: pixels of a crop for each pixel of the probabilities that the region network reads with it
+MAX_INPUT_PIXELS = 1 << 23  #: most pixels that a network reads in one call
 RIM = 0.06  #: fraction of a window's side; at the edge of its input a network is least accurate
 
 
@@ -44,13 +45,19 @@ def network_size_hw(frame_hw: tuple[int, int], input_hw: tuple[int, int], multip
 
     It has the frame's aspect and about the area of `input_hw`, so that the cost is the same for every camera, and both
     sides are multiples of `multiple`. Small frames are enlarged. Raises ImageError for a frame beyond the limits of an
-    image, of which a thin one would give a side of any length.
+    image, of which a thin one would give a side of any length, and if the size has more than MAX_INPUT_PIXELS, as for a
+    thin frame and a large `multiple`.
     """
     check_size(frame_hw[1], frame_hw[0])
     aspect = frame_hw[1] / frame_hw[0]
     height = math.sqrt(input_hw[0] * input_hw[1] / aspect)
-    rounded = (max(multiple, round(side / multiple) * multiple) for side in (height, height * aspect))
-    return tuple(rounded)  # type: ignore[return-value]  # two sides in, two sides out
+    rows, columns = (max(multiple, round(side / multiple) * multiple) for side in (height, height * aspect))
+    if rows * columns > MAX_INPUT_PIXELS:
+        raise ImageError(
+            f"received a frame of {frame_hw[1]}x{frame_hw[0]} pixels, for which the network's input would have "
+            f"{columns}x{rows}; expected at most {MAX_INPUT_PIXELS} pixels: take a bundle with a smaller `multiple`"
+        )
+    return rows, columns
 
 
 def resize_image(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -161,6 +162,17 @@ def test_video(tmp_path: Path) -> None:
     assert len(list(open_frames(path, max_frames=2))) == 2
     with pytest.raises(ValueError, match=r"received --labels .* for the video"):
         open_frames(path, labels=tmp_path)
+
+
+def test_a_video_beyond_the_limits_of_an_image_is_refused_by_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides = {cv2.CAP_PROP_FRAME_WIDTH: 20000.0, cv2.CAP_PROP_FRAME_HEIGHT: 20000.0}
+    capture = SimpleNamespace(isOpened=lambda: True, get=sides.get, read=None, release=lambda: None)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda file: capture)
+    (tmp_path / "drive.mp4").touch()
+    with pytest.raises(ValueError, match=r"drive\.mp4 cannot be read as a video: .*20000x20000 pixels; expected"):
+        next(iter(open_frames(tmp_path / "drive.mp4")))
 
 
 def test_rendered_clip_is_labelled_and_the_same_every_time() -> None:

@@ -103,12 +103,37 @@ def test_files_of_several_images_and_turned_tiffs_are_refused() -> None:
         decode_image(bytes(turned))
 
 
-def tiff_with_its_directory_first(pixels: np.ndarray) -> bytes:
-    """A grey TIFF of one strip without compression, whose pixels are at the end."""
+def tiff_with_its_directory_first(
+    pixels: np.ndarray, entries: tuple[tuple[int, int, int], ...] = (), next_image: int = 0
+) -> bytes:
+    """A grey TIFF of one strip without compression, whose pixels are at the end; `entries`: tag, type and value."""
     height, width = pixels.shape
-    tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 8 + 2 + 12 * 8 + 4, 278: height, 279: pixels.size}
-    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4) + pixels.tobytes()
+    num_tags = 8 + len(entries)
+    begin = 8 + 2 + 12 * num_tags + 4
+    tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: begin, 278: height, 279: pixels.size}
+    every = [*entries, *((tag, 4, value) for tag, value in tags.items())]
+    directory = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in every)
+    return b"II*\0" + struct.pack("<IH", 8, num_tags) + directory + struct.pack("<I", next_image) + pixels.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("entries", "next_image", "reason"),
+    [
+        (((256, 9, 20000), (257, 9, 20000)), 0, "TIFF without a size in its header"),
+        (((256, 16, 20000),), 0, "TIFF without a size in its header"),
+        (((256, 4, 20000), (257, 4, 20000)), 0, "TIFF without a size in its header"),
+        (((322, 4, 60000), (323, 4, 60000)), 0, "received 3600000000 bytes; expected at most"),
+        (((277, 3, 60000),), 0, "received 737280000 bytes; expected at most"),
+        ((), 4000, "TIFF of several images"),
+    ],
+    ids=["a size of type SLONG first", "of type LONG8", "a size twice", "a huge tile", "channels", "a second image"],
+)
+def test_a_tiff_whose_size_libtiff_may_read_otherwise_is_refused(
+    entries: tuple[tuple[int, int, int], ...], next_image: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cv2, "imdecodemulti", None, raising=False)
+    with pytest.raises(ImageError, match=reason):
+        check_header(tiff_with_its_directory_first(noise()[..., 0], entries, next_image))
 
 
 @counts_images
@@ -187,6 +212,47 @@ def test_a_damaged_jpeg_is_refused(name: str) -> None:
         decode_bgr(make())
     with pytest.raises(ImageError, match=reason):
         compressed_to_bgr(SimpleNamespace(format="jpeg", data=array("B", make())))
+
+
+SMOOTH = cv2.GaussianBlur(noise(240, 320), (0, 0), 2)
+FORMS = {
+    "baseline": (),
+    "optimised tables": (cv2.IMWRITE_JPEG_OPTIMIZE, 1),
+    "restarts": (cv2.IMWRITE_JPEG_RST_INTERVAL, 8),
+    "progressive": (cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_zeros_within_the_pixels_of_a_jpeg_are_refused_wherever_they_are(form: str) -> None:
+    data = packed(".jpg", SMOOTH, *FORMS[form])
+    begin = data.index(b"\xff\xda") + 300
+    for at in np.linspace(begin, len(data) - 1200, 12).astype(int):
+        with pytest.raises(ImageError, match=r"damaged|corrupt|cut short"):
+            decode_bgr(data[:at] + bytes(1000) + data[at + 1000 :])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["black", "half black", "plain", "smooth"])
+def test_plain_areas_of_a_jpeg_are_no_zeros_within_the_pixels(form: str, kind: str) -> None:
+    pixels = {"black": np.zeros_like(SMOOTH), "plain": np.full_like(SMOOTH, 90)}.get(kind, SMOOTH.copy())
+    if kind == "half black":
+        pixels[:120] = 0
+    data = packed(".jpg", cv2.resize(pixels, None, fx=3, fy=3), *FORMS[form])
+    assert np.array_equal(decode_bgr(data + bytes(3000)), cv2.imdecode(np.frombuffer(data, np.uint8), 1))
+
+
+def test_a_progressive_jpeg_that_lacks_scans_or_has_too_many_is_refused() -> None:
+    data = packed(".jpg", noise(), cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    scans = [at for at in range(len(data)) if data.startswith(b"\xff\xda", at)]
+    assert len(scans) > 5
+    for at in scans[1:]:
+        for end in (b"", b"\xff\xd9"):
+            with pytest.raises(ImageError, match="progressive JPEG without all scans: it is cut short"):
+                decode_bgr(data[:at] + end)
+    last = data[scans[-1] : -2]
+    with pytest.raises(ImageError, match="more than 128 scans"):
+        decode_bgr(data[:-2] + last * 128 + b"\xff\xd9")
 
 
 def without_huffman_tables() -> bytes:

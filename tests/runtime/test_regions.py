@@ -43,6 +43,12 @@ def test_a_frame_beyond_the_limits_has_no_network_size(frame_hw: tuple[int, int]
         network_size_hw(frame_hw, (480, 640), 32)
 
 
+def test_a_network_size_beyond_the_limit_is_refused() -> None:
+    assert network_size_hw((100, 200), (2048, 4096), 2048) == (2048, 4096)
+    with pytest.raises(ValueError, match=r"frame of 6400x100 pixels.* would have 22528x2048; expected at most 8388608"):
+        network_size_hw((100, 6400), (2048, 4096), 2048)
+
+
 def test_suppression_equals_a_hand_computed_table() -> None:
     boxes = np.array(
         [
