@@ -78,7 +78,9 @@ class Camera:
         self._info_subscription: Any = None
         self._info: CameraInfo | None = None  # the newest calibration
         self._publishing: LatestWorker[SegmentedFrame] | None = None
-        self._lines = DistinctLines()
+        self._ended_publishing: LatestWorker[SegmentedFrame] | None = None
+        self._errors = DistinctLines(lambda line: node.get_logger().error(line))
+        self._steps = DistinctLines(lambda line: node.get_logger().info(line))
         self._begun_s: float | None = None  # when the frame in progress was begun, by `time.monotonic`
 
     def process(self, image: CameraImage) -> None:
@@ -143,9 +145,10 @@ class Camera:
 
     def stop(self, timeout_s: float) -> None:
         """Publish what is in progress. Raises TimeoutError if that takes longer."""
+        self._flush_lines(everything=True)
         if self._publishing is not None:
-            publishing, self._publishing = self._publishing, None
-            self._drop(publishing.stop(timeout_s))
+            self._ended_publishing, self._publishing = self._publishing, None
+            self._drop(self._ended_publishing.stop(timeout_s))
         self._outputs.stop(timeout_s)
 
     def destroy(self) -> None:
@@ -153,7 +156,9 @@ class Camera:
         self._outputs.destroy()
 
     def close_pipeline(self) -> None:
-        """End the pipeline's thread, which waits for its engine."""
+        """Wait for the last mask to be published, and end the pipeline's thread, which waits for its engine."""
+        if self._ended_publishing is not None:  # it may not have ended in time
+            self._ended_publishing.stop()
         if self._pipeline is not None:
             self._pipeline.close()
 
@@ -162,7 +167,8 @@ class Camera:
         self._health.set_delay_reason(reason)
 
     def report(self, active: bool) -> HealthReport:
-        """Return the camera's statistics, and for how long a frame has been in progress."""
+        """Return the camera's statistics, and for how long a frame has been in progress. Log counts that are due."""
+        self._flush_lines()
         report = self._health.report(clock_s(self._node), active=active)
         begun_s = self._begun_s
         if begun_s is None:
@@ -172,6 +178,10 @@ class Camera:
         if report.level > OK and age_s >= LONG_FRAME_S:
             message += f"; the frame in progress was begun {age_s:.0f} s ago"
         return HealthReport(report.level, message, {**report.values, "frame_in_progress_s": f"{age_s:.1f}"})
+
+    def _flush_lines(self, everything: bool = False) -> None:
+        for lines in (self._errors, self._steps):
+            lines.flush(everything)
 
     def _drop(self, number: int) -> None:
         for _ in range(number):
@@ -212,7 +222,7 @@ class Camera:
         self._health.record_regions(left_out, late, result.hardness_late)
         self._health.record_refinement(result.refinement_error, late=result.refinement_late)
         if result.refinement_error:
-            self._log_error(f"only the image level's mask for this image{self._suffix}: {result.refinement_error}")
+            self._errors.add(f"only the image level's mask for this image{self._suffix}: {result.refinement_error}")
         self._outputs.publish_stages(stages_ms)
         self.last_frame, settings = frame, self._settings
         if self._capture_trigger.is_due(
@@ -233,13 +243,12 @@ class Camera:
     def _prepare(self, pipeline: Pipeline, frame_hw: tuple[int, int]) -> None:
         """Compile for images of this size and warm up. A size that fails is tried at each image, but logged once."""
         size = f"{frame_hw[1]}x{frame_hw[0]}"
-        if line := self._lines.line(f"preparing the engines for images of {size}"):
-            self._node.get_logger().info(line)
+        is_new = self._steps.add(f"preparing the engines for images of {size}")
         self._health.set_delay_reason(f"preparing the engines for images of {size}")
         seconds = pipeline.prepare(frame_hw)
         self._health.record_prepared(frame_hw)
         self._health.set_delay_reason("")
-        if line:
+        if is_new:
             self._node.get_logger().info(f"prepared for {size} in {seconds:.1f} s")
 
     def _on_error(self, error: BaseException) -> None:
@@ -249,15 +258,11 @@ class Camera:
         if len(reason) > MAX_REASON:  # it may quote a name of any length from the message
             reason = f"{reason[: MAX_REASON // 2]} ... {reason[-MAX_REASON // 2 :]}"
         self._health.record_failed(reason)
-        self._log_error(f"no mask for this image{self._suffix}: {reason}")
+        self._errors.add(f"no mask for this image{self._suffix}: {reason}")
 
     @property
     def _suffix(self) -> str:
         return f" of {self.name}" if self.name else ""
-
-    def _log_error(self, sentence: str) -> None:
-        if line := self._lines.line(sentence):
-            self._node.get_logger().error(line)
 
 
 def stamp_s(header: Any) -> float:

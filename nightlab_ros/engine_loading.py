@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from nightlab_core.runtime.engines.engine import BuildProgress, OnProgress
 from nightlab_core.runtime.engines.open import Engines
-from nightlab_ros.monitoring.health import ERROR, OK, HealthReport
+from nightlab_ros.monitoring import degradation as dg
+from nightlab_ros.monitoring.health import OK, HealthReport
 
 
 class EngineLoading:
@@ -51,7 +52,7 @@ class EngineLoading:
         """Return the state for /diagnostics, or None once the engines are ready."""
         if self.error is not None:
             reason = f"{type(self.error).__name__}: {self.error}"
-            return HealthReport(ERROR, f"the engines could not be loaded: {reason}; cleanup, then configure again")
+            return HealthReport(OK, "").with_finding(dg.LOADING_FAILED(reason=reason))
         if not self.is_running():
             return None
         if self._progress is None or self.engines is not None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
+from nightlab_ros.monitoring import degradation as dg
 from nightlab_ros.monitoring.distinct_lines import DistinctLines
 
 
@@ -23,7 +24,7 @@ class LoggedLifecycleNode(LifecycleNode):
     def __init__(self, name: str, **kwargs: Any) -> None:
         """Create the node; the arguments are those of rclpy's LifecycleNode."""
         self.failure = ""  #: the first error of the last transition, or ""
-        self._callback_errors = DistinctLines()
+        self.callback_errors = DistinctLines(lambda line: self.get_logger().error(line))
         super().__init__(name, **kwargs)
 
     def create_subscription(
@@ -36,9 +37,7 @@ class LoggedLifecycleNode(LifecycleNode):
             try:
                 callback(*arguments)
             except Exception as error:
-                line = self._callback_errors.line(f"a message on {topic} is ignored: {type(error).__name__}: {error}")
-                if line:
-                    self.get_logger().error(line)
+                self.callback_errors.add(f"a message on {topic} is ignored: {type(error).__name__}: {error}")
 
         return super().create_subscription(msg_type, topic, guarded, *args, **kw)
 
@@ -115,17 +114,20 @@ class LoggedLifecycleNode(LifecycleNode):
         try:
             action()
         except (Exception, SystemExit) as error:  # a library may want to end the process; the node says so and goes on
-            text = f"{name} failed: {type(error).__name__}: {error}"
+            if isinstance(error, TimeoutError):
+                text = dg.TRANSITION_TIMED_OUT(transition=name, reason=error).sentence
+            else:
+                text = dg.TRANSITION_FAILED(transition=name, reason=f"{type(error).__name__}: {error}").sentence
             self.get_logger().error(text)
             self.failure = self.failure or text
             return False
         return True
 
 
-def run_within(timeout_s: float, name: str, action: Callable[[], None]) -> None:
+def run_within(timeout_s: float, name: str, action: Callable[[], None]) -> threading.Thread | None:
     """Run an action on a thread and wait for it. Raises its error.
 
-    Raises TimeoutError if it does not end within `timeout_s`; it then goes on, on its thread.
+    Returns the thread if the action does not end within `timeout_s`; it then goes on.
     """
     errors: list[BaseException] = []
 
@@ -139,6 +141,7 @@ def run_within(timeout_s: float, name: str, action: Callable[[], None]) -> None:
     thread.start()
     thread.join(timeout_s)
     if thread.is_alive():
-        raise TimeoutError(f"{name} did not end within {timeout_s:g} s")
+        return thread
     if errors:
         raise errors[0]
+    return None

@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds: SIGINT then ends the process without a traceback
+    from nightlab_ros.program import main as run
+
+    raise SystemExit(run())
+
 import os
 import signal
 import sys
@@ -31,6 +36,7 @@ from nightlab_ros.camera import Camera
 from nightlab_ros.capture.service import CaptureService
 from nightlab_ros.engine_loading import EngineLoading
 from nightlab_ros.lifecycle import LoggedLifecycleNode, run_within
+from nightlab_ros.monitoring import degradation as dg
 from nightlab_ros.monitoring.diagnostics import Diagnostics
 from nightlab_ros.monitoring.health import ERROR, OK, HealthReport
 from nightlab_ros.parameter_server import ParameterError, change, declare, unknown_parameters, unused_qos_overrides
@@ -60,8 +66,8 @@ class NightLabNode(LoggedLifecycleNode):
         for sentence in unknown_parameters(self._parameter_overrides, self._parameters):
             self.get_logger().warning(sentence)
         self.add_on_set_parameters_callback(self._on_parameters)
-        self.is_hanging = False  #: True once an engine did not return in time
-        self.is_freeing = False  #: True once a thread was left to free engines
+        self._timed_out = False  # True once an engine did not return in time
+        self._freeing: list[threading.Thread] = []  # those that were left to free engines
         self._cameras: tuple[Camera, ...] = ()
         self._bundle: Bundle | None = None
         self._bundle_sha256 = ""
@@ -78,6 +84,16 @@ class NightLabNode(LoggedLifecycleNode):
     def loading_failed(self) -> bool:
         """True if the engines could not be loaded."""
         return self._loading is not None and self._loading.error is not None
+
+    @property
+    def is_freeing(self) -> bool:
+        """True while a thread waits for engines that are to be freed."""
+        return any(thread.is_alive() for thread in self._freeing)
+
+    @property
+    def is_hanging(self) -> bool:
+        """True while an engine does not return that did not in time."""
+        return self._timed_out and self.is_freeing
 
     def configure(self) -> None:
         """Create the publishers and load the engines, for which it waits `CONFIGURE_WAIT_S` at most."""
@@ -143,11 +159,9 @@ class NightLabNode(LoggedLifecycleNode):
 
         for camera in cameras:
             camera.destroy()
-        try:
-            run_within(self._patience_s, "freeing the engines", free_engines)
-        except TimeoutError as error:
-            self.is_freeing = True
-            self.get_logger().warning(f"{error}; a thread goes on with it")
+        if (thread := run_within(self._patience_s, "freeing the engines", free_engines)) is not None:
+            self._freeing = [*filter(threading.Thread.is_alive, self._freeing), thread]
+            self.get_logger().warning(f"freeing the engines did not end within {self._patience_s:g} s; it goes on")
 
     def destroy_node(self) -> None:
         """End the diagnostics and destroy the node. rclpy calls it, too, when `__init__` has failed."""
@@ -163,7 +177,7 @@ class NightLabNode(LoggedLifecycleNode):
         try:
             yield
         except TimeoutError:
-            self.is_hanging, self._patience_s = True, 0.0
+            self._timed_out, self._patience_s = True, 0.0
             raise
 
     def _autoware_ids(self, classes: ClassSet) -> np.ndarray | None:
@@ -207,21 +221,20 @@ class NightLabNode(LoggedLifecycleNode):
     def _reports(self) -> dict[str, HealthReport]:
         """Return the report of each camera, or of the node while it is unconfigured, on the diagnostics thread."""
         loading, cameras = self._loading, self._cameras
+        self.callback_errors.flush()
         if loading is None:
-            return {"": HealthReport(ERROR, self.failure) if self.failure else HealthReport(OK, "unconfigured")}
+            level = ERROR if self.failure else OK
+            return {"": HealthReport(level, self.failure or "unconfigured", {"mode": "stopped"})}
         loaded, number = loading.report(), self._count_namesakes()
         own = self._own_values(loading.engines)
         reports = {}
         for camera in cameras:
             report = camera.report(self._active)
             if loaded is not None and loaded.level >= report.level:
-                report = replace(report, level=loaded.level, message=loaded.message)
+                report = replace(loaded, values=report.values | loaded.values)
             if number > 1:
-                report = report.with_warning(
-                    f"{number} nodes have the name {self.get_fully_qualified_name()}: rename one"
-                )
-            values = report.values | (loaded.values if loaded is not None else {}) | own
-            reports[camera.name] = replace(report, values=values)
+                report = report.with_finding(dg.NAMESAKES(number=number, name=self.get_fully_qualified_name()))
+            reports[camera.name] = replace(report, values=report.values | own)
         return reports
 
     def _own_values(self, engines: Engines | None) -> dict[str, str]:
@@ -248,7 +261,7 @@ def main(args: list[str] | None = None) -> int:
         start_ros(args)
         node = create_node(NightLabNode)
         if freed_bytes:
-            node.get_logger().info(f"deleted {freed_bytes / 1e6:.0f} MB of shared memory of processes that have ended")
+            node.get_logger().warning(dg.KILLED(megabytes=freed_bytes / 1e6).sentence)
         status = _run(node, stop)
     except StartError as error:
         print(f"nightlab: {error}", file=sys.stderr)
@@ -285,7 +298,3 @@ def _run(node: NightLabNode, stop: threading.Event) -> int:
         if node.settings.autostart and node.loading_failed:
             return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

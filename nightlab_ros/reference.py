@@ -210,9 +210,10 @@ def degradation_page() -> str:
         NOTE,
         _wrap(
             "What the node does when something goes wrong. `mode` in /diagnostics says what still comes out: full "
-            "(masks of all levels that `refine` asks for), image level only, or no masks. `last_mask_stamp` is the "
-            "stamp of the last mask. A stopped node is unconfigured or has ended. Values in braces change. "
-            "[Reliability](reliability.md) tells what was seen when faults were injected."
+            "(masks of all levels that `refine` asks for), image level only, no masks, or stopped (the node is "
+            "unconfigured, its engines could not be loaded, or it has ended). `last_mask_stamp` is the stamp of the "
+            "last mask. Values in braces change. [Reliability](reliability.md) tells what was seen when faults were "
+            "injected."
         ),
     ]
     for row in DEGRADATIONS:

@@ -123,7 +123,8 @@ PUBLICATIONS = (
 CAPTURE_SERVICE = "~/capture"
 #: Keys of the values in DIAGNOSTICS.
 DIAGNOSTIC_KEYS = {
-    "mode": "what comes out: full (masks of all levels that `refine` asks for), image level only, or no masks",
+    "mode": "what comes out: full (masks of all levels that `refine` asks for), image level only, no masks, or "
+    "stopped (the node is unconfigured, or its engines could not be loaded)",
     "last_mask_stamp": "stamp, in seconds, of the image of the last mask",
     "received": "images that reached the node, since configure",
     "processed": "masks published",

@@ -160,21 +160,33 @@ LOW_RATE = Degradation(
     "within 5 s",
     "tests/ros/monitoring/test_health.py::test_a_low_rate_is_reported_if_the_camera_is_faster",
 )
-UNUSABLE_BUNDLE = Degradation(
-    "A bundle is damaged, beyond the limits, or breaks the contract",
-    *("stopped", ERROR, "configure failed: BundleError: ..."),
-    "the node stays unconfigured: correct the bundle and configure again",
+NAMESAKES = Degradation(
+    "Several nodes have the node's name",
+    *("full", WARN, "{number} nodes have the name {name}: rename one"),
+    "when one is left; one that was killed counts for up to 20 s",
+    "tests/faults/test_service_faults.py::test_a_second_node_of_the_name_is_a_warning_while_it_lives",
+)
+LOADING_FAILED = Degradation(
+    "The engines cannot be loaded, after configure has ended",
+    *("stopped", ERROR, "the engines could not be loaded: {reason}; cleanup, then configure again"),
+    "cleanup, then configure; with `autostart` the process ends with status 1, and `respawn` starts it again",
+    "tests/faults/test_service_faults.py::test_engines_that_cannot_be_loaded_are_an_error_until_cleanup",
+)
+TRANSITION_FAILED = Degradation(
+    "A transition fails: a bundle is damaged, beyond the limits, or breaks the contract",
+    *("stopped", ERROR, "{transition} failed: {reason}"),
+    "the node stays unconfigured: correct what the reason names, and configure again",
     "tests/faults/test_service_faults.py::test_a_bad_bundle_leaves_the_node_unconfigured_until_it_is_corrected",
 )
-HANGING_END = Degradation(
+TRANSITION_TIMED_OUT = Degradation(
     "An engine hangs, and the node is to be deactivated or to end",
-    *("stopped", ERROR, "deactivate failed: TimeoutError: ..."),
-    "no wait is longer than a few seconds; the process ends with status 1, and `respawn` starts it again",
+    *("stopped", ERROR, "{transition} failed: TimeoutError: {reason}"),
+    "configure again, with new engines; a process that is to end does so with status 1, and `respawn` starts it again",
     "tests/faults/test_process_faults.py::test_a_signal_ends_the_node_although_an_engine_hangs",
 )
 KILLED = Degradation(
-    "The process is killed",
-    *("stopped", ERROR, "(the next start) deleted ... MB of shared memory of processes that have ended"),
+    "The process is killed; its next start logs this",
+    *("stopped", WARN, "deleted {megabytes:.0f} MB of shared memory of processes that have ended"),
     "the next start, for which `respawn` in the launch file cares",
     "tests/faults/test_process_faults.py::test_a_killed_node_starts_again_and_reclaims_its_memory",
 )

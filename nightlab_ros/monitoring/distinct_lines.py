@@ -3,38 +3,71 @@
 
 from __future__ import annotations
 
-import math
 import re
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass
+class _Line:
+    """A line that was logged."""
+
+    text: str  #: as it came last
+    logged_s: float
+    repetitions: int = 0  #: since then
 
 
 class DistinctLines:
-    """Pass each distinct line at once, then at most once a minute with the number of repetitions.
+    """Log each distinct line at once, and once a minute the number of its repetitions.
 
-    Beyond `limit` lines in a minute, lines that differ only in their numbers count as one, and beyond twice as many all
-    further ones do.
+    Beyond `limit` lines in a minute, lines that differ only in their numbers count as one. Beyond twice as many all
+    further ones count as one: the first of them is logged, and then their number with the last of them.
     """
 
-    def __init__(self, limit: int = 10, period_s: float = 60.0, steady_s: Callable[[], float] = time.monotonic) -> None:
-        """`steady_s` returns the seconds of a clock that never jumps."""
-        self._limit, self._period_s, self._steady_s = limit, period_s, steady_s
+    def __init__(
+        self,
+        log: Callable[[str], object],
+        limit: int = 30,
+        period_s: float = 60.0,
+        steady_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`log` receives the lines; `steady_s` returns the seconds of a clock that never jumps."""
+        self._log, self._limit, self._period_s, self._steady_s = log, limit, period_s, steady_s
         self._lock = threading.Lock()
-        self._seen: dict[str, tuple[float, int]] = {}  # when a line was passed, and its repetitions since
+        self._seen: dict[str, _Line] = {}  # by key; "" holds those beyond the limits
 
-    def line(self, text: str) -> str | None:
-        """Return the line to log, or None if it was passed less than a minute ago."""
-        now_s = self._steady_s()
+    def add(self, text: str) -> bool:
+        """Log a line, or count it if it was logged before. Return True if it was logged."""
+        self.flush()
         with self._lock:
             key = self._key(text)
-            passed_s, repetitions = self._seen.get(key, (-math.inf, 0))
-            if now_s - passed_s < self._period_s:
-                self._seen[key] = (passed_s, repetitions + 1)
-                return None
-            self._seen = {key: seen for key, seen in self._seen.items() if now_s - seen[0] < self._period_s}
-            self._seen[key] = (now_s, 0)
-        return f"{text} ({repetitions} more such lines in {now_s - passed_s:.0f} s)" if repetitions else text
+            known = self._seen.get(key)
+            if known is None:
+                self._seen[key] = _Line(text, self._steady_s())
+            else:
+                known.text, known.repetitions = text, known.repetitions + 1
+        if known is None:
+            self._log(text if key else f"{text} (further lines that differ are only counted)")
+        return known is None
+
+    def flush(self, everything: bool = False) -> None:
+        """Log the repetitions of the lines that were logged a minute ago; `everything`: of all lines, as at an end."""
+        now_s, counts = self._steady_s(), []
+        with self._lock:
+            for key, line in list(self._seen.items()):
+                passed_s = now_s - line.logged_s
+                if passed_s < self._period_s and not everything:
+                    continue
+                if line.repetitions:
+                    kind = "such" if key else "different"
+                    counts.append(f"{line.text} ({line.repetitions} more {kind} lines in {passed_s:.0f} s)")
+                    self._seen[key] = _Line(line.text, now_s)
+                else:
+                    del self._seen[key]
+        for count in counts:
+            self._log(count)
 
     def _key(self, text: str) -> str:
         if text in self._seen or len(self._seen) < self._limit:

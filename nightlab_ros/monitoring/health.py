@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from nightlab_ros.monitoring.degradation import MODES, Finding
 from nightlab_ros.monitoring.health_rules import ERROR, JUDGED_S, OK, REPORTED_S, WARN, Facts, HealthLimits, judge
 from nightlab_ros.monitoring.recent import Recent
 
@@ -33,10 +34,11 @@ class HealthReport:
     message: str
     values: dict[str, str] = field(default_factory=dict)
 
-    def with_warning(self, sentence: str) -> HealthReport:
-        """Return the report with one more warning."""
-        message = sentence if self.level == OK else f"{self.message}; {sentence}"
-        return HealthReport(max(self.level, WARN), message, self.values)
+    def with_finding(self, finding: Finding) -> HealthReport:
+        """Return the report with one more fault."""
+        message = finding.sentence if self.level == OK else f"{self.message}; {finding.sentence}"
+        mode = max(self.values.get("mode", "full"), finding.mode, key=MODES.index)
+        return HealthReport(max(self.level, finding.level), message, {**self.values, "mode": mode})
 
 
 class Health:

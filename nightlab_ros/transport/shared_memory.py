@@ -6,7 +6,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,21 +13,31 @@ from nightlab_ros.transport.profile import SHARED_MEMORY
 
 #: Lock file of a segment of Fast DDS; up to Humble they were named fastrtps.
 LOCK_FILE = re.compile(r"(?P<segment>(fastdds|fastrtps)_[0-9a-f]{16})_el")
-#: Seconds after which a process that creates a segment has locked it.
-STARTING_S = 60.0
 
 
 def reclaim(folder: Path = SHARED_MEMORY) -> int:
     """Delete the segments of Fast DDS whose process has ended. Return the bytes freed.
 
-    A process holds an exclusive lock on the lock file of its segment. The system releases it when the process ends,
-    however it ends, so a segment with a lock that can be taken has no owner. Files that this user may not open, and
-    those of the last `STARTING_S`, stay.
+    A process keeps the lock file of its segment open, with an exclusive lock that the system releases when the process
+    ends, however it ends. A segment is deleted if the lock can be taken, also by processes of other containers, and no
+    process of this one has the file open, as one does that is about to lock it. Files that this user may not open stay.
     """
     if not folder.is_dir():
         return 0
     matches = [match for match in map(LOCK_FILE.fullmatch, os.listdir(folder)) if match]
     return sum(_reclaim(folder / match[0], folder / match["segment"]) for match in matches)
+
+
+def _is_open(file: os.stat_result) -> bool:
+    """Return True if another process has a file open, or if there is no /proc to tell."""
+    processes = [process for process in Path("/proc").glob("[0-9]*") if process.name != str(os.getpid())]
+    for process in processes:
+        with suppress(OSError):  # it has ended, or is another user's, who cannot have made a file that this user locks
+            for descriptor in os.scandir(process / "fd"):
+                with suppress(OSError):
+                    if os.path.samestat(descriptor.stat(), file):
+                        return True
+    return not processes
 
 
 def _reclaim(lock: Path, segment: Path) -> int:
@@ -38,9 +47,9 @@ def _reclaim(lock: Path, segment: Path) -> int:
     except OSError:  # deleted meanwhile, or another user's
         return 0
     try:
-        if time.time() - os.fstat(descriptor).st_mtime < STARTING_S:
-            return 0
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_open(os.fstat(descriptor)):
+            return 0
         freed = 0
         with suppress(FileNotFoundError):
             freed = segment.stat().st_blocks * 512

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nightlab_ros.monitoring import degradation
 from nightlab_ros.monitoring.degradation import DEGRADATIONS, Degradation, Finding, worst_mode
 from nightlab_ros.monitoring.health import ERROR, OK, WARN, Health
 from nightlab_ros.monitoring.health_rules import Facts, HealthLimits, judge
@@ -30,6 +31,12 @@ def exists(test: str) -> bool:
 @pytest.mark.parametrize("row", DEGRADATIONS, ids=lambda row: row.fault[:40])
 def test_each_row_names_a_test_that_exists(row: Degradation) -> None:
     assert exists(row.test)
+
+
+def test_each_row_is_used_by_the_node() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "nightlab_ros").rglob("*.py"))
+    names = {name for name, value in vars(degradation).items() if isinstance(value, Degradation)}
+    assert names and {name for name in names if f"dg.{name}(" not in sources} == set()
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.splitlines()[0][:40])

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +15,14 @@ pytest.importorskip("rclpy")
 pytest.importorskip("onnx")
 
 import rclpy
-from fault_harness import WARN, FaultyNode, faulty_node
+from fault_harness import ERROR, OK, WARN, FaultyNode, faulty_node
 from faulty_node import Fault
-from ros_harness import node_in_process
+from rclpy.lifecycle import TransitionCallbackReturn
+from ros_harness import node_in_process, wait_until
 
+import nightlab_ros.node
 from nightlab_core.runtime.bundle import BundleError, load_bundle
+from nightlab_core.runtime.engines.open import Engines
 
 pytestmark = [
     pytest.mark.ros,
@@ -83,15 +87,42 @@ def test_a_second_node_of_the_name_is_a_warning_while_it_lives(node: FaultyNode)
 
 
 def test_a_bad_bundle_leaves_the_node_unconfigured_until_it_is_corrected(tiny_bundle: Path, tmp_path: Path) -> None:
-    from rclpy.lifecycle import TransitionCallbackReturn
-
     copy = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
     (copy / "bundle.yaml").write_text("a: &a [x]\n" + "\n".join(f"b{i}: [*a, *a]" for i in range(9)))
     with node_in_process(bundle=str(copy), engine="onnxruntime") as node:
         assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
-        assert "BundleError" in node.failure and "received format None, expected 1" in node.failure
+        report = node._reports()[""]
+        assert (str(report.level), report.values["mode"]) == (ERROR, "stopped")
+        assert report.message == node.failure and node.failure.startswith("configure failed: BundleError: ")
+        assert "received format None, expected 1" in node.failure
         shutil.copy(tiny_bundle / "bundle.yaml", copy)
         assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+
+
+def test_engines_that_cannot_be_loaded_are_an_error_until_cleanup(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+
+    def fail(*_: Any, **__: Any) -> Any:
+        assert go.wait(60)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Engines, "open", fail)
+    monkeypatch.setattr(nightlab_ros.node, "CONFIGURE_WAIT_S", 0.01)
+    with node_in_process(bundle=str(tiny_bundle)) as node:
+        assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        assert node._reports()[""].values["mode"] == "no masks"
+        go.set()
+        wait_until(lambda: node.loading_failed, "the error")
+        report = node._reports()[""]
+        assert (str(report.level), report.values["mode"]) == (ERROR, "stopped")
+        sentence = "the engines could not be loaded: RuntimeError: out of memory; cleanup, then configure again"
+        assert report.message.startswith(sentence)
+        assert node.trigger_deactivate() == node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+        report = node._reports()[""]
+        assert (str(report.level), report.message, report.values["mode"]) == (OK, "unconfigured", "stopped")
 
 
 @pytest.mark.parametrize("name", ["bundle.yaml", "image.onnx", "hardness.onnx", "region.onnx"])

@@ -91,6 +91,8 @@ def test_deactivate_ends_in_a_clear_error_and_the_node_can_be_configured_again(
         fake.wait_for_counts(processed=1)
         engine.go.set()  # the call returns at last
         wait_until(lambda: abandoned.image.closed == 1, "the abandoned engines to be freed", 20.0)  # type: ignore[attr-defined]
+        wait_until(lambda: not fake.node.is_freeing, "the end of the thread that freed them", 20.0)
+        assert not fake.node.is_hanging, "the process may end with status 0"
         assert [stamp for _, stamp, _ in fake.masks] == [0, 2]
         assert fake.counts()["received"] == 1
 

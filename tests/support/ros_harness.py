@@ -34,12 +34,29 @@ from nightlab_ros.publishing.messages import image_message
 from nightlab_ros.transport.profile import profile_path, profile_variable
 
 ROOT = Path(__file__).parents[2]
-#: A domain of this process, so that tests can run in parallel. The outside checks compute the same number.
-DOMAIN = 1 + os.getpid() % 101
-#: While it is open, no demo takes the domain: `claim_domain` in nightlab_ros/playback/processes.py.
-CLAIM = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-with contextlib.suppress(OSError):  # a process with the same remainder has it
-    CLAIM.bind(f"\0nightlab_domain_{DOMAIN}")
+
+
+def _claimed(domains: range) -> tuple[int, socket.socket]:
+    """A domain that no other process uses, and the socket that holds it.
+
+    Demos claim theirs by sockets of the same names: `claim_domain` in nightlab_ros/playback/processes.py.
+    """
+    for step in range(len(domains)):
+        domain = domains[(os.getpid() + step) % len(domains)]  # the outside checks begin with the same one
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            claim.bind(f"\0nightlab_domain_{domain}")
+        except OSError:
+            claim.close()
+        else:
+            return domain, claim
+    raise AssertionError(f"other processes use all domains from {domains[0]} to {domains[-1]}")
+
+
+#: A domain of this process, so that tests can run in parallel.
+DOMAIN, CLAIM = _claimed(range(1, 102))
+#: One more, for nodes that nobody spins: their services outlive them until garbage collection.
+SILENT_DOMAIN, SILENT_CLAIM = _claimed(range(162, 222))
 #: The domain, and the transport that carries large images.
 ENVIRONMENT = {
     "ROS_DOMAIN_ID": str(DOMAIN),
@@ -122,9 +139,7 @@ def node_in_process(**parameters: Any) -> Iterator[Any]:
 
     os.environ.update(ENVIRONMENT)
     context = Context()
-    # In another domain than the other tests: nobody answers its services, which outlive it until garbage collection.
-    domain_id = 162 + os.getpid() % 60
-    rclpy.init(args=["--ros-args", *parameter_arguments(parameters)], context=context, domain_id=domain_id)
+    rclpy.init(args=["--ros-args", *parameter_arguments(parameters)], context=context, domain_id=SILENT_DOMAIN)
     try:
         node = NightLabNode(context=context)
         try:

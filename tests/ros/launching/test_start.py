@@ -47,8 +47,7 @@ def test_arguments_that_ros_cannot_read_end_in_one_line(
 
 #: The program, interrupted when it imports rclpy.
 INTERRUPTED = """
-import os, signal, sys
-from nightlab_ros.program import main
+import os, runpy, signal, sys
 
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
@@ -57,12 +56,18 @@ class Interrupt:
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Interrupt())
-main()
 """
 
 
-def test_an_interrupt_during_imports_ends_the_program_without_a_traceback() -> None:
-    ended = subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    "run",
+    [
+        "from nightlab_ros.program import main; main()",
+        "runpy.run_module('nightlab_ros.node', run_name='__main__')",  # as python -m nightlab_ros.node
+    ],
+)
+def test_an_interrupt_during_imports_ends_the_program_without_a_traceback(run: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTED + run], cwd=ROOT, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
 
 

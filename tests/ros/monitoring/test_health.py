@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nightlab_ros.monitoring.degradation import Finding
 from nightlab_ros.monitoring.health import ERROR, OK, WARN, Health, HealthLimits
 
 
@@ -119,7 +120,7 @@ def test_a_lost_refinement_is_reported_with_its_reason_and_since_when() -> None:
     assert stream.state == (OK, "running") and stream.values["refinement_failed"] == "5"
 
 
-def test_a_lower_path_that_is_always_late_is_reported_after_two_seconds_and_recovers() -> None:
+def test_a_lower_path_that_is_always_late_is_reported_and_recovers() -> None:
     stream = Stream()
     for _ in range(20):
         stream.run(1)
@@ -311,11 +312,14 @@ def test_several_publishers_are_named() -> None:
 def test_a_warning_of_the_node_is_added() -> None:
     stream = Stream()
     stream.run(1)
-    report = stream.health.report(stream.clock_s, active=True).with_warning("two nodes of one name")
+    namesakes = Finding(WARN, "two nodes of one name", "full")
+    report = stream.health.report(stream.clock_s, active=True).with_finding(namesakes)
     assert (report.level, report.message, report.values["processed"]) == (WARN, "two nodes of one name", "1")
+    assert report.values["mode"] == "full"
     stream.health.record_failed("71 bytes")
-    report = stream.health.report(stream.clock_s, active=True).with_warning("two nodes of one name")
+    report = stream.health.report(stream.clock_s, active=True).with_finding(namesakes)
     assert (report.level, report.message) == (ERROR, "a frame failed: 71 bytes; two nodes of one name")
+    assert report.values["mode"] == "no masks"
 
 
 def test_losses_are_reported_with_a_remedy() -> None:

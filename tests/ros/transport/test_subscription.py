@@ -16,7 +16,7 @@ import rclpy
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from ros_harness import ENVIRONMENT
+from ros_harness import ENVIRONMENT, SILENT_DOMAIN
 from sensor_msgs.msg import Image
 
 from nightlab_ros.transport import profile
@@ -39,7 +39,7 @@ class Graph:
     def __init__(self, *arguments: str) -> None:
         os.environ.update(ENVIRONMENT)
         self.context = Context()
-        rclpy.init(args=["--ros-args", *arguments], context=self.context, domain_id=162 + os.getpid() % 60)
+        rclpy.init(args=["--ros-args", *arguments], context=self.context, domain_id=SILENT_DOMAIN)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.node = self.add("nightlab")
         self.received: list[Image] = []
