@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports, which take seconds: SIGINT then ends the process without a traceback
-    from nightlab_ros.program import main as run
+    from nightlab_ros.interrupt import end_at_sigint
 
-    raise SystemExit(run())
+    end_at_sigint()
 
 import os
 import signal
@@ -223,10 +223,10 @@ class NightLabNode(LoggedLifecycleNode):
         loading, cameras = self._loading, self._cameras
         self.callback_errors.flush()
         if loading is None:
-            level = ERROR if self.failure else OK
-            return {"": HealthReport(level, self.failure or "unconfigured", {"mode": "stopped"})}
-        loaded, number = loading.report(), self._count_namesakes()
-        own = self._own_values(loading.engines)
+            return {
+                "": HealthReport(ERROR if self.failure else OK, self.failure or "unconfigured", {"mode": "stopped"})
+            }
+        loaded, number, own = loading.report(), self._count_namesakes(), self._own_values(loading.engines)
         reports = {}
         for camera in cameras:
             report = camera.report(self._active)
@@ -243,9 +243,7 @@ class NightLabNode(LoggedLifecycleNode):
         values = {"version": package_version(), "bundle": self._bundle.manifest.name}
         values["bundle_sha256"] = self._bundle_sha256
         if engines is not None:
-            values["engine"] = engines.name
-            if engines.note:
-                values["engine_note"] = engines.note
+            values |= {"engine": engines.name, **({"engine_note": engines.note} if engines.note else {})}
         return values
 
 
@@ -298,3 +296,7 @@ def _run(node: NightLabNode, stop: threading.Event) -> int:
         if node.settings.autostart and node.loading_failed:
             return 1
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
