@@ -13,8 +13,8 @@ from nightlab_cli.errors import CommandError, Verbose
 from nightlab_cli.options import hold_output, new_console
 from nightlab_cli.style import new_app
 from nightlab_replay.pairing import CompareError
-from nightlab_replay.records import StoreError
 from nightlab_replay.report.compare import PAGE, write_comparison
+from nightlab_replay.store import StoreError
 
 app = new_app()
 

@@ -6,15 +6,14 @@ Read `replay.py` first: it is `nightlab replay` from the bags to the report.
     replay.py        the function behind `nightlab replay`
     provenance.py    describe bags, bundle, versions and machine
     session.py       start or resume a run in its folder, store results
-    records.py       the files of a run: run.json and chunks
+    records.py       what a run holds: settings, inputs, records and counts
+    store.py         the files of a run: run.json and chunks
     execute.py       run every frame as fast as possible
     realtime.py      run at the recorded rate and drop frames as the node does
     cluster.py       run in several processes or on several machines
     evaluation.py    record and counts of a single frame
-    statistics.py    accuracy of two methods, with intervals
-    summary.py       all figures of a run
     pairing.py       match the frames of two runs
-    comparison.py    figures, sentences and gates of two runs
+    figures/         accuracy with intervals, all figures of a run, and the comparison of two runs with its gates
     report/          pages, charts and pictures; report.py and compare.py write them
     bags.py          write labelled bags and bags of masks
     progress.py      the progress line

@@ -13,8 +13,9 @@ import numpy as np
 from nightlab_core.data.bags.messages import COMPRESSED_TYPE, IMAGE_TYPE
 from nightlab_core.data.bags.write import DETECTIONS_TYPE, BagWriter, Packing, StorageName
 from nightlab_core.data.frames import FrameSource
-from nightlab_replay.records import FrameRecord, Run, load_records
+from nightlab_replay.records import FrameRecord, Run
 from nightlab_replay.session import MASK_BAGS, masks_path
+from nightlab_replay.store import load_records
 
 IMAGE_TOPIC, LABEL_TOPIC = "/camera/image_raw", "/camera/labels"
 #: Stamp of the first frame if the source has no stamps. Zero would mean that the camera sets none.

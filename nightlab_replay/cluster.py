@@ -25,7 +25,8 @@ from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.hardware import usable_cores
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.execute import Span, SpanResult, replay_spans
-from nightlab_replay.records import FrameRecord, ReplaySettings, Run, StoreError, first_frame_hw
+from nightlab_replay.records import FrameRecord, ReplaySettings, Run, first_frame_hw
+from nightlab_replay.store import StoreError
 
 #: A span is given up after this many workers died with it: it may be the span that kills them.
 _MOST_LOSSES = 5

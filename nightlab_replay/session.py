@@ -16,20 +16,8 @@ import numpy as np
 from nightlab_core.files import write_atomic
 from nightlab_replay.execute import BagSource, Span, SpanResult
 from nightlab_replay.provenance import BagHashes, machine, versions
-from nightlab_replay.records import (
-    BagInfo,
-    BundleInfo,
-    FrameRecord,
-    ReplaySettings,
-    Run,
-    StoreError,
-    chunk_paths,
-    load_records,
-    read_chunk,
-    read_run,
-    write_chunk,
-    write_run,
-)
+from nightlab_replay.records import BagInfo, BundleInfo, FrameRecord, ReplaySettings, Run
+from nightlab_replay.store import StoreError, chunk_paths, load_records, read_chunk, read_run, write_chunk, write_run
 
 CHUNKS, MASKS, MASK_BAGS = "chunks", "masks", "bags"
 #: Fields of `BagInfo` that must be equal to resume a run, as messages name them.

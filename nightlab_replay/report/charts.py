@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
+from nightlab_replay.figures.statistics import ClassAccuracy, Interval
 from nightlab_replay.report.svg import WIDTH, Axis, dot, line, path, rect, svg, text, x_axis, y_axis
-from nightlab_replay.statistics import ClassAccuracy, Interval
 
 #: Height of a row in charts with one row per class, and the place of their x axis.
 ROW = 22

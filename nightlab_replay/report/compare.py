@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from nightlab_replay.comparison import Comparison, classes_with, compare
+from nightlab_replay.figures.comparison import Comparison, classes_with, compare
+from nightlab_replay.figures.statistics import BLOCK_S, LEAST_BLOCKS, interval_text, percent
 from nightlab_replay.pairing import PairedRuns, pair_runs
-from nightlab_replay.records import FrameRecord, load_run, write_json
+from nightlab_replay.records import FrameRecord
 from nightlab_replay.report import charts
 from nightlab_replay.report.page import write_page
 from nightlab_replay.report.pictures import (
@@ -23,7 +24,7 @@ from nightlab_replay.report.pictures import (
     lowest_apart,
     sheet,
 )
-from nightlab_replay.statistics import BLOCK_S, LEAST_BLOCKS, interval_text, percent
+from nightlab_replay.store import load_run, write_json
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from nightlab_core.files import write_atomic
-from nightlab_replay.statistics import percent, points
+from nightlab_replay.figures.statistics import percent, points
 
 
 def write_page(path: Path, template: str, *, package: str = "nightlab_replay", **values: Any) -> None:

@@ -19,9 +19,9 @@ from nightlab_core.runtime.bundle import MANIFEST_NAME, sha256_of
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline, Result
 from nightlab_replay.execute import warm_up
+from nightlab_replay.figures.statistics import BLOCK_S
 from nightlab_replay.records import FrameRecord, Run, RunData, first_frame_hw
 from nightlab_replay.report.page import jpeg_uri
-from nightlab_replay.statistics import BLOCK_S
 
 PANEL_WIDTH = 480
 NUM_SHEETS = 6

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from nightlab_core.files import write_atomic
-from nightlab_replay.records import METHODS, RunData, load_run, write_json
+from nightlab_replay.figures.statistics import BLOCK_S, LEAST_BLOCKS, interval_text, percent, verdict_text
+from nightlab_replay.figures.summarize import confidence_of, summarize
+from nightlab_replay.figures.summary import RunSummary
+from nightlab_replay.records import METHODS, RunData
 from nightlab_replay.report.page import write_page
 from nightlab_replay.report.pictures import PicturesError, Resegmenter, frame_miou, run_panels, sheet, worst_frames
 from nightlab_replay.report.run_charts import METHOD_NAMES, draw, most_confused
-from nightlab_replay.statistics import BLOCK_S, LEAST_BLOCKS, interval_text, percent, verdict_text
-from nightlab_replay.summary import RunSummary, confidence_of, summarize
+from nightlab_replay.store import load_run, write_json
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 import numpy as np
 from markupsafe import Markup
 
+from nightlab_replay.figures.statistics import PairedAccuracy, interval_text, percent
+from nightlab_replay.figures.summary import RunSummary
 from nightlab_replay.records import METHODS
 from nightlab_replay.report import charts
 from nightlab_replay.report.svg import WIDTH
-from nightlab_replay.statistics import PairedAccuracy, interval_text, percent
-from nightlab_replay.summary import RunSummary
 
 #: Classes are listed as confused if at least this share of a class is predicted as the other.
 _LEAST_CONFUSED = 0.01

@@ -29,7 +29,8 @@ from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.engines.tensorrt.plans import PlanError
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.execute import Span, SpanResult, replay_spans
-from nightlab_replay.records import Run, load_run
+from nightlab_replay.records import Run
+from nightlab_replay.store import load_run
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -17,8 +17,9 @@ from replays import assert_same, start_run
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay import cluster
 from nightlab_replay.bags import write_mask_bags
-from nightlab_replay.records import RunData, StoreError, load_run
+from nightlab_replay.records import RunData
 from nightlab_replay.session import store_results
+from nightlab_replay.store import StoreError, load_run
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ from command import nightlab
 from replay_samples import sample_run, write_sample
 
 from nightlab_core.metrics import mean_iou
-from nightlab_replay.comparison import Comparison, classes_with, compare, gates_of
+from nightlab_replay.figures.comparison import Comparison, classes_with, compare
+from nightlab_replay.figures.gates import gates_of
 from nightlab_replay.pairing import CompareError, pair_runs
 from nightlab_replay.records import FrameCounts, RunData
 from nightlab_replay.report.compare import write_comparison

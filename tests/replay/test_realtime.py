@@ -16,8 +16,9 @@ from nightlab_core.data.bags.protocol import BagError
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.realtime import DROPPED, LONGEST_GAP_S, due_times_s, recorded_at, replay_realtime
-from nightlab_replay.records import RunData, load_run
+from nightlab_replay.records import RunData
 from nightlab_replay.session import join_spans, store_results
+from nightlab_replay.store import load_run
 
 
 class SlowPipeline:

@@ -14,10 +14,7 @@ from replay_samples import PRESENT, sample_run
 from nightlab_core.metrics import iou, mean_iou, paired_bootstrap
 from nightlab_core.runtime.light import DARK, LIGHT_BINS
 from nightlab_core.runtime.settings import PipelineSettings
-from nightlab_replay.records import METHODS, NUM_BANDS, NUM_BINS, FrameCounts, FrameRecord, RunData
-from nightlab_replay.report import charts, svg
-from nightlab_replay.report.report import findings
-from nightlab_replay.statistics import (
+from nightlab_replay.figures.statistics import (
     Interval,
     blocks_of,
     mean_interval,
@@ -26,7 +23,7 @@ from nightlab_replay.statistics import (
     sum_by_block,
     verdict_text,
 )
-from nightlab_replay.summary import (
+from nightlab_replay.figures.summarize import (
     TIMELINE_POINTS,
     behaviour_of,
     percentiles,
@@ -35,6 +32,9 @@ from nightlab_replay.summary import (
     timeline_of,
     uncertainty_of,
 )
+from nightlab_replay.records import METHODS, NUM_BANDS, NUM_BINS, FrameCounts, FrameRecord, RunData
+from nightlab_replay.report import charts, svg
+from nightlab_replay.report.report import findings
 
 
 def record(index: int, seconds: float = 0.1, bag: str = "a", **values: object) -> FrameRecord:

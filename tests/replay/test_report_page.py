@@ -17,11 +17,12 @@ from browser import Browser, headless_browser
 from replay_samples import sample_run, write_sample
 
 from nightlab_core.metrics import mean_iou
-from nightlab_replay.records import RunData, StoreError
+from nightlab_replay.figures.statistics import percent
+from nightlab_replay.figures.summary import RunSummary
+from nightlab_replay.records import RunData
 from nightlab_replay.report.pictures import difference_picture, error_picture, frame_miou, lowest_apart, worst_frames
 from nightlab_replay.report.report import write_report
-from nightlab_replay.statistics import percent
-from nightlab_replay.summary import RunSummary
+from nightlab_replay.store import StoreError
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,10 @@ from command import nightlab
 from replay_samples import write_sample
 from tiny_bags import make_frames, write_tiny_bag
 
-from nightlab_replay.records import FrameCounts, load_run
+from nightlab_replay.records import FrameCounts
 from nightlab_replay.report.compare import write_comparison
 from nightlab_replay.report.pictures import PicturesError, Resegmenter, worst_frames
+from nightlab_replay.store import load_run
 
 
 @pytest.fixture(scope="module")

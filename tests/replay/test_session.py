@@ -27,10 +27,11 @@ from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.bags import write_mask_bags
 from nightlab_replay.execute import Span, SpanResult, replay_spans
 from nightlab_replay.provenance import BagHashes, describe_bags, describe_bundle, label_class_set
-from nightlab_replay.records import BagInfo, FrameRecord, Run, RunData, StoreError, load_records, write_run
+from nightlab_replay.records import BagInfo, FrameRecord, Run, RunData
 from nightlab_replay.replay import replay
 from nightlab_replay.report.report import write_report
 from nightlab_replay.session import frame_problems, start_or_resume, store_results
+from nightlab_replay.store import StoreError, load_records, write_run
 
 
 def test_a_run_records_its_frames_and_inputs(serial: RunData, bags: list[Path], tiny_bundle: Path) -> None:

@@ -21,9 +21,8 @@ from nightlab_replay.records import (
     Run,
     RunData,
     TopicInfo,
-    write_chunk,
-    write_run,
 )
+from nightlab_replay.store import write_chunk, write_run
 
 #: Classes that the labels contain; the others are absent.
 PRESENT = ("road", "sidewalk", "building", "pole", "traffic light", "vegetation", "sky", "person", "car")

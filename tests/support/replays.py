@@ -13,8 +13,9 @@ from class_sets import CITYSCAPES19
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_replay.execute import Span, replay_spans
 from nightlab_replay.provenance import describe_bags, describe_bundle
-from nightlab_replay.records import FrameCounts, FrameRecord, ReplaySettings, Run, RunData, load_run
+from nightlab_replay.records import FrameCounts, FrameRecord, ReplaySettings, Run, RunData
 from nightlab_replay.session import missing_spans, start_or_resume, store_results
+from nightlab_replay.store import load_run
 
 SETTINGS = ReplaySettings(
     engine="onnxruntime", classes="cityscapes19", class_names=CITYSCAPES19.names, chunk_frames=4, threads=1

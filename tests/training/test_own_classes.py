@@ -27,7 +27,7 @@ from tiny_training import INPUT_HW, tiny_settings, write_frames  # noqa: E402
 from nightlab_core.classes import load_class_set  # noqa: E402
 from nightlab_core.labels import to_class_set  # noqa: E402
 from nightlab_core.runtime.bundle import load_bundle  # noqa: E402
-from nightlab_replay.records import load_run  # noqa: E402
+from nightlab_replay.store import load_run  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "own-classes.md"

@@ -23,8 +23,8 @@ from tiny_bags import FRAME_ID, START_NS, STEP_NS, make_frames, write_tiny_bag
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.write import Packing
 from nightlab_replay.evaluation import FrameEvaluator
-from nightlab_replay.records import load_run
 from nightlab_replay.replay import replay
+from nightlab_replay.store import load_run
 from nightlab_ros.live_replay import answered_part, describe_mismatch, playback_statistics, replay_live
 from nightlab_ros.playback.bag_player import OwnStamps, stamp_of, with_stamp
 from nightlab_ros.playback.protocol import SentFrame
