@@ -10,10 +10,14 @@ from collections.abc import Iterator
 from nightlab_core.data.image_header import PNG, ImageError
 
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT")
+_FURTHER_IMAGE = b"fdAT"
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield type and body of each chunk of a PNG up to its end. Raises ImageError if it is cut short or corrupt."""
+    """Yield type and body of each chunk of a PNG up to its end.
+
+    Raises ImageError if it is cut short or corrupt, and for an animation, of which OpenCV would take the first image.
+    """
     at = len(PNG)
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -22,6 +26,8 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             break
         if kind in _CRITICAL and zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(check, "big"):
             raise ImageError(f"received {len(data)} bytes of PNG that are corrupt")
+        if kind == _FURTHER_IMAGE:
+            raise ImageError("received a PNG of several images, an animation; expected a file of one image")
         yield kind, body
         if kind == b"IEND":
             return

@@ -17,6 +17,7 @@ import pytest
 from nightlab_core.data.image_files import decode_bgr, decode_image, read_image
 from nightlab_core.data.image_header import MAX_ASPECT, MAX_PIXELS, ImageError, check_header
 from nightlab_core.data.images import compressed_to_bgr, image_to_bgr
+from nightlab_core.data.label_maps import decode_label_image
 from nightlab_core.data.png import png_chunk
 
 
@@ -290,6 +291,17 @@ def test_a_jpeg_is_decoded_as_opencv_does(flags: int) -> None:
         *([packed(".jpg", noise(33, 31), *HALF_COLOUR)] if HALF_COLOUR else []),
     ):
         assert np.array_equal(decode_image(data, flags), cv2.imdecode(np.frombuffer(data, np.uint8), flags))
+
+
+def test_an_animated_png_is_refused_as_image_and_as_label_map() -> None:
+    data = packed(".png", noise()[..., 0])
+    header, end = data[:33], data[-12:]
+    control = png_chunk(b"acTL", struct.pack(">II", 2, 0))
+    further = png_chunk(b"fdAT", bytes(4) + zlib.compress(bytes(97 * 128)))
+    assert np.array_equal(decode_bgr(header + control + data[33:])[..., 0], noise()[..., 0])
+    for decode in (decode_bgr, lambda png: decode_label_image(png, None)):
+        with pytest.raises(ImageError, match="PNG of several images, an animation; expected a file of one image"):
+            decode(header + control + data[33:-12] + further + end)
 
 
 def test_a_png_with_a_changed_byte_is_refused() -> None:
