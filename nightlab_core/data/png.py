@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from nightlab_core.data.image_header import PNG, ImageError
 
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT")
-_FURTHER_IMAGE = b"fdAT"
+_ONE_IMAGE = (1).to_bytes(4, "big")
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield type and body of each chunk of a PNG up to its end.
 
-    Raises ImageError if it is cut short or corrupt, and for an animation, of which OpenCV would take the first image.
+    Raises ImageError if it is cut short or corrupt, and for an animation: OpenCV gives its first image, or black.
     """
     at = len(PNG)
     while at + 12 <= len(data):
@@ -26,7 +26,7 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             break
         if kind in _CRITICAL and zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(check, "big"):
             raise ImageError(f"received {len(data)} bytes of PNG that are corrupt")
-        if kind == _FURTHER_IMAGE:
+        if kind == b"fdAT" or (kind == b"acTL" and body[:4] != _ONE_IMAGE):
             raise ImageError("received a PNG of several images, an animation; expected a file of one image")
         yield kind, body
         if kind == b"IEND":

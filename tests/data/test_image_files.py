@@ -296,12 +296,13 @@ def test_a_jpeg_is_decoded_as_opencv_does(flags: int) -> None:
 def test_an_animated_png_is_refused_as_image_and_as_label_map() -> None:
     data = packed(".png", noise()[..., 0])
     header, end = data[:33], data[-12:]
-    control = png_chunk(b"acTL", struct.pack(">II", 2, 0))
+    one, two = (png_chunk(b"acTL", struct.pack(">II", count, 0)) for count in (1, 2))
     further = png_chunk(b"fdAT", bytes(4) + zlib.compress(bytes(97 * 128)))
-    assert np.array_equal(decode_bgr(header + control + data[33:])[..., 0], noise()[..., 0])
-    for decode in (decode_bgr, lambda png: decode_label_image(png, None)):
-        with pytest.raises(ImageError, match="PNG of several images, an animation; expected a file of one image"):
-            decode(header + control + data[33:-12] + further + end)
+    assert np.array_equal(decode_bgr(header + one + data[33:])[..., 0], noise()[..., 0])
+    for several in (header + two + data[33:], header + one + data[33:-12] + further + end):
+        for decode in (decode_bgr, lambda png: decode_label_image(png, None)):
+            with pytest.raises(ImageError, match="PNG of several images, an animation; expected a file of one image"):
+                decode(several)
 
 
 def test_a_png_with_a_changed_byte_is_refused() -> None:
