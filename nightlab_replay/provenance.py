@@ -41,15 +41,19 @@ def describe_bags(
 
     `pixel_bits` are the significant bits of 16-bit pixels, see `Bag`.
 
-    Raises ValueError if a bag is given twice. If none of the bags can be opened, raises the error of the first:
-    FileNotFoundError, OSError or TopicError.
+    Raises ValueError if a bag is given twice, also as a folder and a file in it. If none of the bags can be opened,
+    raises the error of the first: FileNotFoundError, OSError or TopicError.
     """
     errors: list[Exception] = []
     bags: list[BagInfo] = []
     for path in paths:
-        if any(Path(bag.path) == path.resolve() for bag in bags):
-            raise ValueError(f"{path} is given twice")
-        name = path.resolve().name
+        place = path.resolve()
+        for given in (Path(bag.path) for bag in bags):
+            if given == place:
+                raise ValueError(f"{path} is given twice")
+            if (place.is_file() and place.parent == given) or (given.is_file() and given.parent == place):
+                raise ValueError(f"{path} is given twice, also as {given}")
+        name = place.name
         taken = {bag.name for bag in bags}
         while name in taken:
             name += "_"

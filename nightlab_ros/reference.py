@@ -146,7 +146,8 @@ def inputs_page() -> str:
                 ),
                 _item(
                     "The orientation in EXIF is ignored, so that labels fit. A TIFF of another orientation than 1, "
-                    "pixels that are no whole numbers, and a file of several images are refused. OpenCV before 4.10, "
+                    "pixels that are no whole numbers, and a file of several images, as an animation, are refused. "
+                    "OpenCV before 4.10, "
                     "as on Humble and Jazzy, cannot count the images in a file, so that WebP, TIFF, GIF and AVIF are "
                     "refused there."
                 ),
@@ -193,7 +194,8 @@ def inputs_page() -> str:
         _wrap(
             f"Files ending in {', '.join(f'`{s}`' for s in SUFFIXES)}, and folders of rosbag2, with or without "
             "metadata.yaml. A rosbag2 may be compressed by message or by file (`.mcap.zstd`, `.db3.zstd`); such a "
-            "file is decompressed once into TMPDIR. MCAP may hold messages of ROS 2 or ROS 1. Damaged bags are read as "
+            "file is decompressed once into TMPDIR. Of drive_0.mcap and drive_0.mcap.zstd, in a folder without "
+            "metadata.yaml, one is read. MCAP may hold messages of ROS 2 or ROS 1. Damaged bags are read as "
             "far as possible. A bag that cannot be opened does not stop the replay of others. Of a camera that was "
             "recorded raw and compressed, the topic with more messages is read, the raw one if both have as many. A "
             f"topic with {' or '.join(DEPTH_WORDS[::2])} in its name is read only if it is named. Of a folder of bags "

@@ -46,7 +46,10 @@ def decode_label_image(data: bytes, classes: ClassSet | None) -> np.ndarray:
     if data.startswith(JPEG):
         raise ImageError("received a JPEG file; expected a PNG file, as JPEG changes class ids")
     if not data.startswith(PNG):
-        return decode_image(data, cv2.IMREAD_UNCHANGED)
+        raise ImageError(
+            f"received {len(data)} bytes beginning with {data[:8].hex() or 'nothing'}; expected a PNG file, as other "
+            "formats may change class ids"
+        )
     chunks = list(png_chunks(data))
     header = next((body for kind, body in chunks if kind == b"IHDR"), b"")
     if len(header) != 13:

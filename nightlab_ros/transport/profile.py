@@ -20,13 +20,17 @@ def profile_variable() -> str:
 
 
 def profile_path(name: str = "fastdds.xml") -> Path:
-    """Return the absolute path of a profile, in the repository or in ROS's share folder once installed."""
-    beside = Path(__file__).resolve().parents[2] / "config"
-    if beside.is_dir():
-        return beside / name
-    from ament_index_python.packages import get_package_share_directory
+    """Return the absolute path of a profile, in the repository or in the share folder that pip or colcon installed.
 
-    return Path(get_package_share_directory("nightlab_ros")).resolve() / "config" / name
+    ROS's index is not asked: after `pip install` it does not know the package. Raises FileNotFoundError.
+    """
+    above = Path(__file__).resolve().parents
+    for folder in (above[2] / "config", *(folder / "share" / "nightlab_ros" / "config" for folder in above)):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(
+        f"{name} is in no folder share/nightlab_ros/config above {above[0]}: install the package with pip or colcon"
+    )
 
 
 def choose_profile(num_processes: int) -> tuple[Path, str]:

@@ -22,7 +22,7 @@ from rosbags.rosbag2 import Writer as Rosbag2Writer
 from rosbags.typesys import Stores, get_typestore
 from tiny_bags import IMAGES, LABELS, START_NS, STEP_NS, make_frames, write_tiny_bag
 
-from nightlab_core.data.bags import compressed
+from nightlab_core.data.bags import compressed, unpacking
 from nightlab_core.data.bags.mcap import McapFile
 from nightlab_core.data.bags.messages import IMAGE_TYPE
 from nightlab_core.data.bags.protocol import BagError
@@ -238,6 +238,20 @@ def test_missing_or_unusable_metadata(tmp_path: Path, bags: dict[str, Path], fra
     metadata.write_text(text.replace("mcap.mcap", "gone.mcap"))
     found, reasons = readable(folder, frames)
     assert found == COUNT and "gone.mcap is missing" in reasons[0]
+
+
+def test_copies_of_a_file_in_another_form_are_read_once(tmp_path: Path, bags: dict[str, Path], frames: list) -> None:
+    folder = tmp_path / "bag"
+    folder.mkdir()
+    shutil.copy(bags["mcap"], folder / "drive_0.mcap")
+    (folder / "drive_0.mcap.zstd").write_bytes(unpacking.zstd.compress(bags["mcap"].read_bytes()))
+    shutil.copy(bags["sqlite3"], folder / "drive_0.db3")
+    found, reasons = readable(folder, frames)
+    assert found == COUNT
+    assert reasons[1:] == [f"drive_0.{other} is not read: drive_0.db3 has its name" for other in ("mcap", "mcap.zstd")]
+    (folder / "drive_0.db3").unlink()
+    (folder / "drive_0.mcap").unlink()
+    assert readable(folder, frames)[0] == COUNT
 
 
 def test_a_split_bag_with_one_damaged_file(tmp_path: Path, bags: dict[str, Path], frames: list) -> None:

@@ -91,6 +91,8 @@ def test_palettes_that_fit_no_rule_are_refused() -> None:
 def test_labels_in_jpeg_and_damaged_palettes_are_refused() -> None:
     with pytest.raises(ImageError, match="received a JPEG file; expected a PNG"):
         decode_label_image(cv2.imencode(".jpg", IDS)[1].tobytes(), CITYSCAPES19)
+    with pytest.raises(ImageError, match=r"beginning with 424d.*; expected a PNG file"):
+        decode_label_image(cv2.imencode(".bmp", IDS)[1].tobytes(), CITYSCAPES19)
     whole = bytearray(png(IDS % 3, 2, [SKY, ROAD, CAR]))
     whole[43] ^= 1  # in the palette
     with pytest.raises(ImageError, match="corrupt"):

@@ -255,6 +255,10 @@ def test_bags_of_the_same_name_and_a_bag_given_twice(tmp_path: Path, bags: list[
     assert [bag.name for bag in describe_bags([bags[0], other], None, None, None)] == ["one", "one_"]
     with pytest.raises(ValueError, match="given twice"):
         describe_bags([other, other], None, None, None)
+    (file,) = other.glob("*.mcap")
+    for both in ([other, file], [file, other]):
+        with pytest.raises(ValueError, match=f"{both[1]} is given twice, also as {both[0]}"):
+            describe_bags(both, None, None, None)
 
 
 def test_the_class_set_of_the_labels(tmp_path: Path) -> None:

@@ -136,7 +136,10 @@ def _open_folder(path: Path) -> BagStorage:
     listed = [path / Path(str(name)).name for name in _listed_names(information)]
     if missing := [f.name for f in listed if not f.is_file()]:
         problems.append(f"{', '.join(missing)} is missing, although metadata.yaml lists it")
-    paths = [f for f in listed if f.is_file() and _format_of(f) in _ROSBAG2_SUFFIXES] or found
+    paths = [f for f in listed if f.is_file() and _format_of(f) in _ROSBAG2_SUFFIXES]
+    if not paths:
+        paths, copies = _without_copies(found)
+        problems += copies
     if not paths:
         bags = sum(is_bag(f) for f in path.iterdir())
         advice = f"; {bags} of these are bags: name them one by one" if bags else ""
@@ -179,6 +182,21 @@ def _rosbag2_files(folder: Path) -> list[Path]:
     """Return the .mcap and .db3 files of a folder without hidden ones: drive_2.mcap comes before drive_10.mcap."""
     files = [f for f in folder.iterdir() if _is_rosbag2_file(f)]
     return sorted(files, key=natural_key)
+
+
+def _without_copies(files: list[Path]) -> tuple[list[Path], list[str]]:
+    """Return one file of each name, that without compression first, and a sentence on each other one."""
+    kept: dict[str, Path] = {}
+    for file in sorted(files, key=lambda file: file.suffix == _COMPRESSED):
+        kept.setdefault(_name_of(file), file)
+    left_out = [file for file in files if file not in kept.values()]
+    sentences = [f"{file.name} is not read: {kept[_name_of(file)].name} has its name" for file in left_out]
+    return [file for file in files if file not in left_out], sentences
+
+
+def _name_of(file: Path) -> str:
+    """Return a file's name without the suffixes of compression and format."""
+    return Path(file.stem).stem if file.suffix == _COMPRESSED else file.stem
 
 
 def _is_rosbag2_file(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -173,3 +174,17 @@ def test_advice_leaves_out_what_is_so(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert "rmw_cyclonedds_cpp" in loss_advice("reliable", "rmw_cyclonedds_cpp")
     assert profile_path().is_absolute() and profile_path().is_file()
+
+
+@pytest.mark.parametrize("packages", ["lib/python3.12/site-packages", "local/lib/python3.10/dist-packages"])
+def test_the_profile_is_found_where_pip_or_colcon_installed_it(
+    tmp_path: Path, packages: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AMENT_PREFIX_PATH", raising=False)
+    monkeypatch.setattr(profile, "__file__", str(tmp_path / packages / "nightlab_ros" / "transport" / "profile.py"))
+    with pytest.raises(FileNotFoundError, match="install the package with pip or colcon"):
+        profile_path()
+    installed = tmp_path / "share" / "nightlab_ros" / "config" / "fastdds.xml"
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    assert profile_path() == installed.resolve()
