@@ -2,6 +2,7 @@
 """BDD100K's layouts, and the list of its night frames as the command writes it."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import sys
@@ -15,6 +16,7 @@ from nightlab_core.data.datasets.bdd import bdd100k, bdd100k_day, bdd100k_night
 from nightlab_core.data.datasets.bdd_night import read_time_of_day
 from nightlab_core.data.datasets.paired import DatasetError
 
+needs_ijson = pytest.mark.skipif(importlib.util.find_spec("ijson") is None, reason="ijson is not installed")
 STEMS = {"train": ["0a0a0b1a-7c39d841", "00aad4a0-ee8135fe"], "val": ["81d5165d-fcfc6c67", "90d5f9b7-00000000"]}
 NIGHT = ["train/00aad4a0-ee8135fe", "val/81d5165d-fcfc6c67"]
 
@@ -97,6 +99,7 @@ def test_a_part_of_the_images_can_be_opened(root: Path) -> None:
         bdd100k_night(root, "val")
 
 
+@needs_ijson
 def test_the_command_lists_night_frames_that_have_a_mask(root: Path) -> None:
     first, second = NIGHT[0].split("/")[1], NIGHT[1].split("/")[1]
     times = {first: "night", STEMS["train"][0]: "daytime", "no-mask": "night"}
@@ -118,6 +121,7 @@ def test_the_command_lists_night_frames_that_have_a_mask(root: Path) -> None:
     assert (root / "night.txt").read_text().splitlines() == NIGHT
 
 
+@needs_ijson
 def test_user_errors_of_the_command_are_one_line(root: Path) -> None:
     masks = ("--masks", root / "labels/sem_seg/masks", "--out", root / "night.txt")
     day = _write_json(root / "day.json", {STEMS["val"][0]: "daytime"})
@@ -137,6 +141,7 @@ def test_user_errors_of_the_command_are_one_line(root: Path) -> None:
     assert not (root / "night.txt").exists()
 
 
+@needs_ijson
 def test_other_formats_and_disagreeing_files_are_refused(tmp_path: Path) -> None:
     first = _write_json(tmp_path / "a.json", {"x": "night", "y": "dawn/dusk"})
     wrapped = tmp_path / "b.json"
