@@ -67,10 +67,10 @@ def test_a_vehicle_collects_the_tests_and_skips_those_that_need_more(tmp_path: P
     lines = "".join(f"sys.modules[{name!r}] = None\n" for name in NOT_IN_A_VEHICLE)
     (tmp_path / "vehicle_only.py").write_text(f"import sys\n{lines}")
     command = [sys.executable, "-m", "pytest", "-p", "vehicle_only", "-p", "no:cacheprovider", "--collect-only", "-q"]
-    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}  # colcon sets it
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT)])
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "No module named 'onnx'" in done.stdout or "import of onnx halted" in done.stdout
 
