@@ -117,15 +117,16 @@ class NightLabNode(LoggedLifecycleNode):
 
     def activate(self) -> None:
         """Subscribe to the cameras."""
-        self._inference = LatestWorker("inference", lambda process: process(), self._on_inference_error)
+        log = self.get_logger()
+        self._inference = LatestWorker("inference", lambda run: run(), lambda e: log.error(f"inference thread: {e!r}"))
         for camera in self._cameras:
             camera.start(self._inference)
         self._active = True
         if self._bond is not None:
             self._bond.start()
-        self.get_logger().info("active")
+        log.info("active")
         for sentence in unused_qos_overrides(self._parameter_overrides, self._parameters):
-            self.get_logger().warning(sentence)
+            log.warning(sentence)
 
     def deactivate(self) -> None:
         """Unsubscribe, and wait for the current images. Raises TimeoutError after `STOP_TIMEOUT_S`."""
@@ -202,11 +203,7 @@ class NightLabNode(LoggedLifecycleNode):
 
     def _count_namesakes(self) -> int:
         """Return the number of nodes with this node's full name. One that was killed counts for up to 20 s."""
-        own = (self.get_name(), self.get_namespace())
-        return self.get_node_names_and_namespaces().count(own)
-
-    def _on_inference_error(self, error: BaseException) -> None:
-        self.get_logger().error(f"inference thread: {error!r}")
+        return self.get_node_names_and_namespaces().count((self.get_name(), self.get_namespace()))
 
     def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
         try:
@@ -281,14 +278,14 @@ def main(args: list[str] | None = None) -> int:
 
 def _run(node: NightLabNode, stop: threading.Event) -> int:
     """Serve the node until `stop` is set. With autostart, end when it cannot start."""
-    success = TransitionCallbackReturn.SUCCESS
     if node.settings.autostart:
-        if node.trigger_configure() != success:
-            return 1
-        if stop.is_set():
-            return 0
-        if node.trigger_activate() != success:
-            return 1
+        for transition in (node.trigger_configure, node.trigger_activate):
+            if stop.is_set():
+                return 0
+            if transition() != TransitionCallbackReturn.SUCCESS:
+                return 1
+    else:
+        node.get_logger().info("unconfigured: a lifecycle manager starts it, or `--ros-args -p autostart:=true`")
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     while not stop.is_set():  # signals are handled between two waits

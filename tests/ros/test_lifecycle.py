@@ -57,6 +57,7 @@ def start() -> Iterator[Callable[..., tuple[NodeProcess, Client]]]:
 def test_a_whole_life(start: Callable[..., Any], tiny_bundle: Path, tmp_path: Path) -> None:
     process, client = start(bundle=str(tmp_path), image_size=[64, 48])
     assert client.state() == "unconfigured"
+    assert process.wait_for_log("unconfigured: a lifecycle manager starts it, or")
 
     # Configure logs why it fails, and works once that is corrected.
     assert not client.change_state(Transition.TRANSITION_CONFIGURE)
