@@ -19,7 +19,7 @@ import signal
 import statistics
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,10 @@ CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4
 ENDS = ("kill -9", "endless hang", *["lifecycle"] * 6)
 #: Seconds by which time jumps between two faults.
 JUMPS_S = (0, 0, 1, -500, 3600)
-#: Parts of ERROR lines that no entry of FAULTS has.
-OTHER_ERRORS = ("a message on /clock is ignored", "freeing the engines did not end", "deactivate failed: TimeoutError")
+#: Sentences of what is injected beside FAULTS, by its name.
+OTHER_FAULTS = {"negative clock": "a message on /clock is ignored", "endless hang": "deactivate failed: TimeoutError"}
+#: Seconds after a fault in which its sentence may come, the same in the log, and those until the sentence must be gone.
+WINDOW_S, LOG_WINDOW_S, GONE_S = 20.0, 90.0, 100.0
 #: Highest growth of a process's memory from its second round on, in MB.
 GROWTH_MB = 20.0
 
@@ -75,6 +77,7 @@ class Soak:
         self.rates_hz: list[float] = []
         self.respawn_s: list[float] = []
         self.log: list[str] = []
+        self.injections: dict[str, list[float]] = defaultdict(list)  #: all wall times by fault
 
     def run(self, minutes: float) -> dict[str, Any]:
         """Repeat rounds, and return the figures."""
@@ -138,6 +141,7 @@ class Soak:
         for fault in faults:
             self.change_parameters()
             self.camera.tick(self.random.choice(JUMPS_S))
+            self.injects("negative clock")
             self.camera.set_clock(self.random.choice((int(self.camera.now_s), -5)))
             self.inject(fault)
         self.camera.send(20)
@@ -164,15 +168,22 @@ class Soak:
         assert not self.client.set_parameter("max_regions", 99).successful
 
     def inject(self, name: str) -> None:
-        """Inject a fault until it is reported, then publish good images."""
+        """Inject a fault until it is reported, then publish good images. No earlier fault may be the reason."""
         self.injected[name] += 1
-        self.messages()
+        sentence = FAULTS[name].sentence
+        wait_until(lambda: self.camera.send(10) or self.is_over(sentence), f"the end of {sentence!r}", GONE_S)
         for _ in range(40):
+            self.injects(name)
             FAULTS[name].inject(self.camera)
-            if self.sees(FAULTS[name].sentence):
+            self.injects(name)
+            if self.sees(sentence):
                 self.reported[name] += 1
                 break
         self.camera.send(10)
+
+    def injects(self, name: str) -> None:
+        """Note that a fault is injected now."""
+        self.injections[name].append(time.time())
 
     def hang(self) -> None:
         """Let the engine hang until the node says that no mask comes out."""
@@ -180,8 +191,14 @@ class Soak:
         self.camera.send(1, Fault.HANGS, expects_mask=False)
         self.client.diagnostics(lambda values: "frame_in_progress_s" in values)
         self.camera.send(10)
-        wait_until(lambda: self.camera.send(1) or self.sees("no mask came out"), "the report of the engine that hangs")
+        wait_until(self.hangs, "the report of the engine that hangs")
         self.reported["endless hang"] += 1
+
+    def hangs(self) -> bool:
+        """Publish an image; returns True if the node says that no mask comes out."""
+        self.injects("image engine is slow")  # whose sentence it is
+        self.camera.send(1)
+        return self.sees("no mask came out")
 
     def count(self, unfinished: int) -> int:
         """Add the node's counts when they hold every image but those; return how many are missing in the end."""
@@ -207,6 +224,8 @@ class Soak:
         if end == "kill -9":
             assert self.process.stop(signal.SIGKILL) == -signal.SIGKILL
         else:
+            self.injects("image engine is slow")
+            self.injects("endless hang")
             assert not self.client.change_state(DEACTIVATE)
             wait_until(lambda: self.sees("deactivate failed: TimeoutError"), "the report of the transition")
             assert self.process.stop(signal.SIGTERM) == 1
@@ -223,13 +242,19 @@ class Soak:
         """Return True if diagnostics since the last look contain a sentence."""
         return any(sentence in message for message in self.messages())
 
+    def is_over(self, sentence: str) -> bool:
+        """Return True if diagnostics have come since the last look, and the last ones do not contain a sentence."""
+        messages = self.messages()
+        return bool(messages) and sentence not in messages[-1]
+
     def messages(self) -> list[str]:
         """Take the sentences of the diagnostics that have come; errors without a fault and warnings are counted."""
         found = [s for array in list(self.client.messages["/diagnostics"]) for s in array.status]
         self.client.messages["/diagnostics"].clear()
         for status in found:
             if status.level[0] == 2:
-                self.explain(status.message)
+                for error in re.split(r"; (?=a frame failed: )", status.message):
+                    self.explain(error, time.time(), WINDOW_S)
             elif status.level[0] == 1:
                 self.warnings.update(re.sub(r"[\d.]+", "#", part)[:80] for part in status.message.split("; "))
         return [status.message for status in found]
@@ -239,12 +264,16 @@ class Soak:
         self.log += self.process.log
         for line in self.process.log:
             if re.search(r"\[(ERROR|FATAL)\]|Traceback|terminate called", line):
-                self.explain(line)
+                logged = re.search(r"\] \[(\d+\.\d+)\]", line)
+                self.explain(line, float(logged[1]) if logged else 0.0, LOG_WINDOW_S)
 
-    def explain(self, error: str) -> None:
-        """Count an error that no fault explains."""
-        if not any(part in error for part in (*OTHER_ERRORS, *(fault.sentence for fault in FAULTS.values()))):
-            self.unexplained[error[:160]] += 1
+    def explain(self, error: str, at_s: float, window_s: float) -> None:
+        """Count an error unless it has the sentence of a fault that was injected in the seconds before its time."""
+        sentences = OTHER_FAULTS | {name: fault.sentence for name, fault in FAULTS.items()}
+        for name, sentence in sentences.items():
+            if sentence in error and any(0 <= at_s - injected_s < window_s for injected_s in self.injections[name]):
+                return
+        self.unexplained[error[:160]] += 1
 
 
 def main() -> int:

@@ -12,12 +12,13 @@ import pytest
 pytest.importorskip("rclpy")
 pytest.importorskip("onnxruntime")
 
-from fake_engines import plain_maps
+from fake_engines import known_boxes, plain_maps
 from fake_node import FakeNode, fake_node
 from lifecycle_msgs.msg import Transition
 from rclpy.lifecycle import TransitionCallbackReturn
 from ros_harness import Client, NodeProcess, wait_until
 
+from nightlab_core.runtime import pipeline as pipeline_module
 from nightlab_ros import node as node_module
 from nightlab_ros.monitoring import diagnostics as diagnostics_module
 from nightlab_ros.monitoring.health import ERROR
@@ -107,6 +108,32 @@ def test_engines_that_take_long_to_be_freed_are_no_error(monkeypatch: pytest.Mon
         assert fake.node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
         assert fake.node.is_freeing and not fake.node.is_hanging and fake.node.failure == ""
         go.set()
+
+
+def test_a_hardness_engine_that_hangs_costs_neither_masks_nor_transitions(
+    monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path
+) -> None:
+    go = threading.Event()
+
+    def hang(frame: np.ndarray) -> dict[str, np.ndarray]:
+        assert go.wait(60)
+        return known_boxes()(frame)
+
+    monkeypatch.setattr(pipeline_module, "PATIENCE_S", 0.05)
+    with fake_node(monkeypatch, tiny_bundle) as fake:
+        fake.start()
+        fake.engines[0].hardness.answer = hang  # type: ignore[attr-defined]
+        for stamp in range(3):
+            fake.receive(stamp=stamp)
+            fake.wait_for_counts(processed=stamp + 1)
+        report = fake.report()
+        assert "hard regions could not be found: the hardness network does not answer" in report.message
+        assert report.values["mode"] == "image level only" and report.values["refinement_failed"] == "3"
+        fake.node._patience_s = 0.05
+        assert fake.node.trigger_deactivate() == fake.node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+        assert fake.node.is_freeing and not fake.node.is_hanging
+        go.set()
+        wait_until(lambda: not fake.node.is_freeing, "the end of the thread that freed the engines", 20.0)
 
 
 def test_diagnostics_go_on_while_a_transition_waits(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> None:

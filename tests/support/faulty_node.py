@@ -29,6 +29,8 @@ from nightlab_core.runtime.engines.open import Engines
 FRAME_S = 0.02
 #: Seconds for which the engine of `Fault.SLOW` answers nothing.
 SLOW_S = 6.0
+#: The same of `Fault.HARDNESS_SLOW`: longer than the pipeline waits.
+HARDNESS_SLOW_S = 10.0
 #: Ends the faults that hang. HANGING is set while an engine does.
 RELEASE, HANGING = threading.Event(), threading.Event()
 
@@ -53,6 +55,7 @@ class Fault(IntEnum):
     HARDNESS_EXITS = 140
     REGION_EXITS = 150
     HARDNESS_INTERRUPTED = 160  #: KeyboardInterrupt, as SIGINT raises it
+    HARDNESS_SLOW = 170  #: no answer for HARDNESS_SLOW_S
 
 
 class FaultyEngine:
@@ -114,6 +117,8 @@ def _hardness(frame: np.ndarray, fault: int) -> dict[str, np.ndarray]:
         raise KeyboardInterrupt
     if fault == Fault.HARDNESS_HANGS:
         _hang()
+    if fault == Fault.HARDNESS_SLOW:
+        time.sleep(HARDNESS_SLOW_S)
     boxes, scores = BOXES[None].copy(), SCORES[None].copy()
     if fault == Fault.HARDNESS_NAN:
         scores[:] = np.nan

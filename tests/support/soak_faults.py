@@ -121,13 +121,16 @@ class SoakFault:
 
 
 def _by_engine(fault: Fault, number: int = 10) -> Callable[[SoakCamera], None]:
-    has_mask = fault in (Fault.HARDNESS_RAISES, Fault.HARDNESS_NAN, Fault.REGION_RAISES, Fault.REGION_UNKNOWN_CLASS)
+    has_mask = fault.name.startswith(("HARDNESS", "REGION"))
     return lambda camera: camera.send(number, fault, expects_mask=has_mask)
 
 
-def _slow(camera: SoakCamera) -> None:
-    camera.send(1, Fault.SLOW)
-    camera.send(max(1, int(6.0 / camera.period_s)))
+def _slow(fault: Fault, seconds: float) -> Callable[[SoakCamera], None]:
+    def inject(camera: SoakCamera) -> None:
+        camera.send(1, fault)
+        camera.send(max(1, int(seconds / camera.period_s)))
+
+    return inject
 
 
 def _damaged(change: Callable[[Image], Any]) -> Callable[[SoakCamera], None]:
@@ -213,8 +216,10 @@ FAULTS: dict[str, SoakFault] = {
     "region engine gives class 200": SoakFault(
         "region network: received label 200", _by_engine(Fault.REGION_UNKNOWN_CLASS)
     ),
-    "SystemExit in an engine": SoakFault("SystemExit", _by_engine(Fault.IMAGE_EXITS)),
-    "image engine is slow": SoakFault("no mask came out", _slow),
+    "SystemExit in the image engine": SoakFault("SystemExit: the image engine", _by_engine(Fault.IMAGE_EXITS)),
+    "SystemExit in the hardness engine": SoakFault("SystemExit: the hardness engine", _by_engine(Fault.HARDNESS_EXITS)),
+    "image engine is slow": SoakFault("no mask came out", _slow(Fault.SLOW, 6.0)),
+    "hardness engine is slow": SoakFault("the hardness network does not answer", _slow(Fault.HARDNESS_SLOW, 10.0)),
     "too few bytes": SoakFault("bytes for 64x96 bgr8", _damaged(lambda m: setattr(m, "height", 96))),
     "unknown encoding": SoakFault("bgr99", _damaged(lambda m: setattr(m, "encoding", "bgr99"))),
     "no pixels": SoakFault("0x48", _damaged(lambda m: setattr(m, "width", 0))),
