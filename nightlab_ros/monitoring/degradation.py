@@ -134,7 +134,7 @@ FUTURE_STAMPS = Degradation(
     "tests/faults/test_camera_faults.py::test_wrong_stamps_are_a_warning",
 )
 PAST_STAMPS = Degradation(
-    "Images are stamped hours in the past, for example in 1970",
+    "Images are stamped hours in the past, for example in 1970; not judged if `warn_age_ms` is 0",
     "full",
     WARN,
     "images are stamped {hours:.0f} hours in the past: the camera does not set the stamp, its clock is wrong, or a bag "
