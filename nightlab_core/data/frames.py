@@ -192,7 +192,10 @@ def _folder(
             f"{images} holds no image named {pattern!r}; expected files ending in {', '.join(IMAGE_SUFFIXES)}; it "
             f"holds {describe_folder(images)}{_advice(images)}"
         )
-    label_files = {f.stem: f for f in label_folder.iterdir() if f.suffix.lower() == ".png"} if label_folder else {}
+    maps = [f for f in visible(label_folder) if f.suffix.lower() == ".png"] if label_folder else []
+    label_files = {f.stem: f for f in maps}
+    if repeated := [f for f in maps if label_files[f.stem] != f]:
+        raise ValueError(f"{label_files[repeated[0].stem]} and {repeated[0]} are label maps of one image; remove one")
     if label_folder and not any(f.stem in label_files for f in files):
         raise ValueError(
             f"{label_folder} holds no PNG with the name of an image, such as {files[0].stem}.png; it holds "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def depth_of_files(files: Sequence[Path], bits: int = 0) -> PixelDepth:
     """
 
     def first_pixels() -> Iterator[np.ndarray]:
-        for file in files[:FIRST_FRAMES]:
+        for file in filter(Path.is_file, files[:FIRST_FRAMES]):  # a pipe would be waited for
             with contextlib.suppress(OSError, ImageError):
                 with file.open("rb") as opened:
                     head = opened.read(_HEAD_BYTES)
@@ -122,8 +123,11 @@ def read_image(file: Path, depth: PixelDepth | None = None) -> np.ndarray:
 
 
 def read_file(file: Path) -> bytes:
-    """Return the bytes of an image file. Raises OSError, and ImageError for a file that is too large."""
-    check_bytes(file.stat().st_size)
+    """Return the bytes of an image file. Raises OSError, and ImageError for one too large, or no file but a pipe."""
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError("it is a folder, a pipe or a device; expected a file")
+    check_bytes(status.st_size)
     return file.read_bytes()
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -173,6 +174,19 @@ def test_a_video_beyond_the_limits_of_an_image_is_refused_by_its_header(
     (tmp_path / "drive.mp4").touch()
     with pytest.raises(ValueError, match=r"drive\.mp4 cannot be read as a video: .*20000x20000 pixels; expected"):
         next(iter(open_frames(tmp_path / "drive.mp4")))
+
+
+def test_two_label_maps_of_one_image_and_a_pipe_among_the_images_are_refused(tmp_path: Path) -> None:
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    for folder in (images, labels):
+        folder.mkdir()
+        cv2.imwrite(str(folder / "a.png"), np.zeros((8, 8), np.uint8))
+    os.mkfifo(images / "b.png")
+    with pytest.raises(ValueError, match=r"b\.png cannot be read as an image: it is a folder, a pipe or a device"):
+        list(open_frames(tmp_path))
+    shutil.copy(labels / "a.png", labels / "a.PNG")
+    with pytest.raises(ValueError, match=r"a\.png and .*a\.PNG are label maps of one image; remove one"):
+        open_frames(tmp_path)
 
 
 def test_rendered_clip_is_labelled_and_the_same_every_time() -> None:
