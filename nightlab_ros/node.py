@@ -45,8 +45,8 @@ from nightlab_ros.start import StartError, create_node, start_ros
 from nightlab_ros.transport.shared_memory import reclaim
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: Longest wait of configure for the engines, in seconds; Nav2's lifecycle manager waits 5 s for a transition.
-CONFIGURE_WAIT_S = 4.0
+#: Longest wait of configure for the engines, in seconds; Nav2's lifecycle manager waits 5 s in all.
+CONFIGURE_WAIT_S = 3.0
 #: Longest wait of deactivate and shutdown for a frame in progress, in seconds.
 STOP_TIMEOUT_S = 3.0
 
