@@ -96,7 +96,8 @@ def test_layers_that_half_precision_would_harm_stay_in_float32(shipped: dict[Eng
         assert not fragile & set(half), kind
         if kind != "hardness":
             assert {"GRID_SAMPLE", "NORMALIZATION", "REDUCE"} <= set(full), kind
-            assert header.layers["uint8"] == {"CAST": 2}  # labels and confidence leave as bytes
+            context = kind == "image" and load_bundle(default_bundle()).manifest.engines.region.context
+            assert header.layers["uint8"] == {"CAST": 3 if context else 2}  # labels, confidence, context
 
 
 @pytest.mark.slow
