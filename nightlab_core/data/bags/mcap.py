@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from nightlab_core.data.bags.messages import ros1_to_cdr
-from nightlab_core.data.bags.protocol import BagError, Topic
+from nightlab_core.data.bags.protocol import BagError, TooManyMessagesError, Topic, check_num_messages
 from nightlab_core.data.bags.unpacking import check_unpacked, unpack
 
 _MAGIC = b"\x89MCAP0\r\n"
@@ -53,14 +54,16 @@ class McapFile:
     kind = "mcap"
 
     def __init__(self, path: Path) -> None:
-        """Raises BagError if it is no MCAP file."""
+        """Raises BagError if it is no MCAP file, or names more messages than it can hold."""
         self.problems: list[str] = []
         self._channels: dict[int, tuple[str, int, bool]] = {}  # topic, schema, and whether ROS 1 serialised it
         self._schemas: dict[int, str] = {}
         self._chunks: list[_Chunk] = []
-        self._entries: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # time, offset in chunk, chunk
+        #: by channel, time, offset in the chunk, and chunk of one message after another: 24 bytes each
+        self._entries: dict[int, array[int]] = defaultdict(lambda: array("q"))
+        self._num_entries = 0
         self._chunk = (_NO_CHUNK, b"")  # offset and content of the chunk that was read last
-        self._size = path.stat().st_size
+        self._path, self._size = path, path.stat().st_size
         self._file = path.open("rb")
         if self._file.read(len(_MAGIC)) != _MAGIC:
             self._file.close()
@@ -79,11 +82,15 @@ class McapFile:
             self.topics[topic] = Topic(known.type, known.count + counts.get(number, 0))
 
     def index(self, topic: str) -> np.ndarray:
-        """Return int64 (N, 3): time in ns, offset in the unpacked chunk, offset of the chunk."""
+        """Return int64 (N, 3): time in ns, offset in the unpacked chunk, offset of the chunk. Raises BagError."""
         parts = [np.zeros((0, 3), np.int64)]
+        num_entries = 0
         for number in (number for number, (name, _, _) in self._channels.items() if name == topic):
-            parts.append(np.asarray(self._entries[number], np.int64).reshape(-1, 3))
-            parts += [self._message_index(chunk, number) for chunk in self._chunks]
+            parts.append(np.array(self._entries[number], np.int64).reshape(-1, 3))
+            for chunk in self._chunks:
+                parts.append(self._message_index(chunk, number))
+                num_entries += len(parts[-1])
+                check_num_messages(num_entries, self._path, self._size)  # many chunks may name one message index
         entries = np.concatenate(parts)
         return entries[np.lexsort((entries[:, 1], entries[:, 2]))]  # in file order
 
@@ -190,6 +197,8 @@ class McapFile:
                 try:
                     for inside, code, body in _records(self._unpacked(at)):
                         self._note(code, body, inside, at)
+                except TooManyMessagesError:
+                    raise
                 except _DAMAGED as error:
                     self.problems.append(f"the chunk at byte {at} cannot be read: {error}")
             elif at + _RECORD.size + length <= self._size:
@@ -201,7 +210,7 @@ class McapFile:
                 elif opcode in (_DATA_END_CODE, _FOOTER_CODE):
                     break
             at += _RECORD.size + length
-        return {number: len(entries) for number, entries in self._entries.items()}
+        return {number: len(entries) // 3 for number, entries in self._entries.items()}
 
     def _note(self, opcode: int, body: bytes, at: int, chunk: int) -> None:
         """Keep a schema, a channel, or the place of a message."""
@@ -214,7 +223,9 @@ class McapFile:
             self._channels[number] = (_text(body, 4), schema, encoding == "ros1")
         elif opcode == _MESSAGE_CODE:
             number, _, time_ns, _ = _MESSAGE.unpack_from(body)
-            self._entries[number].append((min(time_ns, 2**63 - 1), at, chunk))  # a damaged time may be later
+            self._num_entries += 1
+            check_num_messages(self._num_entries, self._path, self._size)
+            self._entries[number].extend((min(time_ns, 2**63 - 1), at, chunk))  # a damaged time may be later
 
     def _chunk_header(self, at: int) -> tuple[int, int, str, int, int]:
         """Return a chunk's unpacked size and CRC, its compression, and offset and number of its packed bytes."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +12,24 @@ import numpy as np
 
 class BagError(ValueError):
     """A bag, or one message of it, cannot be read; the text says why."""
+
+
+class TooManyMessagesError(BagError):
+    """A file names more messages than a file of its size is taken to hold."""
+
+
+#: A file holds at most this many messages, or one for each BYTES_PER_MESSAGE of its size if that is more.
+MAX_MESSAGES, BYTES_PER_MESSAGE = 1_000_000, 24
+
+
+def check_num_messages(number: int, path: Path, file_bytes: int) -> None:
+    """Raise TooManyMessagesError for more messages than the limit, which repetition or compression puts into few kB."""
+    limit = max(MAX_MESSAGES, file_bytes // BYTES_PER_MESSAGE)
+    if number > limit:
+        raise TooManyMessagesError(
+            f"{path}: received {file_bytes} bytes that name {number} messages or more; expected at most {limit}: "
+            "the file is damaged or forged"
+        )
 
 
 @dataclass(frozen=True)

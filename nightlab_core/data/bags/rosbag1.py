@@ -8,13 +8,28 @@ from pathlib import Path
 
 import numpy as np
 from rosbags.rosbag1 import Reader
+from rosbags.rosbag1.reader import IndexData
 
 from nightlab_core.data.bags.messages import STAMP_BYTES, ros1_head, ros1_to_cdr
-from nightlab_core.data.bags.protocol import BagError, Topic, one_line
+from nightlab_core.data.bags.protocol import BagError, Topic, check_num_messages, one_line
 from nightlab_core.data.bags.unpacking import check_unpacked, unpack
 
 #: First bytes of a compressed chunk. One without compression begins with the length of a header.
 _MAGICS = {"bz2": b"BZh", "lz4": b"\x04\x22\x4d\x18"}
+_INDEX_HEAD_BYTES, _INDEX_ENTRY_BYTES = 55, 12
+
+
+class _LimitedReader(Reader):
+    """Reader that refuses an index in which many chunks name the same messages."""
+
+    _num_messages = 0
+
+    def read_index_data(self, pos: int, indexes: dict[int, list[IndexData]]) -> None:
+        assert self.bio
+        start = self.bio.tell()
+        super().read_index_data(pos, indexes)
+        self._num_messages += (self.bio.tell() - start - _INDEX_HEAD_BYTES) // _INDEX_ENTRY_BYTES
+        check_num_messages(self._num_messages, Path(self.path), Path(self.path).stat().st_size)
 
 
 class Rosbag1File:
@@ -23,11 +38,13 @@ class Rosbag1File:
     kind = "rosbag1"
 
     def __init__(self, path: Path) -> None:
-        """Raises BagError if the file is damaged."""
+        """Raises BagError if the file is damaged, or names more messages than it can hold."""
         self.problems: list[str] = []
-        self._reader = Reader(path)
+        self._reader = _LimitedReader(path)
         try:
             self._reader.open()
+        except BagError:
+            raise
         except Exception as error:  # rosbags raises errors of many types for damaged files
             raise BagError(f"{path} cannot be opened: {one_line(error)}; try `rosbag reindex`") from error
         self._refused: dict[int, str] = {}  # why, by offset of the chunk: to unpack it up to the limit takes seconds

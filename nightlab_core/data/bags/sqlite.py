@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -10,11 +12,16 @@ from urllib.parse import quote
 import apsw
 import numpy as np
 
-from nightlab_core.data.bags.protocol import BagError, Topic
+from nightlab_core.data.bags.protocol import BagError, Topic, check_num_messages
+from nightlab_core.data.bags.unpacking import MAX_UNPACKED_BYTES
 
 _HEADER = b"SQLite format 3\x00"
 #: The search for rows in a damaged file ends after this many consecutive misses.
 _MOST_MISSES = 500
+#: Tables that are stored in the file as they are: no view, and no column that SQLite would compute.
+_STORED_TABLES = """
+    SELECT name FROM pragma_table_list AS tables WHERE schema = 'main' AND type = 'table'
+    AND NOT EXISTS (SELECT 1 FROM pragma_table_xinfo(tables.name) WHERE hidden)"""
 
 
 class SqliteFile:
@@ -23,10 +30,11 @@ class SqliteFile:
     kind = "sqlite3"
 
     def __init__(self, path: Path) -> None:
-        """Raises BagError if the list of topics cannot be read."""
+        """Raises BagError if the list of topics cannot be read, or there are more messages than the file can hold."""
         self.problems: list[str] = []
+        self._path, self._size = path, path.stat().st_size
         page_bytes = _page_bytes(path)
-        self._vfs = _WholePages(page_bytes) if path.stat().st_size % page_bytes else None
+        self._vfs = _WholePages(page_bytes) if self._size % page_bytes else None
         # A killed recorder leaves its last messages in a log beside the file, which SQLite ignores if immutable.
         log = path.with_name(path.name + "-wal")
         immutable = not (log.is_file() and log.stat().st_size)
@@ -38,8 +46,16 @@ class SqliteFile:
             )
             # Without this, SQLite refuses a file that is shorter than its own header says.
             self._connection.execute("PRAGMA writable_schema=ON").fetchall()
-            rows: list[Any] = self._connection.execute("SELECT id, name, type FROM topics ORDER BY id").fetchall()
+            self._check_tables()
+            # SQLite refuses a larger text or message before it takes memory.
+            self._connection.limit(apsw.SQLITE_LIMIT_LENGTH, MAX_UNPACKED_BYTES)
+            rows: list[Any] = []
+            for row in self._connection.execute("SELECT id, name, type FROM topics ORDER BY id"):
+                rows.append(row)
+                check_num_messages(len(rows), path, self._size)
             self._ids = {str(name): int(key) for key, name, _ in rows}
+        except BagError:
+            raise
         except (apsw.Error, ValueError, TypeError) as error:  # also for damaged text
             raise BagError(f"{path}: nothing can be read: {error}") from error
         self._rows = self._read_index()
@@ -75,27 +91,43 @@ class SqliteFile:
         """Close the file."""
         self._connection.close()
 
+    def _check_tables(self) -> None:
+        """Raise BagError if topics or messages are no stored table, but computed: a few kB may give any number."""
+        stored = {str(name) for (name,) in self._connection.execute(_STORED_TABLES)}
+        if missing := {"topics", "messages"} - stored:
+            raise BagError(
+                f"{self._path}: nothing can be read: {', '.join(sorted(missing))} is missing, or is a view or "
+                "computed; expected the tables that rosbag2 writes"
+            )
+
     def _read_index(self) -> np.ndarray:
-        """Return row id, topic id and time of every message that can be found, int64 (N, 3)."""
-        rows: list[Any] = []
+        """Return row id, topic id and time of every message that can be found, int64 (N, 3). Raises BagError."""
+        found = array("q")
+
+        def keep(rows: Iterable[Any]) -> int:
+            before = len(found)
+            for row in rows:
+                if all(isinstance(value, int) for value in row):
+                    found.extend(row)
+                    check_num_messages(len(found) // 3, self._path, self._size)  # damaged pages may repeat others
+            return len(found) - before
+
         query = "SELECT id, topic_id, timestamp FROM messages"
         try:
-            rows.extend(self._connection.execute(query))
+            keep(self._connection.execute(query))
         except (apsw.Error, UnicodeDecodeError) as error:
             # A lookup by row id reads only a few pages, so rows behind a damaged page may still be found.
             key = missed = 0
-            rows = []
+            del found[:]
             while missed < _MOST_MISSES:
                 key += 1
                 try:
-                    found = self._connection.execute(f"{query} WHERE id = ?", (key,)).fetchall()
+                    has_row = keep(self._connection.execute(f"{query} WHERE id = ?", (key,)))
                 except (apsw.Error, UnicodeDecodeError):
-                    found = []
-                missed = 0 if found else missed + 1
-                rows += found
-            self.problems.append(f"the file is damaged ({error}): {len(rows)} messages could be found")
-        whole = [row for row in rows if all(isinstance(value, int) for value in row)]
-        return np.asarray(whole, np.int64).reshape(-1, 3)
+                    has_row = False
+                missed = 0 if has_row else missed + 1
+            self.problems.append(f"the file is damaged ({error}): {len(found) // 3} messages could be found")
+        return np.array(found, np.int64).reshape(-1, 3)
 
 
 class _WholePages(apsw.VFS):
