@@ -29,7 +29,8 @@ class _LimitedReader(Reader):
         start = self.bio.tell()
         super().read_index_data(pos, indexes)
         self._num_messages += (self.bio.tell() - start - _INDEX_HEAD_BYTES) // _INDEX_ENTRY_BYTES
-        check_num_messages(self._num_messages, Path(self.path), Path(self.path).stat().st_size)
+        path = Path(str(self.path))
+        check_num_messages(self._num_messages, path, path.stat().st_size)
 
 
 class Rosbag1File:
