@@ -16,6 +16,9 @@ import yaml
 
 #: Limits of a YAML file: bytes, levels of nesting, and values once every alias is replaced by what it stands for.
 MAX_YAML_BYTES, MAX_YAML_DEPTH, MAX_YAML_VALUES = 1 << 20, 32, 50_000
+#: Most characters of a text, and of a number: Python takes minutes for long ones, or cannot print them.
+MAX_YAML_TEXT, MAX_YAML_NUMBER = 20_000, 100
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class ConfigError(ValueError):
@@ -38,7 +41,7 @@ def parse_yaml(text: str | bytes, name: str | Path) -> Any:
     """Return the value of a YAML text, of any type. Raises ConfigError, which calls the text `name`."""
     try:
         return yaml.load(text.decode() if isinstance(text, bytes) else text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date or number that Python refuses
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # also for a date or number that Python refuses
         raise ConfigError(f"{name}: not readable as YAML: {_yaml_fault(error)}") from error
 
 
@@ -58,23 +61,30 @@ def to_yaml(data: dict[str, Any]) -> str:
 class _Loader(yaml.SafeLoader):
     """Load texts, numbers, dates, lists and mappings within the limits of this module.
 
-    Refuses tags and keys written twice, and reads 1e-4 as a number, unlike PyYAML.
+    Refuses tags and keys written twice, and reads 1e-4 as a number and 1:30 as a text, as YAML 1.2 does, unlike PyYAML.
     """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
-        self._depth = 0
+        self._depth = self._composed = 0
         self._extents: dict[yaml.Node, tuple[int, int]] = {}  # values and levels of a node, aliases replaced
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         if getattr(event, "tag", None) is not None:
             raise _refused(f"received the tag {event.tag!r}; remove it", event)
+        self._composed += 1
+        if self._composed > MAX_YAML_VALUES:
+            raise _refused(f"received more than {MAX_YAML_VALUES} values", event)
+        if len(getattr(event, "value", "")) > MAX_YAML_TEXT:
+            raise _refused(f"received a text of more than {MAX_YAML_TEXT} characters", event)
         self._depth += 1
         if self._depth > MAX_YAML_DEPTH:
             raise _refused(f"received more than {MAX_YAML_DEPTH} levels of nesting", event)
         node = super().compose_node(parent, index)
         assert node is not None
+        if node.tag in _NUMBERS and len(node.value) > MAX_YAML_NUMBER:
+            raise _refused(f"received a number of more than {MAX_YAML_NUMBER} characters", event)
         self._depth -= 1
         if isinstance(event, yaml.AliasEvent) and node not in self._extents:
             raise _refused("received an alias inside of its own anchor", event)
@@ -84,6 +94,10 @@ class _Loader(yaml.SafeLoader):
                 f"received more than {MAX_YAML_VALUES} values or {MAX_YAML_DEPTH} levels, with aliases replaced", event
             )
         return node
+
+    def resolve(self, kind: type[yaml.Node], value: str, implicit: Any) -> str:
+        tag = str(super().resolve(kind, value, implicit))
+        return self.DEFAULT_SCALAR_TAG if tag in _NUMBERS and ":" in value else tag  # base 60 takes minutes
 
     def _extent(self, node: yaml.Node) -> tuple[int, int]:
         parts = [] if isinstance(node, yaml.ScalarNode) else node.value

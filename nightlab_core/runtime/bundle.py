@@ -30,6 +30,8 @@ EngineKind = Literal["image", "hardness", "region"]
 ENGINE_KINDS: tuple[EngineKind, ...] = ("image", "hardness", "region")
 
 Byte = Annotated[int, Field(ge=0, le=255)]
+Name = Annotated[str, Field(max_length=100)]  #: it stands in each message of diagnostics
+Text = Annotated[str, Field(max_length=2000)]
 #: Limits of what a network reads: pixels of a side, and of all frames or crops of one call.
 MAX_SIDE = 4096
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
@@ -44,8 +46,8 @@ class BundleError(Exception):
 class EngineFile(Settings):
     """One network of the bundle."""
 
-    file: str  #: name inside the folder
-    sha256: str = ""  #: hexadecimal; `write_manifest` fills it in
+    file: Text  #: name inside the folder
+    sha256: Name = ""  #: hexadecimal; `write_manifest` fills it in
     input_hw: tuple[Side, Side]  #: working size; the runtime reads frames at about this area
     multiple: Side  #: both sides of an input must be multiples of this
 
@@ -120,10 +122,10 @@ class EngineFiles(Settings):
 class Classes(Settings):
     """Names and colours of the class ids 0..C-1."""
 
-    names: tuple[str, ...]
+    names: tuple[Name, ...]
     colors_rgb: tuple[tuple[Byte, Byte, Byte], ...]
     ignore_id: Annotated[int, Field(ge=IGNORE_ID, le=IGNORE_ID)] = IGNORE_ID
-    key: str = ""  #: of the class set; empty: the bundle's name
+    key: Name = ""  #: of the class set; empty: the bundle's name
     mappings_to: dict[str, ClassMapping] = Field(default_factory=dict)  #: the classes in other class sets, by their key
 
     @model_validator(mode="after")
@@ -139,17 +141,17 @@ class Manifest(Settings):
     """Content of bundle.yaml. Every key is required unless it has a default."""
 
     format: Annotated[int, Field(ge=FORMAT, le=FORMAT)] = FORMAT
-    name: str
-    created: str  #: ISO date
+    name: Name
+    created: Name  #: ISO date
     classes: Classes
-    hard_classes: tuple[str, ...]  #: names of the classes that the hardness network was trained to find
+    hard_classes: tuple[Name, ...]  #: names of the classes that the hardness network was trained to find
     engines: EngineFiles
-    preprocessing: str  #: for people: preprocessing is inside the graphs
+    preprocessing: Text  #: for people: preprocessing is inside the graphs
     deform: Literal["deform_conv", "grid_sample"]  #: ONNX form of the deformable convolutions
     weights: Literal["float16", "float32", "int8"]  #: how they are stored
-    trained_on: tuple[str, ...]
-    accuracy: dict[str, float]  #: measured figures by name
-    licence: str
+    trained_on: tuple[Text, ...]
+    accuracy: dict[Name, float]  #: measured figures by name
+    licence: Text
 
     @model_validator(mode="after")
     def _hard_classes_exist(self) -> Manifest:

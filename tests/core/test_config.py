@@ -113,6 +113,9 @@ def bomb(levels: int) -> str:
         ("a: " + "9" * 5000, "not readable as YAML"),
         ("a: \udcff", "not readable as YAML"),
         ("<<: {size: 1}", "not readable as YAML"),
+        ("a: [" + "b," * 50_000, "more than 50000 values"),
+        ("a: " + "x" * 20_001, "a text of more than 20000 characters"),
+        ("a: 0x" + "f" * 99, "a number of more than 100 characters"),
     ],
 )
 def test_yaml_beyond_the_limits_is_refused(file: Path, text: str, message: str) -> None:
@@ -120,6 +123,12 @@ def test_yaml_beyond_the_limits_is_refused(file: Path, text: str, message: str) 
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         read_yaml(file)
     assert str(file) in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("text", ["1:30", "1:30.5", "1" + ":59" * 5000])
+def test_a_number_of_base_60_is_a_text(file: Path, text: str) -> None:
+    file.write_text(f"a: {text}")
+    assert read_yaml(file) == {"a": text}
 
 
 def test_a_few_aliases_are_read(file: Path) -> None:

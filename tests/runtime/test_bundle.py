@@ -153,6 +153,7 @@ def test_links_within_the_bundle_and_to_the_bundle_are_followed(copy: Path, tmp_
         (lambda m: m.update(hard_classes=["pole", "unicorn"]), r"\['unicorn'\] are not among the classes"),
         (lambda m: m.update(accuracy={"miou": "good"}), "key 'accuracy.miou': received 'good'"),
         (lambda m: m.update(weights="int4"), "key 'weights': received 'int4'"),
+        (lambda m: m.update(name="x" * 101), "key .name.: received .* at most 100 characters"),
     ],
 )
 def test_a_wrong_manifest_is_refused(copy: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
