@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from nightlab_core.runtime.engines.engine import BuildProgress, OnProgress
@@ -35,9 +36,11 @@ class EngineLoading:
         """Return True until the engines are ready or have failed."""
         return self._thread.is_alive()
 
-    def wait(self, timeout_s: float) -> None:
-        """Wait until the engines are ready, or `timeout_s` have passed. Raises their error if they have failed."""
-        self._thread.join(timeout_s)
+    def wait(self, timeout_s: float, stop: threading.Event) -> None:
+        """Wait until the engines are ready, `timeout_s` have passed, or `stop` is set. Raises their error."""
+        end_s = time.monotonic() + timeout_s
+        while self.is_running() and not stop.is_set() and (left_s := end_s - time.monotonic()) > 0:
+            self._thread.join(min(left_s, 0.1))
         if self.error is not None:
             raise self.error
 

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take seconds: SIGINT then ends the process without a traceback
-    from nightlab_ros.interrupt import end_at_sigint
+if __name__ == "__main__":  # before the imports, which take seconds: a signal then ends the process with status 0
+    from nightlab_ros.interrupt import end_at_signals
 
-    end_at_sigint()
+    end_at_signals()
 
 import os
 import signal
@@ -58,8 +58,9 @@ class NightLabNode(LoggedLifecycleNode):
     deactivate waits for the current image, and cleanup frees everything. No wait for an engine is without a limit.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        """Declare the parameters."""
+    def __init__(self, stop: threading.Event | None = None, **kwargs: Any) -> None:
+        """Declare the parameters. configure does not wait for the engines once `stop`, of the process, is set."""
+        self._process_stop = stop or threading.Event()
         self._diagnostics: Diagnostics | None = None
         super().__init__("nightlab", **kwargs)
         self.settings = declare(self)
@@ -111,7 +112,7 @@ class NightLabNode(LoggedLifecycleNode):
             lambda error: log.error(f"the engines could not be loaded: {type(error).__name__}: {error}"),
             log.info,
         )
-        self._loading.wait(CONFIGURE_WAIT_S)
+        self._loading.wait(CONFIGURE_WAIT_S, self._process_stop)
         if self._loading.is_running():
             log.info("the engines are being loaded in the background; masks come when they are ready")
 
@@ -254,7 +255,7 @@ def main(args: list[str] | None = None) -> int:
     node = None
     try:
         start_ros(args)
-        node = create_node(NightLabNode)
+        node = create_node(lambda: NightLabNode(stop))
         if freed_bytes:
             node.get_logger().warning(dg.KILLED(megabytes=freed_bytes / 1e6).sentence)
         status = _run(node, stop)

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from nightlab_ros.interrupt import end_at_sigint
+from nightlab_ros.interrupt import end_at_signals
 
 
 def main() -> int:
     """Run the node; returns its exit status."""
-    end_at_sigint()
+    end_at_signals()
     from nightlab_ros.node import main as run
 
     return run()

@@ -95,6 +95,8 @@ def run_demo(settings: DemoSettings, console: Console) -> list[str]:
     console.print(report_table(report))
     for problem in report["problems"]:
         console.print("[bold red]Wrong:[/]", escape(problem), soft_wrap=True)
+    for note in report["notes"]:
+        console.print("[yellow]Note:[/]", escape(note), soft_wrap=True)
     console.print(f"Page with the overlays: {(out / 'index.html').resolve()}", soft_wrap=True)
     return report["problems"]
 

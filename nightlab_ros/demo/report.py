@@ -83,6 +83,16 @@ def find_problems(recording: Recording) -> list[str]:
     return problems
 
 
+def find_notes(regions: Mapping[str, int], node: Mapping[str, str]) -> list[str]:
+    """Return a sentence if regions were wanted and none was read, from the outcomes' counts and the node's values."""
+    if regions["read"] or not (regions["left_out"] or regions["late"] or int(node.get("hardness_late", 0))):
+        return []
+    return [
+        "no region could be read within the deadline, so both levels have the same masks: lower RATE (--rate), or set "
+        "PARAMS='deadline_ms:=0.0' (--param deadline_ms:=0.0), with which more frames are dropped"
+    ]
+
+
 def write_report(
     recording: Recording, source: FrameSource, classes: ClassSet, out: Path, curves: StoredCurves | None = None
 ) -> dict[str, Any]:
@@ -165,6 +175,7 @@ def summarize(recording: Recording, source: FrameSource, matrices: dict[str, lis
     `matrices` holds a confusion matrix of each labelled frame for each of LEVELS.
     """
     diagnostics, answered = recording.diagnostics, recording.answered
+    regions = count_outcomes(recording.regions.values())
     stages = [key.removesuffix("_ms_p50") for key in diagnostics if key.endswith("_ms_p50")]
     return {
         "input": source.name,
@@ -174,7 +185,7 @@ def summarize(recording: Recording, source: FrameSource, matrices: dict[str, lis
         "received": len(answered),
         "dropped": len(recording.sent) - len(answered),
         "masks_hz": rate_of_masks(recording),
-        "regions": count_outcomes(recording.regions.values()),
+        "regions": regions,
         "latency_ms": percentiles([recording.masks[frame.stamp_ns].latency_ms for frame in answered]),
         "stages_ms": {
             stage: {mark: float(diagnostics[f"{stage}_ms_{mark}"]) for mark in ("p50", "p95", "p99")}
@@ -182,6 +193,7 @@ def summarize(recording: Recording, source: FrameSource, matrices: dict[str, lis
         },
         "accuracy": summarize_accuracy(source.classes, matrices) if matrices["both_levels"] else None,
         "problems": find_problems(recording),
+        "notes": find_notes(regions, diagnostics),
         "node": diagnostics,
         "frames": [
             {

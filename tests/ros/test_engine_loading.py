@@ -151,6 +151,10 @@ def test_tensorrt_without_a_gpu_fails_with_the_reason(tiny_bundle: Path, capfd: 
     assert expected in capfd.readouterr().err
 
 
+#: Of a process that goes on.
+NEVER = threading.Event()
+
+
 class LoadingSteps:
     """Engines that open and prepare when the test says so, and what was logged."""
 
@@ -180,17 +184,27 @@ class LoadingSteps:
 def test_loading_goes_on_after_the_wait_and_reports_its_progress() -> None:
     steps = LoadingSteps()
     loading = steps.load()
-    loading.wait(0.01)
+    loading.wait(0.01, NEVER)
     wait_until(lambda: steps.progress, "the first step")
     report = loading.report()
     assert report is not None and report.message == "building TensorRT plans: image 25 %" and loading.is_running()
     assert report.values == {"build_network": "image", "build_percent": "25", "build_phase": "Timing tactics"}
     steps.go.set()
-    loading.wait(10)
+    loading.wait(10, NEVER)
     assert (loading.report(), loading.engines, steps.prepared) == (None, steps.engines, 1)
     assert steps.logged == ["building the TensorRT plan of the image network"]
     loading.close()
     assert steps.closed == 1
+
+
+def test_the_wait_ends_when_the_process_is_to_end() -> None:
+    steps, stop = LoadingSteps(), threading.Event()
+    loading = steps.load()
+    stop.set()
+    loading.wait(1e6, stop)
+    assert loading.is_running()
+    steps.go.set()
+    loading.close()
 
 
 def test_closing_ends_a_build_and_frees_what_was_opened() -> None:
@@ -209,10 +223,10 @@ def test_closing_ends_a_build_and_frees_what_was_opened() -> None:
 def test_a_failure_after_the_wait_is_reported_and_raised_by_the_next_one(error: type[BaseException]) -> None:
     steps = LoadingSteps()
     loading = steps.load(fail="no such plan", error=error)
-    loading.wait(0.01)
+    loading.wait(0.01, NEVER)
     steps.go.set()
     with pytest.raises(error, match="no such plan"):
-        loading.wait(10)
+        loading.wait(10, NEVER)
     report = loading.report()
     assert report is not None and report.level == ERROR
     assert report.message == (

@@ -163,7 +163,7 @@ def test_the_page_shows_which_regions_were_read_left_out_or_late(record: Record,
     page = (tmp_path / "out" / "index.html").read_text()
     for text in ("<b>1</b>regions read", "<b>1</b>regions left out", "<b>10.0 Hz</b>", "1 regions not chosen"):
         assert text in page
-    assert "No region was read" not in page and "Accuracy against time" not in page
+    assert report["notes"] == [] and "no region could be read" not in page and "Accuracy against time" not in page
     rows = list(zip(*(column.cells for column in report_table(report).columns), strict=True))
     assert ("regions read", "1", "1 not chosen, 1 left out, 1 late") in rows
     both = cv2.imread(str(tmp_path / "out" / "overlays" / "00000_f0.jpg"))[:, 2 * 640 :]
@@ -171,12 +171,27 @@ def test_the_page_shows_which_regions_were_read_left_out_or_late(record: Record,
     assert yellow.mean() > 0.05
 
 
-def test_without_time_for_any_region_the_page_says_what_to_do(record: Record, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("outcomes", "hardness_late", "is_noted"),
+    [
+        (["left_out"], "0", True),
+        (["late"], "0", True),
+        ([], "1", True),  # the boxes were not known in time
+        (["left_out", "read"], "1", False),
+        (["not_chosen"], "0", False),
+        ([], "0", False),
+    ],
+)
+def test_without_time_for_any_region_the_report_says_what_to_do(
+    record: Record, tmp_path: Path, outcomes: list[str], hardness_late: str, is_noted: bool
+) -> None:
     source = open_frames(write_source(tmp_path / "clip", 1, None))
     one = record(1, (0,))
-    one.regions[one.sent[0].stamp_ns] = [{"box_xyxy": [0, 0, 3, 3], "score": 0.5, "outcome": "left_out"}]
-    write_report(one, source, CITYSCAPES19, tmp_path / "out")
-    assert "No region was read: the image level alone leaves no time" in (tmp_path / "out" / "index.html").read_text()
+    one = replace(one, diagnostics={**DIAGNOSTICS, "hardness_late": hardness_late})
+    one.regions[one.sent[0].stamp_ns] = [{"box_xyxy": [0, 0, 3, 3], "score": 0.5, "outcome": o} for o in outcomes]
+    (note,) = write_report(one, source, CITYSCAPES19, tmp_path / "out")["notes"] or [""]
+    assert ("no region could be read within the deadline" in note) == is_noted
+    assert ("no region could be read within" in (tmp_path / "out" / "index.html").read_text()) == is_noted
 
 
 def test_the_bundles_curve_is_on_the_page_with_its_machine(

@@ -45,14 +45,14 @@ def test_arguments_that_ros_cannot_read_end_in_one_line(
     assert error.startswith("nightlab: ") and sentence in error and len(error.splitlines()) == 1
 
 
-#: The program, interrupted when it imports rclpy.
+#: The program, which receives a signal when it imports rclpy.
 INTERRUPTED = """
 import os, runpy, signal, sys
 
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
         if name == "rclpy":
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), NUMBER)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Interrupt())
@@ -66,9 +66,11 @@ sys.meta_path.insert(0, Interrupt())
         "runpy.run_module('nightlab_ros.node', run_name='__main__')",  # as python -m nightlab_ros.node
     ],
 )
-def test_an_interrupt_during_imports_ends_the_program_without_a_traceback(run: str) -> None:
-    ended = subprocess.run([sys.executable, "-c", INTERRUPTED + run], cwd=ROOT, capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_imports_ends_the_program_without_an_error(run: str, number: signal.Signals) -> None:
+    program = INTERRUPTED.replace("NUMBER", str(int(number))) + run
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_a_node_that_ros_cannot_create_ends_in_one_line() -> None:
