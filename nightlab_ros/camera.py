@@ -26,6 +26,7 @@ from nightlab_ros.camera_stream import CameraImage, CameraStream, clock_s
 from nightlab_ros.capture_trigger import CaptureTrigger
 from nightlab_ros.monitoring.distinct_lines import DistinctLines
 from nightlab_ros.monitoring.health import OK, Health, HealthReport
+from nightlab_ros.monitoring.health_rules import LOADING_S
 from nightlab_ros.parameters import NodeSettings
 from nightlab_ros.publishing.publishers import Publishers, qos_profile
 from nightlab_ros.topics import CAMERA_INFO
@@ -162,9 +163,9 @@ class Camera:
         if self._pipeline is not None:
             self._pipeline.close()
 
-    def set_delay_reason(self, reason: str) -> None:
-        """Tell why the next mask takes longer; "" when that is over."""
-        self._health.set_delay_reason(reason)
+    def set_loading(self, is_loading: bool) -> None:
+        """Tell that the engines are being loaded, or no longer."""
+        self._health.set_delay_reason("the engines are being loaded" if is_loading else "", LOADING_S)
 
     def report(self, active: bool) -> HealthReport:
         """Return the camera's statistics, and for how long a frame has been in progress. Log counts that are due."""

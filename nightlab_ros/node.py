@@ -105,7 +105,7 @@ class NightLabNode(LoggedLifecycleNode):
         own = bundle.class_set, self._autoware_ids(bundle.class_set), self._captures.submit
         self._cameras = tuple(Camera(self, name, settings, *own) for name in settings.cameras)
         for camera in self._cameras:
-            camera.set_delay_reason("the engines are being loaded")
+            camera.set_loading(True)
         self._loading = EngineLoading(
             lambda on_progress: Engines.open(bundle, settings.engine_options(), on_progress=on_progress),
             self._prepare,
@@ -200,7 +200,7 @@ class NightLabNode(LoggedLifecycleNode):
         self.get_logger().info(f"bundle {engines.bundle.manifest.name}, engine {engines.name}")
         for camera in self._cameras:
             camera.open(engines)
-            camera.set_delay_reason("")
+            camera.set_loading(False)
 
     def _count_namesakes(self) -> int:
         """Return the number of nodes with this node's full name. One that was killed counts for up to 20 s."""

@@ -12,11 +12,9 @@ image level, in small batches, and the merge takes those that are ready.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -34,13 +32,15 @@ from nightlab_core.runtime.refinement import NOTHING_FOUND, Refinement
 from nightlab_core.runtime.result import RefineReason, Result
 from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
 from nightlab_core.runtime.temporal import Memory
+from nightlab_core.runtime.worker import Job, LowerPathWorker
 
 __all__ = ["STAGES", "Pipeline", "RefineReason", "Result"]
-log = logging.getLogger(__name__)
 
 STAGES = ("resize", "image", "hardness", "crop", "region", "merge", "total")
 #: Seconds that a tolerant pipeline waits for a step of the lower path once the image level is done.
 PATIENCE_S = 5.0
+#: The same, for the engines of the lower path to be checked and prepared for the first time: there are no masks yet.
+FIRST_PATIENCE_S = 20.0
 
 
 class Pipeline:
@@ -70,10 +70,8 @@ class Pipeline:
         self._clock = clock
         self._gate, self._memory = LightGate(), Memory()
         self._number, self._epoch = -1, 0  # of the last frame; of its sequence
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="nightlab-regions")
+        self._worker = LowerPathWorker(self._refine)
         self._prepared_hws: set[tuple[int, int]] = set()
-        self._waiting: deque[_LowerPath] = deque(maxlen=1)  # a newer frame replaces one that has not started
-        self._current: Refinement | None = None  # of the frame that the worker is at
 
     @property
     def bundle(self) -> Bundle:
@@ -102,23 +100,23 @@ class Pipeline:
             light = light_level(frame_bgr)
             reason = self._refine_reason(light, settings)
             wanted = reason in ("always", "night")
-            hanging = self._current.hanging() if wanted and self._current is not None else ""
+            hanging = self._worker.hanging() if wanted else ""
             refines = wanted and not hanging
             if refines:
                 hardness_input = (
                     image_input if hardness_hw == image_hw else rg.resize_image(frame_bgr, hardness_hw)[None]
                 )
-                self._waiting.append(_LowerPath(refinement, frame_bgr, hardness_input, settings, *moment))
+                self._worker.offer(Job(refinement, frame_bgr, hardness_input, settings, *moment))
             at_once = self.engines.choice.paths == "at_once"
             if refines and at_once:
-                self._worker.submit(self._refine_newest)
+                self._worker.refine_newest()
 
             with stages("image"):
                 maps = self._read_image(image_input, refinement)
                 image_labels = rg.resize_labels(maps[0][0], frame_hw)
                 image_confidence = rg.resize_image(maps[1][0], frame_hw)
             if refines and not at_once:
-                self._worker.submit(self._refine_newest)
+                self._worker.refine_newest()
             found = replace(NOTHING_FOUND, error=hanging)
             if refines:
                 found = refinement.close(self.budget, strict=not self._tolerant)
@@ -170,20 +168,7 @@ class Pipeline:
             return "night" if is_night else "day"
         return settings.refine
 
-    def _refine_newest(self) -> None:
-        """Refine the frame that waits, on the worker's thread."""
-        if not self._waiting:  # the worker was late, and a newer frame took the place of the one submitted
-            return
-        job = self._waiting.pop()
-        self._current = job.refinement
-        try:
-            self._refine(job)
-        except BaseException as error:
-            job.refinement.end(error)
-        else:
-            job.refinement.end()
-
-    def _refine(self, job: _LowerPath) -> None:
+    def _refine(self, job: Job) -> None:
         """Run the lower path: propose regions, select those that pay most for their time, and read them."""
         refinement, settings = job.refinement, job.settings
         if refinement.is_over():
@@ -210,7 +195,7 @@ class Pipeline:
                 refinement.finish(due[places], regions)
             done += number
 
-    def _propose(self, job: _LowerPath) -> tuple[np.ndarray, np.ndarray]:
+    def _propose(self, job: Job) -> tuple[np.ndarray, np.ndarray]:
         """Return the hard regions, in descending score: boxes float32 (N, 4) in frame pixels, scores float32 (N,)."""
         height, width = job.frame_bgr.shape[:2]
         with job.refinement.stages("hardness"):
@@ -224,25 +209,31 @@ class Pipeline:
         """Run each network once on a black frame of this size, or of the bundle's, and check what it returns.
 
         Raises EngineError for an output that cannot be used, and the exceptions of the engines. A tolerant pipeline
-        logs the exceptions of the hardness and region engines, but for KeyboardInterrupt.
+        logs the exceptions of the hardness and region engines, but for KeyboardInterrupt, and that they do not answer.
         """
         files = self.bundle.manifest.engines
         frame_hw = frame_hw or files.image.input_hw
         frame, small = (np.zeros((1, *f.network_hw(frame_hw), 3), np.uint8) for f in (files.image, files.hardness))
         checked_maps("image", self.engines.image(frame=frame), frame.shape[:3], self._num_classes)
-        try:
+
+        def check() -> None:
             checked_boxes(self.engines.hardness(frame=small))
             self._reader.check()
-        except EngineError:
-            raise
-        except BaseException as error:
-            self._tolerate(error)
 
-    def _tolerate(self, error: BaseException) -> None:
-        """Log an error of the lower path before the first frame, or raise it if the pipeline is not tolerant."""
-        if not self._tolerant or isinstance(error, KeyboardInterrupt):
+        error = self._before_frames(check)
+        if isinstance(error, EngineError):
             raise error
-        log.warning("hard regions cannot be refined: %s: %s", type(error).__name__, error)
+
+    def _before_frames(self, step: Callable[[], None]) -> BaseException | None:
+        """Run a step of the lower path before the first frame of a size. A tolerant pipeline returns its error.
+
+        It also bounds the wait for the step, and goes on without refinement until the step is done.
+        """
+        if not self._tolerant:
+            step()
+            return None
+        patience_s = PATIENCE_S if self.engines.preparation.is_calibrated else FIRST_PATIENCE_S
+        return self._worker.run_first(step, patience_s)
 
     def is_prepared(self, frame_hw: tuple[int, int]) -> bool:
         """Return True if `prepare` was called for this size, and the engines still hold what it compiled."""
@@ -252,16 +243,18 @@ class Pipeline:
         """Prepare the engines for frames of this size and run one frame. Return the seconds that this took.
 
         Afterwards the first real frame takes no longer than the others. A tolerant pipeline logs errors of the hardness
-        and region engines.
+        and region engines, and goes on without refinement if they do not answer.
         """
         start = perf_counter()
-        try:
-            self.engines.prepare(frame_hw)
+
+        def prepare_lower_path() -> None:
+            self.engines.prepare_lower_path(frame_hw)
             self._reader.check()
             if self.settings.deadline_ms:
                 self._reader.measure()
-        except BaseException as error:
-            self._tolerate(error)
+
+        self._before_frames(prepare_lower_path)
+        self.engines.prepare_image(frame_hw)
         gate, self._gate = self._gate, LightGate()
         try:
             self(np.zeros((*frame_hw, 3), np.uint8), number=self._number)  # raises if the image level fails
@@ -278,23 +271,10 @@ class Pipeline:
 
     def close(self) -> None:
         """Wait for the worker and end it. The engines stay open. Closing twice is harmless."""
-        self._worker.shutdown()
+        self._worker.close()
 
     def __enter__(self) -> Pipeline:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@dataclass(frozen=True)
-class _LowerPath:
-    """Everything that the worker needs to refine a frame."""
-
-    refinement: Refinement
-    frame_bgr: np.ndarray
-    hardness_input: np.ndarray
-    settings: PipelineSettings
-    number: int
-    stamp_s: float | None
-    epoch: int

@@ -56,7 +56,7 @@ FRAME_FAILED = Degradation(
     "tests/faults/test_engine_faults.py::test_without_the_image_level_there_are_no_masks",
 )
 REFINEMENT_LOST = Degradation(
-    "The hardness or region network raises, returns what its contract excludes, or does not answer for 5 s",
+    "The hardness or region network raises, breaks its contract, or does not answer for 5 s (20 s at first)",
     *("image level only", WARN, "only the image level's mask, for {seconds:.0f} s: {reason}"),
     _AT_ONCE,
     "tests/faults/test_engine_faults.py::test_without_refinement_the_image_level_goes_on",
@@ -74,6 +74,12 @@ PREPARING = Degradation(
     "The engines are being loaded, or prepared for another size of images",
     *("no masks", WARN, "{reason}: no mask for {seconds:.0f} s"),
     "when the engines are ready",
+    "tests/ros/monitoring/test_health.py::test_images_without_a_mask_are_reported",
+)
+PREPARING_FOR_LONG = Degradation(
+    "The same for 60 s, or for 30 minutes while the engines are loaded and TensorRT may build plans",
+    *("no masks", ERROR, "{reason}: no mask for {seconds:.0f} s; an engine does not answer, or is far too slow"),
+    "when the engines are ready; otherwise end the process, which does not wait for the engine",
     "tests/ros/monitoring/test_health.py::test_images_without_a_mask_are_reported",
 )
 NO_MASK = Degradation(

@@ -18,7 +18,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nightlab_ros.monitoring.degradation import MODES, Finding
-from nightlab_ros.monitoring.health_rules import ERROR, JUDGED_S, OK, REPORTED_S, WARN, Facts, HealthLimits, judge
+from nightlab_ros.monitoring.health_rules import (
+    ERROR,
+    JUDGED_S,
+    OK,
+    PREPARING_S,
+    REPORTED_S,
+    WARN,
+    Facts,
+    HealthLimits,
+    judge,
+)
 from nightlab_ros.monitoring.recent import Recent
 
 #: Publishers of a topic whose images are counted apart.
@@ -55,7 +65,7 @@ class Health:
         self._lock = threading.Lock()
         self._steady_s = steady_s
         self._unanswered_s: float | None = None  # arrival of the first image without a mask or a failure since
-        self._delay_reason = ""
+        self._delay_reason, self._delay_s = "", 0.0
         self._counts = dict.fromkeys(("received", "processed", "failed", "overwritten", "skipped", "lost"), 0)
         self._regions = dict.fromkeys(("regions_left_out", "regions_late", "hardness_late", "refinement_failed"), 0)
         self._refinement_lost: tuple[float, float, str] | None = None  # first mask without it, last one, last reason
@@ -109,10 +119,10 @@ class Health:
             self._published_s.clear()
             self._unanswered_s = self._last_received_s = self._clock = None
 
-    def set_delay_reason(self, reason: str) -> None:
-        """Tell why the next mask takes longer; "" when that is over."""
+    def set_delay_reason(self, reason: str, seconds: float = PREPARING_S) -> None:
+        """Tell why the next mask takes longer, and for how long this is no error; "" when that is over."""
         with self._lock:
-            self._delay_reason = reason
+            self._delay_reason, self._delay_s = reason, seconds
 
     def record_overwritten(self) -> None:
         """Count an image that a newer one replaced before it was processed."""
@@ -245,6 +255,7 @@ class Health:
             waited_s=0.0 if self._unanswered_s is None else now_s - self._unanswered_s,
             patience_s=max(REPORTED_S, 5e-3 * float(np.median(latencies))) if latencies else REPORTED_S,
             delay_reason=self._delay_reason,
+            delay_s=self._delay_s,
             silence_s=None if self._last_received_s is None else now_s - self._last_received_s,
             lost=self._lost_s is not None and now_s - self._lost_s < REPORTED_S,
             loss_advice=self._source[2],

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from nightlab_ros.monitoring import degradation as dg
 from nightlab_ros.monitoring.degradation import ERROR, OK, WARN, Finding, Mode, worst_mode
 
-__all__ = ["ERROR", "OK", "WARN", "Facts", "HealthLimits", "judge", "mixed_publishers"]
+__all__ = ["ERROR", "LOADING_S", "OK", "PREPARING_S", "WARN", "Facts", "HealthLimits", "judge", "mixed_publishers"]
 #: Seconds for which a failure or a loss is reported, and after which silence is.
 REPORTED_S = 2.0
 #: Different reasons of failures in one message.
@@ -18,6 +18,8 @@ MAX_REASONS = 5
 JUDGED_S = 5.0
 #: Preparations of the engines in a minute that are a warning if they are more.
 PREPARATIONS_PER_MINUTE = 3
+#: Seconds without a mask that preparing the engines explains, and loading them, for which TensorRT may build plans.
+PREPARING_S, LOADING_S = 60.0, 1800.0
 #: Age in seconds that no delay explains: the stamps are wrong.
 STAMP_FAULT_S = 3600.0
 #: Milliseconds by which stamps may be ahead: one step of a simulated clock that advances with the images at 10 Hz. Two
@@ -42,6 +44,7 @@ class Facts:
     waited_s: float = 0.0  #: since the first image without a mask or a failure
     patience_s: float = REPORTED_S  #: `waited_s` that is normal
     delay_reason: str = ""  #: reason why the next mask takes longer
+    delay_s: float = PREPARING_S  #: `waited_s` that `delay_reason` explains
     silence_s: float | None = 0.0  #: since the last image; None: no image yet
     lost: bool = False  #: images were lost in the last `REPORTED_S`
     loss_advice: str = ""
@@ -86,8 +89,10 @@ def _missing_masks(facts: Facts) -> Iterator[Finding]:
         yield dg.FRAME_FAILED(reason=f"for {len(reasons) - MAX_REASONS} other reasons", times="")
     if facts.waited_s < facts.patience_s:
         return
-    if facts.delay_reason:
+    if facts.delay_reason and facts.waited_s < facts.delay_s:
         yield dg.PREPARING(reason=facts.delay_reason, seconds=facts.waited_s)
+    elif facts.delay_reason:
+        yield dg.PREPARING_FOR_LONG(reason=facts.delay_reason, seconds=facts.waited_s)
     elif facts.waited_s < 5 * facts.patience_s:
         yield dg.NO_MASK(seconds=facts.waited_s)
     else:

@@ -12,7 +12,7 @@ import pytest
 from nightlab_ros.monitoring import degradation
 from nightlab_ros.monitoring.degradation import DEGRADATIONS, Degradation, Finding, worst_mode
 from nightlab_ros.monitoring.health import ERROR, OK, WARN, Health
-from nightlab_ros.monitoring.health_rules import Facts, HealthLimits, judge
+from nightlab_ros.monitoring.health_rules import LOADING_S, Facts, HealthLimits, judge
 
 ROOT = Path(__file__).parents[2]
 LIMITS = HealthLimits(age_ms=500.0)
@@ -68,6 +68,9 @@ def test_no_fault_stands_twice() -> None:
         ),
         (Facts(waited_s=3.0), (WARN, "images arrive, but no mask came out for 3 s", "no masks")),
         (Facts(waited_s=11.0), (ERROR, "images arrive, but no mask came out for 11 s", "no masks")),
+        (Facts(waited_s=59.0, delay_reason="preparing"), (WARN, "preparing: no mask for 59 s", "no masks")),
+        (Facts(waited_s=60.0, delay_reason="preparing"), (ERROR, "preparing: no mask for 60 s", "no masks")),
+        (Facts(waited_s=60.0, delay_reason="loading", delay_s=LOADING_S), (WARN, "loading: no mask", "no masks")),
         (Facts(silence_s=None), (WARN, "no images yet", "no masks")),
         (Facts(age_ms=2000.0), (WARN, "masks are 2000 ms old", "full")),
     ],

@@ -14,8 +14,9 @@ import pytest
 pytest.importorskip("rclpy")
 pytest.importorskip("onnx")
 
-from fault_harness import IMAGE_LEVEL, WARN, FaultyNode, faulty_node
+from fault_harness import IMAGE_LEVEL, SIZE_HW, WARN, FaultyNode, faulty_node
 from faulty_node import HANGING, RELEASE, Fault
+from lifecycle_msgs.msg import Transition
 from ros_harness import wait_until
 
 from nightlab_core.runtime import pipeline
@@ -49,11 +50,11 @@ def hang(node: FaultyNode, fault: Fault) -> None:
     wait_until(lambda: node.send(fault) and HANGING.wait(0.2), "an engine that hangs")
 
 
-def expect_image_level(node: FaultyNode) -> None:
-    """Publish images until a mask comes, which is the image level's."""
-    message = node.send()
+def expect_image_level(node: FaultyNode, size_hw: tuple[int, int] = SIZE_HW) -> None:
+    """Publish an image of a size and wait for its mask, which is the image level's."""
+    message = node.send(size_hw=size_hw)
     (mask,) = wait_until(lambda: node.masks_of(message), "the image level's mask")
-    assert (mask == IMAGE_LEVEL).all()
+    assert mask.shape == size_hw and (mask == IMAGE_LEVEL).all()
     assert node.diagnostics()[-1]["mode"] == "image level only"
 
 
@@ -84,3 +85,17 @@ def test_with_a_deadline_a_lower_path_that_hangs_is_a_warning(
         RELEASE.set()
         assert node.client.set_parameter("deadline_ms", 0.0).successful
     node.expect_recovery()
+
+
+@pytest.mark.parametrize("fault", [fault for fault, _ in KINDS])
+def test_images_of_other_sizes_get_masks_while_a_lower_path_hangs(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    monkeypatch.setattr(pipeline, "PATIENCE_S", 0.5)
+    with faulty_node(tiny_bundle, f"other_sizes_{fault}") as node:
+        hang(node, fault)
+        node.expect(WARN, "network does not answer", Fault.NONE)
+        for size_hw in ((64, 80), (80, 64), SIZE_HW):
+            expect_image_level(node, size_hw)
+        assert node.client.change_state(Transition.TRANSITION_DEACTIVATE)
+        RELEASE.set()

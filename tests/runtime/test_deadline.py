@@ -85,7 +85,7 @@ class Simulation(Clock):
         self.stuck_call = ""
         self._stuck.clear()
         self._released.set()
-        self.pipeline._worker.submit(lambda: None).result(timeout=10)
+        self.pipeline._worker._pool.submit(lambda: None).result(timeout=10)
         self._released.clear()
 
     def _image(self, frame: np.ndarray) -> dict[str, np.ndarray]:
@@ -202,7 +202,7 @@ def test_a_late_job_delays_no_later_frame_and_leaves_no_queue(simulation: Simula
         assert simulation.elapsed_ms == pytest.approx(165)
         assert result.hardness_late and len(result.boxes_xyxy) == 0
         np.testing.assert_array_equal(result.labels, result.image_labels)
-    assert simulation.batches == [1] and len(simulation.pipeline._waiting) == 1
+    assert simulation.batches == [1] and len(simulation.pipeline._worker._waiting) == 1
     simulation.release()
     assert simulation.batches == [1]  # none of the old frames is refined
     assert outcomes(simulation.frame(165)) == [READ] * 4 + [LEFT_OUT] * 2
@@ -282,7 +282,7 @@ def test_without_a_deadline_a_lower_path_that_hangs_is_waited_for_once(
             np.testing.assert_array_equal(result.labels, result.image_labels)
             result = simulation.frame(0, calls_before_image=0)
             assert simulation.elapsed_ms == pytest.approx(80)  # the image level alone
-        assert simulation.pipeline._worker._work_queue.qsize() == 0
+        assert simulation.pipeline._worker._pool._work_queue.qsize() == 0
         simulation.release()
         result = simulation.frame(0, calls_before_image=2)
         assert outcomes(result) == [READ] * 6 and result.refinement_error == ""

@@ -65,6 +65,7 @@ class FaultyEngine:
 
     def __init__(self, kind: EngineKind) -> None:
         self.inputs, self.outputs = SPECS[kind]
+        self._lock = threading.Lock()  # calls run one at a time, also while one hangs
         self._answer: Callable[[np.ndarray, int], dict[str, np.ndarray]] = {
             "image": _image,
             "hardness": _hardness,
@@ -77,7 +78,8 @@ class FaultyEngine:
     def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
         """Answer, or fail as the first pixel asks."""
         (array,) = arrays.values()
-        return self._answer(array, int(array[0, 0, 0, 0]) if len(array) else 0)
+        with self._lock:
+            return self._answer(array, int(array[0, 0, 0, 0]) if len(array) else 0)
 
     def close(self) -> None:
         """Do nothing."""

@@ -29,13 +29,11 @@ from nightlab_core.runtime.engines.engine import (
 log = logging.getLogger(__name__)
 
 
-class Preparation:
-    """How engines run, and the frame sizes for which they are prepared."""
+class PreparedSizes:
+    """The frame sizes for which some engines are prepared."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()  #: several cameras may prepare at the same time
-        self.choice: Choice | None = None  #: None until there are engines
-        self.is_calibrated = False  #: True as soon as a size was prepared
         self._sizes_hw: list[tuple[int, int]] = []
 
     def is_recent(self, frame_hw: tuple[int, int]) -> bool:
@@ -48,6 +46,15 @@ class Preparation:
     def add(self, frame_hw: tuple[int, int]) -> None:
         """Note that engines are prepared for frames of this size, which is now the latest."""
         self._sizes_hw = [*(size for size in self._sizes_hw if size != frame_hw), frame_hw][-KEPT_SIZES:]
+
+
+class Preparation:
+    """How engines run, and the frame sizes for which they are prepared: the image level does not wait for the rest."""
+
+    def __init__(self) -> None:
+        self.choice: Choice | None = None  #: None until there are engines
+        self.is_calibrated = False  #: True as soon as a size was prepared
+        self.image, self.lower_path = PreparedSizes(), PreparedSizes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,24 +132,36 @@ class Engines:
         return {kind: getattr(self, kind) for kind in ENGINE_KINDS}
 
     def is_prepared(self, frame_hw: tuple[int, int]) -> bool:
-        """Return True if `prepare` for this size would do nothing, because it is among the last few."""
-        return self.preparation.is_recent(frame_hw)
+        """Return True if the image engine is prepared for this size, which is among the last few."""
+        self.preparation.lower_path.is_recent(frame_hw)  # which keeps the same sizes
+        return self.preparation.image.is_recent(frame_hw)
 
     def prepare(self, frame_hw: tuple[int, int]) -> None:
         """Compile and warm up for frames of this size (height, width) and for every number of regions.
 
         The first call chooses by measurement how the engines run, see `calibrate`.
         """
-        with self.preparation.lock:
-            if self.preparation.is_recent(frame_hw):
+        self.prepare_lower_path(frame_hw)
+        self.prepare_image(frame_hw)
+
+    def prepare_image(self, frame_hw: tuple[int, int]) -> None:
+        """Compile and warm up the image engine for frames of this size."""
+        with self.preparation.image.lock:
+            if not self.preparation.image.is_recent(frame_hw):
+                self.preparation.image.add(frame_hw)  # also if it fails: a call of the engine will fail again
+                self.image.prepare(frame=(1, *self.bundle.manifest.engines.image.network_hw(frame_hw), 3))
+
+    def prepare_lower_path(self, frame_hw: tuple[int, int]) -> None:
+        """Compile and warm up the hardness and region engines. The first call chooses how all engines run."""
+        with self.preparation.lower_path.lock:
+            if self.preparation.lower_path.is_recent(frame_hw):
                 return
             log.info("preparing the engines for frames of %dx%d", *frame_hw[::-1])
-            self.preparation.add(frame_hw)  # also if it fails: a call of the engine will fail again
+            self.preparation.lower_path.add(frame_hw)
             if not self.preparation.is_calibrated:
                 self.preparation.is_calibrated = True
                 self.preparation.choice = calibrate(self.by_kind, self.bundle, self.options, frame_hw)
             files = self.bundle.manifest.engines
-            self.image.prepare(frame=(1, *files.image.network_hw(frame_hw), 3))
             self.hardness.prepare(frame=(1, *files.hardness.network_hw(frame_hw), 3))
             for size_hw in self.region_sizes_hw:
                 for batch in range(1, files.region.max_batch + 1):

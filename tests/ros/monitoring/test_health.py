@@ -342,6 +342,9 @@ def test_images_without_a_mask_are_reported() -> None:
     health.set_delay_reason("preparing the engines for images of 64x48")
     stream.receive(200)
     assert stream.state == (WARN, "preparing the engines for images of 64x48: no mask for 23 s")
+    health.set_delay_reason("preparing the engines for images of 64x48", seconds=20)
+    long = "preparing the engines for images of 64x48: no mask for 23 s; an engine does not answer, or is far too slow"
+    assert stream.state == (ERROR, long)
     health.set_delay_reason("")
     assert stream.state == (ERROR, "images arrive, but no mask came out for 23 s")
     assert health.report(50.0, active=False).level == OK
