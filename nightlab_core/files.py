@@ -71,6 +71,8 @@ def _temporary(path: Path) -> Path:
 def _remove_abandoned(path: Path) -> None:
     """Delete temporary files of killed processes, each of which may be as large as a checkpoint."""
     for other in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if not other.name.removeprefix(f".{path.name}.").isdecimal():  # the user's, such as .a.pt.swp
+            continue
         try:
             if time.time() - other.stat().st_mtime > _ABANDONED_AFTER_S:
                 other.unlink()

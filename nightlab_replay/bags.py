@@ -42,29 +42,25 @@ def write_labelled_bag(
     A frame keeps its recorded stamp; frames without one are stamped from `start_s` on. Label maps are mono8, or PNG if
     images are packed. `on_frame` receives the number of frames written so far. An unfinished bag is deleted.
 
-    Raises WriterError if `out` exists, and the source's exceptions.
+    Raises WriterError if `out` exists, ValueError if both topics are one, and the source's exceptions.
     """
     images = labels = 0
-    existed = out.exists()
     image_topic = topic if packing == "none" else f"{topic}/compressed"
-    try:
-        with BagWriter(out, storage, source.classes.key) as bag:
-            bag.add_topic(image_topic, IMAGE_TYPE if packing == "none" else COMPRESSED_TYPE)
-            for frame in source:
-                stamp_ns = frame.stamp_ns
-                if stamp_ns is None:
-                    stamp_ns = round((start_s + frame.stamp_s) * 1e9)
-                bag.image(image_topic, frame.image_bgr, stamp_ns, frame_id, time_ns=stamp_ns, packing=packing)
-                images += 1
-                if frame.labels is not None:
-                    label_packing: Packing = "none" if packing == "none" else "png"
-                    bag.image(label_topic, frame.labels, stamp_ns, frame_id, time_ns=stamp_ns, packing=label_packing)
-                    labels += 1
-                on_frame(images)
-    except BaseException:
-        if not existed:
-            shutil.rmtree(out, ignore_errors=True)
-        raise
+    if label_topic in (topic, image_topic):
+        raise ValueError(f"images and label maps are both to be written on {label_topic}; expected two topics")
+    with BagWriter(out, storage, source.classes.key) as bag:
+        bag.add_topic(image_topic, IMAGE_TYPE if packing == "none" else COMPRESSED_TYPE)
+        for frame in source:
+            stamp_ns = frame.stamp_ns
+            if stamp_ns is None:
+                stamp_ns = round((start_s + frame.stamp_s) * 1e9)
+            bag.image(image_topic, frame.image_bgr, stamp_ns, frame_id, time_ns=stamp_ns, packing=packing)
+            images += 1
+            if frame.labels is not None:
+                label_packing: Packing = "none" if packing == "none" else "png"
+                bag.image(label_topic, frame.labels, stamp_ns, frame_id, time_ns=stamp_ns, packing=label_packing)
+                labels += 1
+            on_frame(images)
     return images, labels
 
 
@@ -80,12 +76,12 @@ def write_mask_bags(out: Path, run: Run) -> Iterator[Path]:
         if not kept:
             continue
         folder = out / MASK_BAGS / bag.name
-        folder.parent.mkdir(exist_ok=True)
-        unfinished = folder.with_name(f".{folder.name}")
-        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished = folder.parent / ".unfinished" / folder.name  # the bag's file takes the name of its folder
+        shutil.rmtree(unfinished.parent, ignore_errors=True)
         _write_mask_bag(unfinished, out, kept, regions=run.settings.mode != "live")
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
+        unfinished.parent.rmdir()
         yield folder
 
 

@@ -188,16 +188,18 @@ def inputs_page() -> str:
             "counts. A label map whose stamp no image has belongs to the only image within "
             f"{TOLERANCE_NS // 1_000_000} ms, or a third of the images' interval if that is less. Repeated stamps are "
             "matched in the order of recording if as many images as label maps have them. Label maps that match no "
-            "image, or more than one, are not used; the numbers are said."
+            "image, or more than one, are not used; the numbers are said. A label topic that by its namespace belongs "
+            "to another image topic than the one that is read is used only if `--label-topic` names it."
         ),
         "## Bags",
         _wrap(
             f"Files ending in {', '.join(f'`{s}`' for s in SUFFIXES)}, and folders of rosbag2, with or without "
             "metadata.yaml. A rosbag2 may be compressed by message or by file (`.mcap.zstd`, `.db3.zstd`); such a "
             "file is decompressed once into TMPDIR. Of drive_0.mcap and drive_0.mcap.zstd, in a folder without "
-            "metadata.yaml, one is read. MCAP may hold messages of ROS 2 or ROS 1. Damaged bags are read as "
-            "far as possible. A bag that cannot be opened does not stop the replay of others. Of a camera that was "
-            "recorded raw and compressed, the topic with more messages is read, the raw one if both have as many. A "
+            "metadata.yaml, one is read. Files that metadata.yaml does not list are named and not read. MCAP may hold "
+            "messages of ROS 2 or ROS 1. Damaged bags are read as far as possible, except for `.bag` files of ROS 1 "
+            "without an index, which `rosbag reindex` repairs. A bag that cannot be opened does not stop the "
+            "replay of others. Of a camera that was recorded raw and compressed, the topic with more messages is read, the raw one if both have as many. A "
             f"topic with {' or '.join(DEPTH_WORDS[::2])} in its name is read only if it is named. Of a folder of bags "
             "or of folders, one is named at a time."
         ),

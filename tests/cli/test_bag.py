@@ -120,6 +120,21 @@ def test_the_source_topic_has_to_be_named_where_there_are_several(tmp_path: Path
         assert all(text in done.err for text in (said, "/front/image_raw", "/rear/image_raw", "--topic"))
 
 
+def test_a_bag_that_another_process_makes_meanwhile_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = folder.parent / "bag"
+    opened = BagWriter.__enter__
+
+    def late(self: BagWriter) -> BagWriter:
+        out.mkdir()
+        (out / "bag.mcap").write_text("theirs")
+        return opened(self)
+
+    monkeypatch.setattr(BagWriter, "__enter__", late)
+    done = nightlab("bag", folder, "--out", out)
+    assert done.status == 1 and "exists already" in done.err
+    assert (out / "bag.mcap").read_text() == "theirs"
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
@@ -127,6 +142,7 @@ def test_the_source_topic_has_to_be_named_where_there_are_several(tmp_path: Path
         (["drive", "--out", "drive"], "exists already"),
         (["drive", "--out", "bag", "--rate", "0"], "--rate is 0"),
         (["drive", "--out", "bag", "--rate", "inf"], "--rate is inf"),
+        (["drive", "--out", "bag", "--out-topic", "/a", "--out-label-topic", "/a"], "both to be written on /a"),
         (["drive", "--out", "bag", "--glob", "x*"], "no image named"),
         (["drive", "--out", "bag", "--classes", "camvid11"], "name the right class set"),
     ],

@@ -65,3 +65,14 @@ def test_atomic_path_removes_old_temporary_files_of_killed_processes(tmp_path: P
     with atomic_path(path) as temporary:
         temporary.write_bytes(b"whole")
     assert sorted(tmp_path.iterdir()) == sorted([recent, other, path])
+
+
+def test_atomic_path_keeps_old_hidden_files_of_the_user(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    users = [tmp_path / name for name in (".a.pt.swp", ".a.pt.bak", ".a.pt.old.1")]
+    for file in users:
+        file.touch()
+        os.utime(file, (0, 0))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"whole")
+    assert sorted(tmp_path.iterdir()) == sorted([*users, path])

@@ -97,6 +97,34 @@ def test_the_files_of_a_split_bag_are_read_in_order(tmp_path: Path, storage: Sto
         assert "metadata.yaml is missing" in bag.problems[0]
 
 
+def test_a_file_that_metadata_does_not_list_is_a_problem(tmp_path: Path) -> None:
+    bag = write_tiny_bag(tmp_path / "bag", make_frames(2))
+    shutil.copy(bag / "bag.mcap", bag / "bag_1.mcap")
+    shutil.copy(bag / "bag.mcap", bag / "._bag.mcap")
+    with Bag(bag) as opened:
+        assert len(opened) == 2
+        (problem,) = opened.problems
+        assert "does not list bag_1.mcap, which is not read" in problem
+
+
+def test_labels_of_another_camera_are_not_used_unless_they_are_named(tmp_path: Path) -> None:
+    ((image, labels),) = make_frames(1)
+    with BagWriter(tmp_path / "bag") as bag:
+        for topic in ("/left/image_raw", "/left/image_raw/compressed", "/right/image_raw", "/left/labels"):
+            pixels = labels if "image" not in topic else image
+            bag.image(topic, pixels, 1, "", time_ns=1, packing="png" if "compressed" in topic else "none")
+    for topic, asked, used in (
+        ("/left/image_raw", None, True),
+        ("/left/image_raw/compressed", None, True),
+        ("/right/image_raw", None, False),
+        ("/right/image_raw", "/left/labels", True),
+    ):
+        with Bag(tmp_path / "bag", topic, asked) as opened:
+            assert (opened.num_labels == 1) is used, topic
+            said = [note for note in opened.notes if "/left/labels is not used" in note]
+            assert bool(said) is not used and all("belongs to /left/image_raw" in note for note in said)
+
+
 def test_labels_may_be_recorded_after_all_images(tmp_path: Path) -> None:
     frames = make_frames(5)
     with BagWriter(tmp_path / "bag") as bag:

@@ -284,6 +284,8 @@ def test_the_bag_of_masks_contains_the_results(tmp_path: Path, bags: list[Path],
     store_results(tmp_path, run, replay_spans(spans, pipeline, CITYSCAPES19, keep_masks=True))
     one, two = write_mask_bags(tmp_path, run)
     assert (one.name, two.name) == ("one", "two")
+    assert sorted(file.name for file in one.iterdir()) == ["metadata.yaml", "one.mcap"]
+    assert sorted(one.parent.iterdir()) == [one, two]
     frames = make_frames(11)
     with AnyReader([one]) as reader:
         messages: dict[str, list] = {name: [] for name in reader.topics}

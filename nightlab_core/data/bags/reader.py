@@ -64,7 +64,7 @@ class Bag:
         self._lock = threading.Lock()  # the storage belongs to one thread at a time
         try:
             self.image_topic = choose_image_topic(path, self.topics, topic)
-            self.label_topic = choose_label_topic(path, self.topics, label_topic)
+            self.label_topic = choose_label_topic(path, self.topics, label_topic, self.image_topic, self._notes.append)
             self._images = self._storage.index(self.image_topic)
             self._labels = self._pair_labels()
         except MissingTopicError as error:

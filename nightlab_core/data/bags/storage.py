@@ -137,7 +137,9 @@ def _open_folder(path: Path) -> BagStorage:
     if missing := [f.name for f in listed if not f.is_file()]:
         problems.append(f"{', '.join(missing)} is missing, although metadata.yaml lists it")
     paths = [f for f in listed if f.is_file() and _format_of(f) in _ROSBAG2_SUFFIXES]
-    if not paths:
+    if paths:
+        problems += _unlisted(found, paths)
+    else:
         paths, copies = _without_copies(found)
         problems += copies
     if not paths:
@@ -182,6 +184,15 @@ def _rosbag2_files(folder: Path) -> list[Path]:
     """Return the .mcap and .db3 files of a folder without hidden ones: drive_2.mcap comes before drive_10.mcap."""
     files = [f for f in folder.iterdir() if _is_rosbag2_file(f)]
     return sorted(files, key=natural_key)
+
+
+def _unlisted(found: list[Path], listed: list[Path]) -> list[str]:
+    """Return a sentence on the files that metadata.yaml does not list, without copies of listed ones."""
+    names = {_name_of(file) for file in listed}
+    others = [file.name for file in found if file not in listed and _name_of(file) not in names]
+    if not others:
+        return []
+    return [f"metadata.yaml does not list {', '.join(others)}, which is not read: without metadata.yaml all files are"]
 
 
 def _without_copies(files: list[Path]) -> tuple[list[Path], list[str]]:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -53,12 +54,23 @@ def choose_image_topic(path: Path, topics: Mapping[str, Topic], asked: str | Non
     return _only(path, topics, found, "image")
 
 
-def choose_label_topic(path: Path, topics: Mapping[str, Topic], asked: str | None) -> str | None:
-    """Return the topic of label maps: `asked`, the only one, or None without any. Raises TopicError."""
+def choose_label_topic(
+    path: Path, topics: Mapping[str, Topic], asked: str | None, image_topic: str, note: Callable[[str], None]
+) -> str | None:
+    """Return the topic of label maps: `asked`, the only one, or None without any. Raises TopicError.
+
+    A topic whose name belongs to another camera than `image_topic` is left out, and `note` receives a sentence on it.
+    """
     if asked is not None:
         return _asked(path, topics, asked, "label")
     found = _candidates(topics, "label")
-    return _only(path, topics, found, "label") if found else None
+    if not found:
+        return None
+    chosen = _only(path, topics, found, "label")
+    if (owner := _owner(topics, chosen, image_topic)) == image_topic:
+        return chosen
+    note(f"{chosen} is not used: by its name it belongs to {owner}; --label-topic {chosen} uses it all the same")
+    return None
 
 
 def _asked(path: Path, topics: Mapping[str, Topic], asked: str, role: Role) -> str:
@@ -73,6 +85,16 @@ def _candidates(topics: Mapping[str, Topic], role: Role) -> list[str]:
     left_out = {_fewer(topics, name, other) for name in found if (other := other_form(topics, name))}
     found = [name for name in found if name not in left_out]
     return [name for name in found if topics[name].count] or found
+
+
+def _owner(topics: Mapping[str, Topic], label_topic: str, image_topic: str) -> str:
+    """Return the image topic that shares most of its namespace with a label topic: `image_topic` if several do."""
+
+    def shared(topic: str) -> int:
+        pairs = zip(topic.split("/")[:-1], label_topic.split("/")[:-1], strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    return max((image_topic, *_candidates(topics, "image")), key=shared)
 
 
 def other_form(topics: Mapping[str, Topic], topic: str) -> str | None:

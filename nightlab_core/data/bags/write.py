@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-from rosbags.rosbag2 import CompressionMode, StoragePlugin, Writer
+from rosbags.rosbag2 import CompressionMode, StoragePlugin, Writer, WriterError
 from rosbags.rosbag2.storage_sqlite3 import Sqlite3Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
@@ -57,7 +58,7 @@ class _Writer(Writer):
 
 
 class BagWriter:
-    """A new bag; a context manager. The bag is complete when the block ends without an exception."""
+    """A new bag; a context manager. The bag is complete if the block ends without an exception, else it is deleted."""
 
     def __init__(self, path: Path, storage: StorageName = "mcap", classes: str | None = None) -> None:
         """Prepare a new bag. `classes` is the key of the labels' class set. Raises WriterError if `path` exists."""
@@ -72,15 +73,27 @@ class BagWriter:
         self._topics: dict[str, Any] = {}
 
     def __enter__(self) -> BagWriter:
-        with _named(self._path):
-            self._writer.open()
+        try:
+            with _named(self._path):
+                self._writer.open()
+        except WriterError:  # the folder is another process's
+            raise
+        except BaseException:
+            shutil.rmtree(self._path, ignore_errors=True)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with _named(self._path):
-            self._writer.__exit__(kind, error, traceback)
+        complete = False
+        try:
+            with _named(self._path):
+                self._writer.__exit__(kind, error, traceback)
+            complete = kind is None
+        finally:
+            if not complete:
+                shutil.rmtree(self._path, ignore_errors=True)
 
     def add_topic(self, topic: str, kind: str) -> None:
         """Declare a topic, so that it exists even without a message. Raises ValueError for a name that ROS refuses."""
