@@ -199,7 +199,8 @@ def inputs_page() -> str:
             "metadata.yaml, one is read. Files that metadata.yaml does not list are named and not read. MCAP may hold "
             "messages of ROS 2 or ROS 1. Damaged bags are read as far as possible, except for `.bag` files of ROS 1 "
             "without an index, which `rosbag reindex` repairs. A bag that cannot be opened does not stop the "
-            "replay of others. Of a camera that was recorded raw and compressed, the topic with more messages is read, the raw one if both have as many. A "
+            "replay of others. Of a camera that was recorded raw and compressed, the topic with more messages is "
+            "read, the raw one if both have as many. A "
             f"topic with {' or '.join(DEPTH_WORDS[::2])} in its name is read only if it is named. Of a folder of bags "
             "or of folders, one is named at a time."
         ),
