@@ -103,11 +103,11 @@ clean: ## remove the environments, the caches and the output of the demo
 
 # $(call make_environment,folder,requirements files,what it downloads,options of pip)
 define make_environment
-	@[ -n "$(PYTHON)" ] || { echo "No usable Python: Python $(PYTHONS) with its venv module is needed (on Debian and Ubuntu:" \
+	@[ -n $(call quoted,$(PYTHON)) ] || { echo "No usable Python: Python $(PYTHONS) with its venv module is needed (on Debian and Ubuntu:" \
 		"apt install python3-venv). Name yours with make PYTHON=/path/to/python3." >&2; exit 1; }
-	@$(PYTHON) -c '$(USABLE)' || { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); Python $(PYTHONS) with its venv module is needed." >&2; exit 1; }
-	@echo "Making $(1) with $$($(PYTHON) --version), once. It downloads $(3)."
-	@$(PYTHON) -m venv --clear $(1)
+	@$(call quoted,$(PYTHON)) -c '$(USABLE)' || { echo $(call quoted,$(PYTHON)) "is $$($(call quoted,$(PYTHON)) --version 2>&1); Python $(PYTHONS) with its venv module is needed." >&2; exit 1; }
+	@echo "Making $(1) with $$($(call quoted,$(PYTHON)) --version), once. It downloads $(3)."
+	@$(call quoted,$(PYTHON)) -m venv --clear $(1)
 	@$(1)/bin/python -m pip install --quiet --upgrade pip
 	@$(1)/bin/python -m pip install --quiet $(4) $(foreach f,$(2),-r $(f))
 endef

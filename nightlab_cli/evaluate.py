@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nightlab_cli.errors import Verbose
 from nightlab_cli.options import Engine, Glob, PipelineSetting, PixelBits, Precision, known_classes, pipeline_settings
 from nightlab_cli.style import new_app
+from nightlab_core.output import check_report
 
 app = new_app()
 
@@ -67,6 +68,8 @@ def evaluate(
     nightlab evaluate runs/lite_image/checkpoint.pt --data DATA \\
         --dataset camvid/val --flip
     """
+    if json is not None:
+        check_report(json, _is_report)
     from training.evaluation.evaluate import evaluate_model
     from training.sliding import TestTime
 
@@ -85,3 +88,9 @@ def evaluate(
         record_figures=record,
         json_path=json,
     )
+
+
+def _is_report(content: Any) -> bool:
+    """Return whether the content of a JSON file is that of --json."""
+    sets = list(content.values()) if isinstance(content, dict) else []
+    return bool(sets) and all(isinstance(figures, dict) and "image_level_miou" in figures for figures in sets)

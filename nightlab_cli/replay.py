@@ -38,10 +38,19 @@ from nightlab_replay.session import bags_without_frames
 app = new_app()
 
 
+def _bag_path(text: str) -> Path:
+    """Return the path of a bag. Raises BadParameter for an empty text, as of a shell's variable that is not set."""
+    if not text:
+        raise typer.BadParameter("received an empty path, expected a bag")
+    return Path(text)
+
+
 @app.command()
 def replay(
     context: typer.Context,
-    bags: Annotated[list[Path], typer.Argument(metavar="BAG", help="rosbag2 folders, .mcap, .db3 or .bag files.")],
+    bags: Annotated[
+        list[Path], typer.Argument(metavar="BAG", parser=_bag_path, help="rosbag2 folders, .mcap, .db3 or .bag files.")
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of the run and its report.")],
     bundle: Bundle = None,
     topic: Topic = None,

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import getpass
 import glob
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +64,15 @@ def user_cache_folder() -> Path:
     Raises RuntimeError if the user has no home folder, for example in a container as an unknown user.
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nightlab"
+
+
+def set_torch_cache() -> None:
+    """Name torch's cache folder in TORCHINDUCTOR_CACHE_DIR if the user has no name, without which torch fails."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # OSError from Python 3.13 on
+        folder = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def _temporary(path: Path) -> Path:

@@ -6,10 +6,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from nightlab_core.files import named_errors
 
@@ -49,6 +50,18 @@ def check_is_new(folder: Path) -> None:
     """Raise OutputError unless `folder` is missing or empty."""
     if not _is_empty(folder):
         raise OutputError(f"{folder} is not empty; expected a new or an empty folder for the output")
+
+
+def check_report(path: Path, is_report: Callable[[Any], bool]) -> None:
+    """Raise OutputError if a file exists and its JSON is no report of the command, as `is_report` decides."""
+    try:
+        if is_report(json.loads(path.read_bytes())):
+            return
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        pass
+    raise OutputError(f"{path} is there and is no earlier report of this command; choose another file for the report")
 
 
 def _is_empty(folder: Path) -> bool:

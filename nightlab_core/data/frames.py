@@ -98,6 +98,8 @@ def open_frames(
     if source is None:
         _check_options("the rendered clip", given, ())
         return _rendered(max_frames or 100, fps)
+    if not str(source):
+        raise ValueError("received an empty path; expected a rosbag, a folder of images or a video")
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected a rosbag, a folder of images or a video")

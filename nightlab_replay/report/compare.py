@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from nightlab_core.output import OutputError, check_report
 from nightlab_replay.figures.comparison import Comparison, classes_with, compare
 from nightlab_replay.figures.statistics import BLOCK_S, LEAST_BLOCKS, interval_text, percent
 from nightlab_replay.pairing import PairedRuns, pair_runs
@@ -53,9 +54,13 @@ def write_comparison(
             if a light level is shown to lose more.
         pictures: open the bags again to draw the frames that changed most.
 
-    Raises CompareError if the runs cannot be compared, StoreError for a folder without a run, and OSError.
+    Raises CompareError if the runs cannot be compared, StoreError for a folder without a run, OutputError if one of the
+    files is there and not from an earlier comparison, and OSError.
     """
     out = out or second
+    check_report(out / FIGURES, lambda content: isinstance(content, dict) and "different_settings" in content)
+    if (out / PAGE).exists() and not (out / FIGURES).exists():
+        raise OutputError(f"{out / PAGE} is there without {FIGURES}; choose another folder for the comparison")
     pairs = pair_runs(load_run(first), load_run(second))
     comparison = compare(pairs, (str(first), str(second)), fail_below, no_worse_than)
     out.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,8 @@ from nightlab_replay.progress import ProgressLine
 from nightlab_replay.report.curves import read_curves
 from nightlab_replay.report.page import write_jpeg
 from nightlab_ros.demo.report import Recording, write_report
+from nightlab_ros.parameter_server import unknown_parameters
+from nightlab_ros.parameters import NodeSettings
 from nightlab_ros.playback.mask_recorder import MASK, MaskRecorder, MaskSpool
 from nightlab_ros.playback.player import FRAME_ID, PlayerSettings
 from nightlab_ros.playback.processes import ChildProcess, ProcessError, isolated_ros, node_process
@@ -65,6 +67,8 @@ def run_demo(settings: DemoSettings, console: Console) -> list[str]:
     out, player = settings.out, settings.player
     if (size := settings.parameters.get("output_size", "input")) != "input":
         raise ValueError(f"output_size: received {size}, expected input: the demo lays masks over frames")
+    if unknown := unknown_parameters(settings.parameters, {*NodeSettings.model_fields, "use_sim_time"}):
+        raise ValueError("; ".join(unknown))
     out.mkdir(parents=True, exist_ok=True)
     source = player.open()
     name = parse_yaml(settings.parameters.get("bundle", ""), "parameter bundle")  # as ROS reads it, quotes included

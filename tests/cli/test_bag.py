@@ -138,6 +138,7 @@ def test_a_bag_that_another_process_makes_meanwhile_is_kept(folder: Path, monkey
 @pytest.mark.parametrize(
     "words, said",
     [
+        (["", "--out", "bag"], "received an empty path"),
         (["nowhere", "--out", "bag"], "nowhere does not exist"),
         (["drive", "--out", "drive"], "exists already"),
         (["drive", "--out", "bag", "--rate", "0"], "--rate is 0"),

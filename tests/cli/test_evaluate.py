@@ -29,6 +29,17 @@ def test_a_part_of_a_data_set_is_measured_with_partial(tiny_bundle: Path, tmp_pa
     done = nightlab(*words, "--partial", "--set", "max_regions=0", "--json", tmp_path / "figures.json")
     assert done.status == 0 and "image level" in done.out
     assert json.loads((tmp_path / "figures.json").read_text())["nightcity/val"]["frames"] == 1
+    again = nightlab(*words, "--partial", "--set", "max_regions=0", "--json", tmp_path / "figures.json")
+    assert again.status == 0
+
+
+@pytest.mark.parametrize("text", ["mine", "{}", "[1]", '{"mine": {"figure": 1}}'])
+def test_a_file_that_is_no_report_is_kept(tiny_bundle: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.json").write_text(text)
+    words = ["--data", tmp_path, "--dataset", "mine", "--json", tmp_path / "mine.json"]
+    done = nightlab("evaluate", tiny_bundle, *words)
+    assert done.status == 1 and "is no earlier report" in done.err and len(done.err.splitlines()) == 1
+    assert (tmp_path / "mine.json").read_text() == text
 
 
 @pytest.mark.parametrize(

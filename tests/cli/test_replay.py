@@ -228,3 +228,8 @@ def test_a_bag_that_cannot_be_read_still_gets_a_report(tmp_path: Path, bags: lis
     data = load_run(tmp_path / "out")
     assert data.complete and 0 < len(data.records) < 11 and {r.bag for r in data.records} == {"cut.mcap"}
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_an_empty_path_is_not_the_working_directory(tmp_path: Path) -> None:
+    done = nightlab("replay", "", "--out", tmp_path / "out")
+    assert done.status == 2 and "received an empty path" in done.err and not (tmp_path / "out").exists()

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 from pathlib import Path
 
 import pytest
 
-from nightlab_core.files import atomic_path, write_atomic
+from nightlab_core.files import atomic_path, set_torch_cache, write_atomic
 
 
 @pytest.mark.parametrize("data", ["grün\n", "grün\n".encode()])
@@ -76,3 +77,21 @@ def test_atomic_path_keeps_old_hidden_files_of_the_user(tmp_path: Path) -> None:
     with atomic_path(path) as temporary:
         temporary.write_bytes(b"whole")
     assert sorted(tmp_path.iterdir()) == sorted([*users, path])
+
+
+@pytest.mark.parametrize("error", [None, KeyError("getpwuid(): uid not found: 54321"), OSError("No username set")])
+def test_torch_gets_a_cache_folder_if_the_user_has_no_name(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    def user() -> str:
+        if error is not None:
+            raise error
+        return "somebody"
+
+    monkeypatch.setattr(getpass, "getuser", user)
+    monkeypatch.setattr(os, "environ", {})
+    set_torch_cache()
+    assert ("TORCHINDUCTOR_CACHE_DIR" in os.environ) is (error is not None)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = "/mine"
+    set_torch_cache()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/mine"

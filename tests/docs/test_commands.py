@@ -133,3 +133,10 @@ def test_the_commands_of_a_page_run(page: str, folder: Path) -> None:
             check(words[1:])
         else:
             check_other(words)
+
+
+def test_the_path_of_python_may_hold_spaces_and_quotes() -> None:
+    words = ["make", "-n", "-B", ".venv-fuzz/.ready", "PYTHON=/it's a path/python3"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    (line,) = (line for line in done.stdout.splitlines() if "venv --clear" in line)
+    assert shlex.split(line)[0].lstrip("@") == "/it's a path/python3"

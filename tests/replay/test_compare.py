@@ -15,6 +15,7 @@ from command import nightlab
 from replay_samples import sample_run, write_sample
 
 from nightlab_core.metrics import mean_iou
+from nightlab_core.output import OutputError
 from nightlab_replay.figures.comparison import Comparison, classes_with, compare
 from nightlab_replay.figures.gates import gates_of
 from nightlab_replay.pairing import CompareError, pair_runs
@@ -239,6 +240,14 @@ def test_the_command_prints_the_verdict_and_fails_with_a_gate(
     comparison = Comparison.model_validate_json((tmp_path / "compare.json").read_bytes())
     assert comparison.format == 1 and comparison.passed == (status == 0)
     json.loads((tmp_path / "compare.json").read_text(), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("name", ["compare.json", "compare.html"])
+def test_a_file_of_the_user_is_kept(folders: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputError, match=name):
+        write_comparison(*folders, tmp_path, pictures=False)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "mine")]
 
 
 def test_runs_that_cannot_be_compared_have_their_own_exit_status(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -162,6 +162,11 @@ def test_the_first_mask_is_waited_for_while_engines_are_built(monkeypatch: pytes
         (("--rate", "0"), "rate is 0.0; expected a finite number of frames per second, above 0"),
         (("--frames", "1", "--param", "bundle:=nowhere"), "nowhere"),
         (("--frames", "1", "--param", "output_size:=network"), "output_size: received network, expected input"),
+        (
+            ("--frames", "1", "--param", "refin:=never"),
+            "'refin', which this node does not have: did you mean 'refine'?",
+        ),
+        (("--input", ""), "received an empty path; expected a rosbag"),
         (("--frames", "1", "--param", "refine"), "received the parameter 'refine'; expected NAME:=VALUE"),
     ],
 )
