@@ -27,6 +27,7 @@ from nightlab_cli.options import (
 from nightlab_cli.style import new_app
 from nightlab_core.benchmark.curve import OTHER, Configuration, curve_configurations
 from nightlab_core.benchmark.measure import Plan
+from nightlab_core.output import check_report
 from nightlab_core.runtime.bundle import Bundle, default_bundle, load_bundle
 from nightlab_core.runtime.engines.engine import EngineChoice, PrecisionChoice
 from nightlab_core.runtime.settings import MAX_REGIONS
@@ -174,6 +175,8 @@ def benchmark(
             "--node, --plans, and --dataset or --checkpoint exclude each other: give one; "
             "--summary takes --node with the others"
         )
+    if json is not None:
+        check_report(json, lambda content: isinstance(content, dict) and content.keys() >= {"machine", "versions"})
     if out is not None:
         hold_output(context, out)
     opened, sizes_hw = load_bundle(bundle or default_bundle()), tuple(dict.fromkeys(image_size or [FRAME_HW]))

@@ -192,3 +192,10 @@ def test_each_library_has_a_column_of_the_summary(tiny_bundle: Path, tmp_path: P
     written = json.loads(file.read_text())
     assert len(written["camera_mib"]) == 2 and "regions in" in written["figures"][0]["choice"][0]
     assert [figures["deadline"]["factor"] for figures in written["figures"]] == [1.3, 1.3]
+
+
+def test_a_json_file_that_is_no_report_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text('{"mine": 1}')
+    done = nightlab("benchmark", "--json", tmp_path / "mine.json")
+    assert done.status == 1 and "is no earlier report" in done.err
+    assert (tmp_path / "mine.json").read_text() == '{"mine": 1}'
