@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find label maps whose ids are valid one by one and yet doubtful: binary masks, and ids that are counted from 1."""
+"""Find label maps whose ids are valid one by one and yet doubtful.
+
+They are those of a binary mask, may be counted from 1, or are indices of a palette that is not the class set's.
+"""
 
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -25,31 +29,38 @@ def spread(items: Sequence[_Item], most: int = MOST_SAMPLES) -> list[_Item]:
 
 def doubts_of_files(files: Sequence[Path], classes: ClassSet) -> list[str]:
     """Return what is doubtful about label files. Files that cannot be read are left out; reading them raises."""
+    palettes: list[str] = []
 
     def maps() -> Iterator[np.ndarray]:
         for file in spread(files):
             with contextlib.suppress(OSError, ValueError):
-                yield read_label_map(file, classes)
+                yield read_label_map(file, classes, palettes)
 
-    return label_doubts(maps(), classes)
+    return label_doubts(maps(), classes, palettes)
 
 
-def label_doubts(maps: Iterable[np.ndarray], classes: ClassSet) -> list[str]:
-    """Return a sentence with numbers if label maps, uint8 (H, W) with the ids as in the file, are doubtful."""
+def label_doubts(maps: Iterable[np.ndarray], classes: ClassSet, palettes: list[str]) -> list[str]:
+    """Return sentences with numbers if label maps, uint8 (H, W) with the ids as in the file, are doubtful.
+
+    `palettes` is the list that reading `maps` fills with the doubts about their palettes.
+    """
     count, ids = 0, set[int]()
     for labels in maps:
         count += 1
         ids.update(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
+    doubts = [f"{n} of {count} label maps that were examined have {what}" for what, n in Counter(palettes).items()]
     ids -= set(classes.unlabelled_ids) - {0, IGNORE_ID}
     labelled = sorted(ids - {IGNORE_ID})
     maps_read = f"of {count} label maps that were examined"
     first = f"0 ({classes.names[0]!r})"
     if ids == {0, IGNORE_ID} or (ids == {0, 1} and len(classes) > 2):
         meaning = f"{first} and {f'1 ({classes.names[1]!r})' if 1 in ids else '255 (unlabelled)'}"
-        return [f"all pixels {maps_read} have the ids {meaning}, as in a binary mask: check that they are class ids"]
-    if labelled and labelled[0] == 1 and 0 not in classes.unlabelled_ids:
-        return [
+        doubts.append(
+            f"all pixels {maps_read} have the ids {meaning}, as in a binary mask: check that they are class ids"
+        )
+    elif labelled and labelled[0] == 1 and 0 not in classes.unlabelled_ids:
+        doubts.append(
             f"no pixel {maps_read} has the id {first}; they hold {labelled[0]} to {labelled[-1]}: check that "
             "ids are not counted from 1"
-        ]
-    return []
+        )
+    return doubts

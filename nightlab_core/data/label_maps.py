@@ -7,6 +7,7 @@ for the rule for palettes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,26 @@ from nightlab_core.labels import IGNORE_ID, ClassSet
 
 _LABEL_ENCODINGS = ("mono8", "8UC1")
 _GREY, _PALETTE = 0, 3  #: colour types in a PNG's header
+_NEAR = 2  #: difference in each of red, green and blue up to which two colours are taken as the same
 _SIZE, _BITS, _TYPE = slice(0, 8), 8, 9  #: where they are in it
 
 
-def read_label_map(path: Path, classes: ClassSet | None) -> np.ndarray:
+def read_label_map(path: Path, classes: ClassSet | None, doubts: list[str] | None = None) -> np.ndarray:
     """Read the ids in a label map's file, as they are: uint8 (H, W). Raises OSError, and ValueError with the path.
 
     `classes` is the class set whose colours a palette may have; None if the ids are in another numbering than its own.
+    What is doubtful about a palette is added to `doubts`.
     """
     try:
-        labels = decode_label_image(read_file(path), classes)
+        labels = decode_label_image(read_file(path), classes, doubts)
     except ImageError as error:
         raise ValueError(f"labels {path} cannot be read: {error}") from error
     _check_type(labels, str(path))
     return labels
 
 
-def decode_label_image(data: bytes, classes: ClassSet | None) -> np.ndarray:
-    """Decode the bytes of a label map's PNG, uint8 (H, W).
+def decode_label_image(data: bytes, classes: ClassSet | None, doubts: list[str] | None = None) -> np.ndarray:
+    """Decode the bytes of a label map's PNG, uint8 (H, W); for `classes` and `doubts` see `read_label_map`.
 
     Returns other shapes and types as they are, see `checked_labels`. Raises ImageError.
     """
@@ -65,7 +68,11 @@ def decode_label_image(data: bytes, classes: ClassSet | None) -> np.ndarray:
     if colour_type == _GREY:
         return stored
     palette = next((body for kind, body in chunks if kind == b"PLTE"), b"")
-    return palette_ids(stored, np.frombuffer(palette[: len(palette) // 3 * 3], np.uint8).reshape(-1, 3), classes)
+    colours = np.frombuffer(palette[: len(palette) // 3 * 3], np.uint8).reshape(-1, 3)
+    ids = palette_ids(stored, colours, classes)
+    if doubts is not None and classes is not None:
+        doubts.extend(_palette_doubts(stored, ids, colours, classes))
+    return ids
 
 
 def palette_ids(indices: np.ndarray, palette_rgb: np.ndarray, classes: ClassSet | None) -> np.ndarray:
@@ -79,14 +86,16 @@ def palette_ids(indices: np.ndarray, palette_rgb: np.ndarray, classes: ClassSet 
     3. All of the image is black, and the palette has several of the class set's colours: all of it is unlabelled, or
        of the class whose colour is black.
     4. All colours in the image are grey: the grey values are the ids.
-    5. None of the colours in the image is another class's than the index says: the indices are the ids.
+    5. All colours in the image differ by at most 2 of 255 in red, green and blue from a colour of rule 2, and from one
+       only: as rule 2.
+    6. None of the colours in the image is another class's than the index says: the indices are the ids.
 
     Raises ImageError where none fits.
     """
     used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
     if used[-1] >= len(palette_rgb):
         raise ImageError(f"received the palette index {used[-1]}; the palette has {len(palette_rgb)} colours")
-    if len(palette_rgb) >= 16 and np.array_equal(palette_rgb, _voc_palette()[: len(palette_rgb)]):
+    if _is_voc(palette_rgb):
         return indices
     by_colour = _ids_by_colour(classes)
     known = {int(index): by_colour.get(tuple(map(int, palette_rgb[index]))) for index in used}
@@ -101,6 +110,10 @@ def palette_ids(indices: np.ndarray, palette_rgb: np.ndarray, classes: ClassSet 
         return table[indices]
     if (colours == 0).all() and by_colour.get((0, 0, 0)) is not None:  # unlabelled alone, in a palette of classes
         return np.full_like(indices, by_colour[(0, 0, 0)])
+    near = [_near_class(colour, by_colour) for colour in colours]
+    if all(found is not None for found in near) and (colours > _NEAR).any():
+        table[used] = near
+        return table[indices]
     wrong = [index for index in known if is_class[index] and known[index] != index]
     if wrong and classes is not None:
         raise ImageError(
@@ -110,14 +123,33 @@ def palette_ids(indices: np.ndarray, palette_rgb: np.ndarray, classes: ClassSet 
     return indices
 
 
-def label_map(msg: Any, classes: ClassSet) -> np.ndarray:
+def _palette_doubts(indices: np.ndarray, ids: np.ndarray, palette_rgb: np.ndarray, classes: ClassSet) -> Iterator[str]:
+    """Yield what is doubtful about indices, uint8 (H, W), that `palette_ids` took as ids."""
+    if _is_voc(palette_rgb):
+        if 0 not in classes.unlabelled_ids and classes.colors_rgb != tuple(map(tuple, _voc_palette()[: len(classes)])):
+            yield (
+                f"the palette of PASCAL VOC, whose index 0 is the background; it is taken as {classes.names[0]!r}: "
+                "check that ids are not counted from 1"
+            )
+        return
+    if not np.array_equal(indices, ids):
+        return
+    used = [i for i in np.unique(indices).tolist() if i < len(classes) and i not in classes.unlabelled_ids]
+    expected = np.array(classes.colors_rgb)[used]
+    colours = palette_rgb[used].astype(int)
+    is_known = (np.abs(colours - expected) <= _NEAR).all(axis=1) | (colours == np.array(used)[:, None]).all(axis=1)
+    if not is_known.all():
+        yield f"a palette of colours that {classes.key} does not have; the indices are taken as ids: check the ids"
+
+
+def label_map(msg: Any, classes: ClassSet, doubts: list[str] | None = None) -> np.ndarray:
     """Return the class ids in a mono8 Image or a PNG in a CompressedImage, uint8 (H, W) if it is a label map.
 
-    Raises ImageError. `checked_labels` checks shape, type and ids.
+    For `doubts` see `read_label_map`. Raises ImageError. `checked_labels` checks shape, type and ids.
     """
     if hasattr(msg, "format"):
         try:
-            return decode_label_image(bytes(msg.data), classes)
+            return decode_label_image(bytes(msg.data), classes, doubts)
         except ImageError as error:
             raise ImageError(f"the compressed label map of format {msg.format!r} cannot be decoded: {error}") from error
     if msg.encoding not in _LABEL_ENCODINGS:
@@ -143,7 +175,7 @@ def checked_labels(labels: np.ndarray | None, image_bgr: np.ndarray, classes: Cl
     present = np.flatnonzero(cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [256], [0, 256]))
     unknown = np.setdiff1d(present, [*range(len(classes)), IGNORE_ID])
     if unknown.size:
-        counted = " (are the ids counted from 1?)" if unknown.tolist() == [len(classes)] and 0 not in present else ""
+        counted = " (are the ids counted from 1?)" if unknown.tolist() == [len(classes)] else ""
         raise ValueError(
             f"labels {name} hold the ids {unknown.tolist()}{counted}; {classes.key} has 0-{len(classes) - 1} and "
             f"{IGNORE_ID}: name the right class set (one of {', '.join(shipped_keys())}, or a YAML file)"
@@ -165,6 +197,16 @@ def _ids_by_colour(classes: ClassSet | None) -> dict[tuple[int, ...], int]:
     colours = [tuple(colour) for colour in classes.colors_rgb]
     found: dict[tuple[int, ...], int] = {(0, 0, 0): IGNORE_ID} if (0, 0, 0) not in colours else {}
     return found | {colour: i for i, colour in enumerate(colours) if colours.count(colour) == 1}
+
+
+def _near_class(colour: np.ndarray, by_colour: dict[tuple[int, ...], int]) -> int | None:
+    """Return the id of the only colour that differs by at most `_NEAR`; None if there is none, or more than one."""
+    near = [i for known, i in by_colour.items() if np.abs(np.array(known) - colour).max() <= _NEAR]
+    return near[0] if len(near) == 1 else None
+
+
+def _is_voc(palette_rgb: np.ndarray) -> bool:
+    return len(palette_rgb) >= 16 and np.array_equal(palette_rgb, _voc_palette()[: len(palette_rgb)])
 
 
 def _voc_palette() -> np.ndarray:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -16,6 +17,7 @@ from class_sets import CAMVID11, CITYSCAPES19
 from nightlab_core.data.datasets.paired import PairedFolder
 from nightlab_core.data.frames import open_frames
 from nightlab_core.data.image_header import ImageError
+from nightlab_core.data.label_doubts import doubts_of_files
 from nightlab_core.data.label_maps import checked_labels, decode_label_image, read_label_map
 from nightlab_core.labels import ClassSet
 
@@ -57,6 +59,7 @@ BLACK, OTHER = (0, 0, 0), (1, 200, 3)
 VOC = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128), (128, 128, 128)]
 VOC += [(64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0), (64, 0, 128), (192, 0, 128), (64, 128, 128)]
 VOC += [(192, 128, 128), (0, 64, 0)]
+VOC_CLASSES = ClassSet(key="voc", names=tuple("abcd"), colors_rgb=tuple(VOC[:4]))
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,9 @@ VOC += [(192, 128, 128), (0, 64, 0)]
         ([(i, i, i) for i in range(256)], [0, 10, 255], [0, 10, 255], CITYSCAPES19),
         ([OTHER] * 20, [0, 10, 19], [0, 10, 19], CITYSCAPES19),  # colours of nothing known: by index
         ([ROAD, OTHER, OTHER], [0, 1, 2], [0, 1, 2], CITYSCAPES19),
+        ([(70, 132, 178), (128, 64, 129), CAR], [0, 1, 2], [10, 0, 13], CITYSCAPES19),  # as colour management changes
+        ([(1, 0, 2), SKY], [0, 1], [255, 10], CITYSCAPES19),
+        ([(1, 0, 2), OTHER], [0, 0], [0, 0], CITYSCAPES19),
         (VOC, [1, 3, 0], [1, 3, 0], CAMVID11),  # 128, 128, 0 is CamVid's tree, too
         (CITYSCAPES19.colors_rgb, [0, 10, 13], [0, 10, 13], None),
         ([SKY, ROAD, CAR], [0, 1, 2], [0, 1, 2], None),  # ids of another numbering: by index
@@ -79,6 +85,26 @@ VOC += [(192, 128, 128), (0, 64, 0)]
 def test_the_rule_for_palettes(palette: Any, stored: list[int], ids: list[int], classes: ClassSet | None) -> None:
     image = png(np.array([stored], np.uint8), 8, palette)
     assert decode_label_image(image, classes).tolist() == [ids]
+
+
+@pytest.mark.parametrize(
+    ("palette", "stored", "doubt"),
+    [
+        (VOC, [0, 1, 3], "1 of 1 label maps .* palette of PASCAL VOC, whose index 0 .* taken as 'road': .* from 1"),
+        ([BLACK, OTHER, (9, 90, 200)], [0, 1, 2], "1 of 1 label maps .* colours that cityscapes19 does not have"),
+        ([(128, 64, 130), OTHER, (9, 90, 200)], [0, 1, 2], "colours that cityscapes19 does not have"),
+        (CITYSCAPES19.colors_rgb, [0, 10, 13], ""),
+        ([SKY, ROAD, CAR], [0, 1, 2], ""),
+        ([(i, i, i) for i in range(256)], [0, 10, 255], ""),
+        ([*CITYSCAPES19.colors_rgb, *[OTHER] * 237], [0, 10, 255], ""),
+    ],
+)
+def test_a_palette_of_other_colours_is_a_doubt(palette: Any, stored: list[int], doubt: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(png(np.array([stored], np.uint8), 8, palette))
+    found = doubts_of_files([file], CITYSCAPES19)
+    assert len(found) == bool(doubt) and all(re.search(doubt, sentence) for sentence in found), found
+    assert doubts_of_files([file], VOC_CLASSES) == [] or palette is not VOC
 
 
 def test_palettes_that_fit_no_rule_are_refused() -> None:

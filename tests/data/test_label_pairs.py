@@ -100,17 +100,18 @@ def maps(*ids: int, count: int = 3) -> list[np.ndarray]:
     ],
 )
 def test_doubtful_ids_are_named(label_maps: list[np.ndarray], words: str) -> None:
-    (doubt,) = label_doubts(label_maps, CITYSCAPES19)
+    (doubt,) = label_doubts(label_maps, CITYSCAPES19, [])
     assert re.search(words, doubt), doubt
 
 
 @pytest.mark.parametrize("label_maps", [maps(0, 1, 2), maps(0, 10, 255), maps(2, 8), maps(255), []])
 def test_usual_ids_raise_no_doubt(label_maps: list[np.ndarray]) -> None:
-    assert label_doubts(label_maps, CITYSCAPES19) == []
+    assert label_doubts(label_maps, CITYSCAPES19, []) == []
 
 
-def test_ids_counted_from_1_up_to_the_last_class_are_refused_by_name() -> None:
-    labels = np.resize(np.arange(1, 20, dtype=np.uint8), (4, 5))
+@pytest.mark.parametrize("first", [0, 1], ids=["with_background", "without"])
+def test_ids_counted_from_1_up_to_the_last_class_are_refused_by_name(first: int) -> None:
+    labels = np.resize(np.arange(first, 20, dtype=np.uint8), (4, 5))
     with pytest.raises(ValueError, match=r"ids \[19\] \(are the ids counted from 1\?\); cityscapes19 has 0-18"):
         checked_labels(labels, np.zeros((4, 5, 3), np.uint8), CITYSCAPES19, "a.png")
 

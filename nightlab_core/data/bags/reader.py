@@ -180,13 +180,14 @@ class Bag:
 
     def label_doubts(self, classes: ClassSet) -> list[str]:
         """Return what is doubtful about the ids of label maps that are spread over the bag, see `label_doubts`."""
+        palettes: list[str] = []
 
         def maps() -> Iterator[np.ndarray]:
             for index in spread(list(self._labels)):
                 with contextlib.suppress(BagError, ImageError):
-                    yield self._label_map(index, classes)
+                    yield self._label_map(index, classes, palettes)
 
-        return label_doubts(maps(), classes)
+        return label_doubts(maps(), classes, palettes)
 
     def _first_pixels(self) -> Iterator[np.ndarray]:
         """Return the 16-bit pixels of the first frames, so that every part of the bag is scaled alike."""
@@ -202,12 +203,12 @@ class Bag:
                 return
             yield pixels
 
-    def _label_map(self, index: int, classes: ClassSet) -> np.ndarray:
+    def _label_map(self, index: int, classes: ClassSet, doubts: list[str] | None = None) -> np.ndarray:
         """Return the ids of an image's label map as they are, uint8 (H, W). Raises BagError and ImageError."""
         assert self.label_topic is not None
         with self._lock:
             raw = self._storage.read(self._labels[index])
-        return label_map(deserialize(raw, self.topics[self.label_topic].type), classes)
+        return label_map(deserialize(raw, self.topics[self.label_topic].type), classes, doubts)
 
     def _pair_labels(self) -> dict[int, np.ndarray]:
         """Map the index of each image that has a label map to that map's index row.
