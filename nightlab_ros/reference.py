@@ -25,7 +25,7 @@ from nightlab_core.data.image_header import MAX_ASPECT, MAX_BYTES, MAX_PIXELS
 from nightlab_core.data.images import ENCODINGS
 from nightlab_core.data.label_doubts import MOST_SAMPLES
 from nightlab_core.data.label_maps import palette_ids
-from nightlab_core.data.pixel_depth import FIRST_FRAMES, MEASURED_BITS
+from nightlab_core.data.pixel_depth import FIRST_FRAMES, MEASURED_BITS, MOST_HOT, ONE_HOT_OF
 from nightlab_ros.monitoring.degradation import DEGRADATIONS, LEVELS
 from nightlab_ros.parameters import NodeSettings, changes, choices, ros_type, ros_value, value_range
 from nightlab_ros.topics import CAPTURE_SERVICE, DIAGNOSTIC_KEYS, DIAGNOSTICS, PUBLICATIONS, SUBSCRIPTIONS, NodeTopic
@@ -120,24 +120,27 @@ def inputs_page() -> str:
         "\n".join(["| pixel | encodings |", "|---|---|", *(f"| {k} | {', '.join(v)} |" for k, v in rows.items())]),
         _wrap(
             "`height` of YUV 4:2:0 is the picture's, without the rows of chroma, so that the data has height "
-            "times step "
-            "times 3/2 bytes. YUV is BT.601 in studio range, and needs even sides."
+            "times step times 3/2 bytes. YUV is BT.601 in studio range, and needs even sides. A Bayer "
+            "mosaic has at least 3x3 pixels."
         ),
         "## Significant bits",
         _wrap(
             f"Cameras of 10, 12 and 14 bits store them in 16. The number is measured: the smallest of "
             f"{', '.join(map(str, MEASURED_BITS))} that holds the highest value of the first {FIRST_FRAMES} frames "
-            "that are not black, or of a folder's first files. It is then kept, and logged if it is less than 16; "
+            "that are not black, or of a folder's first files, without a frame's highest pixels, which may be hot (one "
+            f"of {ONE_HOT_OF}, at most {MOST_HOT}). It is then kept, and logged if it is less than 16; "
             "higher values are clipped with a warning. The node's parameter `pixel_bits`, the option `--pixel-bits` of "
             "the commands replay, bag, demo and evaluate, and `pixel_bits` of a recipe's source set the number. Values "
-            "whose low bits are unused are read as 16 bits. PNG files of 16 bits are treated alike."
+            "whose low bits are unused (the low 2 are 0 in all frames measured) are read as 16 bits. A warning says "
+            "that values would need 14 bits or less in the other byte order (`is_bigendian` is wrong). PNG "
+            "files of 16 bits are treated alike."
         ),
         "## Compressed images, files and videos",
         "\n".join(
             [
                 _item(
                     "`sensor_msgs/CompressedImage` holds a JPEG or PNG file. A Bayer mosaic named in `format` "
-                    "is converted."
+                    "is converted, unless `format` ends in another encoding."
                 ),
                 _item(
                     f"Image files end in {', '.join(f'`{s}`' for s in IMAGE_SUFFIXES)}; hidden files are skipped, "

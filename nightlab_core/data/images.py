@@ -200,6 +200,8 @@ def _check_layout(msg: Any, encoding: Encoding) -> None:
         raise ImageError(
             f"received {msg.encoding} of {width}x{height} pixels; expected even sides, as pixels share chroma"
         )
+    if encoding.to_bgr in _BAYER.values() and min(width, height) < 3:  # OpenCV makes these black
+        raise ImageError(f"received {msg.encoding} of {width}x{height} pixels; expected a mosaic of at least 3x3")
     if step < row or (encoding.chroma == "planes" and step % 2):
         even = ", and even" if encoding.chroma == "planes" else ""
         raise ImageError(f"received step {step} for {width} pixels of {msg.encoding}; expected at least {row}{even}")
@@ -215,8 +217,10 @@ def _check_layout(msg: Any, encoding: Encoding) -> None:
 def _bayer_encoding(image_format: str) -> str:
     """Return the Bayer encoding of a mosaic that was compressed without conversion, or "".
 
-    For such a mosaic image_transport writes "bayer_rggb8; png compressed ", otherwise the target encoding at the end.
+    For such a mosaic image_transport writes "bayer_rggb8; png compressed ", other publishers repeat the encoding at the
+    end. Another encoding at the end is what the mosaic was converted to.
     """
     encoding, _, rest = image_format.partition(";")
-    compressed_as = rest.rpartition("compressed")[2].strip()
-    return encoding if encoding.startswith("bayer_") and encoding in ENCODINGS and not compressed_as else ""
+    target = (rest.split() or [""])[-1]
+    stored = target if target in ENCODINGS else encoding
+    return stored if stored.startswith("bayer_") and stored in ENCODINGS else ""

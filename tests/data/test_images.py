@@ -218,8 +218,10 @@ def test_a_compressed_bayer_mosaic_is_converted_to_colour(pattern: str, size: in
     """image_transport compresses a mosaic without conversion, and then names no target encoding in `format`."""
     pixels = mosaic(pattern) if size == 1 else mosaic(pattern).astype(np.uint16) * 257
     msg = compressed(".png", pixels)
-    msg.format = f"bayer_{pattern}{8 * size}; png compressed "
-    assert (compressed_to_bgr(msg) == BGR).all()
+    encoding = f"bayer_{pattern}{8 * size}"
+    for text in (f"{encoding}; png compressed ", f"{encoding}; png compressed {encoding}", f"{encoding}; png"):
+        msg.format = text
+        assert (compressed_to_bgr(msg) == BGR).all()
     msg.format = f"bayer_{pattern}{8 * size}; png compressed mono8"  # converted to grey before compression
     grey = compressed_to_bgr(msg)
     assert (grey[..., 0] == grey[..., 2]).all()
@@ -227,6 +229,12 @@ def test_a_compressed_bayer_mosaic_is_converted_to_colour(pattern: str, size: in
     coloured.format = f"bayer_{pattern}{8 * size}; png compressed "
     with pytest.raises(ImageError, match=r"needs 1 channels .*received 3"):
         compressed_to_bgr(coloured)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 8), (2, 2), (8, 2)])
+def test_a_mosaic_too_small_to_convert_is_refused(height: int, width: int) -> None:
+    with pytest.raises(ImageError, match=rf"received bayer_rggb8 of {width}x{height} pixels; expected .* at least 3x3"):
+        image_to_bgr(fill_image(SimpleNamespace(), np.full((height, width), 90, np.uint8), "bayer_rggb8"))
 
 
 def test_jpeg_is_decoded_to_similar_pixels() -> None:

@@ -65,6 +65,49 @@ def test_bits_are_fixed_after_the_first_frames_and_later_values_are_reported_onc
     assert "received the pixel value 4000, above the 1023 of 10 significant bits" in reports[1]
 
 
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_dark_values_in_the_high_bits_are_16_bits_and_said_to_be(bits: int) -> None:
+    reports: list[str] = []
+    depth = PixelDepth(report=reports.append)
+    stored = (of_bits(bits) // 16) << (16 - bits)
+    depth.measure([stored])
+    assert depth.bits == 16 and "the low 2 bits of all values are 0" in reports[0]
+    np.testing.assert_array_equal(depth.to_8_bits(stored), cv2.convertScaleAbs(stored, alpha=255 / 65535))
+    assert len(reports) == 1
+
+
+def test_a_hot_pixel_is_not_measured_and_is_clipped_with_a_warning() -> None:
+    reports: list[str] = []
+    depth = PixelDepth(report=reports.append)
+    pixels = of_bits(12)
+    pixels[0, 0] = 65535
+    expected = BGR[..., 0].copy()
+    expected[0, 0] = 255
+    depth.measure([pixels])
+    np.testing.assert_array_equal(depth.to_8_bits(pixels), expected)
+    assert "hold 12 significant bits" in reports[0] and "received the pixel value 65535" in reports[1]
+
+
+@pytest.mark.parametrize(
+    ("is_bigendian", "doubtful"), [(sys.byteorder == "big", False), (sys.byteorder != "big", True)]
+)
+def test_a_byte_order_that_is_not_the_data_s_is_a_warning(is_bigendian: bool, doubtful: bool) -> None:
+    reports: list[str] = []
+    depth = PixelDepth(report=reports.append)
+    for _ in range(FIRST_FRAMES + 2):
+        message = fill_image(SimpleNamespace(), of_bits(12), "mono16")
+        message.is_bigendian = int(is_bigendian)
+        message_to_bgr(message, depth)
+    assert len(reports) == 1 and ("4095 with the bytes exchanged" in reports[0]) == doubtful
+
+
+def test_8_bits_in_the_high_byte_raise_no_doubt() -> None:
+    reports: list[str] = []
+    depth = PixelDepth(report=reports.append)
+    depth.measure([GREY.astype(np.uint16) << 8])
+    assert (depth.bits, reports) == (16, [])
+
+
 def test_given_bits_are_used_as_they_are() -> None:
     reports: list[str] = []
     depth = PixelDepth(12, reports.append)
