@@ -148,7 +148,8 @@ def inputs_page() -> str:
                     "file's content decides its format, not its ending."
                 ),
                 _item(
-                    "The orientation in EXIF is ignored, so that labels fit. A TIFF of another orientation than 1, "
+                    "The orientation in EXIF is ignored, so that labels fit; a note says how many images of a folder "
+                    f"have one, of {MOST_SAMPLES} that are examined. A TIFF of another orientation than 1, "
                     "pixels that are no whole numbers, and a file of several images, as an animation, are refused. "
                     "OpenCV before 4.10, "
                     "as on Humble and Jazzy, cannot count the images in a file, so that WebP, TIFF, GIF and AVIF are "

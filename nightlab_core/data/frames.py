@@ -21,7 +21,7 @@ from nightlab_core.data.bags.storage import SUFFIXES, is_bag
 from nightlab_core.data.folders import describe_folder, visible
 from nightlab_core.data.image_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES, depth_of_files, image_files, read_image
 from nightlab_core.data.image_header import ImageError, check_size
-from nightlab_core.data.label_doubts import doubts_of_files
+from nightlab_core.data.label_doubts import doubts_of_files, turned_images
 from nightlab_core.data.label_maps import checked_labels, read_label_map
 from nightlab_core.labels import ClassSet
 
@@ -213,7 +213,11 @@ def _folder(
             yield Frame(image, checked_labels(ids, image, classes, str(label_file)), index / fps, file.stem)
 
     labelled = [label_files[f.stem] for f in files if f.stem in label_files]
-    notes = [*_left_out(images, label_folder, files, labelled), *doubts_of_files(labelled, classes)]
+    notes = [
+        *_left_out(images, label_folder, files, labelled),
+        *turned_images(files),
+        *doubts_of_files(labelled, classes),
+    ]
     return len(files), tuple(notes), read
 
 

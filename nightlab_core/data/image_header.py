@@ -16,6 +16,8 @@ MAX_ASPECT = 64
 #: Most bytes of a file or message: MAX_PIXELS of four channels of 16 bits.
 MAX_BYTES = 8 * MAX_PIXELS
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+#: A JPEG's EXIF block lies in its first bytes, as a segment has at most 64 KiB.
+MAX_EXIF_BYTES, _EXIF = 1 << 17, b"Exif\0\0"
 #: Markers of a JPEG's frame header, which holds its size. 0xC4, 0xC8 and 0xCC are none.
 JPEG_FRAMES = (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _TIFF_SIZE, _TIFF_TILE = (256, 257), (322, 323)  #: tags of width and height
@@ -66,6 +68,17 @@ def check_header(data: bytes) -> tuple[str, tuple[int, int]]:
     if kind == "TIFF":
         _check_tiff(data)
     return kind, size
+
+
+def jpeg_orientation(data: bytes) -> int:
+    """Return the orientation in the EXIF block of a JPEG's first bytes, 1 to 8; 1 (as stored) if there is none."""
+    start = data.find(_EXIF, 0, MAX_EXIF_BYTES) if data.startswith(JPEG) else -1
+    if start < 0:
+        return 1
+    try:
+        return (_tiff_directory(data[start + len(_EXIF) :])[0].get(_TIFF_ORIENTATION) or [1])[0]
+    except (struct.error, LookupError, ValueError):
+        return 1
 
 
 def _check_tiff(data: bytes) -> None:

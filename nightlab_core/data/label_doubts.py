@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find label maps whose ids are valid one by one and yet doubtful.
 
-They are those of a binary mask, may be counted from 1, or are indices of a palette that is not the class set's.
+They are those of a binary mask, may be counted from 1, or are indices of a palette that is not the class set's. Images
+that viewers turn are doubtful, too, as their label maps may have been drawn in the turned view.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from nightlab_core.data.image_header import MAX_EXIF_BYTES, jpeg_orientation
 from nightlab_core.data.label_maps import read_label_map
 from nightlab_core.labels import IGNORE_ID, ClassSet
 
@@ -37,6 +39,22 @@ def doubts_of_files(files: Sequence[Path], classes: ClassSet) -> list[str]:
                 yield read_label_map(file, classes, palettes)
 
     return label_doubts(maps(), classes, palettes)
+
+
+def turned_images(files: Sequence[Path]) -> list[str]:
+    """Return a sentence with numbers if images of a folder are to be shown turned or mirrored, which is ignored."""
+    examined = spread([file for file in files if file.is_file()])  # a pipe would be waited for
+    turned = []
+    for file in examined:
+        with contextlib.suppress(OSError), file.open("rb") as opened:
+            if jpeg_orientation(opened.read(MAX_EXIF_BYTES)) != 1:
+                turned.append(file)
+    if not turned:
+        return []
+    return [
+        f"{len(turned)} of {len(examined)} images that were examined, such as {turned[0].name}, have an orientation in "
+        "EXIF, which is ignored: label maps must show the pixels as they are stored"
+    ]
 
 
 def label_doubts(maps: Iterable[np.ndarray], classes: ClassSet, palettes: list[str]) -> list[str]:

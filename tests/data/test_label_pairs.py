@@ -14,6 +14,7 @@ from class_sets import CITYSCAPES19
 from nightlab_core.data.bags.label_pairs import TOLERANCE_NS, pair_labels
 from nightlab_core.data.bags.reader import Bag
 from nightlab_core.data.bags.write import BagWriter
+from nightlab_core.data.datasets.catalogue import plain_folder
 from nightlab_core.data.frames import open_frames
 from nightlab_core.data.label_doubts import label_doubts, spread
 from nightlab_core.data.label_maps import checked_labels
@@ -127,6 +128,24 @@ def test_doubts_are_notes_of_folders_and_bags(tmp_path: Path) -> None:
         bag.image(LABELS, maps(0, 1)[0], 5, "c", time_ns=5)
     (note,) = open_frames(tmp_path / "bag").notes
     assert "binary mask" in note
+
+
+@pytest.mark.parametrize("orientation", [1, 3])
+def test_images_that_viewers_turn_are_a_note_in_folders_and_in_training(
+    orientation: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0" + bytes([orientation]) + bytes(6)
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for name, block in (("a", b""), ("b", exif)):
+        data = cv2.imencode(".jpg", np.zeros((*SIZE, 3), np.uint8))[1].tobytes()
+        segment = b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block
+        (tmp_path / "images" / f"{name}.jpg").write_bytes(data[:2] + segment + data[2:])
+        assert cv2.imwrite(str(tmp_path / "labels" / f"{name}.png"), maps(0, 1, 2)[0])
+    expected = ["1 of 2 images that were examined, such as b.jpg, have an orientation in EXIF"] * (orientation != 1)
+    plain_folder(tmp_path)
+    for said in (open_frames(tmp_path).notes, [record.getMessage() for record in caplog.records]):
+        assert len(said) == len(expected) and all(text in line for text, line in zip(expected, said, strict=True))
 
 
 def test_samples_are_spread() -> None:

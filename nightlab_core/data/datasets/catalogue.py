@@ -19,7 +19,7 @@ from nightlab_core.classes import load_class_set
 from nightlab_core.data.datasets import bdd, nightcity
 from nightlab_core.data.datasets.cityscapes import CLASSES, cityscapes
 from nightlab_core.data.datasets.paired import DatasetError, LabelledImages, PairedFolder
-from nightlab_core.data.label_doubts import doubts_of_files
+from nightlab_core.data.label_doubts import doubts_of_files, turned_images
 from nightlab_core.labels import ClassSet
 
 _LOG = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def camvid(root: Path, split: str, pattern: str = "*", complete: bool = True) ->
 def plain_folder(root: Path, pattern: str = "*", classes: ClassSet = CLASSES) -> LabelledImages:
     """Open root/{images,labels}: frames with label PNGs of equal stems, which hold the ids of `classes` and 255."""
     samples = PairedFolder(root / "images", root / "labels", classes, pattern)
-    for doubt in doubts_of_files(samples.labels, classes):
+    for doubt in (*turned_images(samples.images), *doubts_of_files(samples.labels, classes)):
         _LOG.warning("%s: %s", root, doubt)
     return samples
 
