@@ -186,7 +186,8 @@ def inputs_page() -> str:
         _wrap(
             f"Of each source {MOST_SAMPLES} label maps are examined. A warning with numbers says that their ids are "
             "those of a binary mask (0 and 255, or 0 and 1), that they may be counted from 1 (1 and never 0, or the "
-            "palette of PASCAL VOC for another class set), or that they are indices of a palette of foreign colours."
+            "palette of PASCAL VOC for another class set), that they may be those of *_labelIds.png (all are, and 0 is "
+            "none of them), or that they are indices of a palette of foreign colours."
         ),
         _wrap(
             "In a bag a label map belongs to the image with its stamp; for stamps of zero, the time of recording "

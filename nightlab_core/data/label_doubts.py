@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find label maps whose ids are valid one by one and yet doubtful.
 
-They are those of a binary mask, may be counted from 1, or are indices of a palette that is not the class set's. Images
-that viewers turn are doubtful, too, as their label maps may have been drawn in the turned view.
+They are those of a binary mask, may be counted from 1 or in another numbering, or are indices of a palette that is not
+the class set's. Images that viewers turn are doubtful, too, as their label maps may have been drawn in the turned view.
 """
 
 from __future__ import annotations
@@ -80,5 +80,10 @@ def label_doubts(maps: Iterable[np.ndarray], classes: ClassSet, palettes: list[s
         doubts.append(
             f"no pixel {maps_read} has the id {first}; they hold {labelled[0]} to {labelled[-1]}: check that "
             "ids are not counted from 1"
+        )
+    elif len(labelled) > 1 and set(labelled) <= set(classes.label_ids.values()):
+        doubts.append(
+            f"all ids {maps_read} ({', '.join(map(str, labelled))}) are also ids of *_labelIds.png, and none is "
+            f"{first}: check that they are ids of {classes.key}"
         )
     return doubts

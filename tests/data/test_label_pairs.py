@@ -98,6 +98,10 @@ def maps(*ids: int, count: int = 3) -> list[np.ndarray]:
         (maps(0, 255), r"3 label maps .* 0 \('road'\) and 255 \(unlabelled\), as in a binary mask"),
         (maps(0, 1), r"0 \('road'\) and 1 \('sidewalk'\), as in a binary mask"),
         (maps(1, 5, 13, 255), r"3 label maps .* id 0 \('road'\); they hold 1 to 13: .* counted from 1"),
+        (
+            maps(7, 8, 11, 17),
+            r"3 label maps .* \(7, 8, 11, 17\) are also ids of \*_labelIds\.png, and none is 0 \('road'\)",
+        ),
     ],
 )
 def test_doubtful_ids_are_named(label_maps: list[np.ndarray], words: str) -> None:
