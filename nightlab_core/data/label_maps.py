@@ -86,8 +86,8 @@ def palette_ids(indices: np.ndarray, palette_rgb: np.ndarray, classes: ClassSet 
     3. All of the image is black, and the palette has several of the class set's colours: all of it is unlabelled, or
        of the class whose colour is black.
     4. All colours in the image are grey: the grey values are the ids.
-    5. All colours in the image differ by at most 2 of 255 in red, green and blue from a colour of rule 2, and from one
-       only: as rule 2.
+    5. All colours in the image differ by at most 2 of 255 in red, green and blue from just one colour of rule
+       2: as rule 2.
     6. None of the colours in the image is another class's than the index says: the indices are the ids.
 
     Raises ImageError where none fits.
