@@ -110,8 +110,8 @@ def palette_ids(indices: np.ndarray, palette_rgb: np.ndarray, classes: ClassSet 
         return table[indices]
     if (colours == 0).all() and by_colour.get((0, 0, 0)) is not None:  # unlabelled alone, in a palette of classes
         return np.full_like(indices, by_colour[(0, 0, 0)])
-    near = [_near_class(colour, by_colour) for colour in colours]
-    if all(found is not None for found in near) and (colours > _NEAR).any():
+    near = [i for i in (_near_class(colour, by_colour) for colour in colours) if i is not None]
+    if len(near) == len(used) and (colours > _NEAR).any():
         table[used] = near
         return table[indices]
     wrong = [index for index in known if is_class[index] and known[index] != index]
