@@ -305,6 +305,16 @@ def test_an_animated_png_is_refused_as_image_and_as_label_map() -> None:
                 decode(several)
 
 
+def test_a_png_of_more_data_than_its_pixels_take_is_refused_before_it_is_unpacked() -> None:
+    data = packed(".png", noise())
+    header, stored = data[:33], zlib.compress(b"".join(b"\0" + row.tobytes() for row in noise()[..., ::-1]), 0)
+    end = data[-12:]
+    assert np.array_equal(decode_bgr(header + png_chunk(b"IDAT", stored) + end), noise())
+    bomb = png_chunk(b"IDAT", zlib.compress(bytes(100 << 20)))
+    with pytest.raises(ImageError, match="more data than its pixels take"):
+        decode_bgr(header + bomb + end)
+
+
 def test_a_png_with_a_changed_byte_is_refused() -> None:
     data = bytearray(packed(".png", noise()))
     data[len(data) // 2] ^= 1
