@@ -16,11 +16,11 @@ from class_sets import CITYSCAPES19  # noqa: E402
 from tiny_training import CARD, INPUT_HW, tiny_settings, write_frames  # noqa: E402
 
 from nightlab_core.models.checkpoint import save_checkpoint  # noqa: E402
-from training import context, data  # noqa: E402
+from training import context, data, sources  # noqa: E402
 from training.checkpoint import load_weights  # noqa: E402
 from training.stages import segmenter  # noqa: E402
 
-SOURCES = [data.SourceSettings(kind="folder", folder="mine", weight=1.0)]
+SOURCES = [sources.SourceSettings(kind="folder", folder="mine", weight=1.0)]
 
 
 @pytest.fixture(scope="module")

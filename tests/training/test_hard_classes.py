@@ -22,9 +22,9 @@ from tiny_training import tiny_settings  # noqa: E402
 
 from nightlab_core.data.datasets.paired import Sample  # noqa: E402
 from nightlab_core.labels import to_class_set  # noqa: E402
-from training.data import SourceSettings  # noqa: E402
 from training.evaluation import hard_classes as hc  # noqa: E402
 from training.loop import LoopSettings  # noqa: E402
+from training.sources import SourceSettings  # noqa: E402
 from training.stages.segmenter import SegmenterRecipe  # noqa: E402
 
 

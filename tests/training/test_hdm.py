@@ -21,8 +21,8 @@ from tiny_training import tiny_settings, write_frames, write_tiny_checkpoint  # 
 from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data.rendered import night  # noqa: E402
 from training import networks  # noqa: E402
-from training.data import SourceSettings  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
+from training.sources import SourceSettings  # noqa: E402
 from training.stages import hdm, proposals  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"

@@ -15,9 +15,9 @@ from tiny_training import tiny_settings  # noqa: E402
 
 from nightlab_core.config import replace  # noqa: E402
 from training.combine_checkpoints import load_stages  # noqa: E402
-from training.data import SourceSettings  # noqa: E402
 from training.loop import Mean  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
+from training.sources import SourceSettings  # noqa: E402
 from training.stages import joint  # noqa: E402
 
 SHIPPED = Path(__file__).parents[2] / "config" / "train" / "lite_joint.yaml"

@@ -15,10 +15,10 @@ pytest.importorskip("pytorch_msssim")
 from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.models.discriminator import PatchDiscriminator  # noqa: E402
 from nightlab_core.models.nightlab import NightLabSettings, ReLAMSettings, SegmenterSettings  # noqa: E402
-from training.data import SourceSettings  # noqa: E402
 from training.evaluation import relam_report  # noqa: E402
 from training.loop import LoopSettings  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
+from training.sources import SourceSettings  # noqa: E402
 from training.stages import relam  # noqa: E402
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"

@@ -17,7 +17,7 @@ from class_sets import BDD18, CAMVID11, CITYSCAPES19  # noqa: E402
 
 from nightlab_core.config import replace  # noqa: E402
 from nightlab_core.data.datasets.paired import DatasetError  # noqa: E402
-from training import data  # noqa: E402
+from training import data, sources  # noqa: E402
 from training.evaluation import evaluate  # noqa: E402
 from training.recipes import read_recipe  # noqa: E402
 from training.stages import pseudo  # noqa: E402
@@ -40,17 +40,17 @@ def root(tmp_path: Path) -> Path:
 def test_small_sources_stay_in_memory_and_large_ones_are_read_on_demand(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = data.SourceSettings(kind="nightcity", folder="nightcity", split="val", complete=False, weight=1)
-    kept = data.load_source(source, root, CITYSCAPES19)
+    source = sources.SourceSettings(kind="nightcity", folder="nightcity", split="val", complete=False, weight=1)
+    kept = sources.load_source(source, root, CITYSCAPES19)
     assert isinstance(kept, list)
     labels = kept[0].labels
     # Whoever draws from it too, however often and dark, is given the same pictures.
-    assert data.load_source(replace(source, weight=2.0, darken=0.5), root, CITYSCAPES19) is kept
-    assert data.load_source(replace(source, pattern="*_1"), root, CITYSCAPES19) is not kept
+    assert sources.load_source(replace(source, weight=2.0, darken=0.5), root, CITYSCAPES19) is kept
+    assert sources.load_source(replace(source, pattern="*_1"), root, CITYSCAPES19) is not kept
     del kept
-    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 2 * 4 * 4 - 1)  # one frame is 2x4 pixels of 3 + 1 bytes
-    lazy = data.load_source(source, root, CITYSCAPES19)
-    assert isinstance(lazy, data.SelectedFrames)
+    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 2 * 4 * 4 - 1)  # one frame is 2x4 pixels of 3 + 1 bytes
+    lazy = sources.load_source(source, root, CITYSCAPES19)
+    assert isinstance(lazy, sources.SelectedFrames)
     np.testing.assert_array_equal(lazy[0].labels, labels)
     stream = data.FrameStream([source], root, 3, CITYSCAPES19, crop_hw=(4, 4), input_hw=(4, 8), scale=(1.0, 1.0))
     image, labels = stream[5]
@@ -59,11 +59,11 @@ def test_small_sources_stay_in_memory_and_large_ones_are_read_on_demand(
 
 def test_sources_are_checked_unless_they_are_marked_incomplete(root: Path) -> None:
     with pytest.raises(DatasetError, match="expected 1299"):
-        data.load_source(
-            data.SourceSettings(kind="nightcity", folder="nightcity", split="val", weight=1), root, CITYSCAPES19
+        sources.load_source(
+            sources.SourceSettings(kind="nightcity", folder="nightcity", split="val", weight=1), root, CITYSCAPES19
         )
     with pytest.raises(ValidationError, match="nightcity_plus"):
-        data.SourceSettings(kind="nightcity+", weight=1)  # type: ignore[arg-type]
+        sources.SourceSettings(kind="nightcity+", weight=1)  # type: ignore[arg-type]
 
 
 def test_evaluation_finds_each_set_by_its_name(root: Path) -> None:
@@ -78,7 +78,7 @@ def test_evaluation_finds_each_set_by_its_name(root: Path) -> None:
 
 
 def test_every_sample_is_distorted_in_its_colours_only(root: Path) -> None:
-    source = data.SourceSettings(kind="folder", folder="mine", split="val", weight=1)
+    source = sources.SourceSettings(kind="folder", folder="mine", split="val", weight=1)
     samples = data.Samples([source], root, 0, CITYSCAPES19)
     drawn = [samples.draw(i) for i in range(8)]
     assert all(
@@ -100,7 +100,7 @@ def paste_stream(root: Path, levels: tuple[int, int], share: float, windows: boo
         for folder, picture in (("images", np.full((8, 8, 3), level, np.uint8)), ("labels", labels)):
             (root / "two" / folder).mkdir(parents=True, exist_ok=True)
             assert cv2.imwrite(str(root / "two" / folder / f"{name}.png"), picture)
-    source = data.SourceSettings(kind="folder", folder="two", weight=1)
+    source = sources.SourceSettings(kind="folder", folder="two", weight=1)
     if windows:
         return data.RegionStream([source], root, 0, CITYSCAPES19, (16, 16), [12], paste_ids=[12], paste_share=share)
     return data.FrameStream(
@@ -150,8 +150,8 @@ def test_frames_that_a_model_is_measured_on_are_left_out_of_any_source(tmp_path:
     for kind, folder in (("unlabelled", "night"), ("folder", "mine")):
 
         def drawn(kind: str = kind, folder: str = folder, **changes: object) -> list[str]:
-            source = data.SourceSettings(kind=kind, folder=folder, weight=1, **changes)  # type: ignore[arg-type]
-            return [sample.name for sample in data.load_source(source, tmp_path, CITYSCAPES19)]
+            source = sources.SourceSettings(kind=kind, folder=folder, weight=1, **changes)  # type: ignore[arg-type]
+            return [sample.name for sample in sources.load_source(source, tmp_path, CITYSCAPES19)]
 
         assert drawn() == ["a_1", "a_2", "b_1", "b_2"]
         assert drawn(leave_out=("val/images", "val2/images")) == ["a_1", "b_1"]
@@ -174,7 +174,7 @@ def test_shipped_recipes_leave_the_measured_night_frames_out(recipe: str) -> Non
 
 
 def test_windows_have_the_given_margin_and_may_ignore_instances(frames: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = data.SourceSettings(kind="folder", folder="mine", weight=1.0)
+    source = sources.SourceSettings(kind="folder", folder="mine", weight=1.0)
     cut, margins = data.regions.context_boxes, []
 
     def context_boxes(boxes: np.ndarray, size_hw: tuple[int, int], margin: float, aspect: float) -> np.ndarray:
@@ -194,10 +194,10 @@ def test_windows_have_the_given_margin_and_may_ignore_instances(frames: Path, mo
 
 
 def test_samples_depend_on_seed_and_index_only(frames: Path) -> None:
-    sources = [data.SourceSettings(kind="folder", folder="mine", weight=1.0, darken=0.5)]
-    crops = data.FrameStream(sources, frames, 0, CITYSCAPES19, (64, 96), (96, 128), (0.8, 1.2))
-    regions = data.RegionStream(sources, frames, 0, CITYSCAPES19, (64, 64), [5, 11, 13])
-    boxes = data.BoxStream(sources, frames, 0, CITYSCAPES19, (64, 96), (96, 128), (0.8, 1.2), hard_ids=[5, 11, 13])
+    own = [sources.SourceSettings(kind="folder", folder="mine", weight=1.0, darken=0.5)]
+    crops = data.FrameStream(own, frames, 0, CITYSCAPES19, (64, 96), (96, 128), (0.8, 1.2))
+    regions = data.RegionStream(own, frames, 0, CITYSCAPES19, (64, 64), [5, 11, 13])
+    boxes = data.BoxStream(own, frames, 0, CITYSCAPES19, (64, 96), (96, 128), (0.8, 1.2), hard_ids=[5, 11, 13])
     for stream, shape in ((crops, (64, 96)), (regions, (64, 64))):
         image, labels = stream[7]
         assert image.shape == (3, *shape) and labels.shape == shape and image.min() >= 0 and image.max() <= 1

@@ -34,8 +34,8 @@ from nightlab_core.metrics import confusion_matrix, iou
 from nightlab_core.runtime.pipeline import Result
 from training import checkpoint as checkpoints
 from training.command import exit_on_error
-from training.data import SourceSettings, open_source
 from training.models import open_model
+from training.sources import SourceSettings, open_source
 from training.stages.segmenter import SegmenterRecipe
 
 THRESHOLD = 0.5  #: the paper's

@@ -24,9 +24,9 @@ from nightlab_core.files import write_atomic
 from nightlab_core.models.nightlab import to_image
 from nightlab_core.runtime import regions
 from training.command import exit_on_error
-from training.data import SourceSettings, load_source
 from training.loop import load_weights
 from training.recipes import load_recipe
+from training.sources import SourceSettings, load_source
 from training.stages.relam import LightAdaptation, ReLAMRecipe
 
 HIGHLIGHT = 0.8  #: luminance, 0..1, from which a pixel is a lamp or a lit sign

@@ -16,8 +16,9 @@ from nightlab_core.config import Settings
 from nightlab_core.models.detector import RegionDetector
 from nightlab_core.models.nightlab import NightLabSettings
 from training.command import TrainingStage
-from training.data import BoxStream, SourceSettings
+from training.data import BoxStream
 from training.loop import LoopSettings, Losses, fit
+from training.sources import SourceSettings
 from training.stages.segmenter import freeze
 
 

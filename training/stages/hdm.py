@@ -27,8 +27,8 @@ from nightlab_core.runtime.regions import Merge
 from nightlab_core.runtime.settings import PipelineSettings
 from training import networks
 from training.command import TrainingStage
-from training.data import SourceSettings
 from training.loop import LoopSettings, Losses, Mean, fit
+from training.sources import SourceSettings
 from training.stages import proposals
 
 #: The backbone's features [(1, Ci, H / si, W / si)], anchors int64 (n,), targets float32 (n,).

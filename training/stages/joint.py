@@ -40,9 +40,10 @@ from training import networks
 from training.checkpoint import load_weights
 from training.combine_checkpoints import CombineRecipe, load_stages, write_checkpoint
 from training.command import TrainingStage
-from training.data import FrameStream, RegionStream, SourceSettings, label_groups, source_classes, to_tensors
+from training.data import FrameStream, RegionStream, to_tensors
 from training.distributed import is_first_process
 from training.loop import LoopSettings, Losses, Mean, fit
+from training.sources import SourceSettings, label_groups, source_classes
 from training.stages.detector import detection_loss
 from training.stages.proposals import Measurer
 from training.stages.relam import DiscriminatorSettings, LightAdaptation, ReLAMRecipe, Unpaired, streams

@@ -26,8 +26,9 @@ from nightlab_core.runtime.bundle import ENGINE_KINDS, load_bundle, sha256_of
 from nightlab_core.runtime.pipeline import Result
 from nightlab_core.runtime.settings import MAX_REGIONS, PipelineSettings
 from training import models, networks
-from training.data import Samples, SourceSettings, source_classes
+from training.data import Samples
 from training.gains import RegionGains, equation6, miou_gain, region_gains
+from training.sources import SourceSettings, source_classes
 
 CHUNK = 50  #: frames between two savings
 

@@ -27,8 +27,9 @@ from nightlab_core.models.discriminator import PatchDiscriminator
 from nightlab_core.models.nightlab import Level, NightLabSettings
 from nightlab_core.models.relam import ReLAM
 from training.command import TrainingStage
-from training.data import FrameStream, RegionStream, SourceSettings
+from training.data import FrameStream, RegionStream
 from training.loop import LoopSettings, Losses, fit, load_weights
+from training.sources import SourceSettings
 
 
 class DiscriminatorSettings(Settings):

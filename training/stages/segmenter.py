@@ -26,9 +26,10 @@ from training.checkpoint import read
 from training.combine_checkpoints import shift_logits
 from training.command import TrainingStage
 from training.context import ContextSettings, ContextStream, read_contexts
-from training.data import FrameStream, RegionStream, Samples, SourceSettings, Stream, label_groups
+from training.data import FrameStream, RegionStream, Samples, Stream
 from training.distributed import is_first_process
 from training.loop import LoopSettings, Losses, Mean, fit, load_weights
+from training.sources import SourceSettings, label_groups
 from training.stages.relam import load_relam
 
 
