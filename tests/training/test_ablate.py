@@ -34,7 +34,7 @@ from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline
 from nightlab_core.runtime.settings import PipelineSettings
 from nightlab_core.yaml_files import ConfigError
-from training.evaluation.ablate import ablate, earlier_entries, print_ladder
+from training.evaluation.ablate import ablate, earlier_entries, main, print_ladder
 from training.evaluation.ladder import Ablation, Counts, Ladder, Networks, Row
 from training.evaluation.results import commands_to_train, markdown, write_page
 from training.gains import MERGES
@@ -207,6 +207,18 @@ def test_a_row_without_its_files_keeps_earlier_results(bundle: str, tmp_path: Pa
     stored.write_text("{}")
     with pytest.raises(ValueError, match=r"results\.json is not a file that training\.evaluation\.ablate --json wrote"):
         earlier_entries(stored, "mine", 2, CITYSCAPES19)
+
+
+def test_a_file_of_the_user_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.json").write_text('{"my": "notes"}')
+    arguments = ["ablate", "missing.yaml", "--data", ".", "--set", "x", "--json", str(tmp_path / "mine.json")]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit):
+        main()
+    assert "no earlier report of this command" in capsys.readouterr().err
+    assert json.loads((tmp_path / "mine.json").read_text()) == {"my": "notes"}
 
 
 def test_the_page_shows_the_pictures_that_exist(bundle: str, tmp_path: Path) -> None:

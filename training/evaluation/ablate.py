@@ -28,6 +28,7 @@ from nightlab_core.data.datasets.paired import Sample
 from nightlab_core.files import write_atomic
 from nightlab_core.labels import ClassSet
 from nightlab_core.metrics import iou
+from nightlab_core.output import check_report
 from nightlab_core.runtime.light import light_level
 from training.command import exit_on_error
 from training.evaluation.figures import Difference, by_class, by_part, difference, percent
@@ -171,6 +172,10 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="write the tables here")
     arguments = parser.parse_args()
     with exit_on_error():
+        if arguments.json:
+            check_report(
+                arguments.json, lambda content: isinstance(content, dict) and content.keys() >= {"ablation", "sets"}
+            )
         ablation = load_recipe(arguments.recipe, Ablation)
         networks = Networks([row for row in ablation.rows if not missing_paths(row)], ablation.hard_classes)
         results = []
