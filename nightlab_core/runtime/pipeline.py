@@ -23,7 +23,7 @@ from nightlab_core.runtime import regions as rg
 from nightlab_core.runtime.budget import RegionBudget
 from nightlab_core.runtime.bundle import Bundle
 from nightlab_core.runtime.clock import Clock, StageTimes
-from nightlab_core.runtime.crops import plan_crops
+from nightlab_core.runtime.crops import plan_crops, wanted_scale
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.light import LightGate, light_level
 from nightlab_core.runtime.outputs import EngineError, checked_boxes, checked_maps, checked_probabilities
@@ -181,7 +181,8 @@ class Pipeline:
         refinement.propose(boxes, scores, choice)
         due, margin, share = choice.due, settings.region_margin, settings.share_windows
         wanted = boxes[due], scores[due]
-        plan = plan_crops(wanted[0], choice.gains, frame_hw, margin, self._reader.sizes_hw, share=share)
+        scale = wanted_scale(self.bundle.manifest.engines.image.network_hw(frame_hw), frame_hw)
+        plan = plan_crops(wanted[0], choice.gains, frame_hw, margin, self._reader.sizes_hw, scale, share=share)
         context = refinement.wait_for_image_level(needed=self._has_context)
         if self._has_context and context is None:
             return

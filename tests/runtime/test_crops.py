@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from nightlab_core.config import replace as replaced
 from nightlab_core.runtime.bundle import Bundle, load_bundle
-from nightlab_core.runtime.crops import CropPlan, plan_crops, size_of
+from nightlab_core.runtime.crops import CropPlan, plan_crops, size_of, wanted_scale
 from nightlab_core.runtime.engines.engine import TensorSpec
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline
@@ -30,15 +30,26 @@ SIZES_HW = ((64, 64), (128, 128), (256, 256))
 def plan(boxes: Any, sizes_hw: Any = SIZES_HW, *, share: bool = True, gains: Any = None) -> CropPlan:
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
     gains = np.linspace(1, 0.5, len(boxes)) if gains is None else np.array(gains)
-    return plan_crops(boxes, gains, FRAME_HW, 0.0, sizes_hw, share=share)
+    return plan_crops(boxes, gains, FRAME_HW, 0.0, sizes_hw, 1.0, share=share)
 
 
 @pytest.mark.parametrize(("side", "size"), [(8, 0), (64, 0), (65, 1), (128, 1), (129, 2), (256, 2), (400, 2)])
 def test_a_window_is_read_at_the_smallest_size_that_holds_it(side: int, size: int) -> None:
-    assert size_of(np.array([0, 0, side, side]), SIZES_HW) == size
+    assert size_of(np.array([0, 0, side, side]), SIZES_HW, 1.0) == size
     found = plan([[100, 40, 100 + side, 40 + side]])
     assert found.sizes.tolist() == [size]
     assert plan([[100, 40, 100 + side, 40 + side]], SIZES_HW[-1:]).sizes.tolist() == [0]
+
+
+def test_the_scale_is_relative_to_what_the_image_level_reads() -> None:
+    assert wanted_scale((480, 640), (480, 640)) == pytest.approx(2.2)
+    assert wanted_scale((480, 640), (960, 1280)) == pytest.approx(1.1)
+    assert wanted_scale((480, 640), (240, 320)) == pytest.approx(4.4)
+    window = np.array([[10, 10, 60, 60]], np.float32)  # 110 and 55 pixels of a crop
+    found = [
+        plan_crops(window, np.ones(1), FRAME_HW, 0.0, SIZES_HW, scale, share=False).sizes[0] for scale in (2.2, 1.1)
+    ]
+    assert found == [1, 0]
 
 
 def test_windows_apart_keep_their_own_crops_in_order() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from nightlab_core.runtime import regions as rg
-from nightlab_core.runtime.crops import size_of
+from nightlab_core.runtime.crops import size_of, wanted_scale
 
 PATH = Path(__file__).parents[2] / "docs" / "data" / "bundle_vectors.json"
 Case = dict[str, Any]
@@ -57,7 +57,8 @@ def windows(case: Case) -> Case:
 
 def crop_size(case: Case) -> Case:
     sizes_hw = [tuple(size) for size in case["sizes_hw"]]
-    return {"sizes_hw": [list(sizes_hw[size_of(np.array(w), sizes_hw)]) for w in case["windows"]]}
+    scale = wanted_scale(tuple(case["image_hw"]), tuple(case["frame_hw"]))
+    return {"sizes_hw": [list(sizes_hw[size_of(np.array(w), sizes_hw, scale)]) for w in case["windows"]]}
 
 
 def crop(case: Case) -> Case:
