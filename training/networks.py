@@ -92,7 +92,7 @@ def open_region(path: Path) -> Network:
 
     engine = TorchEngine(
         "region",
-        lambda *inputs: read_region(model, *inputs, ids=ids),
+        lambda *inputs: read_region(model, *inputs, ids=ids, share=settings.region_share),
         device=device(),
         crop_hw=settings.region_hw,
         context=settings.region_context,

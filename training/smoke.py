@@ -24,7 +24,6 @@ from torch.utils.data import Dataset
 
 from nightlab_core.config import Settings, replace
 from nightlab_core.models.deform import set_deform_form
-from nightlab_core.runtime.regions import CONTEXT_STRIDE
 from training.command import exit_on_error
 from training.loop import Losses, fit
 from training.recipes import load_recipe
@@ -87,9 +86,7 @@ def stage(recipe: Any) -> tuple[nn.Module, TrainMode, Loss, RandomImages, Collat
 
     def sample(generator: torch.Generator) -> tuple[Tensor, ...]:
         labels = torch.randint(0, num_classes, size_hw, generator=generator)
-        context = torch.full((num_classes, *(side // CONTEXT_STRIDE for side in size_hw)), 1 / num_classes)
-        sees_context = recipe.level == "region" and recipe.model.region_context
-        return (image(generator), labels, *([context] if sees_context else []))
+        return image(generator), labels
 
     samples = RandomImages(sample)
 

@@ -89,38 +89,26 @@ class Level(nn.Module):
         return self.segmenter(self.relam(image))
 
 
-class ContextLevel(Level):
-    """A region level that also sees what the image level thinks of its window.
+def read_region(
+    level: nn.Module, crops: Tensor, *context: Tensor, ids: Tensor | None, share: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Run a region level on bytes, see `NightLab.region_level`; `to_labels` for `ids`, `mix` for `share`."""
+    logits = level(to_image(crops))
+    for probabilities in context:
+        logits = mix(logits, probabilities.permute(0, 3, 1, 2).float() / 255, share)
+    return to_labels(logits, (crops.shape[1], crops.shape[2]), ids)
 
-    Its result is a mixture of its own probabilities and the image level's, at first their mean. How far it trusts
-    itself is learned for each pixel.
+
+def mix(logits: Tensor, context: Tensor, share: float) -> Tensor:
+    """Mix a region level's probabilities with the image level's. Return log-probabilities (B, C, h, w).
+
+    logits: (B, C, h, w); context: (B, C, h', w'), the image level's probabilities in the windows; share: of the region
+    level's own, 0..1.
     """
-
-    def __init__(self, num_classes: int, segmenter: SegmenterSettings, relam: ReLAMSettings | None) -> None:
-        super().__init__(num_classes, segmenter, relam)
-        self.prior, decide = nn.Conv2d(num_classes, num_classes, 1), nn.Conv2d(32, 1, 1)
-        self.trust = nn.Sequential(nn.Conv2d(2 * num_classes, 32, 3, padding=1), nn.ReLU(inplace=True), decide)
-        for parameter in (*self.prior.parameters(), *decide.parameters()):
-            nn.init.zeros_(parameter)  # at first the mean of both
-
-    def forward(self, image: Tensor, context: Tensor) -> Tensor:  # type: ignore[override]
-        """Return log-probabilities (B, C, h, w).
-
-        image: (B, 3, H, W) RGB float in 0..1; context: (B, C, h', w'), the image level's probabilities in the window.
-        """
-        logits = super().forward(image)
-        size_hw = (logits.shape[2], logits.shape[3])
-        if context.shape[2:] != size_hw:
-            context = F.interpolate(context, size_hw, mode="bilinear", align_corners=False)
-        own = (logits + self.prior(context)).softmax(1)
-        trust = self.trust(torch.cat([own, context], 1)).sigmoid()
-        return (trust * own + (1 - trust) * context).clamp_min(LEAST_PROBABILITY).log()
-
-
-def read_region(level: nn.Module, crops: Tensor, *context: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Run a region level on bytes, see `NightLab.region_level`, and `to_labels` for `ids`."""
-    probabilities = (one.permute(0, 3, 1, 2).float() / 255 for one in context)
-    return to_labels(level(to_image(crops), *probabilities), (crops.shape[1], crops.shape[2]), ids)
+    size_hw = (logits.shape[2], logits.shape[3])
+    if context.shape[2:] != size_hw:
+        context = F.interpolate(context, size_hw, mode="bilinear", align_corners=False)
+    return (share * logits.softmax(1) + (1 - share) * context).clamp_min(LEAST_PROBABILITY).log()
 
 
 def to_image(frames: Tensor) -> Tensor:
@@ -183,6 +171,7 @@ class NightLab(nn.Module):
         detector: proposes where the region level should look.
         region_hw: (h, w) of the enlarged crops.
         region_ids: class id of each of the region level's channels, 255 for "other"; None: channel k is class k.
+        region_share: see `NightLabSettings`.
     """
 
     region_ids: Tensor | None
@@ -194,20 +183,22 @@ class NightLab(nn.Module):
         region: Level,
         region_hw: tuple[int, int],
         region_ids: Sequence[int] | None = None,
+        region_share: float = 1.0,
     ) -> None:
         super().__init__()
         self.image, self.detector, self.region, self.region_hw = image, detector, region, region_hw
+        self.region_share = region_share
         ids = None if region_ids is None else torch.tensor(region_ids)
         self.register_buffer("region_ids", ids, persistent=False)
 
     def image_level(self, frame: Tensor) -> tuple[Tensor, ...]:
         """Segment a frame (1, H, W, 3) uint8 BGR. Return labels and confidence, uint8 (1, H, W) each.
 
-        For a region level that reads them, return the probabilities as well, see `probabilities_of`.
+        If the region level's result is a mixture of both, return the probabilities as well, see `probabilities_of`.
         """
         logits = self.image(to_image(frame))
         labels = to_labels(logits, (frame.shape[1], frame.shape[2]))
-        return (*labels, probabilities_of(logits)) if isinstance(self.region, ContextLevel) else labels
+        return (*labels, probabilities_of(logits)) if self.region_share < 1 else labels
 
     def hardness(self, frame: Tensor) -> tuple[Tensor, Tensor]:
         """Find hard regions of a frame (1, H, W, 3) uint8 BGR: boxes (1, N, 4) xyxy in 0..1 and scores (1, N)."""
@@ -216,10 +207,10 @@ class NightLab(nn.Module):
     def region_level(self, crops: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         """Segment crops (K, h, w, 3) uint8 BGR. Return labels and confidence, uint8 (K, h, w) each.
 
-        A `ContextLevel` also reads the image level's probabilities in the windows, uint8 (K, h', w', C). Label 255
-        keeps the image level's label.
+        For a mixture of both levels it takes the image level's probabilities in the windows, uint8 (K, h', w', C).
+        Label 255 keeps the image level's label.
         """
-        return read_region(self.region, crops, *context, ids=self.region_ids)
+        return read_region(self.region, crops, *context, ids=self.region_ids, share=self.region_share)
 
     def set_deform_form(self, form: DeformForm) -> None:
         """Put every deformable convolution into one of its two exact forms."""
@@ -237,7 +228,8 @@ class NightLabSettings(Settings):
     relam: ReLAMSettings | None = ReLAMSettings()
     detector: DetectorSettings = DetectorSettings()
     region_hw: tuple[int, int] = (256, 256)
-    region_context: bool = False  #: the region level sees the image level's probabilities, see `ContextLevel`
+    #: Share of the region level's own probabilities in its result; the rest are the image level's. 1: it reads its own.
+    region_share: float = Field(default=1.0, gt=0, le=1)
 
     @model_validator(mode="after")
     def _classes_agree(self) -> NightLabSettings:
@@ -248,8 +240,13 @@ class NightLabSettings(Settings):
         except KeyError as error:
             raise ValueError(f"region_classes: {error.args[0]}") from None
         if self.region_context and self.region_classes:
-            raise ValueError("region_context needs a region level of all classes; leave region_classes out")
+            raise ValueError("a region_share below 1 needs a region level of all classes; leave region_classes out")
         return self
+
+    @property
+    def region_context(self) -> bool:
+        """Whether the region level reads the image level's probabilities."""
+        return self.region_share < 1
 
     def outputs(self, level: Literal["image", "region"], groups: Sequence[tuple[int, ...]] = ()) -> OutputLabels:
         """Return the meaning of a level's channels; for `groups` see `OutputLabels`."""
@@ -258,8 +255,7 @@ class NightLabSettings(Settings):
     def build_level(self, level: Literal["image", "region"] = "image") -> Level:
         """Build a level with new weights."""
         segmenter = self.segmenter if level == "image" else self.region_segmenter or self.segmenter
-        kind = ContextLevel if level == "region" and self.region_context else Level
-        return kind(len(self.outputs(level)), segmenter, self.relam)
+        return Level(len(self.outputs(level)), segmenter, self.relam)
 
     def build_detector(self) -> RegionDetector:
         """Build a detector with new weights."""
@@ -273,4 +269,4 @@ class NightLabSettings(Settings):
         """Build a NightLab with new weights."""
         image, region = self.build_level("image"), self.build_level("region")
         region_ids = self.outputs("region").ids if self.region_classes else None
-        return NightLab(image, self.build_detector(), region, self.region_hw, region_ids)
+        return NightLab(image, self.build_detector(), region, self.region_hw, region_ids, self.region_share)

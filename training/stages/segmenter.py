@@ -25,8 +25,7 @@ from nightlab_core.models.output_labels import OutputLabels
 from training.checkpoint import read
 from training.combine_checkpoints import shift_logits
 from training.command import TrainingStage
-from training.context import ContextSettings, ContextStream, read_contexts
-from training.data import FrameStream, RegionStream, Samples, Stream
+from training.data import FrameStream, RegionStream, Stream
 from training.distributed import is_first_process
 from training.loop import LoopSettings, Losses, Mean, fit, load_weights
 from training.sources import SourceSettings, label_groups
@@ -58,8 +57,6 @@ class SegmenterRecipe(Settings):
         True  #: the backbone's normalisation keeps its statistics; use it for batches of 8 or less
     )
     start_from: str = ""  #: checkpoint with the first weights; empty: ImageNet's
-    context: ContextSettings | None = None  #: for a region level with `region_context`
-    only_mixture: bool = False  #: train how it mixes, see `ContextLevel`; the region level itself stays as it is
     relam_from: str = ""  #: checkpoint of `training.stages.relam` for the light adaptation; empty: it starts as it is
     compile: bool = False  #: compile the network first: on a CPU two minutes, then a sixth less time a step
 
@@ -140,8 +137,8 @@ def segmentation_loss(
     Neighbours have the same result, and logits of every class at full size are a CPU's largest tensors. `weight` is
     that of `loss_weights`; the mean is over pixels, so that a heavy class adds to the loss and takes nothing away.
     """
-    image, labels, *context = batch
-    logits = model(image.contiguous(memory_format=torch.channels_last), *context)
+    image, labels = batch
+    logits = model(image.contiguous(memory_format=torch.channels_last))
     logits = at_pixels(logits.float(), (labels.shape[1], labels.shape[2]), stride)
     labels = torch.tensor(outputs.targets, device=labels.device)[labels[:, ::stride, ::stride]]
     settled = resolve_ambiguous(logits.detach(), labels, outputs)
@@ -196,16 +193,11 @@ def _print_once(text: str) -> None:
 def train_mode(level: Level, recipe: SegmenterRecipe) -> None:
     """Enter training mode, except for the parts that the recipe keeps fixed."""
     level.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if recipe.only_mixture:
-        level.eval()
-        for name, parameter in level.named_parameters():
-            parameter.requires_grad_(name.startswith(("prior.", "trust.")))
-        return
     if recipe.frozen_stages or recipe.frozen_statistics:
         freeze(backbone_of(level), recipe.frozen_stages, recipe.frozen_statistics)
 
 
-def _stream(recipe: SegmenterRecipe, data: Path, out: Path) -> Stream:
+def _stream(recipe: SegmenterRecipe, data: Path) -> Stream:
     """Return the samples that a level is trained on."""
     classes, seed = recipe.model.classes, recipe.loop.seed
     hard, paste = classes.ids_of(recipe.hard_classes), classes.ids_of(recipe.paste_classes)
@@ -214,18 +206,11 @@ def _stream(recipe: SegmenterRecipe, data: Path, out: Path) -> Stream:
             recipe.sources, data, seed, classes, recipe.crop_hw, recipe.input_hw, recipe.scale,
             hard, recipe.hard_share, paste, recipe.paste_share,
         )  # fmt: skip
-    windows: dict[str, Any] = {
-        "paste_ids": paste,
-        "paste_share": recipe.paste_share,
-        "margin": recipe.window_margin,
-        "instance_share": recipe.instance_share,
-    }
-    about = recipe.sources, data, seed, classes
-    if recipe.context is None:
-        return RegionStream(*about, recipe.model.region_hw, hard, **windows)
-    samples = Samples(*about)  # kept, so that the stream uses the frames that it has read
-    contexts = read_contexts(recipe.context, recipe.model, samples, recipe.input_hw, out)
-    return ContextStream(*about, recipe.model.region_hw, hard, contexts=contexts, **windows)
+    return RegionStream(
+        recipe.sources, data, seed, classes, recipe.model.region_hw, hard,
+        paste_ids=paste, paste_share=recipe.paste_share, margin=recipe.window_margin,
+        instance_share=recipe.instance_share,
+    )  # fmt: skip
 
 
 def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
@@ -246,7 +231,7 @@ def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
     if recipe.compile:
         model.compile()
     weight = loss_weights(recipe.class_weights, outputs)
-    stream = _stream(recipe, data, out)
+    stream = _stream(recipe, data)
 
     def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Losses:
         on_device = weight.to(batch[0].device)

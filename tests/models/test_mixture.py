@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The region level that reads the image level's probabilities: its start, its bounds, and its bundle."""
+"""A region level whose result is a mixture of both levels' probabilities: its values, its bounds, and its bundle."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from nightlab_core.export.parity import check_parity  # noqa: E402
 from nightlab_core.models.checkpoint import ModelCard  # noqa: E402
 from nightlab_core.models.engine import torch_engines  # noqa: E402
 from nightlab_core.models.nightlab import (  # noqa: E402
-    ContextLevel,
     DetectorSettings,
-    Level,
     NightLabSettings,
     SegmenterSettings,
+    mix,
     probabilities_of,
 )
 
@@ -32,44 +31,30 @@ SETTINGS = NightLabSettings(
     detector=DetectorSettings(channels=16, max_boxes=20),
     relam=None,
     region_hw=(64, 64),
-    region_context=True,
+    region_share=0.35,
 )
 CLASSES = len(SETTINGS.classes)
 
 
-def _context(seed: int, size_hw: tuple[int, int] = (16, 16)) -> torch.Tensor:
-    return torch.randn(2, CLASSES, *size_hw, generator=torch.Generator().manual_seed(seed)).mul(3).softmax(1)
+def test_it_is_the_weighted_mean_of_both_levels() -> None:
+    logits = torch.log(torch.tensor([0.6, 0.3, 0.1]))[None, :, None, None]
+    context = torch.tensor([0.1, 0.8, 0.1])[None, :, None, None]
+    expected = torch.tensor([0.2, 0.7, 0.1])[None, :, None, None]  # 0.2 of the first, 0.8 of the second
+    torch.testing.assert_close(mix(logits, context, 0.2).exp(), expected)
 
 
-@pytest.fixture(scope="module")
-def level() -> ContextLevel:
-    torch.manual_seed(0)
-    built = SETTINGS.build_level("region")
-    assert isinstance(built, ContextLevel)
-    return built.eval()
-
-
-@torch.inference_mode()
-def test_it_starts_as_the_mean_of_both_levels(level: ContextLevel) -> None:
-    image, context = torch.rand(2, 3, 64, 64), _context(1)
-    own = Level.forward(level, image).softmax(1)
-    torch.testing.assert_close(level(image, context).exp(), (own + context) / 2, atol=2e-4, rtol=0)
-
-
-@torch.inference_mode()
-def test_probabilities_of_another_size_are_resized(level: ContextLevel) -> None:
-    image = torch.rand(2, 3, 64, 64)
+def test_probabilities_of_another_size_are_resized() -> None:
     everywhere = torch.zeros(2, CLASSES, 8, 8)
     everywhere[:, 3] = 1
-    found = level(image, everywhere).exp()
-    assert found.shape == (2, CLASSES, 16, 16) and (found[:, 3] >= 0.5).all()
+    found = mix(torch.zeros(2, CLASSES, 16, 16), everywhere, 0.5).exp()
+    assert found.shape == (2, CLASSES, 16, 16)
+    torch.testing.assert_close(found[:, 3], torch.full((2, 16, 16), 0.5 + 0.5 / CLASSES))
 
 
-def test_no_class_is_impossible_so_that_every_loss_is_finite(level: ContextLevel) -> None:
-    certain = torch.zeros(1, CLASSES, 16, 16)
+def test_no_class_is_impossible_so_that_every_logarithm_is_finite() -> None:
+    certain = torch.zeros(1, CLASSES, 4, 4)
     certain[:, 0] = 1
-    with torch.inference_mode():
-        found = level(torch.rand(1, 3, 64, 64), certain)
+    found = mix(1000 * certain, certain, 0.35)
     assert torch.isfinite(found).all() and (found.exp().sum(1) < 1.01).all()
 
 
@@ -79,8 +64,8 @@ def test_probabilities_are_bytes_of_every_class() -> None:
 
 
 def test_a_region_level_of_some_classes_cannot_read_them() -> None:
-    with pytest.raises(ValidationError, match="region_context needs a region level of all classes"):
-        NightLabSettings(region_context=True, region_classes=("pole",))
+    with pytest.raises(ValidationError, match="a region_share below 1 needs a region level of all classes"):
+        NightLabSettings(region_share=0.5, region_classes=("pole",))
 
 
 @pytest.mark.parametrize("further_hw", [(), ((96, 96),)])
@@ -88,7 +73,7 @@ def test_engines_of_the_bundle_agree_with_torch(tmp_path: Path, further_hw: tupl
     torch.manual_seed(0)
     model = SETTINGS.build()
     for name, parameter in model.named_parameters():
-        if ("classifier" in name or "region.trust" in name or "region.prior" in name) and parameter.ndim > 1:
+        if "classifier" in name and parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.5)
     card = ModelCard(
         name="random", hard_classes=("pole",), trained_on=(), licence="", input_hw=(128, 192), further_hw=further_hw
