@@ -9,7 +9,6 @@ pytest.importorskip("torch")
 
 from class_sets import CITYSCAPES19
 
-from nightlab_core.runtime.settings import PipelineSettings
 from nightlab_core.yaml_files import ConfigError
 from training.combine_checkpoints import CombineRecipe
 from training.evaluation.ladder import Ablation
@@ -79,21 +78,25 @@ def test_shipped_recipes_are_valid() -> None:
 
 
 def test_hdm_is_trained_on_frames_that_the_next_levels_leave_out() -> None:
-    """Both levels draw alike, from the same frames; how they are mixed is learned on other ones."""
-    kinds = {"lite_image": segmenter, "lite_region": segmenter, "lite_mixture": segmenter}
-    kinds |= {"lite_detector": detector, "lite_hdm": hdm}  # type: ignore[dict-item]
-    recipes = [load_recipe(RECIPES / "next" / f"{n}.yaml", stage.STAGE.recipe_class) for n, stage in kinds.items()]
-    image, region, mixture, boxes, hardness = recipes
-    assert (image.level, region.level, mixture.level) == ("image", "region", "region")
-    assert image.sources == region.sources
-    assert sum(source.weight for source in image.sources) == pytest.approx(1)
-    held_out = {(source.folder, source.leave_out_pattern) for source in image.sources if source.leave_out_pattern}
-    for stage in (hardness, mixture):
-        assert held_out == {(source.folder, source.pattern) for source in stage.sources}
-    assert mixture.start_from == "runs/next_region/checkpoint.pt" and mixture.model.region_hw == region.model.region_hw
-    assert mixture.model.region_context and mixture.only_mixture and hardness.merge == "window"
-    assert mixture.window_margin == (PipelineSettings().region_margin,) * 2 and mixture.instance_share == 0
+    """Each part of a level continues the part before it; all leave out the same frames."""
+    levels = ("lite_image", "lite_image_2", "lite_image_3", "lite_region", "lite_region_2", "lite_region_3")
+    parts = {n: load_recipe(RECIPES / "next" / f"{n}.yaml", segmenter.SegmenterRecipe) for n in levels}
+    assert parts["lite_image"].sources == parts["lite_region"].sources
+    hardness = load_recipe(RECIPES / "next" / "lite_hdm.yaml", hdm.HdmRecipe)
+    measured_on = {(source.folder, source.pattern) for source in hardness.sources}
+    for name, recipe in parts.items():
+        assert recipe.level == name.split("_")[1]
+        assert sum(source.weight for source in recipe.sources) == pytest.approx(1)
+        left_out = {(source.folder, source.leave_out_pattern) for source in recipe.sources if source.leave_out_pattern}
+        assert left_out == measured_on, name
+    for name in ("image", "region"):
+        for before, after in (("", "_2"), ("_2", "_3")):
+            first = parts[f"lite_{name}{after}"].start_from
+            first = (first,) if isinstance(first, str) else first
+            assert first[0] == f"runs/next_{name}{before}/checkpoint.pt"
+    boxes = load_recipe(RECIPES / "next" / "lite_detector.yaml", detector.STAGE.recipe_class)
     rdn, bundle = (load_recipe(RECIPES / "next" / f"lite_{n}.yaml", CombineRecipe) for n in ("rdn_bundle", "bundle"))
     assert boxes.input_hw == hardness.input_hw == rdn.card.hardness_hw == bundle.card.hardness_hw
-    assert (rdn.detector, rdn.image) == (hardness.detector, bundle.image)
-    assert mixture.context is not None and mixture.context.image_level == bundle.image
+    assert (rdn.detector, rdn.image, rdn.region) == (hardness.detector, bundle.image, bundle.region)
+    assert bundle.image == "runs/next_image_3/checkpoint.pt" and bundle.region == "runs/next_region_3/checkpoint.pt"
+    assert bundle.model.region_hw == parts["lite_region_3"].model.region_hw

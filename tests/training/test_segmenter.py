@@ -20,7 +20,16 @@ from nightlab_core.models.checkpoint import load_checkpoint, save_checkpoint  # 
 from nightlab_core.models.output_labels import OutputLabels  # noqa: E402
 from training.combine_checkpoints import CombineRecipe, combine_checkpoints, load_stages  # noqa: E402
 from training.recipes import load_recipe  # noqa: E402
-from training.stages.segmenter import at_pixels, freeze, loss_weights, resolve_ambiguous, segmentation_loss, start  # noqa: E402
+from training.stages.segmenter import (  # noqa: E402
+    SegmenterRecipe,
+    at_pixels,
+    freeze,
+    load_first_weights,
+    loss_weights,
+    resolve_ambiguous,
+    segmentation_loss,
+    start,
+)
 
 RECIPES = Path(__file__).parents[2] / "config" / "train"
 
@@ -118,6 +127,24 @@ def test_offsets_of_a_bundle_are_removed_before_further_training(tmp_path: Path)
         torch.testing.assert_close(value, plain.region.state_dict()[key], msg=key)
     different = [k for k, v in raised.region.state_dict().items() if not torch.equal(v, plain.region.state_dict()[k])]
     assert len(different) == 1 and different[0].endswith("bias")
+
+
+def test_a_stage_starts_from_the_mean_of_several_levels(tmp_path: Path) -> None:
+    settings = tiny_settings()
+    card = load_recipe(RECIPES / "lite_bundle.yaml", CombineRecipe).card
+    wholes = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        wholes.append(settings.build())
+        save_checkpoint(tmp_path / f"{seed}.pt", wholes[-1], settings, card)
+    paths = tuple(str(tmp_path / f"{seed}.pt") for seed in (1, 2))
+    recipe = replace(load_recipe(RECIPES / "lite_region.yaml", SegmenterRecipe), model=settings, start_from=paths)
+    model = settings.build_level("region")
+    load_first_weights(model, recipe)
+    first, second = (whole.region.state_dict() for whole in wholes)
+    for key, value in model.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (first[key] + second[key]) / 2, atol=1e-3, rtol=1e-3, msg=key)
 
 
 def test_statistics_that_are_not_finite_are_reset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from nightlab_core.models.library import LibrarySegmenter
 from nightlab_core.models.nightlab import Level, NightLabSettings
 from nightlab_core.models.output_labels import OutputLabels
 from training.checkpoint import read
-from training.combine_checkpoints import shift_logits
+from training.combine_checkpoints import load_part, shift_logits
 from training.command import TrainingStage
 from training.data import FrameStream, RegionStream, Stream
 from training.distributed import is_first_process
@@ -56,7 +56,8 @@ class SegmenterRecipe(Settings):
     frozen_statistics: bool = (
         True  #: the backbone's normalisation keeps its statistics; use it for batches of 8 or less
     )
-    start_from: str = ""  #: checkpoint with the first weights; empty: ImageNet's
+    #: Checkpoint with the first weights, or several whose weights are averaged; empty: ImageNet's.
+    start_from: str | tuple[str, ...] = ""
     relam_from: str = ""  #: checkpoint of `training.stages.relam` for the light adaptation; empty: it starts as it is
     compile: bool = False  #: compile the network first: on a CPU two minutes, then a sixth less time a step
 
@@ -213,18 +214,25 @@ def _stream(recipe: SegmenterRecipe, data: Path) -> Stream:
     )  # fmt: skip
 
 
+def load_first_weights(model: Level, recipe: SegmenterRecipe) -> None:
+    """Load the weights that training starts from. Raises as `start`, or as `load_part` for the mean of several."""
+    if isinstance(recipe.start_from, tuple):
+        load_part(model, recipe.start_from, recipe.level, recipe.model)
+    elif recipe.start_from:
+        start(model, Path(recipe.start_from), recipe.level)
+    else:
+        model.segmenter.load_pretrained()
+    if recipe.relam_from:
+        load_relam(model, Path(recipe.relam_from))
+
+
 def train(recipe: SegmenterRecipe, data: Path, out: Path) -> None:
     """Run the stage, or continue it if `out` holds its checkpoint."""
     torch.manual_seed(recipe.loop.seed)
     model = recipe.model.build_level(recipe.level)
     classes = recipe.model.classes
     outputs = recipe.model.outputs(recipe.level, label_groups(recipe.sources, classes))
-    if recipe.start_from:
-        start(model, Path(recipe.start_from), recipe.level)
-    else:
-        model.segmenter.load_pretrained()
-    if recipe.relam_from:
-        load_relam(model, Path(recipe.relam_from))
+    load_first_weights(model, recipe)
     # torchvision's operator is several times slower than grid_sample in a CPU's backward pass.
     set_deform_form(model, "deform_conv" if torch.cuda.is_available() else "grid_sample")
     train_mode(model, recipe)
