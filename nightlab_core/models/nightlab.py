@@ -25,8 +25,8 @@ from nightlab_core.models.relam import ReLAM
 from nightlab_core.models.segmenter import DeepLabV3Plus, Segmenter
 from nightlab_core.models.uper import Place
 
-#: A probability below it counts as this one, so that its logarithm is finite.
-LEAST_PROBABILITY = 1e-4
+#: A probability below it counts as this one, so that its logarithm is finite: half of the least byte of `context`.
+LEAST_PROBABILITY = 1 / 512
 
 
 class ReLAMSettings(Settings):
@@ -100,15 +100,18 @@ def read_region(
 
 
 def mix(logits: Tensor, context: Tensor, share: float) -> Tensor:
-    """Mix a region level's probabilities with the image level's. Return log-probabilities (B, C, h, w).
+    """Mix a region level's probabilities with the image level's. Return logits (B, C, h, w).
 
+    They are the weighted mean of both levels' log-probabilities, so that the level that is more certain counts for more
+    (logarithmic opinion pool; Genest and Zidek, Statistical Science 1986).
     logits: (B, C, h, w); context: (B, C, h', w'), the image level's probabilities in the windows; share: of the region
     level's own, 0..1.
     """
     size_hw = (logits.shape[2], logits.shape[3])
     if context.shape[2:] != size_hw:
         context = F.interpolate(context, size_hw, mode="bilinear", align_corners=False)
-    return (share * logits.softmax(1) + (1 - share) * context).clamp_min(LEAST_PROBABILITY).log()
+    own, other = (one.clamp_min(LEAST_PROBABILITY).log() for one in (logits.float().softmax(1), context))
+    return share * own + (1 - share) * other
 
 
 def to_image(frames: Tensor) -> Tensor:
@@ -228,7 +231,7 @@ class NightLabSettings(Settings):
     relam: ReLAMSettings | None = ReLAMSettings()
     detector: DetectorSettings = DetectorSettings()
     region_hw: tuple[int, int] = (256, 256)
-    #: Share of the region level's own probabilities in its result; the rest are the image level's. 1: it reads its own.
+    #: Weight of the region level's own log-probabilities in its result, beside the image level's; 1: its own alone.
     region_share: float = Field(default=1.0, gt=0, le=1)
 
     @model_validator(mode="after")

@@ -35,26 +35,31 @@ SETTINGS = NightLabSettings(
 CLASSES = len(SETTINGS.classes)
 
 
-def test_it_is_the_weighted_mean_of_both_levels() -> None:
-    logits = torch.log(torch.tensor([0.6, 0.3, 0.1]))[None, :, None, None]
-    context = torch.tensor([0.1, 0.8, 0.1])[None, :, None, None]
-    expected = torch.tensor([0.2, 0.7, 0.1])[None, :, None, None]  # 0.2 of the first, 0.8 of the second
-    torch.testing.assert_close(mix(logits, context, 0.2).exp(), expected)
+def test_it_is_the_weighted_mean_of_both_levels_log_probabilities() -> None:
+    own, context = torch.tensor([0.64, 0.32, 0.04]), torch.tensor([0.04, 0.02, 0.94])
+    found = mix(7 + own.log()[None, :, None, None], context[None, :, None, None], 0.5).flatten().exp()
+    torch.testing.assert_close(found, torch.tensor([0.16, 0.08, (0.04 * 0.94) ** 0.5]))  # geometric means
+
+
+def test_the_level_that_is_more_certain_decides() -> None:
+    unsure, certain = torch.tensor([0.6, 0.4]), torch.tensor([0.01, 0.99])
+    for own, context in ((unsure, certain), (certain, unsure)):
+        found = mix(own.log()[None, :, None, None], context[None, :, None, None], 0.5)
+        assert found.argmax(1).item() == 1
 
 
 def test_probabilities_of_another_size_are_resized() -> None:
     everywhere = torch.zeros(2, CLASSES, 8, 8)
     everywhere[:, 3] = 1
-    found = mix(torch.zeros(2, CLASSES, 16, 16), everywhere, 0.5).exp()
-    assert found.shape == (2, CLASSES, 16, 16)
-    torch.testing.assert_close(found[:, 3], torch.full((2, 16, 16), 0.5 + 0.5 / CLASSES))
+    found = mix(torch.zeros(2, CLASSES, 16, 16), everywhere, 0.5)
+    assert found.shape == (2, CLASSES, 16, 16) and (found.argmax(1) == 3).all()
 
 
 def test_no_class_is_impossible_so_that_every_logarithm_is_finite() -> None:
     certain = torch.zeros(1, CLASSES, 4, 4)
     certain[:, 0] = 1
     found = mix(1000 * certain, certain, 0.35)
-    assert torch.isfinite(found).all() and (found.exp().sum(1) < 1.01).all()
+    assert torch.isfinite(found).all() and (found.argmax(1) == 0).all()
 
 
 def test_probabilities_are_bytes_of_every_class() -> None:
