@@ -99,4 +99,5 @@ def test_hdm_is_trained_on_frames_that_the_next_levels_leave_out() -> None:
     assert boxes.input_hw == hardness.input_hw == rdn.card.hardness_hw == bundle.card.hardness_hw
     assert (rdn.detector, rdn.image, rdn.region) == (hardness.detector, bundle.image, bundle.region)
     assert bundle.image == "runs/next_image_3/checkpoint.pt" and bundle.region == "runs/next_region_3/checkpoint.pt"
+    assert bundle.model.region_context and hardness.merge == "window"
     assert bundle.model.region_hw == parts["lite_region_3"].model.region_hw
