@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters
@@ -191,19 +193,33 @@ class Client:
             lambda: next((m for m in list(self.messages[topic]) if condition(m)), None), f"such a message on {topic}"
         )
 
-    def call(self, service_type: Any, name: str, request: Any) -> Any:
-        if name not in self._services:  # kept: an answer is lost where the node does not know the client yet
+    def call(self, service_type: Any, name: str, request: Any, again_s: float = 2.0) -> Any:
+        """The first answer. The request is sent again until it comes, so that sending it twice must do no harm.
+
+        The first request, or its answer, is lost where one side does not know the other yet.
+        """
+        if name not in self._services:
             self._services[name] = self.node.create_client(service_type, name)
         client = self._services[name]
         assert client.wait_for_service(PATIENCE_S), f"no service {name}"
-        future = client.call_async(request)
-        wait_until(future.done, f"an answer of {name}")
-        return future.result()
+        futures: list[Any] = []
+        due_s = time.monotonic()
+
+        def answers() -> list[Any]:
+            nonlocal due_s
+            if time.monotonic() >= due_s:
+                futures.append(client.call_async(request))
+                due_s += again_s
+            return [future for future in futures if future.done()]
+
+        return wait_until(answers, f"an answer of {name}")[0].result()
 
     def change_state(self, transition: int) -> bool:
-        request = ChangeState.Request()
-        request.transition.id = transition
-        return self.call(ChangeState, "nightlab/change_state", request).success
+        name = "nightlab/change_state"
+        if name not in self._services:  # a transition is sent once: a label that no node has opens both ways
+            self.call(ChangeState, name, ChangeState.Request(transition=Transition(label="none")))
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return self.call(ChangeState, name, request, again_s=math.inf).success
 
     def state(self) -> str:
         return self.call(GetState, "nightlab/get_state", GetState.Request()).current_state.label
