@@ -6,12 +6,13 @@ from typing import Any
 
 import yaml
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.logging import get_logger
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.utilities import make_namespace_absolute, prefix_namespace
 
 from launch import LaunchContext, LaunchDescription
-from nightlab_ros.launch_arguments import flag, named_topics, remappings
+from nightlab_ros.launch_arguments import flag, misspelt, named_topics, remappings
 from nightlab_ros.params_file import check_params_file
 from nightlab_ros.transport.profile import profile_environment
 
@@ -49,11 +50,13 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def node(context: LaunchContext) -> list[Node]:
-    """Return the node. Raises ValueError or OSError for arguments or a params_file that do not fit it."""
+    """Return the node. Raises ValueError for arguments or a params_file that do not fit it."""
 
     def given(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
 
+    for sentence in misspelt(context.launch_configurations, {*ARGUMENTS, *PARAMETERS}):
+        get_logger("nightlab.launch").warning(sentence)
     namespace, respawn = given("namespace"), flag("respawn", given("respawn"))
     cameras = named_topics(given("images")) if given("images") else {"": given("image")}
     parameters: list[Any] = []  # later ones win over earlier ones

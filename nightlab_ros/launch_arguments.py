@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 
 from nightlab_core.yaml_files import parse_yaml
 
@@ -14,6 +15,18 @@ def flag(name: str, text: str) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{name}: received {text!r}, expected true or false")
     return value
+
+
+def misspelt(given: Collection[str], known: Collection[str]) -> list[str]:
+    """Return a sentence for each given argument that is close to a known one; ROS takes any name without a word.
+
+    Names that are not close may be arguments of a launch file that includes ours.
+    """
+    sentences = []
+    for name in sorted(set(given) - set(known)):
+        for close in difflib.get_close_matches(name, known, 1, cutoff=0.85):
+            sentences.append(f"received the argument '{name}', which changes nothing: did you mean '{close}'?")
+    return sentences
 
 
 def named_topics(images: str) -> dict[str, str]:

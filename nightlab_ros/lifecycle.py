@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lifecycle node that logs why a transition or a callback failed, and ends waits that take too long.
+"""Lifecycle node that logs why a transition or a callback failed.
 
 rclpy swallows the exceptions of its transition callbacks, and those of other callbacks end the process.
 """
 
 from __future__ import annotations
 
-import threading
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import wraps
@@ -122,26 +121,3 @@ class LoggedLifecycleNode(LifecycleNode):
             self.failure = self.failure or text
             return False
         return True
-
-
-def run_within(timeout_s: float, name: str, action: Callable[[], None]) -> threading.Thread | None:
-    """Run an action on a thread and wait for it. Raises its error.
-
-    Returns the thread if the action does not end within `timeout_s`; it then goes on.
-    """
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            action()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name=name, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if thread.is_alive():
-        return thread
-    if errors:
-        raise errors[0]
-    return None

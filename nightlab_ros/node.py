@@ -12,8 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +34,8 @@ from nightlab_ros.bond import create_bond
 from nightlab_ros.camera import Camera
 from nightlab_ros.capture.service import CaptureService
 from nightlab_ros.engine_loading import EngineLoading
-from nightlab_ros.lifecycle import LoggedLifecycleNode, run_within
+from nightlab_ros.engine_waits import EngineWaits
+from nightlab_ros.lifecycle import LoggedLifecycleNode
 from nightlab_ros.monitoring import degradation as dg
 from nightlab_ros.monitoring.diagnostics import Diagnostics
 from nightlab_ros.monitoring.health import ERROR, OK, HealthReport
@@ -67,8 +67,7 @@ class NightLabNode(LoggedLifecycleNode):
         for sentence in unknown_parameters(self._parameter_overrides, self._parameters):
             self.get_logger().warning(sentence)
         self.add_on_set_parameters_callback(self._on_parameters)
-        self._timed_out = False  # True once an engine did not return in time
-        self._freeing: list[threading.Thread] = []  # those that were left to free engines
+        self.waits = EngineWaits(STOP_TIMEOUT_S)
         self._cameras: tuple[Camera, ...] = ()
         self._bundle: Bundle | None = None
         self._bundle_sha256 = ""
@@ -76,7 +75,6 @@ class NightLabNode(LoggedLifecycleNode):
         self._inference: LatestWorker[Callable[[], None]] | None = None
         self._ended_inference: LatestWorker[Callable[[], None]] | None = None
         self._active = False
-        self._patience_s = STOP_TIMEOUT_S  # with the engines
         self._bond = create_bond(self)
         self._captures = CaptureService(self, lambda: self.settings, lambda: self._cameras, self._reports)
         self._diagnostics = Diagnostics(self, self._reports)
@@ -86,19 +84,9 @@ class NightLabNode(LoggedLifecycleNode):
         """True if the engines could not be loaded."""
         return self._loading is not None and self._loading.error is not None
 
-    @property
-    def is_freeing(self) -> bool:
-        """True while a thread waits for engines that are to be freed."""
-        return any(thread.is_alive() for thread in self._freeing)
-
-    @property
-    def is_hanging(self) -> bool:
-        """True while an engine does not return that did not in time."""
-        return self._timed_out and self.is_freeing
-
     def configure(self) -> None:
         """Create the publishers and load the engines, for which it waits `CONFIGURE_WAIT_S` at most."""
-        self._patience_s = STOP_TIMEOUT_S
+        self.waits.timeout_s = STOP_TIMEOUT_S
         settings, log = self.settings, self.get_logger()
         self._bundle = bundle = load_bundle(settings.bundle or default_bundle())
         self._bundle_sha256 = sha256_of(bundle.dir / MANIFEST_NAME)
@@ -139,11 +127,11 @@ class NightLabNode(LoggedLifecycleNode):
                 self._ended_inference = inference
                 for camera in self._cameras:
                     camera.unsubscribe(inference)
-                with self._limited_wait():
-                    inference.stop(self._patience_s)
+                with self.waits.limited():
+                    inference.stop(self.waits.timeout_s)
         finally:
             for camera in self._cameras:
-                with self._limited_wait():
+                with self.waits.limited():
                     camera.stop(STOP_TIMEOUT_S)
 
     def free(self) -> None:
@@ -161,9 +149,8 @@ class NightLabNode(LoggedLifecycleNode):
 
         for camera in cameras:
             camera.destroy()
-        if (thread := run_within(self._patience_s, "freeing the engines", free_engines)) is not None:
-            self._freeing = [*filter(threading.Thread.is_alive, self._freeing), thread]
-            self.get_logger().warning(f"freeing the engines did not end within {self._patience_s:g} s; it goes on")
+        if not self.waits.free(free_engines):
+            self.get_logger().warning(f"freeing the engines did not end within {self.waits.timeout_s:g} s; it goes on")
 
     def destroy_node(self) -> None:
         """End the diagnostics and destroy the node. rclpy calls it, too, when `__init__` has failed."""
@@ -172,15 +159,6 @@ class NightLabNode(LoggedLifecycleNode):
             self._diagnostics = None
             self._log_error("end of captures", lambda: self._captures.close(STOP_TIMEOUT_S))
         super().destroy_node()
-
-    @contextmanager
-    def _limited_wait(self) -> Iterator[None]:
-        """Note a TimeoutError of the block: nothing that follows waits for the same engine again."""
-        try:
-            yield
-        except TimeoutError:
-            self._timed_out, self._patience_s = True, 0.0
-            raise
 
     def _autoware_ids(self, classes: ClassSet) -> np.ndarray | None:
         """Return the table of Autoware's ids, or None without `autoware_classes`. Raises ValueError for a wrong one."""
@@ -230,6 +208,8 @@ class NightLabNode(LoggedLifecycleNode):
             report = camera.report(self._active)
             if loaded is not None and loaded.level >= report.level:
                 report = replace(loaded, values=report.values | loaded.values)
+            if self.failure:  # of activate: any other transition that fails ends unconfigured
+                report = report.with_finding(dg.ACTIVATION_FAILED(failure=self.failure))
             if number > 1:
                 report = report.with_finding(dg.NAMESAKES(number=number, name=self.get_fully_qualified_name()))
             reports[camera.name] = replace(report, values=report.values | own)
@@ -272,8 +252,8 @@ def main(args: list[str] | None = None) -> int:
             node.close()
             node.destroy_node()
         rclpy.try_shutdown()
-    if node is not None and (node.is_hanging or node.is_freeing):  # Python would wait for their threads without a limit
-        os._exit(1 if node.is_hanging else status)
+    if node is not None and node.waits.is_freeing:  # Python would wait for the engines without a limit
+        os._exit(1 if node.waits.is_hanging else status)
     return status
 
 

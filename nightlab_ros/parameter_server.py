@@ -47,7 +47,13 @@ def declare(node: Any) -> NodeSettings:
     Raises ParameterError that names all wrong values of the file and the command line at once.
     """
     given = {name: parameter.value for name, parameter in node._parameter_overrides.items()}
-    settings = change(NodeSettings(), given, configured=False)
+    wrong = wrong_qos_overrides(given)
+    try:
+        settings = change(NodeSettings(), given, configured=False)
+    except ParameterError as error:
+        wrong.insert(0, str(error))
+    if wrong:
+        raise ParameterError("; ".join(wrong))
     for name, field in NodeSettings.model_fields.items():
         value = ros_value(getattr(settings, name))
         node.declare_parameter(name, value, _descriptor(field), ignore_override=True)
@@ -64,6 +70,23 @@ def unknown_parameters(names: Iterable[str], declared: Iterable[str]) -> list[st
             hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(sorted(NodeSettings.model_fields))}"
             sentences.append(f"received the parameter '{name}', which this node does not have: {hint}")
     return sentences
+
+
+def wrong_qos_overrides(values: Mapping[str, Any]) -> list[str]:
+    """Return a clause for each `qos_overrides` parameter with a value that rclpy cannot use."""
+    from rclpy.qos import HistoryPolicy, ReliabilityPolicy
+
+    policies = {"reliability": ReliabilityPolicy, "history": HistoryPolicy}
+    clauses = []
+    for name, value in sorted(values.items()):
+        policy = name.rpartition(".")[2] if name.startswith(QOS_OVERRIDES) else ""
+        if policy in policies:
+            expected = [key for key in policies[policy].short_keys() if key != "unknown"]
+            if str(value).lower() not in expected:
+                clauses.append(f"{name}: received {value!r}; expected {', '.join(expected)}")
+        elif policy == "depth" and (type(value) is not int or value < 0):
+            clauses.append(f"{name}: received {value!r}; expected a whole number, 0 or more")
+    return clauses
 
 
 def unused_qos_overrides(names: Iterable[str], declared: Iterable[str]) -> list[str]:

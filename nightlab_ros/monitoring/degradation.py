@@ -184,6 +184,12 @@ TRANSITION_FAILED = Degradation(
     "the node stays unconfigured: correct what the reason names, and configure again",
     "tests/faults/test_service_faults.py::test_a_bad_bundle_leaves_the_node_unconfigured_until_it_is_corrected",
 )
+ACTIVATION_FAILED = Degradation(
+    "Activation fails: the middleware refuses a subscription",
+    *("no masks", ERROR, "{failure}"),
+    "the node stays inactive: correct what the message names, and activate again",
+    "tests/ros/test_lifecycle.py::test_a_failed_activation_is_an_error_in_diagnostics_until_it_succeeds",
+)
 TRANSITION_TIMED_OUT = Degradation(
     "An engine hangs, and the node is to be deactivated or to end",
     *("stopped", ERROR, "{transition} failed: TimeoutError: {reason}"),

@@ -115,7 +115,7 @@ def test_deactivation_does_not_wait_for_an_engine_that_hangs(tiny_bundle: Path, 
         node.send(hanging)
         wait_until(lambda: in_progress(node), "the frame in progress")
         assert not node.client.change_state(4)  # deactivate
-        assert node.node.is_hanging
+        assert node.node.waits.is_hanging
         RELEASE.set()
 
 

@@ -82,7 +82,7 @@ def test_deactivate_ends_in_a_clear_error_and_the_node_can_be_configured_again(
         assert fake.node.trigger_deactivate() == TransitionCallbackReturn.ERROR
         report = fake.report()
         assert report.level == ERROR and report.message.startswith("deactivate failed: TimeoutError: the inference")
-        assert fake.node.is_hanging and fake.masks == [("", 0, (48, 64))]
+        assert fake.node.waits.is_hanging and fake.masks == [("", 0, (48, 64))]
         abandoned = fake.engines[0]
         assert abandoned.image.closed == 0  # type: ignore[attr-defined]
 
@@ -92,8 +92,8 @@ def test_deactivate_ends_in_a_clear_error_and_the_node_can_be_configured_again(
         fake.wait_for_counts(processed=1)
         engine.go.set()  # the call returns at last
         wait_until(lambda: abandoned.image.closed == 1, "the abandoned engines to be freed", 20.0)  # type: ignore[attr-defined]
-        wait_until(lambda: not fake.node.is_freeing, "the end of the thread that freed them", 20.0)
-        assert not fake.node.is_hanging, "the process may end with status 0"
+        wait_until(lambda: not fake.node.waits.is_freeing, "the end of the thread that freed them", 20.0)
+        assert not fake.node.waits.is_hanging, "the process may end with status 0"
         assert [stamp for _, stamp, _ in fake.masks] == [0, 2]
         assert fake.counts()["received"] == 1
 
@@ -104,9 +104,9 @@ def test_engines_that_take_long_to_be_freed_are_no_error(monkeypatch: pytest.Mon
         fake.start()
         monkeypatch.setattr(fake.engines[0].image, "close", lambda: go.wait(60))
         assert fake.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
-        fake.node._patience_s = 0.05
+        fake.node.waits.timeout_s = 0.05
         assert fake.node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
-        assert fake.node.is_freeing and not fake.node.is_hanging and fake.node.failure == ""
+        assert fake.node.waits.is_freeing and not fake.node.waits.is_hanging and fake.node.failure == ""
         go.set()
 
 
@@ -129,11 +129,11 @@ def test_a_hardness_engine_that_hangs_costs_neither_masks_nor_transitions(
         report = fake.report()
         assert "hard regions could not be found: the hardness network does not answer" in report.message
         assert report.values["mode"] == "image level only" and report.values["refinement_failed"] == "3"
-        fake.node._patience_s = 0.05
+        fake.node.waits.timeout_s = 0.05
         assert fake.node.trigger_deactivate() == fake.node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
-        assert fake.node.is_freeing and not fake.node.is_hanging
+        assert fake.node.waits.is_freeing and not fake.node.waits.is_hanging
         go.set()
-        wait_until(lambda: not fake.node.is_freeing, "the end of the thread that freed the engines", 20.0)
+        wait_until(lambda: not fake.node.waits.is_freeing, "the end of the thread that freed the engines", 20.0)
 
 
 def test_diagnostics_go_on_while_a_transition_waits(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> None:

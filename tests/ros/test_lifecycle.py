@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -24,12 +25,16 @@ import rclpy
 from builtin_interfaces.msg import Time
 from class_sets import CITYSCAPES19
 from diagnostic_msgs.msg import DiagnosticArray
+from fake_node import fake_node
 from lifecycle_msgs.msg import Transition
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from ros_harness import Client, NodeProcess, diagnostic_values, node_in_process, pixels_of, wait_until
 from rosgraph_msgs.msg import Clock
 
 from nightlab_ros.camera import Camera
+from nightlab_ros.camera_stream import CameraStream
+from nightlab_ros.monitoring.health import ERROR, WARN
 from nightlab_ros.parameter_server import ParameterError
 from nightlab_ros.transport.subscription import message_callback
 
@@ -233,6 +238,21 @@ def test_autostart_that_fails_ends_the_process_with_its_reason(start: Callable[.
     assert process.logged("configure failed: BundleError: .*no such file")
 
 
+def test_a_failed_activation_is_an_error_in_diagnostics_until_it_succeeds(
+    monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path
+) -> None:
+    with fake_node(monkeypatch, tiny_bundle) as fake:
+        assert fake.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        with monkeypatch.context() as broken:
+            broken.setattr(CameraStream, "__init__", Mock(side_effect=RuntimeError("no such topic")))
+            assert fake.node.trigger_activate() == TransitionCallbackReturn.FAILURE
+        report = fake.report()
+        assert (report.level, report.message) == (ERROR, "activate failed: RuntimeError: no such topic")
+        assert report.values["mode"] == "no masks"
+        assert fake.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        assert (fake.report().level, fake.report().message) == (WARN, "no images yet")
+
+
 def test_a_bad_value_at_the_start_ends_the_process_with_its_reason(start: Callable[..., Any]) -> None:
     process, _ = start(refine="both")
     assert process.end() == 1
@@ -241,6 +261,7 @@ def test_a_bad_value_at_the_start_ends_the_process_with_its_reason(start: Callab
 
 def test_all_bad_values_at_the_start_are_named_at_once() -> None:
     bad = {"max_regions": 11, "overlay": 3, "image_size": [640, 0], "threads": "two"}
+    bad |= {"qos_overrides./image.subscription.reliability": "perhaps"}
     with pytest.raises(ParameterError) as raised, node_in_process(**bad, overlay_opacity=0.3):
         pass
     assert all(f"{name}: received" in str(raised.value) for name in bad)

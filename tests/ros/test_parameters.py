@@ -18,6 +18,7 @@ from nightlab_ros.parameter_server import (
     change,
     unknown_parameters,
     unused_qos_overrides,
+    wrong_qos_overrides,
 )
 from nightlab_ros.parameters import NodeSettings
 
@@ -147,6 +148,28 @@ def test_qos_overrides_of_no_topic_are_named() -> None:
     given = ["qos_overrides./image.subscription.depth", "qos_overrides./mask.publisher.reliability", "refine"]
     (sentence,) = unused_qos_overrides(given, declared)
     assert sentence.startswith("received the parameter 'qos_overrides./mask.publisher.reliability', which changes")
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize(
+    ("policy", "value", "expected"),
+    [
+        ("reliability", "best_effort", None),
+        ("reliability", "perhaps", "system_default, reliable, best_effort"),
+        ("reliability", True, "system_default, reliable, best_effort"),
+        ("history", "KEEP_ALL", None),
+        ("history", "unknown", "system_default, keep_last, keep_all"),
+        ("depth", 5, None),
+        ("depth", -1, "a whole number, 0 or more"),
+        ("depth", "5", "a whole number, 0 or more"),
+        ("depth", True, "a whole number, 0 or more"),
+    ],
+)
+def test_a_qos_override_that_rclpy_cannot_use_is_named(policy: str, value: Any, expected: str | None) -> None:
+    name = f"qos_overrides./image.subscription.{policy}"
+    clauses = wrong_qos_overrides({name: value, "reliability": "no override"})
+    assert bool(clauses) == (expected is not None)
+    assert not clauses or clauses[0].startswith(f"{name}: received {value!r}; expected {expected}")
 
 
 @pytest.mark.ros

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from nightlab_ros.launch_arguments import flag, named_topics, remappings
+from nightlab_ros.launch_arguments import flag, misspelt, named_topics, remappings
 
 
 def test_the_topics_of_a_camera_are_those_beside_its_image_topic() -> None:
@@ -39,3 +39,12 @@ def test_a_flag_is_true_or_false() -> None:
     for text in ("maybe", "1", ""):
         with pytest.raises(ValueError, match=r"respawn: received .* expected true or false"):
             flag("respawn", text)
+
+
+def test_an_argument_that_is_close_to_a_known_one_is_named() -> None:
+    known = ["engine", "image", "images", "max_regions", "respawn", "params_file"]
+    given = [*known, "max_region", "param_file", "use_respawn", "image_topic", "map"]
+    assert misspelt(given, known) == [
+        "received the argument 'max_region', which changes nothing: did you mean 'max_regions'?",
+        "received the argument 'param_file', which changes nothing: did you mean 'params_file'?",
+    ]

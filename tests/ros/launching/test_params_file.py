@@ -55,5 +55,9 @@ def test_a_file_without_parameters_is_named(tmp_path: Path, content: str, senten
     path.write_text(content)
     with pytest.raises(ValueError, match=sentence):
         check_params_file(path, "/nightlab")
-    with pytest.raises(FileNotFoundError):
-        check_params_file(tmp_path / "nope.yaml", "/nightlab")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "nope.yaml", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(ValueError, match=f"params_file: {path}: {reason}; expected a YAML file of parameters"):
+            check_params_file(path, "/nightlab")
