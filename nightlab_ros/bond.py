@@ -14,6 +14,8 @@ from typing import Any
 
 from rclpy.node import Node
 
+from nightlab_ros.publishing.publishers import qos_overrides
+
 #: Seconds between two heartbeats, and those after which the other side may take the node for dead, as Nav2's own nodes.
 PERIOD_S, TIMEOUT_S = 0.1, 4.0
 TOPIC, DEPTH = "bond", 5
@@ -54,7 +56,7 @@ def create_bond(node: Node) -> Bond | None:
     except ImportError:
         node.get_logger().debug("bond is not installed: set bond_timeout to 0.0 in a lifecycle manager of Nav2")
         return None
-    publisher = node.create_publisher(Status, TOPIC, DEPTH)
+    publisher = node.create_publisher(Status, TOPIC, DEPTH, qos_overriding_options=qos_overrides())
     instance = str(uuid.uuid4())
 
     def publish(active: bool) -> None:

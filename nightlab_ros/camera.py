@@ -28,7 +28,7 @@ from nightlab_ros.monitoring.distinct_lines import DistinctLines
 from nightlab_ros.monitoring.health import OK, Health, HealthReport
 from nightlab_ros.monitoring.health_rules import LOADING_S
 from nightlab_ros.parameters import NodeSettings
-from nightlab_ros.publishing.publishers import Publishers, qos_profile
+from nightlab_ros.publishing.publishers import Publishers, qos_overrides, qos_profile
 from nightlab_ros.topics import CAMERA_INFO
 
 #: A frame that has been in progress for so many seconds is named in the message of /diagnostics.
@@ -132,7 +132,11 @@ class Camera:
             return inference.submit(partial(self.process, image), self.name)
 
         self._info_subscription = self._node.create_subscription(
-            CameraInfo, self._prefix + CAMERA_INFO.name, self._on_info, qos_profile(CAMERA_INFO)
+            CameraInfo,
+            self._prefix + CAMERA_INFO.name,
+            self._on_info,
+            qos_profile(CAMERA_INFO),
+            qos_overriding_options=qos_overrides(),
         )
         self._stream = CameraStream(self._node, self._prefix, self._settings.transport, self._health, submit)
 

@@ -23,7 +23,10 @@ class EngineLoading:
         on_error: Callable[[BaseException], None],
         log: Callable[[str], None],
     ) -> None:
-        """Start. `on_error` receives an exception of the two functions, `log` a line for each network that is built."""
+        """Start. `on_error` receives an exception of the two functions.
+
+        `log` receives a line for each network that is built, and one when all are loaded.
+        """
         self._open, self._prepare, self._on_error, self._log = open_engines, prepare, on_error, log
         self.engines: Engines | None = None  #: set when they are open; they may still be in preparation
         self.error: BaseException | None = None  #: why they could not be opened or prepared
@@ -66,10 +69,12 @@ class EngineLoading:
         return HealthReport(OK, f"building TensorRT plans: {step.kind} {percent} %", values)
 
     def _run(self) -> None:
+        start_s = time.monotonic()
         try:
             self.engines = self._open(self._on_progress)
             if not self._cancelled.is_set():
                 self._prepare(self.engines)
+                self._log(f"the engines are loaded, after {time.monotonic() - start_s:.1f} s")
         except BaseException as error:  # also SystemExit, which would end the thread without a word
             self.error = error
             self._on_error(error)

@@ -201,7 +201,7 @@ def qos_profile(topic: NodeTopic) -> QoSProfile:
 
 
 def qos_overrides() -> QoSOverridingOptions:
-    """Return the option that takes parameters `qos_overrides.TOPIC.publisher.POLICY`: reliability, depth, history."""
+    """Return the option that takes parameters `qos_overrides.TOPIC...` for the policies reliability, depth, history."""
     return QoSOverridingOptions.with_default_policies()
 
 

@@ -55,7 +55,8 @@ def expect_image_level(node: FaultyNode, size_hw: tuple[int, int] = SIZE_HW) -> 
     message = node.send(size_hw=size_hw)
     (mask,) = wait_until(lambda: node.masks_of(message), "the image level's mask")
     assert mask.shape == size_hw and (mask == IMAGE_LEVEL).all()
-    assert node.diagnostics()[-1]["mode"] == "image level only"
+    # Diagnostics may come before the mask is counted.
+    wait_until(lambda: node.diagnostics()[-1]["mode"] == "image level only", "that mode")
 
 
 @pytest.mark.parametrize(("fault", "reason"), KINDS)

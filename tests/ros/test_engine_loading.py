@@ -192,7 +192,9 @@ def test_loading_goes_on_after_the_wait_and_reports_its_progress() -> None:
     steps.go.set()
     loading.wait(10, NEVER)
     assert (loading.report(), loading.engines, steps.prepared) == (None, steps.engines, 1)
-    assert steps.logged == ["building the TensorRT plan of the image network"]
+    building, loaded = steps.logged
+    assert building == "building the TensorRT plan of the image network"
+    assert loaded.startswith("the engines are loaded, after ")
     loading.close()
     assert steps.closed == 1
 
@@ -217,6 +219,7 @@ def test_closing_ends_a_build_and_frees_what_was_opened() -> None:
     steps.go.set()
     closer.join(10)
     assert (steps.progress, steps.prepared, steps.closed) == ([True, False], 0, 1)
+    assert not any("loaded" in line for line in steps.logged)
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit])

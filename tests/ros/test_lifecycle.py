@@ -253,6 +253,16 @@ def test_a_failed_activation_is_an_error_in_diagnostics_until_it_succeeds(
         assert (fake.report().level, fake.report().message) == (WARN, "no images yet")
 
 
+def test_qos_overrides_are_taken_for_every_topic(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> None:
+    with fake_node(monkeypatch, tiny_bundle, autoware_classes="autoware16") as fake:
+        fake.start(record=False)
+        topics = {f"{p.topic_name}.publisher" for p in fake.node.publishers}
+        topics |= {f"{s.topic_name}.subscription" for s in fake.node.subscriptions}
+        topics -= {"/rosout.publisher", "/parameter_events.publisher", "/nightlab/transition_event.publisher"}
+        assert len(topics) > 20 and {"/image.subscription", "/camera_info.subscription"} < topics
+        assert [t for t in sorted(topics) if f"qos_overrides.{t}.depth" not in fake.node._parameters] == []
+
+
 def test_a_bad_value_at_the_start_ends_the_process_with_its_reason(start: Callable[..., Any]) -> None:
     process, _ = start(refine="both")
     assert process.end() == 1
