@@ -37,7 +37,7 @@ from nightlab_ros.engine_loading import EngineLoading
 from nightlab_ros.engine_waits import EngineWaits
 from nightlab_ros.lifecycle import LoggedLifecycleNode
 from nightlab_ros.monitoring import degradation as dg
-from nightlab_ros.monitoring.diagnostics import Diagnostics
+from nightlab_ros.monitoring.diagnostics import PERIOD_S, Diagnostics
 from nightlab_ros.monitoring.health import ERROR, OK, HealthReport
 from nightlab_ros.parameter_server import ParameterError, change, declare, unknown_parameters, unused_qos_overrides
 from nightlab_ros.publishing.run_length import autoware_ids
@@ -152,6 +152,12 @@ class NightLabNode(LoggedLifecycleNode):
         if not self.waits.free(free_engines):
             self.get_logger().warning(f"freeing the engines did not end within {self.waits.timeout_s:g} s; it goes on")
 
+    def report_failure(self, stop: threading.Event) -> None:
+        """Publish on /diagnostics why the process is about to end, once others have had time to find the publisher."""
+        assert self._diagnostics is not None
+        stop.wait(PERIOD_S)
+        self._diagnostics.publish()
+
     def destroy_node(self) -> None:
         """End the diagnostics and destroy the node. rclpy calls it, too, when `__init__` has failed."""
         if self._diagnostics is not None:
@@ -264,6 +270,7 @@ def _run(node: NightLabNode, stop: threading.Event) -> int:
             if stop.is_set():
                 return 0
             if transition() != TransitionCallbackReturn.SUCCESS:
+                node.report_failure(stop)
                 return 1
     else:
         node.get_logger().info("unconfigured: a lifecycle manager starts it, or `--ros-args -p autostart:=true`")
@@ -272,6 +279,7 @@ def _run(node: NightLabNode, stop: threading.Event) -> int:
     while not stop.is_set():  # signals are handled between two waits
         executor.spin_once(timeout_sec=0.2)
         if node.settings.autostart and node.loading_failed:
+            node.report_failure(stop)
             return 1
     return 0
 

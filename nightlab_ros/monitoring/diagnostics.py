@@ -38,11 +38,15 @@ class Diagnostics:
         self._thread.join()
         self._node.destroy_publisher(self._publisher)
 
+    def publish(self) -> None:
+        """Publish the reports of this moment."""
+        node_name, stamp = self._node.get_fully_qualified_name(), self._node.get_clock().now().to_msg()
+        self._publisher.publish(diagnostics(self._collect(), node_name, stamp))
+
     def _run(self) -> None:
         while not self._stop.wait(PERIOD_S):
             try:
-                node_name, stamp = self._node.get_fully_qualified_name(), self._node.get_clock().now().to_msg()
-                self._publisher.publish(diagnostics(self._collect(), node_name, stamp))
+                self.publish()
             except Exception as error:
                 self._node.get_logger().error(f"no diagnostics: {error!r}", throttle_duration_sec=60.0)
 

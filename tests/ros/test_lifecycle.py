@@ -7,6 +7,7 @@ import contextlib
 import gc
 import inspect
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ from rclpy.parameter import Parameter
 from ros_harness import Client, NodeProcess, diagnostic_values, node_in_process, pixels_of, wait_until
 from rosgraph_msgs.msg import Clock
 
+from nightlab_ros import node as node_module
 from nightlab_ros.camera import Camera
 from nightlab_ros.camera_stream import CameraStream
 from nightlab_ros.monitoring.health import ERROR, WARN
@@ -236,6 +238,19 @@ def test_autostart_that_fails_ends_the_process_with_its_reason(start: Callable[.
     process, _ = start(bundle=str(tmp_path), autostart=True)
     assert process.end() == 1
     assert process.logged("configure failed: BundleError: .*no such file")
+
+
+def test_a_node_that_cannot_start_says_why_in_diagnostics_before_it_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(node_module, "PERIOD_S", 0.0)
+    with node_in_process(bundle=str(tmp_path), autostart=True) as node:
+        published: list[Any] = []
+        monkeypatch.setattr(node._diagnostics._publisher, "publish", published.append)
+        assert node_module._run(node, threading.Event()) == 1
+        values = diagnostic_values(published[-1])
+        assert (values["level"], values["mode"]) == ("2", "stopped")
+        assert values["message"].startswith(f"configure failed: BundleError: {tmp_path}/bundle.yaml: no such file")
 
 
 def test_a_failed_activation_is_an_error_in_diagnostics_until_it_succeeds(
