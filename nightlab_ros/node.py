@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -45,7 +46,7 @@ from nightlab_ros.start import StartError, create_node, start_ros
 from nightlab_ros.transport.shared_memory import reclaim
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: Longest wait of configure for the engines, in seconds; Nav2's lifecycle manager waits 5 s in all.
+#: Seconds after its begin from which configure does not wait for the engines; Nav2's manager waits 5 s in all.
 CONFIGURE_WAIT_S = 3.0
 #: Longest wait of deactivate and shutdown for a frame in progress, in seconds.
 STOP_TIMEOUT_S = 3.0
@@ -85,7 +86,8 @@ class NightLabNode(LoggedLifecycleNode):
         return self._loading is not None and self._loading.error is not None
 
     def configure(self) -> None:
-        """Create the publishers and load the engines, for which it waits `CONFIGURE_WAIT_S` at most."""
+        """Create the publishers and load the engines, for which it waits until `CONFIGURE_WAIT_S` after its begin."""
+        end_s = time.monotonic() + CONFIGURE_WAIT_S
         self.waits.timeout_s = STOP_TIMEOUT_S
         settings, log = self.settings, self.get_logger()
         self._bundle = bundle = load_bundle(settings.bundle or default_bundle())
@@ -100,7 +102,7 @@ class NightLabNode(LoggedLifecycleNode):
             lambda error: log.error(f"the engines could not be loaded: {type(error).__name__}: {error}"),
             log.info,
         )
-        self._loading.wait(CONFIGURE_WAIT_S, self._process_stop)
+        self._loading.wait(end_s - time.monotonic(), self._process_stop)
         if self._loading.is_running():
             log.info("the engines are being loaded in the background; masks come when they are ready")
 
