@@ -6,15 +6,18 @@ Needs the packages nav2_costmap_2d, nav2_lifecycle_manager and semantic_segmenta
 
 from pathlib import Path
 
-from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from ament_index_python.packages import get_package_share_directory, get_packages_with_prefixes
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.conditions import IfCondition
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node, SetParameter
 
-from launch import LaunchDescription
+from launch import LaunchContext, LaunchDescription
+from nightlab_ros.params_file import check_params_file
 
+#: Packages of Nav2 that this file starts, and that config/nav2_costmap.yaml names.
+PACKAGES = ("nav2_costmap_2d", "nav2_lifecycle_manager", "semantic_segmentation_layer")
 #: Topic of the clouds in config/nav2_costmap.yaml.
 POINTS = "/camera/points"
 
@@ -38,6 +41,7 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "use_sim_time", default_value="false", description="true: use the time of /clock, for example of a bag."
             ),
+            OpaqueFunction(function=check),
             SetParameter("use_sim_time", True, condition=IfCondition(LaunchConfiguration("use_sim_time"))),
             IncludeLaunchDescription(
                 PythonLaunchDescriptionSource(str(share / "launch/nightlab.launch.py")),
@@ -60,3 +64,20 @@ def generate_launch_description() -> LaunchDescription:
             ),
         ]
     )
+
+
+def check(context: LaunchContext) -> None:
+    """Refuse what cannot work before a process is started: launch does not end the ones that run when it fails.
+
+    Raises RuntimeError for missing packages, ValueError or OSError for arguments that do not fit the costmap.
+    """
+    given = context.launch_configurations
+    if missing := [name for name in PACKAGES if name not in get_packages_with_prefixes()]:
+        raise RuntimeError(f"{', '.join(missing)}: not installed, or its workspace is not sourced; see docs/nav2.md")
+    for name in ("namespace", "images"):
+        if given.get(name):
+            raise ValueError(
+                f"{name}: received {given[name]!r}, but the costmap reads the topics of one node /nightlab: start "
+                "nightlab.launch.py and a costmap of your own"
+            )
+    check_params_file(Path(given["costmap_file"]).expanduser(), "/costmap/costmap")

@@ -122,10 +122,7 @@ def launched(*arguments: tuple[str, Any]) -> Any:
 
     from launch import LaunchContext
 
-    spec = importlib.util.spec_from_file_location("nightlab_launch", LAUNCH)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = launch_module(LAUNCH)
     context = LaunchContext()
     context.launch_configurations.update(dict(arguments))
     entities = module.generate_launch_description().entities
@@ -134,6 +131,16 @@ def launched(*arguments: tuple[str, Any]) -> Any:
         if isinstance(entity, DeclareLaunchArgument):
             entity.execute(context)
     return module.node(context)[0], context, module
+
+
+def launch_module(path: Path) -> Any:
+    """A launch file as a module. Skips the test where launch_ros is not installed."""
+    pytest.importorskip("launch_ros")
+    spec = importlib.util.spec_from_file_location("launch_file", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def parameters_given_to_the_node(*arguments: tuple[str, Any]) -> dict[str, Any]:
@@ -221,6 +228,36 @@ def test_the_launch_file_with_a_costmap_starts_both_and_remaps_the_clouds() -> N
     topic = costmap["ros__parameters"]["semantic_layer"]["nightlab"]["pointcloud_topic"]
     (points,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "POINTS")
     assert ast.literal_eval(points) == topic
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "reason"),
+    [
+        (("nav2_costmap_2d",), {}, "nav2_costmap_2d: not installed"),
+        (("semantic_segmentation_layer", "nav2_lifecycle_manager"), {}, "nav2_lifecycle_manager, semantic"),
+        ((), {"namespace": "front"}, "namespace: received 'front', but the costmap reads the topics of one node"),
+        ((), {"images": "a:=/a"}, "images: received 'a:=/a'"),
+        ((), {"costmap_file": "/no/such.yaml"}, "/no/such.yaml"),
+        ((), {"costmap_file": str(ROOT / "pyproject.toml")}, "pyproject.toml"),
+    ],
+)
+def test_the_launch_file_with_a_costmap_starts_nothing_that_cannot_work(
+    monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...], arguments: dict[str, str], reason: str
+) -> None:
+    module = launch_module(ROOT / "launch/nav2_costmap.launch.py")
+    installed = {name: "/opt/ros" for name in module.PACKAGES if name not in missing}
+    monkeypatch.setattr(module, "get_packages_with_prefixes", lambda: installed)
+    given = {"costmap_file": str(ROOT / "config/nav2_costmap.yaml"), "namespace": "", **arguments}
+    with pytest.raises((RuntimeError, ValueError, OSError), match=re.escape(reason)):
+        module.check(SimpleNamespace(launch_configurations=given))
+    if not missing:
+        module.check(
+            SimpleNamespace(
+                launch_configurations=given
+                | dict.fromkeys(arguments, "")
+                | {"costmap_file": str(ROOT / "config/nav2_costmap.yaml")}
+            )
+        )
 
 
 def test_fastdds_profile_holds_large_images() -> None:
