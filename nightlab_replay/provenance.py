@@ -22,6 +22,7 @@ from nightlab_core.data.bags.topics import TopicError
 from nightlab_core.labels import ClassSet
 from nightlab_core.runtime.bundle import MANIFEST_NAME, Bundle, sha256_of
 from nightlab_core.runtime.hardware import cpu_model, usable_cores
+from nightlab_core.version import package_version
 from nightlab_replay.records import BagInfo, BundleInfo, TopicInfo
 
 _PACKAGES = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "rosbags", "distributed", "rclpy")
@@ -163,8 +164,8 @@ def describe_bundle(bundle: Bundle, engine: str) -> BundleInfo:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that affect the result."""
-    found = {"python": platform.python_version()}
-    for package in ("nightlab_ros", *_PACKAGES):
+    found = {"python": platform.python_version(), "nightlab_ros": package_version()}
+    for package in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found

@@ -16,6 +16,7 @@ from command import nightlab
 from replay_samples import write_sample
 from tiny_bags import make_frames, write_tiny_bag
 
+from nightlab_core.version import package_version
 from nightlab_replay.records import FrameCounts
 from nightlab_replay.report.compare import write_comparison
 from nightlab_replay.report.pictures import PicturesError, Resegmenter, worst_frames
@@ -74,6 +75,7 @@ def test_the_comparison_shows_both_bundles(runs: tuple[Path, Path]) -> None:
     assert list(found) == ["camera", "ground truth", "A", "B", "errors"]
     page = (runs[1] / "compare.html").read_text()
     assert "settings.pipeline.max_regions" in page and "Pictures are missing" not in page
+    assert "nightlab_ros" in page and package_version() in page
 
 
 def test_nothing_is_drawn_from_a_changed_bundle_or_bag(runs: tuple[Path, Path]) -> None:

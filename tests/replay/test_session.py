@@ -24,6 +24,7 @@ from tiny_bags import FRAME_ID, IMAGES, START_NS, STEP_NS, make_frames, write_ti
 from nightlab_core.data.bags.write import BagWriter
 from nightlab_core.runtime.bundle import Bundle, sha256_of
 from nightlab_core.runtime.pipeline import Pipeline
+from nightlab_core.version import package_version
 from nightlab_replay.bags import write_mask_bags
 from nightlab_replay.execute import Span, SpanResult, replay_spans
 from nightlab_replay.provenance import BagHashes, describe_bags, describe_bundle, label_class_set
@@ -44,6 +45,7 @@ def test_a_run_records_its_frames_and_inputs(serial: RunData, bags: list[Path], 
     assert first.flicker is None and len(first.boxes_xyxy) == 3 and first.stages_ms["total"] > 0
     assert serial.run.bags[0].sha256["one.mcap"] == sha256_of(bags[0] / "one.mcap")
     assert serial.run.bundle.sha256["image.onnx"] == sha256_of(tiny_bundle / "image.onnx")
+    assert serial.run.versions["nightlab_ros"] == package_version()
     assert serial.run.versions["numpy"] == np.__version__ and serial.run.machine["cpu"]
 
 

@@ -27,10 +27,11 @@ from nightlab_core.data.datasets.paired import DatasetError, Sample  # noqa: E40
 from nightlab_core.labels import ClassSet, to_class_set  # noqa: E402
 from nightlab_core.models.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from nightlab_core.models.engine import torch_engines  # noqa: E402
-from nightlab_core.runtime.bundle import EngineFile, load_bundle  # noqa: E402
+from nightlab_core.runtime.bundle import MANIFEST_NAME, EngineFile, load_bundle, sha256_of  # noqa: E402
 from nightlab_core.runtime.light import light_level  # noqa: E402
 from nightlab_core.runtime.pipeline import Pipeline, PipelineSettings  # noqa: E402
 from nightlab_core.runtime.regions import network_size_hw  # noqa: E402
+from nightlab_core.version import package_version  # noqa: E402
 from training import models, networks  # noqa: E402
 from training.evaluation import evaluate  # noqa: E402
 from training.evaluation.figures import difference, parts  # noqa: E402
@@ -278,11 +279,15 @@ def test_part_of_a_data_set_is_evaluated_on_request(tmp_path: Path) -> None:
     write_image(tmp_path / "nightcity/images/val/Rome_1.png", (64, 96))
     write_label(tmp_path / "nightcity/label/val/Rome_1_labelIds.png", [7, 11], (64, 96))
     bundle, figures = write_tiny_bundle(tmp_path / "bundle"), tmp_path / "figures.json"
+    sha256 = sha256_of(bundle / MANIFEST_NAME)  # before the figures are recorded there
     with pytest.raises(DatasetError, match=r"expected 1299.*--partial"):
         evaluate.evaluate_model(bundle, tmp_path, ["nightcity/val"], json_path=figures)
     found = evaluate.evaluate_model(
         bundle, tmp_path, ["nightcity/val"], partial=True, json_path=figures, record_figures=True
     )
-    assert json.loads(figures.read_text())["nightcity/val"]["frames"] == 1
+    written = json.loads(figures.read_text())["nightcity/val"]
+    assert written["frames"] == 1
+    assert (written["version"], written["model"], written["engine"]) == (package_version(), "bundle", "openvino")
+    assert written["sha256"] == sha256
     measured = round(found["nightcity/val"].figures()["both_levels_miou"], 2)
     assert load_bundle(bundle).manifest.accuracy["nightcity_val_both_levels_miou"] == measured

@@ -30,11 +30,12 @@ from nightlab_core.metrics import (
     iou,
     uiou_by_threshold,
 )
-from nightlab_core.runtime.bundle import load_bundle, write_manifest
+from nightlab_core.runtime.bundle import MANIFEST_NAME, load_bundle, sha256_of, write_manifest
 from nightlab_core.runtime.engines.engine import EngineChoice, EngineOptions, PrecisionChoice
 from nightlab_core.runtime.engines.open import Engines
 from nightlab_core.runtime.pipeline import Pipeline, Result
 from nightlab_core.runtime.settings import PipelineSettings
+from nightlab_core.version import package_version
 from training import models, networks
 from training.evaluation.figures import Difference, by_class, by_part, difference, parts, percent
 from training.sliding import TestTime
@@ -256,7 +257,9 @@ def evaluate_model(
     evaluations: dict[str, Evaluation] = {}
     predicted = networks.class_set_of(model)
     folder_classes = load_class_set(classes) if classes else predicted
-    with _opened(model, engine, precision, settings, test_time) as (segment, both_levels):
+    with _opened(model, engine, precision, settings, test_time) as (segment, both_levels, library):
+        origin = _origin(model, library)
+        Console().print(", ".join(f"{key} {value}" for key, value in origin.items()), soft_wrap=True, highlight=False)
         for name in sets:
             samples, evaluated = open_set(data, name, pattern, not partial, folder_classes, pixel_bits)
             name = name if pattern == "*" else f"{name}/{pattern}"
@@ -265,7 +268,7 @@ def evaluate_model(
     if record_figures:
         record(model, {name: evaluation.figures() for name, evaluation in evaluations.items()})
     if json_path:
-        reports = {name: evaluation.report() for name, evaluation in evaluations.items()}
+        reports = {name: origin | evaluation.report() for name, evaluation in evaluations.items()}
         write_atomic(json_path, json.dumps(reports, indent=2) + "\n")
     return evaluations
 
@@ -277,13 +280,19 @@ def _opened(
     precision: PrecisionChoice,
     settings: PipelineSettings,
     test_time: TestTime,
-) -> Iterator[tuple[Callable[[np.ndarray], Result], bool]]:
-    """Open a bundle or a checkpoint, and close it afterwards. Yields it and whether it has both levels."""
+) -> Iterator[tuple[Callable[[np.ndarray], Result], bool, str]]:
+    """Open a bundle or a checkpoint, and close it afterwards. Yields it, whether it has both levels, and the engine."""
     if not model.is_dir():
         with models.open_model(model, settings, test_time) as opened:
-            yield opened, opened.both_levels
+            yield opened, opened.both_levels, "torch"
         return
     scale = test_time.check_bundle(model)
     options = EngineOptions(engine=engine, precision=precision)
     with Engines.open(model, options) as engines, Pipeline(with_scale(engines, scale), settings) as pipeline:
-        yield pipeline, True
+        yield pipeline, True, engines.name
+
+
+def _origin(model: Path, engine: str) -> dict[str, str]:
+    """Return what was measured: the version, the SHA-256 of bundle.yaml or of the checkpoint, and the engine."""
+    file = model / MANIFEST_NAME if model.is_dir() else model
+    return {"version": package_version(), "model": model.name, "sha256": sha256_of(file), "engine": engine}

@@ -32,6 +32,8 @@ from nightlab_ros.playback.protocol import SentFrame
 pytestmark = pytest.mark.ros
 SIZE_HW = (4, 6)
 DIAGNOSTICS = {"dropped": "1", "failed": "0", "image_ms_p50": "5.00", "image_ms_p95": "6.00", "image_ms_p99": "7.50"}
+DIAGNOSTICS |= {"bundle": "tiny", "bundle_sha256": "ab" * 32, "engine": "fake", "version": "1.2.3"}
+DIAGNOSTICS |= {"refine_reason": "always"}
 ROAD, CAR = CITYSCAPES19.id_of("road"), CITYSCAPES19.id_of("car")
 
 
@@ -123,6 +125,7 @@ def test_report_by_hand(record: Record, tmp_path: Path) -> None:
     assert cv2.imread(str(overlays[0])).shape[1] == 4 * 640
     page = (tmp_path / "index.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 8 and "2 / 3" in page and "+70.00 points" in page
+    assert "NightLab 1.2.3 with the bundle tiny (abababababab) on fake, refining: always" in page
     assert 'src="http' not in page and "<link" not in page and "<script" not in page
 
 
