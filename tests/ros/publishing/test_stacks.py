@@ -253,10 +253,33 @@ def test_nav2s_layer_has_a_cost_for_each_class_once() -> None:
     camera = nav2_layer()["nightlab"]
     classes = [name for kind in camera["class_types"] for name in camera[kind]["classes"]]
     assert sorted(classes) == sorted(CITYSCAPES19.names)
-    keys = {"classes", "base_cost", "max_cost", "mark_confidence", "samples_to_max_cost", "dominant_priority"}
     for kind in camera["class_types"]:
-        assert set(camera[kind]) == keys
         assert 0 <= camera[kind]["base_cost"] <= camera[kind]["max_cost"] <= 254
+
+
+#: Types of the parameters that the layer declares, on its branches humble, jazzy and main; ROS refuses other types.
+LAYER = {
+    "plugin": str, "enabled": bool, "combination_method": int, "sensor_data_depth": int,
+    "use_approximate_time_sync": bool, "observation_sources": str,
+}  # fmt: skip
+SOURCE = {
+    "segmentation_topic": str, "confidence_topic": str, "labels_topic": str, "pointcloud_topic": str,
+    "observation_persistence": float, "expected_update_rate": float, "max_obstacle_distance": float,
+    "min_obstacle_distance": float, "tile_map_decay_time": float, "visualize_tile_map": bool,
+    "use_cost_selection": bool, "class_types": list,
+}  # fmt: skip
+CLASS_TYPE = {
+    "classes": list, "base_cost": int, "max_cost": int, "mark_confidence": int, "samples_to_max_cost": int,
+    "dominant_priority": bool,
+}  # fmt: skip
+
+
+def test_nav2s_layer_declares_each_parameter_with_its_type() -> None:
+    layer = nav2_layer()
+    camera = layer.pop(layer["observation_sources"])
+    kinds = [camera.pop(kind) for kind in camera["class_types"]]
+    for given, declared in ((layer, LAYER), (camera, SOURCE), *((kind, CLASS_TYPE) for kind in kinds)):
+        assert {name: type(value) for name, value in given.items()} == declared
 
 
 def test_nav2s_layer_subscribes_to_topics_of_the_node_that_fit_it() -> None:
@@ -273,15 +296,42 @@ def test_nav2s_layer_subscribes_to_topics_of_the_node_that_fit_it() -> None:
     assert not fits(mask, latched), "the check tells profiles apart"
 
 
-@pytest.mark.parametrize("layout", ["nightlab.rviz", "nightlab.foxglove.json"])
-def test_layouts_show_topics_of_the_node(layout: str) -> None:
-    text = (ROOT / "config" / layout).read_text()
-    parsed = json.loads(text) if layout.endswith("json") else yaml.safe_load(text)
-    assert parsed
-    published = {topic.name.replace("~", "/nightlab") for topic in topics.PUBLICATIONS}
-    shown = set(re.findall(r'"?(/(?:nightlab|diagnostics)[\w/]*)', text))
-    assert {"/nightlab/mask", "/nightlab/confidence", "/diagnostics"} <= shown | {"/diagnostics"}
-    assert len(shown) >= 3 and shown <= published
+PUBLISHED = {topic.name.replace("~", "/nightlab"): topic for topic in topics.PUBLICATIONS}
+
+
+def test_rviz_shows_images_of_the_node_that_its_displays_receive() -> None:
+    displays = yaml.safe_load((ROOT / "config/nightlab.rviz").read_text())["Visualization Manager"]["Displays"]
+    shown = {display["Topic"]["Value"]: display for display in displays}
+    assert list(shown) == ["/nightlab/overlay", "/nightlab/mask", "/nightlab/confidence"]
+    for name, display in shown.items():
+        assert (display["Class"], display["Enabled"]) == ("rviz_default_plugins/Image", True)
+        assert PUBLISHED[name].message_type == "sensor_msgs/msg/Image"
+        policies = {key: value for key, value in display["Topic"].items() if key.endswith("Policy")}
+        assert policies == {
+            "Durability Policy": "Volatile", "History Policy": "Keep Last", "Reliability Policy": "Best Effort"
+        }  # fmt: skip
+
+
+def foxglove_panels(layout: Any) -> list[str]:
+    """The ids of the panels in a layout's tree."""
+    if isinstance(layout, str):
+        return [layout]
+    return [*foxglove_panels(layout["first"]), *foxglove_panels(layout["second"])]
+
+
+def test_foxglove_shows_topics_of_the_node_in_panels_of_their_types() -> None:
+    layout = json.loads((ROOT / "config/nightlab.foxglove.json").read_text())
+    panels = layout["configById"]
+    assert sorted(foxglove_panels(layout["layout"])) == sorted(panels)
+    images = [panel["imageMode"]["imageTopic"] for name, panel in panels.items() if name.startswith("Image!")]
+    assert images == ["/nightlab/overlay/compressed", "/nightlab/mask", "/nightlab/confidence"]
+    for name in images:
+        kind = "CompressedImage" if name.endswith("/compressed") else "Image"
+        assert PUBLISHED[name].message_type == f"sensor_msgs/msg/{kind}"
+    for path in panels["Plot!milliseconds"]["paths"]:
+        topic, _, field = path["value"].partition(".")
+        assert (PUBLISHED[topic].message_type, field) == ("std_msgs/msg/Float64", "data")
+    assert PUBLISHED[panels["DiagnosticSummary!status"]["topicToRender"]] is topics.DIAGNOSTICS
 
 
 @pytest.mark.parametrize("file", ["nav2_costmap.yaml", "autoware.yaml", "nightlab.rviz", "nightlab.foxglove.json"])
