@@ -31,7 +31,10 @@ def change(settings: NodeSettings, values: Mapping[str, Any], configured: bool) 
     try:
         changed = replace(settings, **own)
     except ValidationError as error:
-        lines = [f"{e['loc'][0]}: received {e['input']!r}; {_lower(e['msg'])}" for e in error.errors()]
+        lines = [
+            f"{e['loc'][0]}: received {e['input']!r}; {_lower(e['msg'].removeprefix('Value error, '))}"
+            for e in error.errors()
+        ]
         raise ParameterError("; ".join(lines)) from error
     if configured:
         for name in own:

@@ -97,6 +97,10 @@ def run_player(name: str, play: Callable[[Any], None]) -> int:
         play(node)
     except (KeyboardInterrupt, ExternalShutdownException, BrokenPipeError):
         return 130
+    except RuntimeError:  # of rclpy, if a signal ended the context meanwhile
+        if rclpy.ok():
+            raise
+        return 130
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

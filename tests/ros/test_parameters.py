@@ -104,7 +104,7 @@ def test_no_parameter_is_left_out_above() -> None:
         ("overlay_opacity", float("nan"), "overlay_opacity: received nan"),
         ("overlay", 1, "overlay: received 1; input should be a valid boolean"),
         ("image_size", [640], "image_size"),
-        ("image_size", [640, 0], "expected both sides, or 0 and 0"),
+        ("image_size", [640, 0], "image_size: received (640, 0); expected both sides, or 0 and 0"),
         ("pixel_bits", 5, "expected 8 to 16, or 0"),
         ("pixel_bits", 17, "pixel_bits: received 17; input should be less than or equal to 16"),
         ("cameras", ["front", "left/2"], "cameras: received 'left/2'; string should match pattern"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,13 +14,14 @@ import pytest
 
 pytest.importorskip("rclpy")
 
+import rclpy
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_harness import Client, wait_until
 from sensor_msgs.msg import Image
 from tiny_bags import IMAGES, make_frames, write_tiny_bag
 
 from nightlab_ros.playback.processes import ProcessError
-from nightlab_ros.playback.protocol import PlayerProcess
+from nightlab_ros.playback.protocol import PlayerProcess, run_player
 
 pytestmark = pytest.mark.ros
 COUNT = 3
@@ -67,3 +69,16 @@ def test_a_player_that_failed_says_so_when_it_is_released(tmp_path: Path) -> Non
         wait_until(child.has_played, "the end of its output")
         with pytest.raises(ProcessError, match=r"player ended with status 1[\s\S]*nowhere does not exist"):
             child.release()
+
+
+def test_a_signal_that_ends_ros_ends_the_player_without_a_traceback() -> None:
+    def publish_after_shutdown(node: Any) -> None:
+        rclpy.shutdown()
+        node.create_publisher(Image, "image", 1)
+
+    def fail(node: Any) -> None:
+        raise RuntimeError("another fault")
+
+    assert run_player("player", publish_after_shutdown) == 130
+    with pytest.raises(RuntimeError, match="another fault"):
+        run_player("player", fail)
