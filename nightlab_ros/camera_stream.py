@@ -72,8 +72,9 @@ class CameraStream:
         self._health.record_lost(number)
         self._node.get_logger().warning(self._loss_advice, throttle_duration_sec=60.0)
 
-    def _on_match(self, reliability: str, publishers: Sequence[str]) -> None:
-        self._loss_advice = loss_advice(reliability, rclpy.get_rmw_implementation_identifier())
+    def _on_match(self, reliability: str, by_parameter: bool, publishers: Sequence[str]) -> None:
+        middleware = rclpy.get_rmw_implementation_identifier()
+        self._loss_advice = loss_advice(reliability, middleware, by_parameter=by_parameter)
         self._health.set_source(reliability, publishers, self._loss_advice)
         if len(publishers) > 1:
             self._node.get_logger().warning(mixed_publishers(publishers))

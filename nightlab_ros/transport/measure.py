@@ -63,7 +63,7 @@ def receive(node: Node, topic: str, reliability: str) -> int:
         topic,
         lambda message, info: received.append(message.height),
         on_lost=lambda number: None,
-        on_match=lambda matched, publishers: matches.append(bool(publishers)),
+        on_match=lambda reliability, by_parameter, publishers: matches.append(bool(publishers)),
     )
     _spin(node, lambda: any(matches))
     _spin(node, lambda: not matches[-1], PATIENCE_S + 2 * SECONDS)

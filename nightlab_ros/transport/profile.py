@@ -60,13 +60,17 @@ def free_shared_memory() -> int:
     return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
 
 
-def loss_advice(reliability: str, middleware: str) -> str:
+def loss_advice(reliability: str, middleware: str, *, by_parameter: bool = False) -> str:
     """Return a sentence for lost images: `reliability` of the subscription, `middleware` as rclpy names it.
 
+    `by_parameter`: a qos_overrides parameter sets the reliability, whatever the camera offers.
     It leaves out what this process has already.
     """
     lost = f"images are lost in the transport, which is {reliability}: "
-    reliable = "" if reliability == "reliable" else "let the camera publish as reliable, or "
+    change = (
+        "leave out the qos_overrides parameter that says so" if by_parameter else "let the camera publish as reliable"
+    )
+    reliable = "" if reliability == "reliable" else f"{change}, or "
     if "fastrtps" not in middleware:
         return f"{lost}{reliable}enlarge the buffers of {middleware}"
     variable, path = profile_variable(), profile_path()

@@ -41,12 +41,13 @@ class MatchedSubscription:
         topic: str,
         on_message: Callable[[Any, Any], None],
         on_lost: Callable[[int], None],
-        on_match: Callable[[str, Sequence[str]], None],
+        on_match: Callable[[str, bool, Sequence[str]], None],
     ) -> None:
         """Subscribe. The functions are called by the node's executor.
 
         `on_message` gets a message and its info, `on_lost` the number of messages that the middleware reports as lost.
-        `on_match` gets the reliability and the full names of the publishing nodes, at once and at each change.
+        `on_match` gets the reliability, whether a parameter sets it, and the full names of the publishing nodes, at
+        once and at each change.
         """
         self._node, self._class, self._topic = node, message_class, topic
         self.topic = node.resolve_topic_name(topic)  #: full name, after remapping
@@ -123,7 +124,7 @@ class MatchedSubscription:
         if line != self._logged:
             self._node.get_logger().info(line)
         self._logged = line
-        self._on_match(self.reliability, self._publishers)
+        self._on_match(self.reliability, self._fixed, self._publishers)
 
 
 def _offered(infos: Sequence[Any]) -> ReliabilityPolicy:

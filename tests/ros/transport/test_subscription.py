@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,8 +54,12 @@ class Graph:
             "image",
             lambda message, info: self.received.append(message),
             on_lost=lambda number: None,
-            on_match=lambda reliability, names: self.matches.append((reliability, tuple(names))),
+            on_match=self._on_match,
         )
+
+    def _on_match(self, reliability: str, by_parameter: bool, names: Sequence[str]) -> None:
+        self.matches.append((reliability, tuple(names)))
+        self.by_parameter = by_parameter
 
     def add(self, name: str) -> Any:
         node = rclpy.create_node(name, context=self.context, start_parameter_services=False)
@@ -123,7 +127,8 @@ def test_a_publisher_that_is_known_decides_at_once(graph: Callable[..., Graph]) 
     graph.publish_from("front", RELIABLE)
     graph.until(lambda: graph.node.count_publishers("image"))
     graph.subscribe()
-    assert graph.matches == [("reliable", ("/front",))] and graph.subscription.reliability == "reliable"
+    assert graph.matches == [("reliable", ("/front",))] and not graph.by_parameter
+    assert graph.subscription.reliability == "reliable"
 
 
 def test_a_qos_override_wins(graph: Callable[..., Graph]) -> None:
@@ -138,7 +143,7 @@ def test_a_qos_override_wins(graph: Callable[..., Graph]) -> None:
     (info,) = graph.node.get_subscriptions_info_by_topic("/camera/image_raw")
     assert info.qos_profile.reliability == BEST_EFFORT
     assert graph.subscription._subscription.qos_profile.depth == 7
-    assert graph.matches[-1] == ("best effort", ("/front",))
+    assert graph.matches[-1] == ("best effort", ("/front",)) and graph.by_parameter
 
 
 def test_advice_leaves_out_what_is_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +156,9 @@ def test_advice_leaves_out_what_is_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loss_advice("best effort", fast_dds) == (
         "images are lost in the transport, which is best effort: let the camera publish as reliable, or start the "
         f"camera and this node with {setting}"
+    )
+    assert "best effort: leave out the qos_overrides parameter that says so, or start" in loss_advice(
+        "best effort", fast_dds, by_parameter=True
     )
     monkeypatch.setenv(profile_variable(), str(profile_path()))
     advice = loss_advice("reliable", fast_dds)
