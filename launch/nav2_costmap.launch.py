@@ -80,4 +80,4 @@ def check(context: LaunchContext) -> None:
                 f"{name}: received {given[name]!r}, but the costmap reads the topics of one node /nightlab: start "
                 "nightlab.launch.py and a costmap of your own"
             )
-    check_params_file(Path(given["costmap_file"]).expanduser(), "/costmap/costmap")
+    check_params_file(Path(given["costmap_file"]).expanduser(), "/costmap/costmap", "costmap_file")

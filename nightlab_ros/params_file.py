@@ -11,15 +11,16 @@ from typing import Any
 from nightlab_core.yaml_files import ConfigError, read_yaml
 
 
-def check_params_file(path: Path, node: str) -> None:
+def check_params_file(path: Path, node: str, argument: str = "params_file") -> None:
     """Raise ValueError unless a YAML file holds parameters for the node with this full name, such as "/front/nightlab".
 
-    A file that is no YAML raises ConfigError, a ValueError, as does one that cannot be read.
+    `argument` is the launch argument that names the file. A file that is no YAML raises ConfigError, a ValueError, as
+    does one that cannot be read.
     """
     try:
         names = list(_node_names(read_yaml(path)))
     except OSError as error:
-        raise ConfigError(f"params_file: {path}: {error.strerror}; expected a YAML file of parameters") from error
+        raise ConfigError(f"{argument}: {path}: {error.strerror}; expected a YAML file of parameters") from error
     if not any(_matches(name, node) for name in names):
         found = ", ".join(names) if names else "no node with ros__parameters"
         raise ValueError(f"{path} has parameters of {found}; expected {node}, or /** for every node")

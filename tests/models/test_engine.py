@@ -22,7 +22,7 @@ CARD = ModelCard(name="tiny", hard_classes=("pole",), trained_on=(), licence="no
 @pytest.fixture(scope="module")
 def model() -> NightLab:
     torch.manual_seed(0)
-    return SETTINGS.build()
+    return SETTINGS.build().eval()
 
 
 def random_bytes(*shape: int) -> np.ndarray:

@@ -237,7 +237,7 @@ def test_the_launch_file_with_a_costmap_starts_both_and_remaps_the_clouds() -> N
         (("semantic_segmentation_layer", "nav2_lifecycle_manager"), {}, "nav2_lifecycle_manager, semantic"),
         ((), {"namespace": "front"}, "namespace: received 'front', but the costmap reads the topics of one node"),
         ((), {"images": "a:=/a"}, "images: received 'a:=/a'"),
-        ((), {"costmap_file": "/no/such.yaml"}, "/no/such.yaml"),
+        ((), {"costmap_file": "/no/such.yaml"}, "costmap_file: /no/such.yaml: No such file"),
         ((), {"costmap_file": str(ROOT / "pyproject.toml")}, "pyproject.toml"),
     ],
 )
