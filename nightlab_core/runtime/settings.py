@@ -64,8 +64,8 @@ class PipelineSettings(Settings):
     share_windows: Annotated[
         bool,
         Field(
-            description="read boxes whose windows overlap strongly in one crop, if it holds them without shrinking: "
-            "saves time where hard regions lie close together"
+            description="read boxes whose windows overlap strongly in one crop, if the largest crop holds them at 2.2 "
+            "times the image level's resolution: saves time where hard regions lie close together"
         ),
     ] = False
     hardness_every: Annotated[
